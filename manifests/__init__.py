@@ -1,0 +1,1 @@
+"""The contract: configuration, identities, tables, class dictionaries and scene lists that both sides agree on."""

@@ -1,0 +1,218 @@
+"""Recipes: TOML files read into frozen dataclasses, one per section, with `--set section.key=value` overrides.
+
+A recipe says *what* is computed; its `[run]` section says *how*. Every field outside `[run]` may change a result and
+therefore takes part in the identity of the stage that reads it; nothing in `[run]` may.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+SHARED_SECTIONS = ("data", "run")
+PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group")
+TRAINER_SECTIONS = ("voxels", "network", "augment", "pretrain", "distill", "predict", "evaluate")
+SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be understood; programs print it without a trace and end with exit status 2."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Section `[data]`: which logs, read how, and which of their frames take part."""
+
+    dataset: str = "nuscenes"
+    root: str = ""
+    version: str = "v1.0-trainval"
+    ontology: str = "nuscenes"
+    split: str = "all"
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("data.root is empty; give the folder that holds the data set")
+        if len(set(self.exclude)) != len(self.exclude):
+            raise ValueError("data.exclude names a frame twice; name each frame once")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Section `[run]`: where things are kept and with what they are computed. Never part of an identity."""
+
+    store: str = "store"
+    runs: str = "runs"
+    pool: str = "inline"
+    workers: int = 1
+    ray_address: str = "local"
+    gpus_per_worker: float = 0.0
+    device: str = "auto"
+    batch_size: int = 8
+    loader_workers: int = 1
+    deterministic: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("inline", "ray"):
+            raise ValueError(f'run.pool is "{self.pool}"; choose "inline" (this process) or "ray"')
+        if self.workers < 1:
+            raise ValueError(f"run.workers is {self.workers}; at least one worker is needed")
+        if self.batch_size < 1:
+            raise ValueError(f"run.batch_size is {self.batch_size}; it must be at least 1")
+        if self.loader_workers < 0:
+            raise ValueError(f"run.loader_workers is {self.loader_workers}; use 0 to load in the main process")
+        if self.gpus_per_worker < 0:
+            raise ValueError(f"run.gpus_per_worker is {self.gpus_per_worker}; it cannot be negative")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as it was written: its name and its sections as plain values, overrides applied, not yet typed."""
+
+    name: str
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def section(self, name: str, kind: type[T]) -> T:
+        """Return section `name` as a frozen dataclass of type `kind`; a section left out gets its defaults.
+
+        Raises ConfigError for an unknown key, a value of the wrong type, or a value out of range.
+        """
+        return parse_section(name, self.sections.get(name, {}), kind)
+
+
+def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
+    """Return the recipe at a path, or the built-in one of that name, with `section.key=value` overrides applied.
+
+    A recipe's name is its file name without `.toml`. Raises ConfigError for a missing or malformed file, an unknown
+    section, or an override that is not `section.key=value`.
+    """
+    path = find_recipe(recipe)
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    sections: dict[str, dict[str, Any]] = {}
+    for name, values in document.items():
+        check_section_name(name, str(path))
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one of {listing(SECTIONS)}")
+        sections[name] = dict(values)
+    for override in overrides:
+        name, key, value = parse_override(override)
+        sections.setdefault(name, {})[key] = value
+    return RecipeFile(path.stem, sections)
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Return the file of a recipe given by path or by a built-in name; raises ConfigError if there is none."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    built_in = RECIPES / f"{recipe}.toml"
+    if path.name == str(recipe) and built_in.is_file():
+        return built_in
+    names = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    raise ConfigError(f"no recipe at {path}, and none of that name is built in ({listing(names)})")
+
+
+def parse_override(override: str) -> tuple[str, str, Any]:
+    """Return section, key and value of `section.key=value`; the value is TOML, and a bare word is taken as a string."""
+    target, equals, text = override.partition("=")
+    name, dot, key = target.strip().partition(".")
+    if not equals or not dot or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value, for example --set group.policy=confidence")
+    check_section_name(name, f"--set {override}")
+    try:
+        return name, key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, key, text.strip()
+
+
+def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
+    """Return `values` as the frozen dataclass `kind`, every key and type checked; see RecipeFile.section."""
+    hints = typing.get_type_hints(kind)
+    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"[{name}] has no setting `{key}`{nearest(key, known)}; it has {listing(known)}")
+    try:
+        return kind(**{key: convert(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"[{name}]: {error}") from None
+
+
+def convert(where: str, value: Any, kind: Any) -> Any:
+    """Return a TOML value as the annotated type: bool, int, float, str, tuples and unions of these, nothing looser."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return convert(where, value, option)
+            except ConfigError:
+                continue
+    elif origin is tuple:
+        items = typing.get_args(kind)
+        if isinstance(value, list | tuple):
+            if len(items) == 2 and items[1] is Ellipsis:
+                return tuple(convert(where, item, items[0]) for item in value)
+            if len(items) == len(value):
+                return tuple(convert(where, item, option) for item, option in zip(value, items, strict=True))
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif kind in (bool, str) and isinstance(value, kind):
+        return value
+    elif kind is type(None) and value is None:
+        return None
+    name = getattr(kind, "__name__", None) if origin is None else None
+    raise ConfigError(f"{where} is {value!r}; expected {name or str(kind)}")
+
+
+def check_section_name(name: str, where: str) -> None:
+    """Raise ConfigError unless `name` is a section of a recipe."""
+    if name not in SECTIONS:
+        hint = nearest(name, SECTIONS)
+        raise ConfigError(f"{where}: there is no section [{name}]{hint}; known are {listing(SECTIONS)}")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean ...?)` for a likely slip of the pen, else an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return names as one readable list."""
+    return ", ".join(names) if names else "none"
+
+
+def changed_values(config: Any) -> dict[str, Any]:
+    """Return the fields of a frozen dataclass whose value differs from the default.
+
+    Only these enter an identity, so that adding a setting with a default renames no table. A field without a default
+    always counts.
+    """
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if default is dataclasses.MISSING or value != default or type(value) is not type(default):
+            changed[item.name] = value
+    return changed

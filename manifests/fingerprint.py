@@ -1,0 +1,80 @@
+"""Identities: canonical JSON of what a result depends on, its digest, and a readable difference of two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DIGITS = 12  # of a hex digest in names: 48 bits, ample for the tables and shards of one store
+
+
+def canonical(value: Any) -> str:
+    """Return JSON with one spelling per value: sorted keys, no spaces, tuples as lists, shortest round-trip floats.
+
+    Raises TypeError for anything without a stable form (sets, objects, bytes, non-string keys) and ValueError for NaN
+    and infinities, so that an identity never hides a difference.
+    """
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Return the value built of dicts, lists, strings, numbers, booleans and None only; see `canonical` for errors."""
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no JSON form; an identity holds finite numbers only")
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"key {key!r} of an identity is not a string")
+        return {key: plain(item) for key, item in value.items()}
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no stable form; an identity holds plain values only")
+
+
+def digest(value: Any) -> str:
+    """Return the first 12 hex digits of the sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:DIGITS]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Return one line per value that differs, for example `settings.min_points: 2 -> 3`, in sorted order of paths."""
+    before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
+    lines = []
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path, _ABSENT) != after.get(path, _ABSENT):
+            lines.append(f"{path}: {show(before.get(path, _ABSENT))} -> {show(after.get(path, _ABSENT))}")
+    return lines
+
+
+_ABSENT = object()
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of every scalar, list and empty mapping in `value`; lists stay whole."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def show(value: Any) -> str:
+    """Return a value as short text; `(default)` where the identity does not hold it."""
+    if value is _ABSENT:
+        return "(default)"
+    text = canonical(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

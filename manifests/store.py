@@ -1,0 +1,629 @@
+"""The store: tables as folders of shards that appear whole or not at all, local or on any pyarrow file system.
+
+    <store>/<stage>/<fingerprint>/<shard>.<key>.<content>.parquet   one scene (at most 64 frames), one frame a row group
+    <store>/<stage>/<fingerprint>/<shard>.<key>.json                sidecar: a shard counts once this exists
+    <store>/<stage>/<fingerprint>/manifest.json                     what the folder holds and from what it was made
+    <store>/refs/<name>.json                                        a recipe's (or a training run's) tables by name
+
+File names hold the digest of the content, so two writers of one shard never touch each other's bytes. The sidecar is
+written last and names the file with its size and sha256; nothing relies on a rename (locally one is used so that a
+killed writer leaves only a `.tmp-` file). Pages carry checksums, which are off by default in Arrow, and are verified on
+every read; the footer has its own digest in the sidecar. Names read from the store never leave their folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from manifests.fingerprint import DIGITS
+from manifests.rows import Row, decode_row, from_table, to_table
+
+REFS = "refs"
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+%=-]*")
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+class StoreError(RuntimeError):
+    """A table that is missing, incomplete or damaged, or a store that cannot be written; it says what to do."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A committed shard: the scene (or chunk of one), the key of its inputs, and the file that holds it.
+
+    `failed` names the frames whose row is only a status and a reason. `counts` are sums over the rows that tell how
+    good they are (points seen, points labelled, ...).
+    """
+
+    shard: str
+    key: str
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    footer_sha256: str
+    failed: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableRef:
+    """One table of a ref: stage, fingerprint of its identity, and exactly the shards that it stands for."""
+
+    stage: str
+    fingerprint: str
+    shards: tuple[ShardFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Frames in the table, failed ones included."""
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a name stands for: tables, and the frames that the recipe excludes (their rows exist, users skip them)."""
+
+    recipe: str
+    tables: Mapping[str, TableRef]
+    excluded: tuple[str, ...] = ()
+
+    def table(self, stage: str) -> TableRef:
+        """Return one table; raises StoreError naming the make target that builds it."""
+        if stage not in self.tables:
+            raise StoreError(f"recipe {self.recipe} has no table `{stage}` yet; run: make {stage} RECIPE={self.recipe}")
+        return self.tables[stage]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds: the readable identity that was hashed, the shards, and how they were made."""
+
+    stage: str
+    fingerprint: str
+    identity: Mapping[str, Any]
+    shards: tuple[ShardFile, ...]
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """A folder of tables. Picklable; opens its file system anew in every process."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._connect()
+
+    @classmethod
+    def open(cls, uri: str | Path) -> Store:
+        """Return the store at a local path or a URI of any pyarrow file system (`s3://bucket/folder`, `gs://`, ...)."""
+        text = str(uri)
+        return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
+
+    def _connect(self) -> None:
+        try:
+            if "://" in self.uri:
+                base, path = pafs.FileSystem.from_uri(self.uri)
+                self.local = Path(path) if isinstance(base, pafs.LocalFileSystem) else None
+            else:
+                base, path = pafs.LocalFileSystem(), self.uri
+                self.local = Path(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"store {self.uri} cannot be opened: {error}") from None
+        self._files = pafs.SubTreeFileSystem(path, base)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.uri = state["uri"]
+        self._connect()
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def write(self, stage: str, fingerprint: str, shard: str, key: str, table: pa.Table) -> ShardFile:
+        """Commit a whole table as one shard; see `writer` for errors."""
+        with self.writer(stage, fingerprint, shard, key, table.schema) as writer:
+            for start in range(table.num_rows):
+                writer.append_table(table.slice(start, 1))
+            return writer.commit()
+
+    def writer(self, stage: str, fingerprint: str, shard: str, key: str, schema: pa.Schema) -> ShardWriter:
+        """Return a writer that takes one frame after the other and commits the shard at the end.
+
+        Raises StoreError where the store cannot be written (no rights, disk full); nothing half written ever counts.
+        """
+        return ShardWriter(self, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema)
+
+    def shards(self, stage: str, fingerprint: str) -> dict[tuple[str, str], ShardFile]:
+        """Return every committed shard of a table by (shard, key).
+
+        Committed means: the sidecar is whole, and the file that it names lies beside it with the size it gives. Raises
+        StoreError if a sidecar names a file outside its folder or of another identity.
+        """
+        folder = table_folder(stage, fingerprint)
+        sizes = self._list(folder)
+        found = {}
+        for name in sorted(sizes):
+            if name.endswith(".json") and name != MANIFEST and not name.startswith(_TEMPORARY):
+                document = self._read_json(f"{folder}/{name}", missing_ok=True)
+                if document is None:
+                    continue
+                if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
+                    raise StoreError(f"{self._show(folder, name)} belongs to another table; delete it and run again")
+                shard = shard_from(document, self._show(folder, name))
+                if name != sidecar_name(shard.shard, shard.key):
+                    raise StoreError(f"{self._show(folder, name)} describes {shard.shard}.{shard.key}; delete it")
+                if sizes.get(shard.name) == shard.bytes:
+                    found[shard.shard, shard.key] = shard
+        return found
+
+    def read(self, stage: str, fingerprint: str, shard: ShardFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a shard as an Arrow table, checksums verified; raises StoreError if it is missing or damaged."""
+        reader = self.open_shard(stage, fingerprint, shard)
+        return reader.table(columns)
+
+    def rows(
+        self, stage: str, fingerprint: str, shard: ShardFile, columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return a shard's rows as NumPy values, in frame order; see `read`."""
+        return from_table(self.read(stage, fingerprint, shard, columns))
+
+    def open_shard(self, stage: str, fingerprint: str, shard: ShardFile) -> ShardReader:
+        """Return a reader of single rows; raises StoreError if the shard is missing, damaged or of another table."""
+        return ShardReader(self, table_folder(stage, fingerprint), shard)
+
+    def forget(self, stage: str, fingerprint: str, shard: ShardFile) -> None:
+        """Remove a shard, sidecar first, so that the next run builds it again."""
+        folder = table_folder(stage, fingerprint)
+        for name in (sidecar_name(shard.shard, shard.key), checked(shard.name)):
+            self._delete(f"{folder}/{name}")
+
+    def damage(self, stage: str, fingerprint: str, shard: ShardFile) -> str | None:
+        """Return what is wrong with a shard after reading every byte of it, or None."""
+        folder = table_folder(stage, fingerprint)
+        try:
+            with self._files.open_input_stream(f"{folder}/{checked(shard.name)}") as stream:
+                digest, size = hashlib.sha256(), 0
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+                    size += len(block)
+        except (OSError, pa.ArrowException) as error:
+            return f"cannot be read: {error}"
+        if size != shard.bytes:
+            return f"{size} bytes, {shard.bytes} when it was committed"
+        if digest.hexdigest() != shard.sha256:
+            return "its bytes have changed since it was committed (sha256 differs)"
+        return None
+
+    # -- manifests and refs -------------------------------------------------------------------------------------------
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest of a table; the last writer wins, and every writer lists what is committed by then."""
+        document = asdict(manifest) | {"shards": [asdict(shard) for shard in manifest.shards]}
+        self._put_json(f"{table_folder(manifest.stage, manifest.fingerprint)}/{MANIFEST}", document)
+
+    def read_manifest(self, stage: str, fingerprint: str) -> Manifest | None:
+        """Return the manifest of a table, or None if there is none; raises StoreError if it names foreign files."""
+        folder = table_folder(stage, fingerprint)
+        document = self._read_json(f"{folder}/{MANIFEST}", missing_ok=True)
+        if document is None:
+            return None
+        where = self._show(folder, MANIFEST)
+        if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
+            raise StoreError(f"{where} belongs to another table; delete it and run again")
+        shards = tuple(shard_from(item, where) for item in expect_list(document.get("shards"), where))
+        return Manifest(stage, fingerprint, document.get("identity", {}), shards, document.get("made", {}))
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """Return the manifests of all tables of a stage, newest last."""
+        found = []
+        for entry in self._entries(checked(stage)):
+            if entry.type == pafs.FileType.Directory and _HEX.fullmatch(entry.base_name):
+                manifest = self.read_manifest(stage, entry.base_name)
+                if manifest is not None:
+                    found.append(manifest)
+        return sorted(found, key=lambda manifest: str(manifest.made.get("finished", "")))
+
+    def write_ref(self, name: str, ref: Ref) -> None:
+        """Make `name` stand for a set of tables. Names are words, or `runs/<word>` for the pin of a training run."""
+        tables = {stage: asdict(table) for stage, table in ref.tables.items()}
+        document = {"recipe": ref.recipe, "tables": tables, "excluded": list(ref.excluded)}
+        self._put_json(ref_path(name), document)
+
+    def read_ref(self, name: str) -> Ref:
+        """Return what a name stands for; raises StoreError if nothing was built under it or it names foreign files."""
+        path = ref_path(name)
+        document = self._read_json(path, missing_ok=True)
+        if document is None:
+            raise StoreError(f"store {self.uri} holds nothing of recipe {name} yet; run: make pack RECIPE={name}")
+        where = self._show(path)
+        tables = {}
+        for stage, item in document.get("tables", {}).items():
+            if not isinstance(item, dict):
+                raise StoreError(f"{where} is not a ref of this store; delete it and run again")
+            shards = tuple(shard_from(shard, where) for shard in expect_list(item.get("shards"), where))
+            tables[checked(stage)] = TableRef(stage, checked_hex(str(item.get("fingerprint"))), shards)
+        return Ref(str(document.get("recipe")), tables, tuple(document.get("excluded", ())))
+
+    def refs(self) -> dict[str, Ref]:
+        """Return every ref of the store by name."""
+        names = []
+        for entry in self._entries(REFS, recursive=True):
+            if entry.type == pafs.FileType.File and entry.base_name.endswith(".json"):
+                name = entry.path.split(f"{REFS}/", 1)[1].removesuffix(".json")
+                if not entry.base_name.startswith(_TEMPORARY):
+                    names.append(name)
+        return {name: self.read_ref(name) for name in sorted(names)}
+
+    def delete_ref(self, name: str) -> None:
+        """Remove a ref; its tables stay until they are collected."""
+        self._delete(ref_path(name))
+
+    def unreferenced(self, min_age_s: float) -> list[tuple[str, int]]:
+        """Return (relative path, bytes) of every file that no ref names and that is older than `min_age_s` seconds.
+
+        The age protects the work of runs in progress, whose shards no ref names yet.
+        """
+        keep = set()
+        for ref in self.refs().values():
+            for table in ref.tables.values():
+                folder = table_folder(table.stage, table.fingerprint)
+                keep.add(f"{folder}/{MANIFEST}")
+                for shard in table.shards:
+                    keep |= {f"{folder}/{shard.name}", f"{folder}/{sidecar_name(shard.shard, shard.key)}"}
+        now = time.time()
+        garbage = []
+        for entry in self._entries("", recursive=True):
+            path = entry.path.lstrip("/")
+            if entry.type != pafs.FileType.File or path in keep:
+                continue
+            temporary = entry.base_name.startswith(_TEMPORARY)
+            if path.startswith(f"{REFS}/") and not temporary:
+                continue
+            table_file = path.count("/") == 2 and entry.base_name.endswith((".parquet", ".json"))
+            aged = entry.mtime is None or now - entry.mtime.timestamp() >= min_age_s
+            if (temporary or table_file) and aged:
+                garbage.append((path, int(entry.size or 0)))
+        # sidecars go first: a shard without one does not count, so an interrupted collection leaves nothing half there
+        return sorted(garbage, key=lambda item: (not item[0].endswith(".json"), item[0]))
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files by the relative paths that `unreferenced` returned."""
+        for path in paths:
+            self._delete(path)
+
+    def free_bytes(self) -> int | None:
+        """Return the free space of a local store, or None where it cannot be told."""
+        if self.local is None:
+            return None
+        folder = self.local
+        while not folder.exists():
+            folder = folder.parent
+        state = os.statvfs(folder)
+        return state.f_bavail * state.f_frsize
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _entries(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        try:
+            return list(self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)))
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"store {self.uri}: {folder or 'its folder'} cannot be listed: {error}") from None
+
+    def _list(self, folder: str) -> dict[str, int]:
+        entries = self._entries(folder)
+        return {entry.base_name: int(entry.size or 0) for entry in entries if entry.type == pafs.FileType.File}
+
+    def _show(self, *parts: str) -> str:
+        return "/".join([self.uri.rstrip("/"), *parts])
+
+    def _read_json(self, path: str, missing_ok: bool = False) -> dict[str, Any] | None:
+        """Return a JSON document; a half-written one counts as missing, since its writer never finished."""
+        try:
+            with self._files.open_input_stream(path) as stream:
+                document = json.loads(stream.read())
+        except FileNotFoundError:
+            if missing_ok:
+                return None
+            raise StoreError(f"{self._show(path)} is missing") from None
+        except (ValueError, RecursionError):
+            return None
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self._show(path)} cannot be read: {error}") from None
+        if not isinstance(document, dict):
+            raise StoreError(f"{self._show(path)} is not a document of this store; delete it and run again")
+        return document
+
+    def _put_json(self, path: str, document: Mapping[str, Any]) -> None:
+        content = json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode()
+        with self._scratch(path) as (stream, publish):
+            stream.write(content)
+            publish()
+
+    def _scratch(self, path: str) -> _Scratch:
+        return _Scratch(self, path)
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._files.delete_file(path)
+        except FileNotFoundError:
+            return
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self._show(path)} cannot be deleted: {error}") from None
+
+    def _upload(self, source: BinaryIO, path: str) -> None:
+        """Copy a finished local file to a remote file system, where an object appears when its stream is closed."""
+        self._files.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        source.seek(0)
+        with self._files.open_output_stream(path) as target:
+            while block := source.read(1 << 22):
+                target.write(block)
+
+
+class _Scratch:
+    """A file that becomes visible under its final name by `publish`, and leaves nothing behind without it."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path = store, path
+        self._scratch: Path | None = None
+
+    def __enter__(self) -> tuple[BinaryIO, Any]:
+        try:
+            if self._store.local is None:
+                self._stream: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+            else:
+                folder = (self._store.local / self._path).parent
+                folder.mkdir(parents=True, exist_ok=True)
+                self._scratch = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
+                self._stream = self._scratch.open("xb+")
+        except OSError as error:
+            raise unwritable(self._store.uri, error) from None
+        return self._stream, self.publish
+
+    def publish(self, path: str | None = None) -> None:
+        """Make the content visible as `path` (default: the one given at the start)."""
+        path = path or self._path
+        self._stream.flush()
+        if self._store.local is None:
+            self._store._upload(self._stream, path)
+            return
+        os.fsync(self._stream.fileno())
+        assert self._scratch is not None
+        os.replace(self._scratch, self._store.local / path)
+        self._scratch = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self._stream.close()
+        except OSError:  # a full disk shows once more here; the first error is the one to tell
+            pass
+        if self._scratch is not None:
+            self._scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError | pa.ArrowException) and not isinstance(error, StoreError):
+            raise unwritable(self._store.uri, error) from None
+
+
+class ShardWriter:
+    """Takes the rows of one shard in order and commits them; leaving the block without `commit` leaves no trace."""
+
+    def __init__(self, store: Store, folder: str, shard: str, key: str, schema: pa.Schema) -> None:
+        self._store, self._folder, self._shard, self._key = store, folder, shard, key
+        stage, fingerprint = folder.split("/")
+        self._about = {"stage": stage, "fingerprint": fingerprint}
+        self._schema = schema.with_metadata({**self._about, "shard": shard, "key": key})
+        self._rows = 0
+        self._failed: list[str] = []
+        self._counts: dict[str, int] = {}
+
+    def __enter__(self) -> ShardWriter:
+        self._scratch = self._store._scratch(f"{self._folder}/{self._shard}.{self._key}")
+        self._stream, self._publish = self._scratch.__enter__()
+        try:
+            self._parquet = pq.ParquetWriter(
+                self._stream,
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+                store_schema=True,
+            )
+        except (OSError, pa.ArrowException) as error:
+            self._scratch.__exit__(None, None, None)
+            raise unwritable(self._store.uri, error) from None
+        return self
+
+    def append(self, row: Row, counts: Mapping[str, int] | None = None) -> None:
+        """Add the next frame and its `counts`; raises ValueError if the row does not fit the schema."""
+        if row.get("status") == "failed":
+            self._failed.append(str(row["frame_id"]))
+        for name, count in (counts or {}).items():
+            self._counts[name] = self._counts.get(name, 0) + int(count)
+        self.append_table(to_table([row], self._schema))
+
+    def append_table(self, table: pa.Table) -> None:
+        """Add the next frame, given as a table of one row."""
+        self._parquet.write_table(table.replace_schema_metadata(self._schema.metadata), row_group_size=1)
+        self._rows += table.num_rows
+
+    def commit(self) -> ShardFile:
+        """Publish file and sidecar, and return what was committed."""
+        self._parquet.close()
+        self._stream.flush()
+        size = self._stream.tell()
+        self._stream.seek(0)
+        sha256 = hashlib.file_digest(self._stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        footer = read_footer(self._stream, size)
+        name = f"{self._shard}.{self._key}.{sha256[:DIGITS]}.parquet"
+        shard = ShardFile(
+            self._shard, self._key, name, self._rows, size, sha256, hashlib.sha256(footer).hexdigest(),
+            tuple(self._failed), self._counts,
+        )  # fmt: skip
+        self._publish(f"{self._folder}/{name}")
+        sidecar = f"{self._folder}/{sidecar_name(self._shard, self._key)}"
+        self._store._put_json(sidecar, asdict(shard) | self._about)
+        return shard
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._parquet.is_open:
+            try:
+                self._parquet.close()
+            except (OSError, pa.ArrowException):  # the file is discarded; the error under way is the one to tell
+                pass
+        self._scratch.__exit__(kind, error, None)
+
+
+class ShardReader:
+    """Single rows of a committed shard, page checksums verified. Open one per process."""
+
+    def __init__(self, store: Store, folder: str, shard: ShardFile) -> None:
+        self._where = store._show(folder, checked(shard.name))
+        self._shard = shard
+        stage, fingerprint = folder.split("/")
+        try:
+            self._source = store._files.open_input_file(f"{folder}/{shard.name}")
+            size = self._source.size()
+            if size != shard.bytes:
+                raise self._damaged(f"{size} bytes, {shard.bytes} when it was committed")
+            if hashlib.sha256(read_footer(self._source, size)).hexdigest() != shard.footer_sha256:
+                raise self._damaged("its footer has changed since it was committed")
+            self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise StoreError(f"{self._where} is missing; run: make {stage}") from None
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(str(error)) from None
+        self.schema: pa.Schema = self._parquet.schema_arrow
+        about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
+        if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
+            raise StoreError(f"{self._where} holds a shard of another identity; delete it and run: make {stage}")
+
+    @property
+    def n_rows(self) -> int:
+        """Frames in the shard."""
+        return int(self._parquet.num_row_groups)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the whole shard as an Arrow table; raises StoreError if a page is damaged."""
+        try:
+            return self._parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(str(error)) from None
+
+    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return frame `index` as NumPy values; raises StoreError if a page is damaged."""
+        try:
+            table = self._parquet.read_row_group(
+                index, columns=None if columns is None else list(columns), use_threads=False
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(str(error)) from None
+        return decode_row({name: table.column(name)[0] for name in table.column_names}, table.schema)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(self.n_rows):
+            yield self.row(index)
+
+    def _damaged(self, what: str) -> StoreError:
+        advice = "Drop it with `python -m pipeline verify RECIPE --drop`, then run again"
+        return StoreError(f"{self._where} is damaged: {what}. {advice}")
+
+
+def shard_from(document: Any, where: str) -> ShardFile:
+    """Return the shard that a sidecar, manifest or ref describes; raises StoreError if it is malformed or foreign."""
+    try:
+        shard = ShardFile(
+            shard=str(document["shard"]),
+            key=str(document["key"]),
+            name=str(document["name"]),
+            rows=int(document["rows"]),
+            bytes=int(document["bytes"]),
+            sha256=str(document["sha256"]),
+            footer_sha256=str(document["footer_sha256"]),
+            failed=tuple(str(frame) for frame in document.get("failed", ())),
+            counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise StoreError(f"{where} does not describe a shard; delete it and run again") from None
+    if shard.name != f"{shard.shard}.{shard.key}.{shard.sha256[:DIGITS]}.parquet" or not is_word(shard.name):
+        raise StoreError(f"{where} names a file outside its folder or of another shard ({shard.name!r}); delete it")
+    return shard
+
+
+def expect_list(value: Any, where: str) -> list[Any]:
+    """Return a JSON list; raises StoreError for anything else."""
+    if not isinstance(value, list):
+        raise StoreError(f"{where} does not list shards; delete it and run again")
+    return value
+
+
+def table_folder(stage: str, fingerprint: str) -> str:
+    """Return the folder of a table, relative to the store."""
+    return f"{checked(stage)}/{checked_hex(fingerprint)}"
+
+
+def sidecar_name(shard: str, key: str) -> str:
+    """Return the name of a shard's sidecar."""
+    return f"{checked(shard)}.{checked_hex(key)}.json"
+
+
+def ref_path(name: str) -> str:
+    """Return the path of a ref, relative to the store."""
+    parts = name.split("/")
+    if len(parts) > 2 or (len(parts) == 2 and parts[0] != "runs"):
+        raise StoreError(f"{name!r} is not the name of a ref; use a word, or runs/<word>")
+    return "/".join([REFS, *(checked(part) for part in parts)]) + ".json"
+
+
+def is_word(name: str) -> bool:
+    """Return whether a name can be a file name that stays in its folder."""
+    return _WORD.fullmatch(name) is not None and ".." not in name
+
+
+def checked(name: str) -> str:
+    """Return a name that stays in its folder; raises StoreError for any other."""
+    if not is_word(name):
+        raise StoreError(f"{name!r} is not a name within the store: letters, digits and _ . + % = - only")
+    return name
+
+
+def checked_hex(text: str) -> str:
+    """Return a hexadecimal digest; raises StoreError for anything else."""
+    if not _HEX.fullmatch(text):
+        raise StoreError(f"{text!r} is not a digest")
+    return text
+
+
+def read_footer(source: Any, size: int) -> bytes:
+    """Return the footer of a Parquet file with its length word, the part that page checksums do not cover."""
+    source.seek(max(size - 8, 0))
+    length = int.from_bytes(source.read(8)[:4], "little") + 8
+    start = max(size - length, 0)
+    source.seek(start)
+    return bytes(source.read(size - start))
+
+
+def unwritable(uri: str, error: BaseException) -> StoreError:
+    """Return the error for a failed write; a full disk is named as such."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return StoreError(f"store {uri}: the disk is full. Finished shards are safe; free space and run again")
+    return StoreError(f"store {uri} cannot be written: {error}")

@@ -1,0 +1,113 @@
+"""Recipes: what they accept, and the sentence each mistake gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from manifests.config import (
+    ConfigError,
+    DataConfig,
+    RecipeFile,
+    RunConfig,
+    changed_values,
+    parse_override,
+    parse_section,
+    read_recipe,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    count: int = 1
+    rate: float = 0.5
+    name: str = "a"
+    on: bool = False
+    many: tuple[str, ...] = ()
+    pair: tuple[int, float] = (1, 2.0)
+    either: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count is {self.count}; it cannot be negative")
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_section_takes_defaults_for_what_is_left_out() -> None:
+    assert parse_section("data", {"rate": 1, "many": ["x", "y"]}, Example) == Example(rate=1.0, many=("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"cuont": 2}, r"\[data\] has no setting `cuont` \(did you mean `count`\?\)"),
+        ({"count": 1.5}, "data.count is 1.5; expected int"),
+        ({"count": True}, "data.count is True; expected int"),
+        ({"rate": "1e-4"}, "data.rate is '1e-4'; expected float"),
+        ({"on": 1}, "data.on is 1; expected bool"),
+        ({"many": "x"}, "data.many is 'x'; expected"),
+        ({"many": [1]}, "data.many is 1; expected str"),
+        ({"pair": [1]}, "data.pair is"),
+        ({"either": "x"}, "data.either is 'x'; expected"),
+        ({"count": -1}, "count is -1; it cannot be negative"),
+    ],
+)
+def test_a_wrong_value_gets_a_sentence(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_section("data", values, Example)
+
+
+def test_overrides_replace_values_and_bare_words_are_strings(tmp_path: Path) -> None:
+    path = recipe(tmp_path, '[data]\nroot = "/r"\nversion = "v1.0-mini"\n')
+    file = read_recipe(path, ["data.version=v1.0-test", 'data.exclude=["a", "b"]', "run.workers=3"])
+    assert file.name == "mine"
+    assert file.section("data", DataConfig) == DataConfig(root="/r", version="v1.0-test", exclude=("a", "b"))
+    assert file.section("run", RunConfig).workers == 3
+
+
+def test_values_of_overrides_are_toml_where_they_can_be() -> None:
+    assert parse_override("group.min_points=5") == ("group", "min_points", 5)
+    assert parse_override("group.policy=confidence") == ("group", "policy", "confidence")
+    assert parse_override("text.templates=") == ("text", "templates", "")
+
+
+@pytest.mark.parametrize("override", ["group", "group=1", "group.=1", "=1", "gruop.policy=x"])
+def test_a_malformed_override_gets_a_sentence(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(override)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[data\n", "not valid TOML"),
+        ("[dta]\nroot = 'x'\n", r"no section \[dta\] \(did you mean `data`\?\)"),
+        ("data = 3\n", "`data` stands outside a section"),
+        ("[data]\nroot = 'x'\nroot = 'y'\n", "not valid TOML"),
+    ],
+)
+def test_a_malformed_recipe_gets_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_recipe(recipe(tmp_path, text))
+
+
+def test_a_missing_recipe_lists_the_built_in_ones() -> None:
+    with pytest.raises(ConfigError, match="no recipe at nowhere"):
+        read_recipe("nowhere")
+
+
+def test_a_data_set_needs_a_root() -> None:
+    with pytest.raises(ConfigError, match="data.root is empty"):
+        RecipeFile("x").section("data", DataConfig)
+
+
+def test_only_values_that_differ_from_the_default_count() -> None:
+    assert changed_values(Example()) == {}
+    assert changed_values(Example(count=2, many=("x",))) == {"count": 2, "many": ("x",)}

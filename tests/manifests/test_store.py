@@ -1,0 +1,384 @@
+"""The store keeps shards whole: killed writers, full disks, flipped bits and foreign names never pass for a table."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from manifests.rows import to_table
+from manifests.schema import TARGET
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+
+FINGERPRINT = "0123456789ab"
+KEY = "00aa11bb22cc"
+
+
+def target_row(frame_id: str, n_points: int = 100, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    return {
+        "frame_id": frame_id,
+        "status": "ok",
+        "label": random.integers(0, 17, n_points, dtype=np.uint8),
+        "confidence": random.integers(0, 256, n_points, dtype=np.uint8),
+        "seen": random.random(n_points) < 0.5,
+    }
+
+
+def write(store: Store, shard: str = "scene-1", n_rows: int = 3, key: str = KEY) -> ShardFile:
+    rows = [target_row(f"{shard}/{index}", seed=index) for index in range(n_rows)]
+    return store.write("target", FINGERPRINT, shard, key, to_table(rows, TARGET))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def folder(store: Store) -> Path:
+    assert store.local is not None
+    return store.local / "target" / FINGERPRINT
+
+
+def test_rows_come_back_as_they_were_written(store: Store) -> None:
+    shard = write(store)
+    reader = store.open_shard("target", FINGERPRINT, shard)
+    assert reader.n_rows == 3
+    expected = target_row("scene-1/2", seed=2)
+    row = reader.row(2)
+    assert row["frame_id"] == "scene-1/2" and row["reason"] is None
+    np.testing.assert_array_equal(row["label"], expected["label"])
+    np.testing.assert_array_equal(row["seen"], expected["seen"])
+    assert reader.row(1, ["frame_id", "label"]).keys() == {"frame_id", "label"}
+
+
+def test_a_shard_counts_once_its_sidecar_exists(store: Store) -> None:
+    shard = write(store)
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+    (folder(store) / f"scene-1.{KEY}.json").unlink()
+    assert store.shards("target", FINGERPRINT) == {}
+
+
+def test_a_sidecar_without_its_file_does_not_count(store: Store) -> None:
+    shard = write(store)
+    (folder(store) / shard.name).unlink()
+    assert store.shards("target", FINGERPRINT) == {}
+
+
+def test_a_half_written_sidecar_does_not_count(store: Store) -> None:
+    write(store)
+    sidecar = folder(store) / f"scene-1.{KEY}.json"
+    sidecar.write_bytes(sidecar.read_bytes()[:40])
+    assert store.shards("target", FINGERPRINT) == {}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write(Store.open(tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+
+
+def test_every_flipped_bit_is_noticed_by_reading_or_by_verifying(store: Store) -> None:
+    shard = write(store)
+    path = folder(store) / shard.name
+    intact = path.read_bytes()
+    random = np.random.default_rng(7)
+    for position in random.integers(0, len(intact), 100):
+        damaged = bytearray(intact)
+        damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        assert store.damage("target", FINGERPRINT, shard) is not None
+    path.write_bytes(intact)
+    assert store.damage("target", FINGERPRINT, shard) is None
+
+
+def test_a_flipped_bit_in_a_page_or_the_footer_raises_when_the_row_is_read(store: Store) -> None:
+    shard = write(store, n_rows=1)
+    path = folder(store) / shard.name
+    intact = path.read_bytes()
+    silent = 0
+    for position in range(4, len(intact), 37):  # the first four bytes are a magic word that readers ignore
+        damaged = bytearray(intact)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            store.open_shard("target", FINGERPRINT, shard).row(0)
+        except StoreError as error:
+            assert "damaged" in str(error)
+        else:
+            silent += 1
+    # only the few bytes of page headers that carry no data can go unseen; verify finds those
+    assert silent <= 2
+
+
+def test_a_truncated_shard_is_damaged(store: Store) -> None:
+    shard = write(store)
+    path = folder(store) / shard.name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="damaged"):
+        store.read("target", FINGERPRINT, shard)
+    assert store.shards("target", FINGERPRINT) == {}
+
+
+def test_a_shard_of_another_identity_is_refused(store: Store) -> None:
+    shard = write(store)
+    other = folder(store).parent / "ffffffffffff"
+    folder(store).rename(other)
+    with pytest.raises(StoreError, match="another identity"):
+        store.open_shard("target", "ffffffffffff", shard)
+    with pytest.raises(StoreError, match="belongs to another table"):
+        store.shards("target", "ffffffffffff")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.parquet", "/etc/passwd", "a/b.parquet", "..", "", "scene-2.00.11.parquet"]
+)
+def test_a_sidecar_that_names_a_file_outside_its_folder_is_refused(store: Store, name: str) -> None:
+    write(store)
+    sidecar = folder(store) / f"scene-1.{KEY}.json"
+    document = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(document | {"name": name}))
+    with pytest.raises(StoreError, match="outside its folder"):
+        store.shards("target", FINGERPRINT)
+
+
+@pytest.mark.parametrize("shard", ["../x", "/x", "a b", ".hidden", ""])
+def test_a_manifest_or_ref_that_leaves_its_folder_is_refused(store: Store, shard: str) -> None:
+    good = write(store)
+    made = Manifest("target", FINGERPRINT, {"stage": "target"}, (good,), {"finished": "now"})
+    store.write_manifest(made)
+    store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (good,))}))
+    assert store.read_manifest("target", FINGERPRINT) == made
+    evil = {"shard": shard, "name": f"{shard}.{KEY}.{good.sha256[:12]}.parquet"}
+    for path in (folder(store) / "manifest.json", folder(store).parent.parent / "refs" / "recipe.json"):
+        document = json.loads(path.read_text())
+        shards = document["shards"] if "shards" in document else document["tables"]["target"]["shards"]
+        shards[0] |= evil
+        path.write_text(json.dumps(document))
+    with pytest.raises(StoreError):
+        store.read_manifest("target", FINGERPRINT)
+    with pytest.raises(StoreError):
+        store.read_ref("recipe")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "runs/../x", "runs/a/b", "", "/x"])
+def test_names_of_refs_stay_in_their_folder(store: Store, name: str) -> None:
+    with pytest.raises(StoreError):
+        store.write_ref(name, Ref("x", {}))
+
+
+def test_a_missing_ref_names_the_make_target(store: Store) -> None:
+    with pytest.raises(StoreError, match="make pack RECIPE=mine"):
+        store.read_ref("mine")
+    with pytest.raises(StoreError, match="make target RECIPE=mine"):
+        Ref("mine", {}).table("target")
+
+
+def test_leaving_a_writer_without_commit_leaves_no_trace(store: Store) -> None:
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+        writer.append(target_row("a"))
+    assert list(folder(store).iterdir()) == []
+    with pytest.raises(KeyError), store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+        writer.append(target_row("a"))
+        raise KeyError("interrupted")
+    assert list(folder(store).iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from manifests import store as module
+import tests_rows
+stop = int(sys.argv[2])
+count = 0
+def kill_at(function):
+    def wrapped(*args, **kwargs):
+        global count
+        if count == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        return function(*args, **kwargs)
+    return wrapped
+os.replace = kill_at(os.replace)
+os.fsync = kill_at(os.fsync)
+module.ShardWriter.append_table = kill_at(module.ShardWriter.append_table)
+module.pq.ParquetWriter.close = kill_at(module.pq.ParquetWriter.close)
+module.Store._put_json = kill_at(module.Store._put_json)
+tests_rows.write(module.Store.open(sys.argv[1]))
+print(count)
+"""
+
+
+def test_kill_between_any_two_steps_leaves_a_whole_shard_or_none(tmp_path: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    (tmp_path / "tests_rows.py").write_text(Path(__file__).read_text())
+    script = tmp_path / "killed.py"
+    script.write_text(textwrap.dedent(KILLED.format(root=root)))
+    outcomes = []
+    for stop in range(20):
+        store = Store.open(tmp_path / f"store{stop}")
+        done = subprocess.run([sys.executable, str(script), store.uri, str(stop)], capture_output=True, text=True)
+        found = store.shards("target", FINGERPRINT)
+        for shard in found.values():
+            assert store.damage("target", FINGERPRINT, shard) is None
+        outcomes.append((done.returncode, len(found)))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (
+            write(store) in store.shards("target", FINGERPRINT).values()
+        )  # the next run goes on as if nothing had been
+        if store.local:
+            assert all(path.startswith(("target/",)) for path, _ in store.unreferenced(0))
+    assert outcomes[0] == (-signal.SIGKILL, 0) and outcomes[-1] == (0, 1) and len(outcomes) >= 8
+
+
+def write_many(uri: str, start: Any) -> None:
+    start.wait()
+    store = Store.open(uri)
+    for index in range(10):
+        write(store, f"scene-{index}")
+
+
+def test_two_runs_on_one_store_at_once_give_the_same_whole_shards(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    store = Store.open(tmp_path / "store")
+    runs = [context.Process(target=write_many, args=(store.uri, start)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(120)
+        assert run.exitcode == 0
+    shards = store.shards("target", FINGERPRINT)
+    assert len(shards) == 10
+    assert all(store.damage("target", FINGERPRINT, shard) is None for shard in shards.values())
+    assert not [name for name in os.listdir(folder(store)) if name.startswith(".tmp-")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; needs the right to mount."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(small_disk: Path) -> None:
+    store = Store.open(small_disk)
+    first = write(store)
+    rows = [target_row(f"big/{index}", 30_000, index) for index in range(3)]
+    with pytest.raises(StoreError, match="the disk is full. Finished shards are safe"):
+        store.write("target", FINGERPRINT, "big", KEY, to_table(rows, TARGET))
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
+    assert not [name for name in os.listdir(folder(store)) if name.startswith(".tmp-")]
+    assert store.damage("target", FINGERPRINT, first) is None
+
+
+def test_writing_where_one_must_not_gives_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write(Store.open(tmp_path / "file"))
+
+
+def test_collection_takes_only_what_no_ref_names(store: Store) -> None:
+    kept, loose = write(store, "scene-1"), write(store, "scene-2")
+    store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (kept,))}))
+    (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
+    (folder(store).parent.parent / "notes.txt").write_text("not ours")
+    assert store.unreferenced(3600) == []  # young files may belong to a run in progress
+    garbage = [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(0)]
+    assert garbage == [f"scene-2.{KEY}.json", ".tmp-dead", loose.name]  # sidecars first
+    store.delete(path for path, _ in store.unreferenced(0))
+    assert list(store.shards("target", FINGERPRINT)) == [("scene-1", KEY)]
+    assert (folder(store).parent.parent / "notes.txt").exists()
+
+
+def test_the_pin_of_a_training_run_keeps_its_tables(store: Store) -> None:
+    shard = write(store)
+    store.write_ref("runs/recipe-distill", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (shard,))}))
+    assert store.unreferenced(0) == []
+    store.delete_ref("runs/recipe-distill")
+    assert len(store.unreferenced(0)) == 2
+
+
+def test_a_store_works_on_a_file_system_named_by_uri(tmp_path: Path) -> None:
+    shard = write(Store.open(f"file://{tmp_path}/store"))
+    assert Store.open(tmp_path / "store").shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+
+
+def test_a_store_needs_no_rename(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An object store has no rename: a shard is uploaded, then its sidecar."""
+    store = Store.open(tmp_path)
+    monkeypatch.setattr(store, "_files", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()))
+    monkeypatch.setattr(store, "local", None)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("rename was used")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    shard = write(store)
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+    assert store.damage("target", FINGERPRINT, shard) is None
+
+
+def test_an_unknown_kind_of_store_gives_a_sentence() -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store.open("nowhere://bucket/store")
+
+
+def test_rows_that_do_not_fit_the_schema_are_refused(store: Store) -> None:
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+        wrong_type = target_row("a") | {"label": np.zeros(100, np.int32)}
+        with pytest.raises(ValueError, match="element type <i4, expected |u1"):
+            writer.append(wrong_type)
+        with pytest.raises(ValueError, match="shape"):
+            writer.append(target_row("a") | {"seen": np.zeros(7, bool)})
+        with pytest.raises(ValueError, match="missing columns"):
+            writer.append({"frame_id": "a", "status": "ok"})
+        with pytest.raises(ValueError, match="unknown columns"):
+            writer.append(target_row("a") | {"surprise": 1})
+
+
+def test_a_failed_frame_keeps_its_row(store: Store) -> None:
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+        writer.append(target_row("a"), {"points": 100})
+        writer.append({"frame_id": "b", "status": "failed", "reason": "index: truncated"})
+        writer.append(target_row("c"), {"points": 100})
+        shard = writer.commit()
+    assert shard.failed == ("b",) and shard.rows == 3 and shard.counts == {"points": 200}
+    row = store.open_shard("target", FINGERPRINT, shard).row(1)
+    assert row["status"] == "failed" and row["reason"] == "index: truncated" and row["label"] is None
+
+
+def test_a_store_travels_to_other_processes(store: Store) -> None:
+    import pickle
+
+    shard = write(store)
+    assert pickle.loads(pickle.dumps(store)).shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+
+
+def test_a_table_read_whole_holds_every_row(store: Store) -> None:
+    shard = write(store)
+    table = store.read("target", FINGERPRINT, shard, ["frame_id"])
+    assert isinstance(table, pa.Table) and table.column("frame_id").to_pylist() == [
+        f"scene-1/{index}" for index in range(3)
+    ]
