@@ -1,0 +1,80 @@
+"""Named scene lists: which scenes of a data set a run looks at. A split only selects; it changes no row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("splits")
+
+ALL = "all"
+"""The split of every scene there is, in every data set."""
+
+_SPLITS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "nuscenes": {
+        "train": (("nuscenes_train",), ()),
+        "val": (("nuscenes_val",), ()),
+        "test": (("nuscenes_test",), ()),
+        "trainval": (("nuscenes_train", "nuscenes_val"), ()),
+        "mini_train": (("nuscenes_mini_train",), ()),
+        "mini_val": (("nuscenes_mini_val",), ()),
+        "mini": (("nuscenes_mini_train", "nuscenes_mini_val"), ()),
+        "parametrize": (("nuscenes_train",), ("nuscenes_verify",)),
+        "verify": (("nuscenes_verify",), ()),
+    },
+    "semantic_kitti": {
+        "train": (("semantic_kitti_train",), ()),
+        "val": (("semantic_kitti_val",), ()),
+        "test": (("semantic_kitti_test",), ()),
+        "trainval": (("semantic_kitti_train", "semantic_kitti_val"), ()),
+    },
+}
+"""Of each data set, the splits by name: the scene lists that make them up, and those taken out again."""
+
+_SCENES_SHOWN = 8
+
+
+def split_names(dataset: str) -> tuple[str, ...]:
+    """The splits of a data set by name; a data set without official lists has "all" only."""
+    return (ALL, *_SPLITS.get(dataset, {}))
+
+
+def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str, ...]:
+    """The scenes of a split that are there, in the order of ``available`` (which is the order of the data set).
+
+    ``split`` is a name of ``split_names(dataset)``, or the path of a ``.txt`` file with one scene per line, in which
+    empty lines and what follows a "#" do not count. Raises ValueError if the name is unknown or no scene is left,
+    FileNotFoundError if the file is not there.
+    """
+    if split == ALL:
+        wanted = set(available)
+    elif split.endswith(".txt"):
+        path = Path(split).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such split file")
+        wanted = _read(path)
+    else:
+        if split not in _SPLITS.get(dataset, {}):
+            raise ValueError(
+                f"unknown split {split!r} of {dataset}; expected one of {', '.join(split_names(dataset))}, "
+                "or the path of a .txt file with one scene per line"
+            )
+        with_lists, without_lists = _SPLITS[dataset][split]
+        wanted = _union(with_lists) - _union(without_lists)
+    scenes = tuple(scene for scene in available if scene in wanted)
+    if not scenes:
+        shown = ", ".join(available[:_SCENES_SHOWN]) + (", ..." if len(available) > _SCENES_SHOWN else "")
+        raise ValueError(
+            f"split {split!r} of {dataset} is empty here: none of its {len(wanted)} scenes is among the "
+            f"{len(available)} there are ({shown or 'none'}); name another split, 'all', or another version of the data"
+        )
+    return scenes
+
+
+def _union(lists: tuple[str, ...]) -> set[str]:
+    return set().union(*(_read(FOLDER / f"{name}.txt") for name in lists))
+
+
+def _read(path: Path) -> set[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {line.split("#")[0].strip() for line in lines} - {""}

@@ -1,0 +1,148 @@
+"""Poses and projection: where lidar points land in images.
+
+Frames: x_cam points right, y_cam down, z_cam along the optical axis; depth is z_cam. A pixel (row, col) has its
+centre at (v_px, u_px) = (row, col), so the image covers -0.5..width-0.5. Matrices are 4 x 4 float64 and read right to
+left: ``cam_from_lidar @ x_lidar``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.transform import Rotation
+
+_BLOCK = 8192  # points at a time: the working arrays stay in the cache, which is 2-3 times faster for a whole sweep
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The points of a sweep that one camera sees, in point order; all arrays are aligned, (p,).
+
+    ``point`` indexes the sweep (int32); ``u_px`` to the right and ``v_px`` down are where it lands (float64),
+    ``row_px`` and ``col_px`` the pixel it lands in (int32, inside the image), ``depth_m`` its distance along the
+    optical axis (float64).
+    """
+
+    point: npt.NDArray[np.int32]
+    u_px: Float64
+    v_px: Float64
+    depth_m: Float64
+    row_px: npt.NDArray[np.int32]
+    col_px: npt.NDArray[np.int32]
+
+
+def pose_matrix(rotation_wxyz: npt.ArrayLike, translation_m: npt.ArrayLike) -> Float64:
+    """The 4 x 4 matrix that rotates by a quaternion (w, x, y, z), of any length but 0, and then translates.
+
+    Raises ValueError if a value is not finite, a shape is wrong, or the quaternion is 0.
+    """
+    rotation = np.asarray(rotation_wxyz, dtype=np.float64)
+    translation = np.asarray(translation_m, dtype=np.float64)
+    if rotation.shape != (4,) or not np.isfinite(rotation).all() or not rotation.any():
+        raise ValueError(
+            f"rotation is {rotation.tolist()}; expected a quaternion of 4 finite numbers (w, x, y, z), not 0"
+        )
+    if translation.shape != (3,) or not np.isfinite(translation).all():
+        raise ValueError(f"translation is {translation.tolist()}; expected 3 finite numbers in metres")
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_quat(rotation, scalar_first=True).as_matrix()
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def inverse_pose(b_from_a: Float64) -> Float64:
+    """``a_from_b`` for a rigid ``b_from_a`` (4, 4): the rotation is transposed, so no precision is lost."""
+    a_from_b = np.eye(4)
+    a_from_b[:3, :3] = b_from_a[:3, :3].T
+    a_from_b[:3, 3] = -b_from_a[:3, :3].T @ b_from_a[:3, 3]
+    return a_from_b
+
+
+def compose_cam_from_lidar(
+    *,
+    ego_from_cam: Float64,
+    world_from_ego_at_image: Float64,
+    world_from_ego_at_sweep: Float64,
+    ego_from_lidar: Float64,
+) -> Float64:
+    """``cam_from_lidar`` (4, 4), compensated for the motion of the vehicle between sweep and image.
+
+    The two ego poses are those at the time stamps of the two sensors. Source: the projection chain of the nuScenes
+    devkit.
+    """
+    cam_from_ego = inverse_pose(ego_from_cam)
+    ego_at_image_from_ego_at_sweep = inverse_pose(world_from_ego_at_image) @ world_from_ego_at_sweep
+    return cam_from_ego @ ego_at_image_from_ego_at_sweep @ ego_from_lidar
+
+
+def check_intrinsics(intrinsics: npt.ArrayLike) -> Float64:
+    """The camera matrix as float64 (3, 3); raises ValueError if it is singular, not finite, or no camera matrix."""
+    matrix = np.asarray(intrinsics, dtype=np.float64)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        raise ValueError(f"intrinsics are {matrix.tolist()}; expected 3 x 3 finite numbers")
+    if matrix[2].tolist() != [0.0, 0.0, 1.0]:
+        raise ValueError(f"the last row of the intrinsics is {matrix[2].tolist()}; expected [0, 0, 1]")
+    if np.linalg.matrix_rank(matrix) < 3:
+        raise ValueError(f"intrinsics {matrix.tolist()} are singular; check the calibration of this camera")
+    return matrix
+
+
+def project(
+    xyz_m: npt.NDArray[np.floating[Any]],
+    cam_from_lidar: Float64,
+    intrinsics: npt.ArrayLike,
+    width_px: int,
+    height_px: int,
+    min_depth_m: float = 1.0,
+) -> Projection:
+    """The points that land inside an image, with pixel and depth.
+
+    ``xyz_m`` (n, 3) are points in the lidar frame; points with a value that is not finite are not seen. A point is
+    kept iff depth > ``min_depth_m``, 0 < u < width - 1 and 0 < v < height - 1; its pixel is (v, u) rounded half to
+    even. This is the rule of the AFOV reference implementation; the nuScenes devkit asks for u > 1 and v > 1, and is
+    otherwise the same. Everything is computed in float64. Raises ValueError for unusable intrinsics, shapes or a
+    negative ``min_depth_m``.
+    """
+    if xyz_m.ndim != 2 or xyz_m.shape[1] != 3:
+        raise ValueError(f"points have shape {xyz_m.shape}; expected (n, 3)")
+    if cam_from_lidar.shape != (4, 4) or not np.isfinite(cam_from_lidar).all():
+        raise ValueError(f"cam_from_lidar is {cam_from_lidar.tolist()}; expected 4 x 4 finite numbers")
+    if not min_depth_m >= 0:
+        raise ValueError(
+            f"min_depth_m is {min_depth_m}; points behind the camera have no pixel, so it must be 0 or more"
+        )
+    image_from_lidar = check_intrinsics(intrinsics) @ cam_from_lidar[:3]
+    found = []
+    for start in range(0, max(len(xyz_m), 1), _BLOCK):
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities become nan, and compare as not seen
+            homogeneous = image_from_lidar[:, :3] @ xyz_m[start : start + _BLOCK].T.astype(np.float64)
+            homogeneous += image_from_lidar[:, 3:]
+            across, down, depth = homogeneous
+            ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf))  # first: nothing may be divided by 0
+            depth = depth[ahead]
+            u, v = across[ahead] / depth, down[ahead] / depth
+            inside = np.flatnonzero((u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))
+        found.append((start + ahead[inside], u[inside], v[inside], depth[inside]))
+    point, u, v, depth = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Projection(
+        point=point.astype(np.int32),
+        u_px=u,
+        v_px=v,
+        depth_m=depth,
+        row_px=np.rint(v).astype(np.int32),
+        col_px=np.rint(u).astype(np.int32),
+    )
+
+
+def axis_distance(u_px: Float64, v_px: Float64, intrinsics: npt.ArrayLike) -> Float64:
+    """Tangent of the angle between each pixel's ray and the optical axis: 0 at the principal point, no unit.
+
+    Unlike a distance in pixels it can be compared between cameras of different focal lengths.
+    """
+    ray = np.linalg.solve(check_intrinsics(intrinsics), np.stack([u_px, v_px, np.ones_like(u_px)]))
+    return np.asarray(np.hypot(ray[0], ray[1]))

@@ -1,0 +1,1 @@
+"""Superpixels and superpoints as pure functions of arrays; knows no data set, model or file."""
