@@ -1,0 +1,278 @@
+"""Command line of the offline pipeline: plan, run, why, verify, gc, pictures, docs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from manifests import schema
+from manifests.config import ConfigError
+from manifests.store import Store, StoreError
+from pipeline.pools import make_pool
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.report import draw_frames
+from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
+from pipeline.stages import PACKED, STAGES
+
+app = typer.Typer(
+    help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=False, highlight=False)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of a built-in one.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
+]
+Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
+
+
+@app.command()
+def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+    """Print what a run would build, why, and how many GB; builds nothing."""
+    with sentences():
+        runner = Runner(load_recipe(recipe, set_ or ()))
+        plans = runner.plan(expand(targets or ["pack"]))
+        print_plan(plans)
+        free = runner.store.free_bytes()
+        if free is not None:
+            need = sum(item.gigabytes_to_write for item in plans)
+            console.print(f"about {need:.3f} GB to write, {free / 1e9:.1f} GB free in {runner.store.uri}")
+            if need * 1e9 > free:
+                raise StoreError(f"store {runner.store.uri} has too little space for this run")
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help=f"pack (= {', '.join(PACKED)}) or one of: {', '.join(STAGES)}.")],
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Build the target's shards even if they exist.")] = False,
+) -> None:
+    """Build what is missing of a table and of all that it needs. Kill it at any time and start it again."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        targets = expand([target])
+        watcher = ProgressWatcher(loaded.run.progress and console.is_terminal)
+        with watcher.progress, make_pool(loaded) as pool:
+            failures = Runner(loaded).run(targets, pool, watcher, targets if again else ())
+        if failures:
+            print_failures(failures, loaded)
+            raise typer.Exit(1)
+        if not watcher.built:
+            console.print(f"{target}: everything is built already")
+
+
+@app.command()
+def why(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+    """Print, stage by stage, why something would be built: which settings differ from what is there."""
+    with sentences():
+        for item in Runner(load_recipe(recipe, set_ or ())).plan(expand(targets or ["pack"])):
+            if item.complete:
+                console.print(f"[green]{item.stage.name}[/]: built ({item.fingerprint})")
+                continue
+            missing = [shard for shard in item.shards if not shard.done]
+            console.print(f"[yellow]{item.stage.name}[/]: {len(missing)} of {len(item.shards)} shards to build")
+            for line in item.changes:
+                console.print(f"  {line}", markup=False)
+            if not item.changes:
+                for reason in sorted({shard.reason for shard in missing}):
+                    names = [shard.shard for shard in missing if shard.reason == reason]
+                    console.print(f"  {reason}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", markup=False)
+
+
+@app.command()
+def verify(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove damaged shards; the next run builds them.")] = False,
+) -> None:
+    """Read every byte of a recipe's tables and compare with the digests taken when they were written."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        store = Store.open(loaded.run.store)
+        ref = store.read_ref(loaded.name)
+        total = sum(shard.bytes for table in ref.tables.values() for shard in table.shards)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("verify", total=total)
+            damaged = damaged_shards(store, ref, lambda size: progress.advance(bar, size))
+        for table, shard, what in damaged:
+            console.print(f"[red]{table.stage}/{table.fingerprint}/{shard.name}[/]: {what}")
+            if drop:
+                store.forget(table.stage, table.fingerprint, shard)
+        shards = sum(len(table.shards) for table in ref.tables.values())
+        found = f"{len(damaged)} damaged{' and dropped' if drop and damaged else ''}"
+        console.print(f"{shards} shards, {total / 1e9:.3f} GB read, {found}")
+        if damaged:
+            raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Really delete; without it, only list.")] = False,
+    min_age_hours: Annotated[
+        float, typer.Option(help="Leave younger files alone: a run in progress may be about to name them.")
+    ] = 24.0,
+) -> None:
+    """List (or delete) the files of a recipe's store that no recipe and no training run names any more."""
+    with sentences():
+        store = Store.open(load_recipe(recipe, set_ or ()).run.store)
+        garbage = store.unreferenced(min_age_hours * 3600)
+        for path, size in garbage:
+            console.print(f"{size:>14,} {path}", markup=False)
+        if delete:
+            store.delete(path for path, _ in garbage)
+        total = sum(size for _, size in garbage) / 1e9
+        console.print(f"{len(garbage)} files, {total:.3f} GB {'deleted' if delete else 'could go (--delete)'}")
+
+
+@app.command()
+def pictures(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    limit: Annotated[int, typer.Option(min=1, help="How many frames to draw.")] = 4,
+) -> None:
+    """Draw frames: images with segments and projected points, and pseudo-labels (and truth, if built) from above."""
+    with sentences():
+        for path in draw_frames(load_recipe(recipe, set_ or ()), out, limit):
+            console.print(f"wrote {path}", markup=False)
+
+
+@app.command()
+def docs(
+    path: Annotated[Path, typer.Argument(help="Where to write.")] = Path("docs/data.md"),
+) -> None:
+    """Write the description of all tables, generated from their schemas."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(data_document(), encoding="utf-8")
+    console.print(f"wrote {path}")
+
+
+def data_document() -> str:
+    """Return docs/data.md: the conventions and every table, from the schemas themselves."""
+    about = (schema.__doc__ or "").strip().split("\n", 1)
+    head = f"# Tables\n\nGenerated by `make docs` from `manifests/schema.py`.\n\n{about[0]}\n{about[1]}\n\n"
+    return head + schema.markdown()
+
+
+def expand(targets: list[str]) -> list[str]:
+    """Return stage names, `pack` taken apart; raises ConfigError for an unknown one."""
+    names = []
+    for target in targets:
+        if target != "pack" and target not in STAGES:
+            raise ConfigError(f"there is no stage `{target}`; there are pack, {', '.join(STAGES)}")
+        names += list(PACKED) if target == "pack" else [target]
+    return names
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Print expected errors as one sentence: exit 2 for a wrong recipe, exit 1 for a table or a machine at fault."""
+    try:
+        yield
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except RuntimeError as error:  # StoreError, FrameError, Ray that cannot be reached
+        if isinstance(error, typer.Exit):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("stopped; finished shards are kept, the next run goes on from them", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+class ProgressWatcher:
+    """Shows one bar with an estimate of the time left per stage, or one line per stage where nobody watches."""
+
+    def __init__(self, visible: bool) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("frames"),
+            TimeElapsedColumn(),
+            Remaining(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not visible,
+        )
+        self._visible = visible
+        self._bar = TaskID(0)
+        self._failed = 0
+        self.built = 0
+
+    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
+        """Open the stage's bar."""
+        self._failed = 0
+        self._bar = self.progress.add_task(plan.stage.name, total=n_frames, note="")
+
+    def shard_finished(self, task: Task, outcome: Outcome) -> None:
+        """Advance the stage's bar by a shard."""
+        self._failed += len(outcome.failures)
+        self.built += outcome.shard is not None
+        note = f"[red]{self._failed} failed[/]" if self._failed else ""
+        self.progress.update(self._bar, advance=task.n_frames, note=note)
+
+    def stage_finished(self, plan: StagePlan) -> None:
+        """Say what was built where no bar shows it."""
+        if not self._visible:
+            done = [shard.done for shard in plan.shards if shard.done]
+            size = sum(shard.bytes for shard in done) / 1e6
+            console.print(f"{plan.stage.name}: {len(done)} of {len(plan.shards)} shards, {size:.1f} MB")
+
+
+def print_plan(plans: list[StagePlan]) -> None:
+    """Print a plan as a table."""
+    table = Table("stage", "table", "shards", "to build", "frames", "GB", "why")
+    for item in plans:
+        missing = [shard for shard in item.shards if not shard.done]
+        reasons = sorted({shard.reason for shard in missing})
+        if item.changes:
+            reasons = list(item.changes[:3])
+        table.add_row(
+            item.stage.name,
+            item.fingerprint,
+            str(len(item.shards)),
+            str(len(missing)) if missing else "-",
+            str(sum(shard.n_frames for shard in missing)) if missing else "-",
+            f"{item.gigabytes_to_write:.3f}" if missing else "-",
+            "; ".join(reasons) or "built",
+        )
+    console.print(table)
+
+
+def print_failures(failures: list[Failure], recipe: Recipe) -> None:
+    """Print what failed and what can be done about it."""
+    table = Table("stage", "shard", "frame", "cause")
+    for failure in failures[:200]:
+        table.add_row(failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
+    console.print(table)
+    if len(failures) > 200:
+        console.print(f"... and {len(failures) - 200} more")
+    frames = sorted({failure.frame_id for failure in failures if failure.frame_id})
+    if frames:
+        console.print(
+            f"{len(frames)} frames failed; repair them and run again, or leave them out by name in the recipe:\n"
+            f"[data] exclude = {frames[:3]}{' ...' if len(frames) > 3 else ''}",
+            markup=False,
+        )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,224 @@
+"""nuScenes, and any other logs in its layout: tables read by the official development kit, files by ourselves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import ConfigError, DataConfig
+from pipeline.frame import Camera, Frame, FrameError, read_file
+from pipeline.geometry import Float64, compose_cam_from_lidar, pose_matrix
+
+LIDAR = "LIDAR_TOP"
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+"""The order of views in all tables; cameras of other names follow in alphabetical order."""
+
+BYTES_PER_POINT = 20  # five float32: x, y, z, intensity, ring index
+
+TableRow = dict[str, Any]
+
+
+class NuScenesDataset:
+    """Key frames of a folder in nuScenes layout: any version folder, any cameras of any size, with or without lidarseg.
+
+    Where label files are is what the table `lidarseg` says; neither that table nor the files have to exist. Maps and
+    boxes are not read.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.root = Path(config.root)
+        self.version = config.version
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the key frames; see Dataset.frames.
+
+        For the driver only: nuscenes-devkit keeps its tables in memory. It is given key frames alone, so the peak is
+        about twice the size of `sample_data.json`, while it is parsed; by itself the kit takes 2.5 times as much
+        (measured with 260k rows in each of the two big tables), and boxes on top.
+        """
+        folder = find_version(self.root, self.version)
+        with broken_tables_explained(folder):
+            tables = open_tables(self.root, folder)
+            label_paths = read_label_paths(folder)
+            samples: dict[str, list[TableRow]] = defaultdict(list)
+            for sample in tables.sample:
+                samples[tables.get("scene", sample["scene_token"])["token"]].append(sample)
+            repeated = [name for name, count in Counter(scene["name"] for scene in tables.scene).items() if count > 1]
+        if repeated:
+            raise ConfigError(f"{folder}: scene names {repeated} occur more than once; each scene needs its own name")
+        for scene in tables.scene:
+            with broken_tables_explained(folder):
+                in_time_order = sorted(samples[scene["token"]], key=lambda row: (row["timestamp"], row["token"]))
+            for sample in in_time_order:
+                with broken_tables_explained(folder):
+                    frame = frame_of_sample(tables, scene["name"], sample, label_paths)
+                yield frame
+
+    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return xyz_m float32 (n, 3) and intensity float32 (n,), 0..255, of the sweep; see Dataset.read_points."""
+        if not frame.lidar_path:
+            raise FrameError(f"sample {frame.frame_id} has no {LIDAR} sweep in {self.version}/sample_data.json")
+        content = read_file(self.root, frame.lidar_path, frame.lidar_bytes)
+        if not content or len(content) % BYTES_PER_POINT:
+            raise FrameError(
+                f"{frame.lidar_path}: truncated sweep: {len(content)} bytes is not a positive multiple of "
+                f"{BYTES_PER_POINT}, the five float32 of a point; fetch the file again"
+            )
+        values = np.frombuffer(content, "<f4").reshape(-1, BYTES_PER_POINT // 4).astype(np.float32)
+        return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
+
+    def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
+        """Return the lidarseg index of each point, uint16 (n,); see Dataset.read_labels."""
+        if frame.label_path is None:
+            raise FrameError(f"no table `lidarseg` of {self.version} names a label file for sweep {frame.lidar_token}")
+        return np.frombuffer(read_file(self.root, frame.label_path, 0), np.uint8).astype(np.uint16)
+
+
+def find_version(root: Path, version: str) -> Path:
+    """Return the folder of tables of a version; raises ConfigError naming the versions that are there."""
+    if not root.is_dir():
+        raise ConfigError(f"data.root {root} is not a folder; give the folder that holds samples/ and the tables")
+    versions = sorted(path.parent.name for path in root.glob("*/sample.json"))
+    if version not in versions:
+        found = ", ".join(versions) or "no version folders"
+        raise ConfigError(f'data.version "{version}" is not in {root}; there are {found}')
+    return root / version
+
+
+def open_tables(root: Path, folder: Path) -> Any:
+    """Return a `nuscenes.NuScenes` over the key frames of the tables in `folder`; raises ConfigError if one is broken.
+
+    Left to itself the development kit reads every table and all rows between key frames, wants the map pictures on
+    disk, and refuses a folder whose table `lidarseg` has not exactly as many rows as there are label files. Maps and
+    labels are optional here, so it gets the six tables that lead to sensor files, and nothing of the others.
+    """
+    rows = {name: read_table(folder, name) for name in ("scene", "sample", "calibrated_sensor", "sensor")}
+    rows["sample_data"] = read_table(folder, "sample_data", lambda row: row["is_key_frame"])
+    key_poses = {row["ego_pose_token"] for row in rows["sample_data"]}
+    rows["ego_pose"] = read_table(folder, "ego_pose", lambda row: row["token"] in key_poses)
+    # The kit insists on one map whose picture exists; this one stands for the root itself and is never drawn.
+    rows["map"] = [{"token": "", "filename": "", "log_tokens": []}]
+
+    from nuscenes.nuscenes import NuScenes
+
+    class KeyFrameTables(NuScenes):  # type: ignore[misc]
+        @property
+        def table_root(self) -> str:
+            return str(root)  # where the kit looks for lidarseg.json, and finds none
+
+        def __load_table__(self, table_name: str) -> list[TableRow]:
+            return rows.get(table_name, [])
+
+    return KeyFrameTables(version=folder.name, dataroot=str(root), verbose=False)
+
+
+def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambda row: True) -> list[TableRow]:
+    """Return the rows of a table that `keep` accepts; the others are dropped one by one while the file is parsed.
+
+    Raises ConfigError for a file that is missing, not JSON, or not a list of rows.
+    """
+    path = folder / f"{name}.json"
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = json.load(file, object_hook=lambda row: row if keep(row) else None)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; a nuScenes version needs this table") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); unpack the tables again") from None
+    if not isinstance(rows, list) or not all(row is None or isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: expected a list of rows; this is no nuScenes table")
+    return [row for row in rows if row is not None]
+
+
+def read_label_paths(folder: Path) -> dict[str, str]:
+    """Return the label file of each sweep by its token, relative to the root; empty without the table `lidarseg`."""
+    if not (folder / "lidarseg.json").exists():
+        return {}
+    return {row["sample_data_token"]: row["filename"] for row in read_table(folder, "lidarseg")}
+
+
+@contextmanager
+def broken_tables_explained(folder: Path) -> Iterator[None]:
+    """Raise ConfigError where rows refer to rows that are not there, lack a column, or hold a value of another type."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except KeyError as error:
+        raise ConfigError(
+            f"{folder}: the tables do not fit together: {error} is a column that a row lacks, or the token of a row "
+            "that is not there; unpack all tables of this version again"
+        ) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{folder}: a table holds a value of the wrong type ({error}); unpack it again") from None
+
+
+def frame_of_sample(tables: Any, scene: str, sample: TableRow, label_paths: Mapping[str, str]) -> Frame:
+    """Return the frame of a row of table `sample`; see Dataset.frames for how gaps are shown."""
+    records = {channel: tables.get("sample_data", token) for channel, token in sample["data"].items()}
+    sweep = records.get(LIDAR)
+    if sweep is None:
+        unknown = np.full((4, 4), np.nan)
+        return Frame(sample["token"], scene, int(sample["timestamp"]), "", "", None, unknown, unknown, ())
+    world_from_ego_at_sweep = pose(tables.get("ego_pose", sweep["ego_pose_token"]))
+    ego_from_lidar = pose(tables.get("calibrated_sensor", sweep["calibrated_sensor_token"]))
+    cameras = []
+    for channel in view_order(records):
+        image = records[channel]
+        calibration = tables.get("calibrated_sensor", image["calibrated_sensor_token"])
+        cameras.append(
+            Camera(
+                name=channel,
+                token=image["token"],
+                image_path=image["filename"],
+                timestamp_us=int(image["timestamp"]),
+                intrinsics=camera_matrix(calibration["camera_intrinsic"]),
+                cam_from_lidar=compose_cam_from_lidar(
+                    ego_from_cam=pose(calibration),
+                    world_from_ego_at_image=pose(tables.get("ego_pose", image["ego_pose_token"])),
+                    world_from_ego_at_sweep=world_from_ego_at_sweep,
+                    ego_from_lidar=ego_from_lidar,
+                ),
+            )
+        )
+    return Frame(
+        frame_id=sample["token"],
+        scene=scene,
+        timestamp_us=int(sweep["timestamp"]),
+        lidar_token=sweep["token"],
+        lidar_path=sweep["filename"],
+        label_path=label_paths.get(sweep["token"]),
+        ego_from_lidar=ego_from_lidar,
+        world_from_lidar=world_from_ego_at_sweep @ ego_from_lidar,
+        cameras=tuple(cameras),
+    )
+
+
+def view_order(records: Mapping[str, TableRow]) -> list[str]:
+    """Return the channels that are cameras, in the order of views."""
+    cameras = {channel for channel, record in records.items() if record["sensor_modality"] == "camera"}
+    return [name for name in CAMERAS if name in cameras] + sorted(cameras - set(CAMERAS))
+
+
+def pose(record: TableRow) -> Float64:
+    """Return the pose in a row of `ego_pose` or `calibrated_sensor`, (4, 4); all NaN where it makes no sense."""
+    try:
+        return pose_matrix(record["rotation"], record["translation"])
+    except (ValueError, TypeError):
+        return np.full((4, 4), np.nan)
+
+
+def camera_matrix(values: Any) -> Float64:
+    """Return a camera matrix as stored, (3, 3); all NaN where it is not 3 x 3 numbers."""
+    try:
+        return np.array(values, np.float64).reshape(3, 3)
+    except (ValueError, TypeError):
+        return np.full((3, 3), np.nan)

@@ -1,0 +1,174 @@
+"""One key frame: its files, its calibration, its place in the world; as listed and as `index` stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FrameError(RuntimeError):
+    """A frame that a stage could not handle; it names the file or value at fault and what was expected.
+
+    The message of an excluded frame is stored, so it must be the same wherever it arises: files by their relative name.
+    """
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One image of a frame, rectified pinhole, pixel centres at integer coordinates.
+
+    `cam_from_lidar` float64 (4, 4) maps the LiDAR frame at the sweep's time to the camera frame (x right, y down,
+    z forward) at the image's time, so the vehicle's motion in between is accounted for. `intrinsics` float64 (3, 3),
+    px. Sizes are 0 until `index` has opened the file.
+    """
+
+    name: str
+    token: str
+    image_path: str
+    timestamp_us: int
+    intrinsics: NDArray[Any]
+    cam_from_lidar: NDArray[Any]
+    image_bytes: int = 0
+    width_px: int = 0
+    height_px: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One LiDAR sweep and the images taken with it. Paths are relative to the data root and never leave it.
+
+    `ego_from_lidar` and `world_from_lidar` float64 (4, 4), metres. `lidar_bytes` and `n_points` are 0 until `index` has
+    opened the file. `label_path` is None where no true labels exist. A missing camera is simply not among `cameras`.
+    """
+
+    frame_id: str
+    scene: str
+    timestamp_us: int
+    lidar_token: str
+    lidar_path: str
+    label_path: str | None
+    ego_from_lidar: NDArray[Any]
+    world_from_lidar: NDArray[Any]
+    cameras: tuple[Camera, ...]
+    lidar_bytes: int = 0
+    n_points: int = 0
+
+
+def frame_row(frame: Frame) -> dict[str, Any]:
+    """Return the frame as a row of table `index`, status "ok"."""
+    cameras = frame.cameras
+    return {
+        "frame_id": frame.frame_id,
+        "status": "ok",
+        "reason": None,
+        "scene": frame.scene,
+        "timestamp_us": frame.timestamp_us,
+        "lidar_token": frame.lidar_token,
+        "lidar_path": frame.lidar_path,
+        "lidar_bytes": frame.lidar_bytes,
+        "n_points": frame.n_points,
+        "label_path": frame.label_path,
+        "ego_from_lidar": frame.ego_from_lidar,
+        "world_from_lidar": frame.world_from_lidar,
+        "camera": [camera.name for camera in cameras],
+        "camera_token": [camera.token for camera in cameras],
+        "image_path": [camera.image_path for camera in cameras],
+        "image_bytes": np.array([camera.image_bytes for camera in cameras], np.int64),
+        "image_timestamp_us": np.array([camera.timestamp_us for camera in cameras], np.int64),
+        "width_px": np.array([camera.width_px for camera in cameras], np.int32),
+        "height_px": np.array([camera.height_px for camera in cameras], np.int32),
+        "intrinsics": np.array([camera.intrinsics for camera in cameras], np.float64).reshape(-1, 3, 3),
+        "cam_from_lidar": np.array([camera.cam_from_lidar for camera in cameras], np.float64).reshape(-1, 4, 4),
+    }
+
+
+def frame_of(row: Mapping[str, Any]) -> Frame:
+    """Return the frame stored in a row of table `index` whose status is "ok"."""
+    cameras = tuple(
+        Camera(
+            name=name,
+            token=row["camera_token"][view],
+            image_path=row["image_path"][view],
+            timestamp_us=int(row["image_timestamp_us"][view]),
+            intrinsics=row["intrinsics"][view],
+            cam_from_lidar=row["cam_from_lidar"][view],
+            image_bytes=int(row["image_bytes"][view]),
+            width_px=int(row["width_px"][view]),
+            height_px=int(row["height_px"][view]),
+        )
+        for view, name in enumerate(row["camera"])
+    )
+    return Frame(
+        frame_id=row["frame_id"],
+        scene=row["scene"],
+        timestamp_us=row["timestamp_us"],
+        lidar_token=row["lidar_token"],
+        lidar_path=row["lidar_path"],
+        label_path=row["label_path"],
+        ego_from_lidar=row["ego_from_lidar"],
+        world_from_lidar=row["world_from_lidar"],
+        cameras=cameras,
+        lidar_bytes=row["lidar_bytes"],
+        n_points=row["n_points"],
+    )
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Return the path of a data file; raises FrameError if the relative name is absolute or climbs out of the root."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or "\\" in relative:
+        raise FrameError(f"{relative!r} leaves the data root {root}; file names in the data set must stay inside it")
+    return root / path
+
+
+def read_file(root: Path, relative: str, expected_bytes: int) -> bytes:
+    """Return the content of a data file whose size `index` has recorded (0: not recorded yet).
+
+    Raises FrameError if the file is missing, or has changed size since it was indexed.
+    """
+    path = inside(root, relative)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FrameError(f"{relative}: {error.strerror or type(error).__name__}") from None
+    if expected_bytes and len(content) != expected_bytes:
+        raise FrameError(
+            f"{relative}: {len(content)} bytes now, {expected_bytes} when it was indexed; the file was replaced since: "
+            "restore the file, or index again with: python -m pipeline run index RECIPE --again"
+        )
+    return content
+
+
+def read_image(root: Path, camera: Camera) -> NDArray[Any]:
+    """Return an image as uint8 (height, width, 3) RGB, fully decoded.
+
+    Raises FrameError if the file is empty, truncated, not an image, or not of the size that was indexed.
+    """
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    content = read_file(root, camera.image_path, camera.image_bytes)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise FrameError(f"{camera.image_path}: {image.width} x {image.height} pixels is no camera image")
+            pixels = np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: unknown kind of file") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: {error}") from None
+    if camera.width_px and pixels.shape[:2] != (camera.height_px, camera.width_px):
+        raise FrameError(
+            f"{camera.image_path}: {pixels.shape[1]} x {pixels.shape[0]} pixels now, "
+            f"{camera.width_px} x {camera.height_px} when it was indexed"
+        )
+    return pixels
+
+
+MAX_IMAGE_PIXELS = 64_000_000  # far above any car camera, far below what a decompression bomb needs

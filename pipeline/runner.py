@@ -1,0 +1,498 @@
+"""Plans which shards are missing and why, has them built, and gathers what failed. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from manifests.config import ConfigError
+from manifests.fingerprint import DIGITS, canonical, differences, digest
+from manifests.rows import Row, failed_row
+from manifests.schema import signature
+from manifests.splits import load_split
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from pipeline.datasets import open_dataset
+from pipeline.frame import Frame, FrameError, frame_of, frame_row
+from pipeline.recipe import Recipe
+from pipeline.stages import STAGES, with_upstream
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
+
+FRAMES_PER_SHARD = 64
+ALL = "all"  # the one shard of a table that all frames share
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to build: what a worker needs to know. `frames` is the data set's own listing, for `index` only."""
+
+    stage: str
+    fingerprint: str
+    shard: str
+    key: str
+    n_frames: int
+    frames: tuple[Frame, ...] = ()
+    rows: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
+    broadcast: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that could not be built. `frame_id` is None where the whole shard failed."""
+
+    stage: str
+    shard: str
+    frame_id: str | None
+    cause: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task: the committed shard, or why there is none."""
+
+    shard: ShardFile | None
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard of a stage: built already (`done`), to be built (`task`), or not to be planned yet (neither)."""
+
+    shard: str
+    n_frames: int
+    done: ShardFile | None
+    task: Task | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a run would do for one stage."""
+
+    stage: Stage
+    fingerprint: str
+    identity: Mapping[str, Any]
+    shards: tuple[ShardPlan, ...]
+    changes: tuple[str, ...]
+    kilobytes_per_frame: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is built."""
+        return all(shard.done for shard in self.shards)
+
+    @property
+    def gigabytes_to_write(self) -> float:
+        """Estimated size of what is missing, in GB."""
+        return sum(shard.n_frames for shard in self.shards if not shard.done) * self.kilobytes_per_frame / 1e6
+
+
+class Pool(Protocol):
+    """A way to have tasks of one stage done by workers; outcomes come as they are ready, one for every task."""
+
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        """Yield every task with its outcome."""
+
+
+class Watcher(Protocol):
+    """Whoever wants to follow a run: the progress display, or a test."""
+
+    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
+        """A stage begins to build shards with `n_frames` frames in all."""
+
+    def shard_finished(self, task: Task, outcome: Outcome) -> None:
+        """One shard was built or failed."""
+
+    def stage_finished(self, plan: StagePlan) -> None:
+        """A stage is done."""
+
+
+class Worker:
+    """Builds shards one after the other; loads what a stage needs once, and lets go of it when the stage changes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._stage: Stage | None = None
+        self._store = Store.open(recipe.run.store)
+        self._excluded = frozenset(recipe.data.exclude)
+        self._function: FrameFunction | None = None
+        self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+
+    def run(self, task: Task) -> Outcome:
+        """Build and commit one shard; every failure becomes part of the outcome, none is raised.
+
+        All frames are tried even after one has failed, so that a run lists every bad frame at once.
+        """
+        if self._stage is None or self._stage.name != task.stage:
+            self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
+        try:
+            # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
+            with threadpool_limits(1):
+                return (
+                    self._build_table(task, self._stage) if self._stage.build else self._build_frames(task, self._stage)
+                )
+        except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
+            return Outcome(None, (Failure(task.stage, task.shard, None, cause_of(error)),))
+
+    def _build_table(self, task: Task, stage: Stage) -> Outcome:
+        assert stage.build is not None
+        rows = stage.build(self._recipe)
+        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
+            for row in rows:
+                writer.append(row)
+            return Outcome(writer.commit())
+
+    def _build_frames(self, task: Task, stage: Stage) -> Outcome:
+        if self._function is None:
+            assert stage.prepare is not None
+            self._function = stage.prepare(self._recipe)
+        broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
+        readers = {
+            name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
+        }
+        failures: list[Failure] = []
+        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
+            for position in range(task.n_frames):
+                upstream = {name: reader.row(position) for name, reader in readers.items()}
+                row = self._row(task, position, upstream, broadcast)
+                if row["status"] == "failed":
+                    if row["frame_id"] not in self._excluded:
+                        failures.append(Failure(task.stage, task.shard, row["frame_id"], row["reason"]))
+                        continue
+                    writer.append(row)
+                else:
+                    writer.append(row, stage.count(row))
+            return Outcome(None, tuple(failures)) if failures else Outcome(writer.commit())
+
+    def _row(
+        self, task: Task, position: int, upstream: Mapping[str, Row], broadcast: Mapping[str, list[Row]]
+    ) -> dict[str, Any]:
+        assert self._function is not None
+        frame_id = task.frames[position].frame_id if task.frames else str(upstream["index"]["frame_id"])
+        for name, row in upstream.items():
+            if row["frame_id"] != frame_id:
+                raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
+            if row["status"] == "failed":
+                return failed_row(frame_id, row["reason"])
+        frame = task.frames[position] if task.frames else frame_of(upstream["index"])
+        try:
+            made = self._function(FrameInput(frame, upstream, broadcast))
+        except FrameError as error:
+            return failed_row(frame_id, f"{task.stage}: {error}")
+        except StoreError:
+            raise
+        except Exception as error:  # a fault of ours on one frame must not hide the others; it is named with its type
+            return failed_row(frame_id, f"{task.stage}: {cause_of(error)}")
+        return {"frame_id": frame_id, "status": "ok", "reason": None, **made}
+
+    def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
+        if name not in self._broadcast or self._broadcast[name][0] != shard.key:
+            self._broadcast[name] = shard.key, self._store.rows(name, fingerprint, shard)
+        return list(self._broadcast[name][1])
+
+
+class Runner:
+    """Plans and builds the tables of one recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.store = Store.open(recipe.run.store)
+        self._listing: dict[str, tuple[Frame, ...]] | None = None
+        self._index_rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+
+    # -- planning -----------------------------------------------------------------------------------------------------
+
+    def listing(self) -> dict[str, tuple[Frame, ...]]:
+        """Return the frames of the recipe's split by shard: one shard a scene, long scenes cut every 64 frames.
+
+        Raises ConfigError for an unknown data set or version, an empty split, or an excluded frame that does not exist.
+        """
+        if self._listing is None:
+            data = self.recipe.data
+            scenes: dict[str, list[Frame]] = {}
+            for frame in open_dataset(data).frames():
+                scenes.setdefault(frame.scene, []).append(frame)
+            try:
+                chosen = load_split(data.split, data.dataset, tuple(scenes))
+            except ValueError as error:
+                raise ConfigError(f"data.split: {error}") from None
+            known = {frame.frame_id for frames in scenes.values() for frame in frames}
+            for frame_id in data.exclude:
+                if frame_id not in known:
+                    raise ConfigError(f"data.exclude names frame {frame_id}, which the data set does not have")
+            self._listing = {}
+            for scene in chosen:
+                frames = scenes[scene]
+                name = quote(scene, safe="-_+")
+                for start in range(0, len(frames), FRAMES_PER_SHARD):
+                    part = name if len(frames) <= FRAMES_PER_SHARD else f"{name}+{start:04d}"
+                    self._listing[part] = tuple(frames[start : start + FRAMES_PER_SHARD])
+        return self._listing
+
+    def plan(self, targets: Sequence[str]) -> list[StagePlan]:
+        """Return what a run would do, stage by stage, for the named stages and all that they need."""
+        plans: dict[str, StagePlan] = {}
+        for stage in with_upstream(tuple(targets), self.recipe):
+            plans[stage.name] = self._plan_stage(stage, plans)
+        return list(plans.values())
+
+    def identity(self, stage: Stage) -> dict[str, Any]:
+        """Return the readable identity of a stage's table; its digest names the folder."""
+        needs = stage.needs(self.recipe)
+        return {
+            "stage": stage.name,
+            "version": stage.version,
+            "columns": signature(stage.schema),
+            "settings": dict(stage.settings(self.recipe)),
+            "needs": {need.table: digest(self.identity(STAGES[need.table])) for need in needs},
+        }
+
+    def _plan_stage(self, stage: Stage, upstream: Mapping[str, StagePlan], again: bool = False) -> StagePlan:
+        sentence = stage.refuse(self.recipe, [frame for frames in self.listing().values() for frame in frames])
+        if sentence:
+            raise ConfigError(sentence)
+        identity = self.identity(stage)
+        fingerprint = digest(identity)
+        committed = self.store.shards(stage.name, fingerprint)
+        shards = []
+        scenes = {ALL: ()} if stage.build else self.listing()
+        for shard, frames in scenes.items():
+            task = self._task(stage, fingerprint, shard, frames, upstream)
+            if task is None:
+                shards.append(ShardPlan(shard, len(frames), None, None, "waits for what it needs"))
+                continue
+            done = committed.get((shard, task.key))
+            bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
+            if done and not bad and not again:
+                shards.append(ShardPlan(shard, len(frames), done, None, ""))
+            else:
+                reason = self._reason(shard, bad, committed, again)
+                shards.append(ShardPlan(shard, len(frames), None, task, reason))
+        changes = () if committed else tuple(self._changes(stage, identity))
+        return StagePlan(stage, fingerprint, identity, tuple(shards), changes, stage.kilobytes_per_frame(self.recipe))
+
+    @staticmethod
+    def _reason(shard: str, bad: set[str], committed: Mapping[tuple[str, str], ShardFile], again: bool) -> str:
+        if again:
+            return "asked for again"
+        if bad:
+            return f"frame {sorted(bad)[0]} failed before and is no longer excluded"
+        if not committed:
+            return "nothing built with these settings"
+        if any(name == shard for name, _ in committed):
+            return "its inputs changed"
+        return "new, or deleted"
+
+    def _task(
+        self, stage: Stage, fingerprint: str, shard: str, frames: tuple[Frame, ...], upstream: Mapping[str, StagePlan]
+    ) -> Task | None:
+        """Return the task that builds a shard, or None while something that it needs is not built."""
+        depends: dict[str, Any] = {"table": fingerprint}
+        if stage.build:
+            return Task(stage.name, fingerprint, shard, digest(depends), 0)
+        if stage.name == "index":
+            depends["listing"] = digest_rows([frame_row(frame) for frame in frames], list(stage.schema.names))
+            return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
+        rows: dict[str, tuple[str, ShardFile]] = {}
+        broadcast: dict[str, tuple[str, ShardFile]] = {}
+        index = done_shard(upstream["index"], shard)
+        if index is None:
+            return None
+        rows["index"] = upstream["index"].fingerprint, index
+        depends["index"] = digest_rows(
+            self._rows_of_index(upstream["index"].fingerprint, index), ["frame_id", "status", *stage.index_columns]
+        )
+        for need in stage.needs(self.recipe):
+            source = done_shard(upstream[need.table], ALL if need.how == "broadcast" else shard)
+            if source is None:
+                return None
+            (broadcast if need.how == "broadcast" else rows)[need.table] = upstream[need.table].fingerprint, source
+            if need.table != "index":
+                depends[need.table] = source.key
+        return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast)
+
+    def _rows_of_index(self, fingerprint: str, shard: ShardFile) -> list[dict[str, Any]]:
+        place = shard.shard, shard.sha256
+        if place not in self._index_rows:
+            self._index_rows[place] = self.store.rows("index", fingerprint, shard)
+        return self._index_rows[place]
+
+    def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
+        """Return what differs from the table that this recipe's ref stands for, else from the newest of the stage."""
+        before: Manifest | None = None
+        ref = self.read_ref()
+        if ref and stage.name in ref.tables:
+            before = self.store.read_manifest(stage.name, ref.tables[stage.name].fingerprint)
+        if before is None:
+            before = next(iter(reversed(self.store.manifests(stage.name))), None)
+        return differences(before.identity, identity) if before else []
+
+    def read_ref(self) -> Ref | None:
+        """Return what the recipe's name stands for now, or None if nothing was built under it."""
+        try:
+            return self.store.read_ref(self.recipe.name)
+        except StoreError:
+            return None
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        targets: Sequence[str],
+        pool: Pool,
+        watcher: Watcher | None = None,
+        again: Sequence[str] = (),
+    ) -> list[Failure]:
+        """Build what is missing of the named stages and all that they need; return what failed.
+
+        A failed shard holds up what needs it and nothing else. After every stage that is complete, the recipe's ref is
+        moved to it; tables of the ref that no longer belong to the recipe are taken out. `again` names stages whose
+        shards are built even if they exist.
+        """
+        started = datetime.now(UTC)
+        plans: dict[str, StagePlan] = {}
+        failures: list[Failure] = []
+        for stage in with_upstream(tuple(targets), self.recipe):
+            plan = self._plan_stage(stage, plans, stage.name in again)
+            tasks = [shard.task for shard in plan.shards if shard.task is not None]
+            if tasks:
+                if watcher:
+                    watcher.stage_started(plan, sum(task.n_frames for task in tasks))
+                done: dict[str, ShardFile] = {}
+                for task, outcome in pool.run(stage, tasks):
+                    failures += outcome.failures
+                    if outcome.shard:
+                        done[task.shard] = outcome.shard
+                    if watcher:
+                        watcher.shard_finished(task, outcome)
+                shards = tuple(
+                    ShardPlan(item.shard, item.n_frames, done.get(item.shard, item.done), None, item.reason)
+                    for item in plan.shards
+                )
+                plan = StagePlan(stage, plan.fingerprint, plan.identity, shards, (), plan.kilobytes_per_frame)
+                if watcher:
+                    watcher.stage_finished(plan)
+                self._write_manifest(plan, started, pool)
+            plans[stage.name] = plan
+            self._move_ref(plans)
+        return failures
+
+    def _write_manifest(self, plan: StagePlan, started: datetime, pool: Pool) -> None:
+        """List everything committed in the table's folder, whichever run made it."""
+        shards = tuple(self.store.shards(plan.stage.name, plan.fingerprint).values())
+        totals: dict[str, int] = {}
+        for shard in shards:
+            for name, count in shard.counts.items():
+                totals[name] = totals.get(name, 0) + count
+        run = self.recipe.run
+        made = {
+            "recipe": self.recipe.name,
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "pool": type(pool).__name__,
+            "device": run.device,
+            "batch_size": run.batch_size,
+            "git_commit": git_commit(),
+            "packages": package_versions(),
+            "excluded": list(self.recipe.data.exclude),
+            "failed": [frame for shard in shards for frame in shard.failed],
+            "counts": totals,
+        }
+        self.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
+
+    def _move_ref(self, plans: Mapping[str, StagePlan]) -> None:
+        """Point the recipe's name at the complete tables; keep others only while their identity is the recipe's."""
+        before = self.read_ref()
+        tables: dict[str, TableRef] = {}
+        for name, stage in STAGES.items():
+            if name in plans:
+                plan = plans[name]
+                if plan.complete:
+                    shards = tuple(shard.done for shard in plan.shards if shard.done)
+                    tables[name] = TableRef(name, plan.fingerprint, shards)
+            elif before and name in before.tables and before.tables[name].fingerprint == digest(self.identity(stage)):
+                tables[name] = before.tables[name]
+        ref = Ref(self.recipe.name, consistent(tables), self.recipe.data.exclude)
+        if ref != before:
+            self.store.write_ref(self.recipe.name, ref)
+
+
+def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
+    """Return the tables that hold the same shards as `index`, so that rows of any two of them are the same frames."""
+    if "index" not in tables:
+        return {}
+    names = [shard.shard for shard in tables["index"].shards]
+    return {
+        name: table
+        for name, table in tables.items()
+        if STAGES[name].build or [shard.shard for shard in table.shards] == names
+    }
+
+
+def done_shard(plan: StagePlan, shard: str) -> ShardFile | None:
+    """Return a shard of a planned stage if it is built."""
+    return next((item.done for item in plan.shards if item.shard == shard), None)
+
+
+def digest_rows(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Return a digest of some columns of some rows; arrays count by type, shape and bytes."""
+    total = hashlib.sha256()
+    for row in rows:
+        for name in columns:
+            value = row.get(name)
+            if isinstance(value, np.ndarray):
+                total.update(f"{name}:{value.dtype.str}{value.shape}".encode())
+                total.update(np.ascontiguousarray(value).tobytes())
+            else:
+                total.update(f"{name}:{canonical(value)}".encode())
+    return total.hexdigest()[:DIGITS]
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error as one line: our own sentences as they are, anything else with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FrameError | StoreError | ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this code runs from, or None outside one."""
+    root = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results may depend on."""
+    found = {}
+    for name in ("numpy", "scipy", "pyarrow", "pillow", "scikit-image", "torch", "open_clip_torch", "ray"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def damaged_shards(store: Store, ref: Ref, progress: Callable[[int], None]) -> list[tuple[TableRef, ShardFile, str]]:
+    """Return every damaged shard of a ref, after reading every byte; `progress` gets the bytes of each shard read."""
+    found = []
+    for table in ref.tables.values():
+        for shard in table.shards:
+            what = store.damage(table.stage, table.fingerprint, shard)
+            if what:
+                found.append((table, shard, what))
+            progress(shard.bytes)
+    return found

@@ -1,0 +1,38 @@
+"""The stages in the order data flows; a stage, its table and its make target bear one name."""
+
+from __future__ import annotations
+
+from pipeline.recipe import Recipe
+from pipeline.stages import encode, group, index, label, pairs, points, project, segment, target, text
+from pipeline.stages.base import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        index.STAGE,
+        points.STAGE,
+        project.STAGE,
+        text.STAGE,
+        encode.STAGE,
+        segment.STAGE,
+        group.STAGE,
+        pairs.STAGE,
+        target.STAGE,
+        label.STAGE,
+    )
+}
+
+PACKED = ("points", "pairs", "target")
+"""What the trainer reads; `make pack` builds these and all that they need."""
+
+
+def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage]:
+    """Return the named stages and everything that they need, `index` first, in the order data flows."""
+    wanted = {"index"}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += [need.table for need in STAGES[name].needs(recipe)]
+    return [stage for name, stage in STAGES.items() if name in wanted]

@@ -1,0 +1,125 @@
+"""Stage `index`: opens every file of every key frame, so that a bad one is known before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.datasets import Dataset, open_dataset
+from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_image
+from pipeline.geometry import Float64, check_intrinsics
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
+
+RIGID_TOLERANCE = 1e-3  # tables round quaternions; anything above is a typing error or a scaled matrix
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that checks a listed frame and fills in what only its files tell: sizes and point count."""
+    dataset = open_dataset(recipe.data)
+    root = Path(recipe.data.root)
+
+    def check(inputs: FrameInput) -> Row:
+        row = frame_row(check_frame(dataset, root, inputs.frame))
+        return {name: row[name] for name in row if name not in ("frame_id", "status", "reason")}
+
+    return check
+
+
+def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+    """Return the frame with sizes and point count, every file of it read and decoded; a frame without cameras is fine.
+
+    Raises FrameError that lists everything wrong with the frame: sweep (missing, truncated, values that are not
+    finite), images (missing, empty, truncated, no image), poses and camera matrices, and labels that do not fit the
+    sweep. A label file that is not on disk is not an error: nothing but stage `label` needs it.
+    """
+    problems: list[str] = []
+    for name, pose in (("ego_from_lidar", frame.ego_from_lidar), ("world_from_lidar", frame.world_from_lidar)):
+        problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
+    try:
+        frame = checked_sweep(dataset, root, frame)
+    except FrameError as error:
+        problems.append(str(error))
+    cameras = []
+    for camera in frame.cameras:
+        problems += camera_problems(camera)
+        try:
+            cameras.append(checked_image(root, camera))
+        except FrameError as error:
+            problems.append(str(error))
+    try:
+        check_labels(dataset, root, frame)
+    except FrameError as error:
+        problems.append(str(error))
+    if problems:
+        raise FrameError("; ".join(problems))
+    return replace(frame, cameras=tuple(cameras))
+
+
+def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+    """Return the frame with the size of its sweep; raises FrameError if it cannot be read or a value is not finite."""
+    xyz_m, intensity = dataset.read_points(frame)
+    bad = ~(np.isfinite(xyz_m).all(axis=1) & np.isfinite(intensity))
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        values = [*xyz_m[first].tolist(), float(intensity[first])]
+        raise FrameError(
+            f"{frame.lidar_path}: {bad.sum()} of {len(bad)} points have a value that is not finite, the first is "
+            f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
+        )
+    return replace(frame, n_points=len(xyz_m), lidar_bytes=inside(root, frame.lidar_path).stat().st_size)
+
+
+def checked_image(root: Path, camera: Camera) -> Camera:
+    """Return the camera with the size of its image; raises FrameError if the image cannot be read to its last pixel."""
+    height_px, width_px = read_image(root, camera).shape[:2]
+    image_bytes = inside(root, camera.image_path).stat().st_size
+    return replace(camera, width_px=width_px, height_px=height_px, image_bytes=image_bytes)
+
+
+def check_labels(dataset: Dataset, root: Path, frame: Frame) -> None:
+    """Raise FrameError if the frame's label file is there but does not hold one label per point."""
+    if frame.label_path is None or not frame.n_points or not inside(root, frame.label_path).exists():
+        return
+    n_labels = len(dataset.read_labels(frame))
+    if n_labels != frame.n_points:
+        raise FrameError(f"{frame.label_path}: {n_labels} labels for the {frame.n_points} points of {frame.lidar_path}")
+
+
+def camera_problems(camera: Camera) -> list[str]:
+    """Return what is wrong with the calibration of a camera, nothing if it can be used."""
+    problems = pose_problems(camera.cam_from_lidar)
+    try:
+        matrix = check_intrinsics(camera.intrinsics)
+        if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+            problems.append(f"focal lengths are {matrix[0, 0]} and {matrix[1, 1]} px; expected more than 0")
+    except ValueError as error:
+        problems.append(str(error))
+    return [f"{camera.name}: {problem}" for problem in problems]
+
+
+def pose_problems(pose: Float64) -> list[str]:
+    """Return what keeps a matrix (4, 4) from being a rotation and a translation, nothing if it is."""
+    if not np.isfinite(pose).all():
+        return ["the pose is not finite; a rotation in the tables is not 4 numbers, or 0, or a translation not 3"]
+    rotation = pose[:3, :3]
+    skewed = np.abs(rotation @ rotation.T - np.eye(3)).max() > RIGID_TOLERANCE or np.linalg.det(rotation) < 0
+    if skewed or pose[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
+        return [f"the pose {pose.tolist()} is not a rotation and a translation"]
+    return []
+
+
+STAGE = Stage(
+    name="index",
+    version=1,
+    schema=TABLES["index"],
+    needs=lambda recipe: (),
+    settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
+    prepare=prepare,
+    count=lambda row: {"points": int(row["n_points"]), "images": len(row["camera"])},
+    kilobytes_per_frame=lambda recipe: 10.0,
+)

@@ -1,0 +1,67 @@
+"""Stage `label`: true classes of points, where a data set has them; evaluation reads this table, training never."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.datasets import open_dataset
+from pipeline.frame import Frame, FrameError, inside
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that reads the labels of a frame and maps them to the classes of the dictionary.
+
+    It raises FrameError for a frame without labels, a file that does not fit the sweep, and a label that the dictionary
+    does not know.
+    """
+    dataset = open_dataset(recipe.data)
+
+    def read(inputs: FrameInput) -> Row:
+        frame = inputs.frame
+        if frame.label_path is None:
+            raise FrameError(
+                f"version {recipe.data.version} of the data set names no label file for sweep {frame.lidar_token}, "
+                "though it does for other sweeps; exclude the frame or complete the labels"
+            )
+        raw = dataset.read_labels(frame)
+        if len(raw) != frame.n_points:
+            raise FrameError(f"{frame.label_path}: {len(raw)} labels for a sweep of {frame.n_points} points")
+        try:
+            return {"label": recipe.ontology.class_of_raw_labels(raw), "raw": raw}
+        except ValueError as error:
+            raise FrameError(f"{frame.label_path}: {error}") from None
+
+    return read
+
+
+def refuse(recipe: Recipe, frames: Sequence[Frame]) -> str | None:
+    """Return why the data set can have no true labels at all, or None if it has some."""
+    named = [frame.label_path for frame in frames if frame.label_path is not None]
+    what = f"{recipe.data.dataset} {recipe.data.version} in {recipe.data.root}"
+    if not named:
+        return f"{what} has no true point labels; only evaluation needs them, so leave `label` out or choose other data"
+    root = Path(recipe.data.root)
+    if not any(inside(root, path).is_file() for path in named):
+        return f"{what} names {len(named)} label files, but none is on disk (the first is {named[0]}); unpack them"
+    return None
+
+
+STAGE = Stage(
+    name="label",
+    version=1,
+    schema=TABLES["label"],
+    needs=lambda recipe: (),
+    settings=lambda recipe: {"dataset": recipe.data.dataset, "ontology": recipe.ontology.raw_content()},
+    prepare=prepare,
+    index_columns=("lidar_token", "n_points", "label_path"),
+    refuse=refuse,
+    count=lambda row: {"points": len(row["label"]), "labelled_points": int(np.count_nonzero(row["label"]))},
+    kilobytes_per_frame=lambda recipe: 12.0,
+)

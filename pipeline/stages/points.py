@@ -1,0 +1,32 @@
+"""Stage `points`: the sweeps as the trainer reads them."""
+
+from __future__ import annotations
+
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.datasets import open_dataset
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that reads the sweep of a frame: coordinates and intensity, order of the file."""
+    dataset = open_dataset(recipe.data)
+
+    def read(inputs: FrameInput) -> Row:
+        xyz_m, intensity = dataset.read_points(inputs.frame)
+        return {"n_points": len(xyz_m), "xyz_m": xyz_m, "intensity": intensity}
+
+    return read
+
+
+STAGE = Stage(
+    name="points",
+    version=1,
+    schema=TABLES["points"],
+    needs=lambda recipe: (),
+    settings=lambda recipe: {"dataset": recipe.data.dataset},
+    prepare=prepare,
+    index_columns=("lidar_token", "lidar_path", "lidar_bytes", "n_points"),
+    kilobytes_per_frame=lambda recipe: 420.0,
+)

@@ -1,0 +1,125 @@
+"""Stage `segment`: named 2D segments of every view, and how a row of table `segment` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import ConfigError, changed_values
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.frame import FrameError
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.teachers import TEACHERS
+from superpixels.segments import Segments
+
+
+def needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that segments are made from; a teacher that has no encode half needs the prompts only."""
+    text = Need("text", "broadcast")
+    return (Need("encode"), text) if TEACHERS[recipe.teacher.name].has_encode else (text,)
+
+
+def settings(recipe: Recipe) -> Mapping[str, Any]:
+    """Return what segments depend on beside the tables they are made from."""
+    content = {"teacher": dict(recipe.teacher.settings("segment"))}
+    changed = changed_values(recipe.segment)
+    if not TEACHERS[recipe.teacher.name].ready_made:
+        content["segment"] = changed
+    elif changed:
+        raise ConfigError(
+            f"[segment] does not apply to teacher {recipe.teacher.name}, whose segments are read from files; "
+            f"remove {', '.join(changed)}"
+        )
+    return content
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that finds the segments of a frame."""
+    kind = TEACHERS[recipe.teacher.name]
+    teacher = kind.load(recipe, "segment")
+
+    def segment(inputs: FrameInput) -> Row:
+        encoding = inputs.rows["encode"]["encoding"] if kind.has_encode else {}
+        text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
+        try:
+            views = teacher.segment(inputs.frame, encoding, text)
+        except ValueError as error:  # what the pure functions on arrays raise
+            raise FrameError(str(error)) from None
+        if len(views) != len(inputs.frame.cameras) or any(view.prompt_id.max(initial=0) >= len(text) for view in views):
+            raise FrameError(
+                f"teacher {recipe.teacher.name} gave {len(views)} views; expected {len(inputs.frame.cameras)}, "
+                f"with prompt ids below {len(text)}"
+            )
+        return segments_row(views)
+
+    return segment
+
+
+def segments_row(views: Sequence[Segments]) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of table `segment`: the segments of all views of a frame, one view after the other."""
+    dims = {one.vector.shape[1] for one in views if len(one)} or {0}
+    if len(dims) > 1:
+        raise ValueError(f"vectors of one frame have {sorted(dims)} values; expected one length for all views")
+    vectors = [one.vector for one in views if len(one)]
+    return {
+        "height_px": np.array([one.height_px for one in views], np.int32),
+        "width_px": np.array([one.width_px for one in views], np.int32),
+        "run_value": joined([one.run_value for one in views], np.uint16),
+        "run_length": joined([one.run_length for one in views], np.uint32),
+        "runs_in_view": np.array([len(one.run_value) for one in views], np.int32),
+        "segments_in_view": np.array([len(one) for one in views], np.int32),
+        "prompt_id": joined([one.prompt_id for one in views], np.int32),
+        "score": joined([one.score for one in views], np.float16),
+        "area_px": joined([one.area_px for one in views], np.int32),
+        "vector": np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
+    }
+
+
+def joined(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return arrays end to end; none at all give an empty one."""
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
+def segments_of(row: Row) -> list[Segments]:
+    """Return the segments of every view, as views into a row of table `segment`."""
+    run_end, segment_end = np.cumsum(row["runs_in_view"]), np.cumsum(row["segments_in_view"])
+    views = []
+    for view in range(len(run_end)):
+        runs = slice(run_end[view] - row["runs_in_view"][view], run_end[view])
+        segments = slice(segment_end[view] - row["segments_in_view"][view], segment_end[view])
+        views.append(
+            Segments(
+                height_px=int(row["height_px"][view]),
+                width_px=int(row["width_px"][view]),
+                run_value=row["run_value"][runs],
+                run_length=row["run_length"][runs],
+                prompt_id=row["prompt_id"][segments],
+                score=row["score"][segments],
+                area_px=row["area_px"][segments],
+                vector=row["vector"][segments],
+            )
+        )
+    return views
+
+
+def kilobytes_per_frame(recipe: Recipe) -> float:
+    """Return about how large a row is: six label maps as run lengths, and 20 segments in each."""
+    return 60.0 + 6 * 20 * 768 * 2 / 1000  # 768 values: SAN, FC-CLIP and CLIP L/14
+
+
+STAGE = Stage(
+    name="segment",
+    version=1,
+    schema=TABLES["segment"],
+    needs=needs,
+    settings=settings,
+    prepare=prepare,
+    index_columns=("camera", "camera_token", "width_px", "height_px"),
+    count=lambda row: {"segments": len(row["prompt_id"])},
+    kilobytes_per_frame=kilobytes_per_frame,
+)

@@ -1,0 +1,41 @@
+"""What every test may rely on: one thread, no network, the shared data where it is present."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read by the libraries when they load, so set here, before any test module is imported. MinkowskiEngine gives the same
+# bits in every run only with one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+# No deadline: the first example of many tests pays for an import. Derandomised: a run says the same as the one before.
+settings.register_profile("afov", deadline=None, derandomize=True)
+settings.load_profile("afov")
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Fails the run when something loaded torch before the variable above was set."""
+    torch = sys.modules.get("torch")
+    assert torch is None or torch.get_num_threads() == 1, "torch was imported before OMP_NUM_THREADS=1 was set"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the checkout, with real frames and golden files; the test is skipped without it."""
+    if not SHARED.is_dir():
+        absent = f"{SHARED} is absent: this test reads real frames or golden files from it"
+        if os.environ.get("AFOV_REQUIRE_SHARED") == "1":
+            pytest.fail(absent)
+        pytest.skip(absent)
+    return SHARED

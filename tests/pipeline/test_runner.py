@@ -1,0 +1,321 @@
+"""What a run builds and what it leaves alone: only what depends on a change is built again, and nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from manifests.config import ConfigError
+from manifests.schema import described, metadata
+from manifests.store import ShardFile
+from pipeline.pools import InlinePool, RayPool
+from pipeline.recipe import GroupConfig, Recipe, load_recipe
+from pipeline.runner import Outcome, Runner, StagePlan, Task, Worker
+from pipeline.stages import PACKED, STAGES
+
+
+class Recorder:
+    """A watcher that remembers which shards of which stage were built."""
+
+    def __init__(self) -> None:
+        self.built: list[str] = []
+
+    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
+        pass
+
+    def shard_finished(self, task: Task, outcome: Outcome) -> None:
+        if outcome.shard:
+            self.built.append(f"{task.stage}/{task.shard}")
+
+    def stage_finished(self, plan: StagePlan) -> None:
+        pass
+
+
+@pytest.fixture
+def root(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the simulated nuScenes root (two scenes, three key frames) whose files may be replaced."""
+    copy = tmp_path / "nuscenes"
+    shutil.copytree(shared / "golden" / "nuscenes_tiny", copy, copy_function=os.symlink)
+    return copy
+
+
+def write_recipe(path: Path, root: Path, masks: Path, store: Path) -> Path:
+    path.write_text(
+        f'[data]\nroot = "{root}"\n[teacher]\nname = "artifacts"\nfolder = "{masks}"\n[run]\nstore = "{store}"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def recipe_of(shared: Path, root: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Return a function that loads the test's recipe with overrides."""
+    path = write_recipe(tmp_path / "tiny.toml", root, shared / "golden" / "superpixels_tiny", tmp_path / "store")
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+@pytest.fixture(scope="module")
+def built_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with everything that the trainer reads, built once; tests work on copies."""
+    folder = tmp_path_factory.mktemp("built")
+    golden = shared / "golden"
+    path = write_recipe(folder / "tiny.toml", golden / "nuscenes_tiny", golden / "superpixels_tiny", folder / "store")
+    built = build(load_recipe(path))
+    assert stages(built) == ["index", "points", "project", "text", "segment", "group", "pairs", "target"]
+    return folder / "store"
+
+
+@pytest.fixture
+def packed(recipe_of: Callable[..., Recipe], built_store: Path, tmp_path: Path) -> Recipe:
+    """The test's recipe, everything the trainer reads built (from the same files under another root)."""
+    shutil.copytree(built_store, tmp_path / "store")
+    return recipe_of()
+
+
+def build(recipe: Recipe, targets: Sequence[str] = PACKED) -> list[str]:
+    """Build the targets and return what was built, as stage/shard."""
+    recorder = Recorder()
+    failures = Runner(recipe).run(targets, InlinePool(recipe), recorder)
+    assert failures == []
+    return recorder.built
+
+
+def stages(built: Sequence[str]) -> list[str]:
+    """Return the stages of what was built, once each, in order."""
+    return list(dict.fromkeys(name.split("/")[0] for name in built))
+
+
+def test_a_second_run_builds_nothing(packed: Recipe) -> None:
+    assert build(packed) == []
+    assert all(plan.complete for plan in Runner(packed).plan(PACKED))
+
+
+def test_a_setting_of_group_rebuilds_group_and_what_follows(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+    changed = recipe_of("group.policy=last_camera")
+    (group,) = [plan for plan in Runner(changed).plan(PACKED) if plan.stage.name == "group"]
+    assert group.changes == ('settings.policy: (default) -> "last_camera"',)
+    assert stages(build(changed)) == ["group", "pairs", "target"]
+    assert build(packed) == []  # the first variant is still there
+
+
+def test_a_setting_of_project_leaves_the_teacher_alone(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+    assert stages(build(recipe_of("project.cell_px=16"))) == ["project", "group", "pairs", "target"]
+
+
+def test_nothing_in_run_rebuilds_anything(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+    assert build(recipe_of("run.workers=3", "run.batch_size=1", "run.device=cpu", "run.progress=false")) == []
+
+
+def test_a_moved_data_set_rebuilds_nothing(packed: Recipe, recipe_of: Callable[..., Recipe], root: Path) -> None:
+    elsewhere = root.parent / "elsewhere"
+    root.rename(elsewhere)
+    assert build(recipe_of(f"data.root={elsewhere}")) == []
+
+
+def test_choosing_another_split_builds_nothing_and_the_ref_follows(
+    packed: Recipe, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    split = tmp_path / "half.txt"
+    split.write_text("scene-0008\n")
+    half = recipe_of(f"data.split={split}")
+    assert build(half) == []
+    ref = Runner(half).store.read_ref("tiny")
+    assert [shard.shard for shard in ref.table("target").shards] == ["scene-0008"]
+
+
+def test_excluding_a_frame_rebuilds_nothing_and_the_ref_says_so(
+    packed: Recipe, recipe_of: Callable[..., Recipe]
+) -> None:
+    runner = Runner(packed)
+    frame_id = runner.listing()["scene-0001"][0].frame_id
+    assert build(recipe_of(f'data.exclude=["{frame_id}"]')) == []
+    assert runner.store.read_ref("tiny").excluded == (frame_id,)
+
+
+def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[..., Recipe]) -> None:
+    with pytest.raises(ConfigError, match="data.exclude names frame nobody"):
+        Runner(recipe_of('data.exclude=["nobody"]')).plan(PACKED)
+
+
+def test_rewording_a_unit_rebuilds_nothing(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = STAGES["project"]
+    columns = [
+        described(column.name, column.type, metadata(column) | {"doc": "reworded", "unit": "?"})
+        for column in stage.schema
+    ]
+    monkeypatch.setitem(STAGES, "project", dataclasses.replace(stage, schema=pa.schema(columns)))
+    assert build(packed) == []
+
+
+def test_adding_a_setting_with_a_default_rebuilds_nothing(packed: Recipe) -> None:
+    wider = dataclasses.make_dataclass("Wider", [("colour", str, "red")], bases=(GroupConfig,), frozen=True)
+    assert build(dataclasses.replace(packed, group=wider())) == []
+    assert stages(build(dataclasses.replace(packed, group=wider(colour="blue")))) == ["group", "pairs", "target"]
+
+
+def test_raising_a_version_rebuilds_the_stage_and_what_follows(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = STAGES["pairs"]
+    monkeypatch.setitem(STAGES, "pairs", dataclasses.replace(stage, version=stage.version + 1))
+    assert stages(build(packed)) == ["pairs"]
+
+
+def test_adding_a_scene_builds_that_scene(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    split = tmp_path / "half.txt"
+    split.write_text("scene-0008\n")
+    build(recipe_of(f"data.split={split}"))
+    added = build(recipe_of())
+    assert "text/all" not in added and added and all(name.endswith("/scene-0001") for name in added)
+
+
+@pytest.mark.parametrize("stage", ["index", "segment", "group", "target"])
+def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, stage: str) -> None:
+    runner = Runner(packed)
+    table = runner.store.read_ref("tiny").table(stage)
+    before = shards_of(packed)
+    shard = table.shards[0]
+    assert runner.store.local is not None
+    (runner.store.local / stage / table.fingerprint / shard.name).unlink()
+    assert build(packed) == [f"{stage}/{shard.shard}"]
+    assert shards_of(packed) == before
+
+
+def shards_of(recipe: Recipe) -> dict[str, tuple[ShardFile, ...]]:
+    """Return all shards that the recipe's ref names, with their digests."""
+    return {name: table.shards for name, table in Runner(recipe).store.read_ref(recipe.name).tables.items()}
+
+
+def test_another_class_dictionary_leaves_the_expensive_half_alone(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from manifests import ontology
+
+    source = Path(ontology.__file__).parent / "ontologies" / "nuscenes.toml"
+    changed = tmp_path / "changed.toml"
+    text = source.read_text()
+    assert '"hatch-back"' in text
+    changed.write_text(text.replace('"hatch-back"', '"hatchback"'))
+    split = tmp_path / "half.txt"
+    split.write_text("scene-0008\n")
+    dense = ["teacher.name=clip_dense", "teacher.model=tiny", "teacher.weights=random:0", "teacher.short_side_px=64"]
+    dense += ["segment.scale=0.05", "text.templates=single", f"data.split={split}"]
+    # the folder belongs to the other teacher's section: write the recipe anew
+    recipe = tmp_path / "dense.toml"
+    recipe.write_text(f'[data]\nroot = "{tmp_path / "nuscenes"}"\n[run]\nstore = "{tmp_path / "store"}"\n')
+    first = build(load_recipe(recipe, dense))
+    assert "encode" in stages(first)
+    second = build(load_recipe(recipe, [*dense, f"data.ontology={changed}"]))
+    assert stages(second) == ["text", "segment", "group", "pairs", "target"]
+
+
+def test_a_bad_frame_holds_up_its_scene_only_and_is_named(
+    packed: Recipe, recipe_of: Callable[..., Recipe], root: Path, tmp_path: Path
+) -> None:
+    runner = Runner(packed)
+    frame = runner.listing()["scene-0001"][1]
+    image = root / frame.cameras[0].image_path
+    content = image.read_bytes()
+    image.unlink()
+    image.write_bytes(content[: len(content) // 2])
+    fresh = f"run.store={tmp_path / 'store2'}"
+    recorder = Recorder()
+    failures = Runner(recipe_of(fresh)).run(PACKED, InlinePool(recipe_of(fresh)), recorder)
+    assert [(failure.stage, failure.shard, failure.frame_id) for failure in failures] == [
+        ("index", "scene-0001", frame.frame_id)
+    ]
+    assert "target/scene-0008" in recorder.built and "points/scene-0001" not in recorder.built
+    assert "target" not in Runner(recipe_of(fresh)).store.read_ref("tiny").tables
+
+    # left out by name it keeps its row, with status and reason, and everything else is built
+    excluded = recipe_of(fresh, f'data.exclude=["{frame.frame_id}"]')
+    assert "target/scene-0001" in build(excluded)
+    runner = Runner(excluded)
+    table = runner.store.read_ref("tiny").table("target")
+    rows = runner.store.rows("target", table.fingerprint, table.shards[0])
+    assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["frame_id"] == frame.frame_id
+    assert image.name in rows[1]["reason"]
+
+    # repaired and no longer excluded, its scene is built again and equals the undisturbed run
+    image.write_bytes(content)
+    assert all(name.endswith("scene-0001") for name in build(recipe_of(fresh)))
+    assert shards_of(recipe_of(fresh)) == shards_of(packed)
+
+
+def test_a_replaced_file_is_noticed(packed: Recipe, recipe_of: Callable[..., Recipe], root: Path) -> None:
+    sweep = root / Runner(packed).listing()["scene-0008"][0].lidar_path
+    content = sweep.read_bytes()
+    sweep.unlink()
+    sweep.write_bytes(content[:-20])
+    shutil.rmtree(root / "lidarseg")  # its labels no longer fit
+    table = Runner(packed).store.read_ref("tiny").table("points")
+    Runner(packed).store.forget("points", table.fingerprint, table.shards[1])
+    failures = Runner(packed).run(PACKED, InlinePool(packed))
+    assert len(failures) == 1 and "the file was replaced since" in failures[0].cause
+    recorder = Recorder()
+    assert Runner(packed).run(["index"], InlinePool(packed), recorder, again=["index"]) == []
+    assert "points/scene-0008" in build(packed)
+
+
+def test_changed_inputs_never_leave_a_stale_table_in_the_ref(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+    build(recipe_of("group.min_points=2"), ["group"])
+    tables = Runner(packed).store.read_ref("tiny").tables
+    assert "group" in tables and "pairs" not in tables and "target" not in tables
+
+
+def test_an_empty_split_and_an_unknown_one_are_errors(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("scene-9999\n")
+    for split in ("mini_val", "nonsense", str(tmp_path / "none.txt")):
+        with pytest.raises(ConfigError, match="data.split"):
+            Runner(recipe_of(f"data.split={split}")).plan(PACKED)
+
+
+def test_packing_opens_no_labels(recipe_of: Callable[..., Recipe], root: Path) -> None:
+    shutil.rmtree(root / "lidarseg")
+    assert "target" in stages(build(recipe_of()))
+
+
+@pytest.fixture(scope="module")
+def ray_stopped_afterwards() -> Iterator[None]:
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_stopped_afterwards")
+def test_ray_and_inline_give_the_same_bytes(packed: Recipe, recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    on_ray = recipe_of(f"run.store={tmp_path / 'store2'}", "run.pool=ray", "run.workers=2")
+    with RayPool(on_ray) as pool:
+        assert Runner(on_ray).run([*PACKED, "label"], pool) == []
+    build(packed, [*PACKED, "label"])
+    assert shards_of(on_ray) == shards_of(packed)
+
+
+@pytest.mark.usefixtures("ray_stopped_afterwards")
+def test_a_killed_worker_is_replaced_and_a_deadly_shard_set_aside(
+    packed: Recipe, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    class Mortal(Worker):  # dies once on every shard, and each time on scene-0008
+        def run(self, task: Task) -> Outcome:
+            mark = marks / task.shard
+            if not mark.exists() or task.shard == "scene-0008":
+                mark.write_text(mark.read_text() + "x" if mark.exists() else "x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(task)
+
+    recipe = recipe_of(f"run.store={tmp_path / 'store3'}", "run.pool=ray", "run.workers=2")
+    recorder = Recorder()
+    with RayPool(recipe, Mortal) as pool:
+        failures = Runner(recipe).run(["index"], pool, recorder)
+    assert recorder.built == ["index/scene-0001"]
+    assert [(failure.shard, failure.frame_id) for failure in failures] == [("scene-0008", None)]
+    assert "died 2 times" in failures[0].cause
+    assert (marks / "scene-0008").read_text() == "xx" and (marks / "scene-0001").read_text() == "x"

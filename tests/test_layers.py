@@ -1,0 +1,279 @@
+"""Who may import whom, read from the syntax trees: nothing is imported to find out."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("manifests", "superpixels", "pipeline", "trainer")
+
+MAY_IMPORT = {
+    "manifests": {"manifests"},
+    "superpixels": {"superpixels"},
+    "pipeline": {"pipeline", "manifests", "superpixels"},
+    "trainer": {"trainer", "manifests", "superpixels"},
+}
+LEAF_LIBRARIES = {"numpy", "scipy", "skimage", "sklearn", "pyarrow"}
+
+# The one door of each heavy package: the modules that may import it, and only inside a function.
+DOORS = {
+    "ray": re.compile(r"pipeline/pools\.py"),
+    "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
+    "open_clip": re.compile(r"pipeline/teachers/\w+\.py"),
+    "timm": re.compile(r"pipeline/teachers/\w+\.py"),
+    "transformers": re.compile(r"pipeline/teachers/\w+\.py"),
+    "torchvision": re.compile(r"pipeline/teachers/\w+\.py"),
+    "open3d": re.compile(r"superpixels/ground\.py|pipeline/viewer\.py|pipeline/city/\w+\.py"),
+    "rerun": re.compile(r"pipeline/viewer\.py"),
+    "MinkowskiEngine": re.compile(r"trainer/sparse\.py"),
+    "MinkowskiEngineBackend": re.compile(r"trainer/sparse\.py"),
+}
+ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "pipeline/city/"))
+
+# A module imports from its own row or a row above; modules that are not listed stand beside the rows.
+ORDER = {
+    "pipeline": (
+        ("geometry",),
+        ("frame",),
+        ("datasets", "teachers"),
+        ("stages",),
+        ("runner",),
+        ("pools",),
+        ("__main__",),
+    ),
+    "trainer": (
+        ("voxels", "augment", "losses", "metrics", "sparse"),
+        ("data", "minkunet"),
+        ("train", "predict", "evaluate"),
+        ("__main__",),
+    ),
+}
+MAY_NAME_LABELS = {"trainer/evaluate.py", "trainer/supervised.py"}
+HOMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name in full, `a.b.c`, and when: as the module loads, in a call, or for types only."""
+
+    name: str
+    line: int
+    when: str
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+def imports(path: str, source: str) -> list[Import]:
+    return list(_imports(ast.parse(source, path), PurePosixPath(path).parent.parts, "load"))
+
+
+def _imports(node: ast.AST, package: tuple[str, ...], when: str) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        yield from (Import(alias.name, node.lineno, when) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        origin = ".".join((*base, *([node.module] if node.module else [])))
+        yield from (Import(f"{origin}.{alias.name}", node.lineno, when) for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+        "__import__",
+        "import_module",
+        "importlib.import_module",
+    ):
+        if node.args and isinstance(node.args[0], ast.Constant):
+            yield Import(str(node.args[0].value), node.lineno, when)
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for child in node.body:
+            yield from _imports(child, package, "types")
+        for child in node.orelse:
+            yield from _imports(child, package, when)
+        return
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "load":
+        when = "call"
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child, package, when)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Every rule that one module breaks, as sentences with the line."""
+    package = path.split("/")[0]
+    found = []
+    for imported in imports(path, source):
+        where = f"{path}:{imported.line}"
+        other = imported.package
+        if other in PACKAGES and other not in MAY_IMPORT[package]:
+            found.append(f"{where}: {package} may not import {other}")
+        if other in DOORS and not DOORS[other].fullmatch(path):
+            found.append(f"{where}: {other} may be imported only in {DOORS[other].pattern}")
+        if other in DOORS and imported.when == "load":
+            found.append(f"{where}: {other} must be imported inside the function that needs it")
+        is_library = other not in PACKAGES and other not in sys.stdlib_module_names and other not in DOORS
+        if package in ("manifests", "superpixels") and is_library and other not in LEAF_LIBRARIES:
+            found.append(f"{where}: {package} is a leaf and may not import {other}")
+        is_teacher = path.startswith("pipeline/teachers/")
+        if package == "pipeline" and other == "torch" and imported.when == "load" and not is_teacher:
+            found.append(f"{where}: in pipeline, torch must be imported inside the function that needs it")
+        if other == package and _row(package, _module(path)) < _row(package, imported.name.split(".")[1]):
+            found.append(f"{where}: {_module(path)} may not import {imported.name}, which stands after it")
+    return found + label_violations(path, source)
+
+
+def _module(path: str) -> str:
+    return PurePosixPath(path).with_suffix("").parts[1]
+
+
+def _row(package: str, module: str) -> float:
+    """Place of a module in the order of its package; NaN, which is neither before nor after, where it has none."""
+    for row, modules in enumerate(ORDER.get(package, ())):
+        if module in modules:
+            return row
+    return float("nan")
+
+
+def label_violations(path: str, source: str) -> list[str]:
+    """Places in the trainer where the label table is named although only evaluation may open it.
+
+    `row["label"]` and `{"label": ...}` are columns, which other tables have too, and `== "label"` opens nothing. A
+    module that imports nothing of ours has nothing to open a table with.
+    """
+    if not path.startswith("trainer/") or path in MAY_NAME_LABELS:
+        return []
+    if not any(imported.package in PACKAGES for imported in imports(path, source)):
+        return []
+    tree = ast.parse(source)
+    harmless = {id(n.slice) for n in ast.walk(tree) if isinstance(n, ast.Subscript) and not _holds_tables(n.value)}
+    harmless |= {id(key) for n in ast.walk(tree) if isinstance(n, ast.Dict) for key in n.keys}
+    harmless |= {
+        id(side)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Compare) and all(isinstance(sign, ast.Eq | ast.NotEq) for sign in n.ops)
+        for side in (n.left, *n.comparators)
+    }
+    lines = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value == "label" and id(node) not in harmless
+    ]
+    lines += [imported.line for imported in imports(path, source) if imported.name == "manifests.schema.LABEL"]
+    return [f"{path}:{line}: only evaluation may name the label table" for line in lines]
+
+
+def _holds_tables(node: ast.expr) -> bool:
+    return ast.unparse(node).lower().endswith(("tables", "refs", "identities", "stages"))
+
+
+MODULES = {str(file.relative_to(ROOT)): file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_has_modules_to_look_at(package: str) -> None:
+    assert any(path.startswith(f"{package}/") and not path.endswith("__init__.py") for path in MODULES)
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_a_module_keeps_the_import_rules(path: str) -> None:
+    assert violations(path, MODULES[path].read_text()) == []
+
+
+@pytest.mark.parametrize(("library", "folder"), ONE_MODULE)
+def test_one_module_of_a_folder_is_the_door(library: str, folder: str) -> None:
+    inside = [path for path in MODULES if path.startswith(folder)]
+    doors = [path for path in inside if any(i.package == library for i in imports(path, MODULES[path].read_text()))]
+    assert len(doors) <= 1
+
+
+def test_what_we_import_is_a_direct_requirement() -> None:
+    requirements = "".join(file.read_text() for file in (ROOT / "install").glob("requirements*.txt"))
+    named = {_normal(line) for line in requirements.splitlines() if re.match(r"\w", line)} | {"minkowskiengine"}
+    providers = importlib.metadata.packages_distributions()
+    used = {i.package for path, file in MODULES.items() for i in imports(path, file.read_text())}
+    third_party = used - set(PACKAGES) - set(sys.stdlib_module_names)
+    unnamed = {name for name in third_party if named.isdisjoint(map(_normal, providers.get(name, [name])))}
+    assert third_party and not unnamed
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
+
+
+def test_no_module_is_a_drawer_for_leftovers() -> None:
+    assert [path for path in MODULES if HOMELESS & set(PurePosixPath(path).with_suffix("").parts)] == []
+
+
+def test_test_folders_are_not_packages() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("manifests/store.py", "import pipeline.runner"),
+        ("manifests/store.py", "import superpixels"),
+        ("manifests/store.py", "def f():\n    import torch"),
+        ("superpixels/slic.py", "import numba"),
+        ("superpixels/slic.py", "from manifests import schema"),
+        ("superpixels/slic.py", "def f():\n    import open3d"),
+        ("superpixels/ground.py", "import open3d"),
+        ("pipeline/runner.py", "def f():\n    import ray"),
+        ("pipeline/pools.py", "import ray"),
+        ("pipeline/pools.py", "class Pool:\n    import ray"),
+        ("pipeline/pools.py", "try:\n    from ray.util import queue\nexcept ImportError:\n    pass"),
+        ("pipeline/stages/index.py", "def f():\n    from nuscenes.nuscenes import NuScenes"),
+        ("pipeline/stages/index.py", "import torch"),
+        ("pipeline/stages/index.py", "import importlib\ndef f():\n    importlib.import_module('nuscenes')"),
+        ("pipeline/stages/index.py", "from trainer import voxels"),
+        ("pipeline/teachers/clip_dense.py", "import open_clip"),
+        ("pipeline/frame.py", "from pipeline.stages import base"),
+        ("pipeline/frame.py", "from . import runner"),
+        ("pipeline/datasets/folder.py", "from ..pools import inline"),
+        ("pipeline/runner.py", "def f():\n    from pipeline import pools"),
+        ("trainer/data.py", "def f():\n    from pipeline.frame import Frame"),
+        ("trainer/data.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline"),
+        ("trainer/data.py", "def f():\n    import ray"),
+        ("trainer/minkunet.py", "def f():\n    import MinkowskiEngine as ME"),
+        ("trainer/sparse.py", "import MinkowskiEngine as ME"),
+        ("trainer/losses.py", "from trainer.train import step"),
+        ("trainer/train.py", "from manifests.store import Store\ndef f(store):\n    store.table('label')"),
+        ("trainer/train.py", "from trainer import data\nfor name in ('points', 'label'):\n    data.read(name)"),
+        ("trainer/train.py", "from trainer import data\ndef f(tables):\n    return tables['label']"),
+        ("trainer/train.py", "from trainer import data\ndef f(ref):\n    return 'label' in ref.tables"),
+        ("trainer/data.py", "from manifests.schema import LABEL"),
+    ],
+)
+def test_a_module_that_breaks_a_rule_is_found(path: str, source: str) -> None:
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "manifests/store.py",
+            "import json\nimport numpy as np\nimport pyarrow.parquet as pq\nfrom manifests.rows import Row",
+        ),
+        ("superpixels/ground.py", "def f():\n    import open3d"),
+        ("pipeline/pools.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
+        ("pipeline/pools.py", "from pipeline.runner import run\ndef f():\n    import ray"),
+        ("pipeline/teachers/clip_dense.py", "import torch\ndef f():\n    import open_clip"),
+        ("pipeline/recipe.py", "from pipeline.teachers import TEACHERS"),
+        (
+            "trainer/train.py",
+            "import torch\nfrom manifests import store\ndef f(row):\n    return {'label': row['label']}",
+        ),
+        (
+            "trainer/predict.py",
+            "from manifests import config\ndef f(names):\n    return [n for n in names if n != 'label']",
+        ),
+        ("trainer/evaluate.py", "from manifests.store import Store\ndef f(store):\n    store.table('label')"),
+        ("trainer/metrics.py", "import numpy\ndef f():\n    raise ValueError('label')"),
+    ],
+)
+def test_a_module_that_keeps_the_rules_passes(path: str, source: str) -> None:
+    assert violations(path, source) == []
