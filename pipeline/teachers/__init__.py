@@ -1,0 +1,68 @@
+"""2D open-vocabulary teachers: what each one gives, and the dict that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from numpy.typing import NDArray
+
+from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
+from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
+
+if TYPE_CHECKING:
+    from pipeline.frame import Frame
+    from pipeline.recipe import Recipe
+    from superpixels.segments import Segments
+
+
+class TeacherConfig(Protocol):
+    """Section `[teacher]` of a recipe, one frozen dataclass per teacher; `name` picks it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
+
+        Planning calls it: it may digest small local files and must never download. Weights enter as their sha256.
+        """
+
+
+class Teacher(Protocol):
+    """A loaded teacher. NumPy at its border; vectors have whatever size it has, unit length, float32."""
+
+    def text(self, prompts: tuple[str, ...]) -> NDArray[Any]:
+        """Return one unit vector per prompt, float32 (p, d), using the recipe's templates."""
+
+    def encode(self, frame: Frame) -> dict[str, NDArray[Any]]:
+        """Return the vocabulary-free half of every view, named `<camera>/<part>`; raises FrameError on bad images."""
+
+    def segment(self, frame: Frame, encoding: Mapping[str, NDArray[Any]], text: NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order. `encoding` is empty without an encode half."""
+
+
+@dataclass(frozen=True)
+class TeacherKind:
+    """How a teacher is set up: its recipe section, and how a worker loads it for stage "text", "encode" or "segment".
+
+    Loading for "segment" should leave out what only the encode half needs. `ready_made` teachers read finished
+    segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `supervised` ones learnt from
+    labels of driving scenes. `kilobytes_per_frame` estimates a row of table `encode`.
+    """
+
+    config: type[Any]
+    load: Callable[[Recipe, str], Teacher]
+    has_encode: bool
+    ready_made: bool = False
+    supervised: bool = False
+    kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
+
+
+TEACHERS: dict[str, TeacherKind] = {
+    "artifacts": TeacherKind(ArtifactsConfig, Artifacts.load, has_encode=False, ready_made=True),
+    "clip_dense": TeacherKind(
+        ClipDenseConfig, ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame
+    ),
+}

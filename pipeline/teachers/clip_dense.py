@@ -1,0 +1,282 @@
+"""Teacher `clip_dense`: dense features of a CLIP vision transformer, compared with the vector of every prompt.
+
+It needs open_clip and nothing else, and is training-free. Its encode half is the image tower, its segment half the
+comparison.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import changed_values
+from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.teachers.templates import templates_of
+from pipeline.teachers.towers import TINY, TINY_CONFIG, Towers, is_local, load_towers, random_seed
+from superpixels.pooling import segment_weights, strip_argmax
+from superpixels.segments import Segments, Split, compact
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe, SegmentConfig
+    from pipeline.teachers.dense import DenseTower
+
+_TOWER = ("model", "weights", "quick_gelu")
+_FIELDS = {
+    "text": _TOWER,
+    "encode": (*_TOWER, "mode", "sigma", "short_side_px", "precision", "unit_cells"),
+    "segment": ("logit_scale",),
+}
+_SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
+
+
+@dataclass(frozen=True)
+class ClipDenseConfig:
+    """Section `[teacher]` with `name = "clip_dense"`.
+
+    `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint, or
+    `random:SEED` (tests and dry runs: the masks mean nothing). `weights_sha256` is demanded for a path, and may pin a
+    tag; it stands for the weights in the identity, so that the same file elsewhere is the same teacher. `quick_gelu`
+    must be said for a path, as the file does not tell: true for OpenAI's, MetaCLIP's and DFN's weights, false for
+    LAION's and DataComp's.
+
+    `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `short_side_px` is the image's
+    shorter side as the tower sees it; both sides are rounded to multiples of the patch. `precision` "bf16" runs the
+    image tower in bfloat16 where torch deems it safe. `unit_cells` scales the features of each cell to length 1, so
+    that all pixels of a segment count the same. `logit_scale` times the cosine is what the softmax behind `score`
+    sees; it moves no segment.
+    """
+
+    name: str = "clip_dense"
+    model: str = "ViT-B-16-quickgelu"
+    weights: str = "openai"
+    weights_sha256: str = ""
+    quick_gelu: bool | None = None
+    mode: str = "naclip"
+    sigma: float = 5.0
+    short_side_px: int = 448
+    precision: str = "fp32"
+    unit_cells: bool = True
+    logit_scale: float = 40.0
+
+    def __post_init__(self) -> None:
+        if self.name != "clip_dense":
+            raise ValueError(f'name is "{self.name}"; these are the settings of "clip_dense"')
+        if self.weights_sha256 and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ValueError(f'weights_sha256 is "{self.weights_sha256}"; expected 64 hexadecimal digits in lower case')
+        implied = implies_quick_gelu(self.model)
+        if random_seed(self.weights) is not None:
+            if self.weights_sha256:
+                raise ValueError("weights_sha256 is given, but random weights have no file; remove one of the two")
+        elif is_local(self.weights):
+            if not self.weights_sha256:
+                raise ValueError(f"weights_sha256 is missing; pin {self.weights} with the output of sha256sum")
+            if self.quick_gelu is None:
+                raise ValueError(
+                    "quick_gelu is missing; a file does not tell its activation, and the wrong one gives wrong "
+                    "features without any error: true for OpenAI, MetaCLIP and DFN, false for LAION and DataComp"
+                )
+        elif self.model == TINY:
+            raise ValueError(
+                f'weights are "{self.weights}", but the tiny model has no pretrained tags; use random:SEED'
+            )
+        elif self.weights == "openai" and not (implied if self.quick_gelu is None else self.quick_gelu):
+            raise ValueError(
+                f'weights "openai" were trained with QuickGELU, but model "{self.model}" computes GELU, which gives '
+                f'wrong features without any error; use model "{self.model}-quickgelu"'
+            )
+        if implied and self.quick_gelu is False:
+            raise ValueError(f'quick_gelu is false, but model "{self.model}" means QuickGELU; take the name without it')
+        if self.mode not in ("naclip", "maskclip", "vanilla"):
+            raise ValueError(f'mode is "{self.mode}"; choose "naclip", "maskclip" or "vanilla"')
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
+        if not (0 < self.sigma < float("inf") and 0 < self.logit_scale < float("inf")):
+            raise ValueError("sigma and logit_scale must be positive and finite")
+        if not 8 <= self.short_side_px <= 4096:
+            raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
+        values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
+        if self.quick_gelu == implies_quick_gelu(self.model):
+            values.pop("quick_gelu", None)
+        if self.weights_sha256 and stage != "segment":
+            values["weights"] = f"sha256:{self.weights_sha256}"
+        return {"name": self.name, **values}
+
+
+def implies_quick_gelu(model: str) -> bool:
+    """Return the activation that a model's name stands for."""
+    return model.endswith("-quickgelu") or model == TINY
+
+
+def grid_shape(config: ClipDenseConfig) -> tuple[int, int, int]:
+    """Return about how many cells and values a 16:9 image gives, (h, w, d), for estimates made without open_clip."""
+    if config.model == TINY:
+        patch, dims = TINY_CONFIG["vision_cfg"]["patch_size"], TINY_CONFIG["embed_dim"]
+    else:
+        found = re.match(r"ViT-(bigG|[SMBLHgG])-(\d+)", config.model)
+        size, patch = (found[1], int(found[2])) if found else ("L", 16)
+        dims = {"S": 384, "M": 512, "B": 512, "L": 768, "H": 1024, "g": 1024}.get(size, 1280)
+    height = max(1, round(config.short_side_px / patch))
+    return height, round(height * 16 / 9), dims
+
+
+@dataclass(frozen=True, eq=False)
+class ClipDense:
+    """The loaded teacher. `towers` and `dense` are None where only the segment half is run: it needs no network."""
+
+    config: ClipDenseConfig
+    root: Path
+    templates: tuple[str, ...]
+    segmentation: SegmentConfig
+    towers: Towers | None
+    dense: DenseTower | None
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: str) -> ClipDense:
+        """Return the teacher, with the towers that stage "text", "encode" or "segment" needs; raises ConfigError."""
+        config = recipe.teacher
+        assert isinstance(config, ClipDenseConfig)
+        towers, dense = None, None
+        if stage != "segment":
+            towers = load_towers(
+                config.model, config.weights, config.weights_sha256, config.quick_gelu, recipe.run.device
+            )
+        if towers and stage == "encode":
+            from pipeline.teachers.dense import DenseTower
+
+            dense = DenseTower(towers, config.mode, config.sigma, bf16=config.precision == "bf16")
+        return cls(config, Path(recipe.data.root), templates_of(recipe.text.templates), recipe.segment, towers, dense)
+
+    @staticmethod
+    def kilobytes_per_frame(recipe: Recipe) -> float:
+        """Return about how large the grids of six 16:9 images are, float16."""
+        assert isinstance(recipe.teacher, ClipDenseConfig)
+        height, width, dims = grid_shape(recipe.teacher)
+        return 6 * height * width * dims * 2 / 1000
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d)."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.text_vectors(prompts, self.templates)
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images or features.
+
+        Images are decoded side by side, and those of equal size go through the tower together.
+        """
+        assert self.dense is not None, "the teacher was loaded for another stage"
+        with ThreadPoolExecutor(max_workers=max(len(frame.cameras), 1)) as threads:
+            images = list(threads.map(self.read, frame.cameras))
+        views: dict[tuple[int, ...], list[int]] = {}
+        for view, image in enumerate(images):
+            views.setdefault(image.shape, []).append(view)
+        grids: dict[int, npt.NDArray[Any]] = {}
+        for alike in views.values():
+            grids.update(zip(alike, self.dense(np.stack([images[view] for view in alike])), strict=True))
+        encoding = {}
+        for view, camera in enumerate(frame.cameras):
+            grid = grids[view]
+            if self.config.unit_cells:
+                grid = unit(grid)
+            with np.errstate(over="ignore"):
+                encoding[f"{camera.name}/grid"] = grid.astype(np.float16)
+            if not np.isfinite(encoding[f"{camera.name}/grid"]).all():
+                raise FrameError(
+                    f"{camera.image_path}: the features of {self.config.model} hold values that are not finite or "
+                    "beyond float16; check the weights, and set teacher.unit_cells = true"
+                )
+        return encoding
+
+    def read(self, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels.
+
+        Rounding both sides to multiples of the patch changes the aspect ratio a little (1600 x 900 becomes 800 x 448).
+        """
+        from PIL import Image
+
+        assert self.dense is not None
+        image = read_image(self.root, camera)
+        scale = self.config.short_side_px / min(image.shape[:2])
+        height, width = (
+            patch * max(1, round(side * scale / patch))
+            for side, patch in zip(image.shape[:2], self.dense.patch_px, strict=True)
+        )
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.
+
+        Of prompts with one vector the first takes all: it alone is compared, as rounding could tell the others apart.
+        """
+        _, first = np.unique(text, axis=0, return_index=True)
+        distinct = np.sort(first)
+        return [self.segment_view(camera, encoding, text[distinct], distinct) for camera in frame.cameras]
+
+    def segment_view(
+        self,
+        camera: Camera,
+        encoding: Mapping[str, npt.NDArray[Any]],
+        text: npt.NDArray[Any],
+        prompt_of_row: npt.NDArray[np.integer[Any]],
+    ) -> Segments:
+        """Return the segments of one view: each pixel goes to the prompt of largest cosine.
+
+        `text` are distinct vectors and `prompt_of_row` the prompts that they stand for.
+
+        Cosines, probabilities and features live on the grid; a pixel's are the bilinear mix of the cells around it. A
+        segment's vector is the sum of its pixels' features, scaled to length 1. Its score is the mean over its pixels
+        of the softmax probability of its prompt among all. Both sums are exact, without upsampling (see
+        superpixels.pooling).
+        """
+        name = f"{camera.name}/grid"
+        if name not in encoding:
+            raise FrameError(f"table encode has no {name}; it was made for other cameras: run `encode` again")
+        grid = encoding[name].astype(np.float32)
+        if grid.ndim != 3 or grid.shape[2] != text.shape[1]:
+            raise FrameError(
+                f"{name} has shape {grid.shape}; expected (h, w, {text.shape[1]}), as the prompt vectors have"
+            )
+        height, width, _ = grid.shape
+        cosine = unit(grid) @ text.T
+        prompt_map, _ = strip_argmax(
+            cosine.transpose(2, 0, 1),
+            max(1, round(camera.height_px * self.segmentation.scale)),
+            max(1, round(camera.width_px * self.segmentation.scale)),
+        )
+        label_map, row = compact(
+            prompt_map,
+            split=_SPLITS[self.segmentation.split],
+            min_area_px=max(1, self.segmentation.min_area_px),
+        )
+        weights = segment_weights(label_map, len(row), height, width).astype(np.float32)
+        probability = softmax(self.config.logit_scale * cosine).reshape(height * width, -1)
+        of_winner = (weights @ probability)[np.arange(len(row)), row]
+        return Segments.from_label_map(
+            label_map,
+            prompt_of_row[row],
+            score=of_winner / weights.sum(axis=1),  # a row of weights sums to the segment's area
+            vector=weights @ grid.reshape(height * width, -1),
+        )
+
+
+def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return vectors (..., d) scaled to length 1; one of length 0 stays as it is."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = vectors / np.maximum(length, np.finfo(np.float32).tiny)
+    return scaled
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return probabilities over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: npt.NDArray[np.float32] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result

@@ -1,0 +1,155 @@
+"""The contract that every teacher in the dict keeps; one that has no example here fails."""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manifests.config import DataConfig, RunConfig
+from manifests.fingerprint import canonical
+from manifests.ontology import parse_ontology
+from pipeline.frame import Camera, Frame
+from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.teachers import TEACHERS
+from superpixels.segments import Segments
+
+ONTOLOGY = parse_ontology(
+    {
+        "name": "street",
+        "version": 1,
+        "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
+        "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
+    }
+)
+SIZES = {"FRONT": (64, 48), "SIDE": (48, 64), "BACK": (64, 48)}  # width, height
+
+
+def frame_of(*names: str) -> Frame:
+    cameras = tuple(
+        Camera(name, f"token-{name}", f"{name}.png", 0, np.eye(3), np.eye(4), 0, *SIZES[name]) for name in names
+    )
+    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
+
+
+def tiny_clip(root: Path) -> dict[str, Any]:
+    return {"name": "clip_dense", "model": "tiny", "weights": "random:0", "short_side_px": 32}
+
+
+def official_files(root: Path) -> dict[str, Any]:
+    for name, (width, height) in SIZES.items():
+        ids = np.ones((height, width), np.uint8)
+        ids[: height // 2] = 0
+        Image.fromarray(ids).save(root / f"token-{name}.png")
+        (root / f"token-{name}.json").write_text(json.dumps([{"id": 1, "category_id": 2, "area": int(ids.sum())}]))
+        torch.save(torch.tensor([[0.0, 0, 0], [0, 3, 4]]), root / f"token-{name}.pt")
+    torch.save(torch.eye(3), root / "text_embedding.pt")
+    return {"name": "artifacts", "folder": str(root)}
+
+
+EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {"artifacts": official_files, "clip_dense": tiny_clip}
+"""Per teacher, its recipe section for the frame above, after writing what it needs into the data root."""
+
+
+@pytest.fixture(params=sorted(TEACHERS))
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
+    name = request.param
+    assert name in EXAMPLES, f"teacher {name} has no example: add one to this file, and the contract is tested with it"
+    rng = np.random.default_rng(0)
+    for camera, (width, height) in SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{camera}.png")
+    return Recipe(
+        name="test",
+        data=DataConfig(root=str(tmp_path)),
+        run=RunConfig(device="cpu"),
+        teacher=TEACHERS[name].config(**EXAMPLES[name](tmp_path)),
+        project=ProjectConfig(),
+        text=TextConfig(),
+        segment=SegmentConfig(),
+        group=GroupConfig(),
+        ontology=ONTOLOGY,
+    )
+
+
+def stages(recipe: Recipe) -> list[str]:
+    return ["text", "encode", "segment"] if TEACHERS[recipe.teacher.name].has_encode else ["text", "segment"]
+
+
+def run(recipe: Recipe, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray], list[Segments]]:
+    kind = TEACHERS[recipe.teacher.name]
+    text = kind.load(recipe, "text").text(ONTOLOGY.prompts)
+    encoding = kind.load(recipe, "encode").encode(frame) if kind.has_encode else {}
+    return text, encoding, kind.load(recipe, "segment").segment(frame, encoding, text)
+
+
+def test_the_section_is_a_frozen_dataclass_that_names_its_teacher(recipe: Recipe) -> None:
+    config: Any = recipe.teacher
+    name = {field.name: field.default for field in dataclasses.fields(config)}["name"]
+    assert TEACHERS[name].config is type(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.name = "other"
+
+
+def test_settings_are_an_identity(recipe: Recipe) -> None:
+    for stage in stages(recipe):
+        settings = dict(recipe.teacher.settings(stage))
+        assert settings["name"] == recipe.teacher.name
+        assert canonical(settings) == canonical(dict(recipe.teacher.settings(stage)))
+
+
+def test_a_recipe_can_be_sent_to_a_worker(recipe: Recipe) -> None:
+    sent: Recipe = pickle.loads(pickle.dumps(recipe))
+    assert sent.teacher == recipe.teacher
+
+
+def test_text_vectors_are_unit_vectors_one_per_prompt(recipe: Recipe) -> None:
+    text, _, _ = run(recipe, frame_of())
+    assert text.dtype == np.float32
+    assert text.shape[0] == len(ONTOLOGY.prompts)
+    np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, atol=1e-5)
+
+
+def test_encodings_are_named_by_camera_and_estimated(recipe: Recipe) -> None:
+    frame = frame_of("FRONT", "SIDE")
+    _, encoding, _ = run(recipe, frame)
+    kind = TEACHERS[recipe.teacher.name]
+    assert {name.split("/")[0] for name in encoding} == ({"FRONT", "SIDE"} if kind.has_encode else set())
+    assert all(isinstance(part, np.ndarray) for part in encoding.values())
+    assert (kind.kilobytes_per_frame(recipe) > 0) == kind.has_encode
+
+
+@pytest.mark.parametrize("names", [("FRONT", "SIDE", "BACK"), ("BACK",), ()])
+def test_every_view_has_segments_in_the_text_space(recipe: Recipe, names: tuple[str, ...]) -> None:
+    frame = frame_of(*names)
+    text, _, views = run(recipe, frame)
+    assert len(views) == len(names)
+    for camera, segments in zip(frame.cameras, views, strict=True):
+        segments.check()
+        assert len(segments) > 0
+        assert segments.prompt_id.max() < len(text)
+        assert segments.vector.shape[1] == text.shape[1]
+        assert ((segments.score > 0) & (segments.score <= 1)).all()
+        assert segments.width_px / segments.height_px == pytest.approx(camera.width_px / camera.height_px, rel=0.05)
+
+
+def test_the_same_frame_gives_the_same_segments(recipe: Recipe) -> None:
+    frame = frame_of("FRONT", "SIDE", "BACK")
+    for one, other in zip(run(recipe, frame)[2], run(recipe, frame)[2], strict=True):
+        for field in dataclasses.fields(Segments):
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
+    heavy = ("torch", "open_clip", "torchvision", "timm")
+    code = f"import sys, pipeline.recipe; print([name for name in {heavy} if name in sys.modules])"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
