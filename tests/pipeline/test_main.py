@@ -1,0 +1,143 @@
+"""The pipeline's command line: what it prints, and its exit status for every kind of trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from manifests import schema
+from manifests.store import Store
+from pipeline.__main__ import app, data_document
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def recipe(shared: Path, tmp_path: Path) -> Path:
+    """A recipe of one simulated scene with one key frame, whose masks are read from files."""
+    golden = shared / "golden"
+    (tmp_path / "one.txt").write_text("scene-0008\n")
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
+        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+        f'[run]\nstore = "{tmp_path / "store"}"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs a command and returns exit status and everything printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*words: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        return result.exit_code, result.output
+
+    return command
+
+
+def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_path: Path) -> None:
+    status, text = run("plan", recipe)
+    assert status == 0 and "nothing built with these settings" in text and "GB free" in text
+    assert not (tmp_path / "store").exists()  # a plan builds nothing
+
+    status, text = run("run", "pack", recipe)
+    assert status == 0 and "target: 1 of 1 shards" in text
+    assert run("run", "pack", recipe) == (0, "pack: everything is built already\n")
+
+    status, text = run("why", recipe, "--set", "group.min_points=3")
+    assert status == 0 and "settings.min_points: (default) -> 3" in text and "segment: built" in text
+
+    status, text = run("verify", recipe)
+    assert status == 0 and "0 damaged" in text
+    (shard,) = (tmp_path / "store" / "pairs").rglob("*.parquet")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    status, text = run("verify", recipe, "--drop")
+    assert status == 1 and "1 damaged and dropped" in text and "sha256 differs" in text
+    status, text = run("run", "pack", recipe)
+    assert status == 0 and "pairs: 1 of 1 shards" in text and "group" not in text
+    assert run("verify", recipe)[0] == 0
+
+    assert run("run", "group", recipe, "--set", "group.min_points=3")[0] == 0
+    assert "0 files" in run("gc", recipe)[1]  # young files may belong to a run in progress
+    status, text = run("gc", recipe, "--min-age-hours", "0", "--delete")
+    assert status == 0 and "deleted" in text and "0 files" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--set", "group.polciy=confidence"), "[group] has no setting `polciy` (did you mean `policy`?)"),
+        (("--set", "group.policy=best"), 'policy is "best"; choose'),
+        (("--set", "grupo.policy=best"), "there is no section [grupo]"),
+        (("--set", "teacher.name=nobody"), 'teacher.name is "nobody"; there are artifacts'),
+        (("--set", "data.ontology=nowhere"), "data.ontology:"),
+        (("--set", "data.version=v9.9"), "v9.9"),
+        (("--set", "data.split=mini_val"), "data.split:"),
+        (("--set", "data.dataset=lyft"), "lyft"),
+    ],
+)
+def test_a_wrong_recipe_ends_with_a_sentence_and_status_2(
+    run: Run, recipe: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    status, text = run("plan", recipe, *words)
+    assert status == 2 and sentence in text and "Traceback" not in text
+
+
+def test_an_unknown_stage_and_a_missing_recipe_are_status_2(run: Run, recipe: Path) -> None:
+    assert run("run", "pakc", recipe)[0] == 2
+    status, text = run("plan", "nowhere")
+    assert status == 2 and "nuscenes_mini" in text
+
+
+def test_a_run_with_bad_frames_lists_them_and_ends_with_status_1(run: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    status, text = run("run", "pack", recipe, "--set", f"data.root={tmp_path / 'empty'}")
+    assert status == 2  # no tables: nothing can be listed at all
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    source = recipe.read_text().split('folder = "')[1].split('"')[0]
+    for file in Path(source).iterdir():
+        if file.suffix != ".json":
+            (masks / file.name).symlink_to(file)
+    status, text = run("run", "pack", recipe, "--set", f"teacher.folder={masks}")
+    assert status == 1 and "segment" in text and "1 frames failed" in text and "exclude = [" in text
+
+
+def test_a_verify_without_tables_says_what_to_run(run: Run, recipe: Path) -> None:
+    status, text = run("verify", recipe)
+    assert status == 1 and "make pack RECIPE=tiny" in text
+
+
+def test_pictures_show_the_frame(run: Run, recipe: Path, tmp_path: Path) -> None:
+    assert run("run", "pack", recipe)[0] == 0
+    status, text = run("pictures", recipe, "--out", tmp_path / "pictures")
+    (path,) = (tmp_path / "pictures").iterdir()
+    assert status == 0 and path.name in text
+    with Image.open(path) as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 1000
+
+
+def test_a_store_of_another_kind_gives_a_sentence(run: Run, recipe: Path) -> None:
+    status, text = run("run", "pack", recipe, "--set", "run.store=nowhere://x")
+    assert status == 1 and "cannot be opened" in text
+
+
+def test_the_description_of_the_tables_is_up_to_date() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+    assert document.read_text(encoding="utf-8") == data_document(), "run: make docs"
+    assert all(f"## `{name}`" in data_document() for name in schema.TABLES)
+
+
+def test_a_stray_file_is_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "target" / "0123456789ab").mkdir(parents=True)
+    (tmp_path / "target" / "0123456789ab" / "stray.parquet").write_bytes(b"x")
+    assert Store.open(tmp_path).shards("target", "0123456789ab") == {}
