@@ -90,10 +90,10 @@ def _imports(node: ast.AST, package: tuple[str, ...], when: str) -> Iterator[Imp
         if node.args and isinstance(node.args[0], ast.Constant):
             yield Import(str(node.args[0].value), node.lineno, when)
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-        for child in node.body:
-            yield from _imports(child, package, "types")
-        for child in node.orelse:
-            yield from _imports(child, package, when)
+        for statement in node.body:
+            yield from _imports(statement, package, "types")
+        for statement in node.orelse:
+            yield from _imports(statement, package, when)
         return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "load":
         when = "call"

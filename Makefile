@@ -1,0 +1,80 @@
+# make help lists the targets. Every target that runs something brings .venv up to date first.
+# PYTHON  the interpreter that .venv is made from
+# RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
+# ARGS    passed on as it stands, for example ARGS="--set group.min_points=5"
+PYTHON ?= python3.11
+RECIPE ?=
+ARGS ?=
+PY := .venv/bin/python
+
+STAGES := index points project text encode segment group pairs target label pack
+QUESTIONS := plan verify gc why
+TRAINER := pretrain distill predict evaluate
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup test lint check bench docs clean recipe $(STAGES) $(QUESTIONS) $(TRAINER)
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Working on the code
+setup: ## .venv with the proven packages; PYTHON=... names another Python 3.11
+	@command -v "$(PYTHON)" >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" install/setup.py $(if $(filter setup,$(MAKECMDGOALS)),--thorough)
+
+test: setup ## all tests; ARGS="-k name" picks some
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
+
+lint: setup ## format, lint and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+check: lint test ## lint, then test
+
+bench: setup ## time and bytes against the usual way, side by side
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/run.py $(ARGS)
+
+docs: setup ## write docs/data.md anew from the table schemas
+	@$(PY) -m pipeline docs
+
+clean: ## remove caches; .venv, tables and checkpoints stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+##@ Building tables, each with what it needs: make pack RECIPE=nuscenes_mini
+index: ## list the frames and check every file
+points: ## the sweeps as the trainer reads them
+project: ## which point is seen at which pixel
+text: ## a vector for each prompt
+encode: ## the teacher's half that needs no vocabulary
+segment: ## open-vocabulary masks
+group: ## masks to superpoints, and a pseudo-label for each point
+pairs: ## what pretraining needs
+target: ## what distillation needs
+label: ## ground truth, where there is one
+pack: ## points, pairs and target: all that training reads
+$(STAGES): recipe setup
+	@$(PY) -m pipeline run $@ "$(RECIPE)" $(ARGS)
+
+##@ Asking about tables
+plan: ## what would run, why, and how many GB
+verify: ## read every table again and compare checksums
+gc: ## tables that nothing names any more
+why: ## what changed since the tables were built
+$(QUESTIONS): recipe setup
+	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
+
+##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
+pretrain: ## text-driven pretraining on superpoints
+distill: ## distillation of the pseudo-labels
+predict: ## labels for every point, as a table
+evaluate: ## IoU per class, where there is ground truth
+# One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.
+$(TRAINER): export OMP_NUM_THREADS = 1
+$(TRAINER): recipe setup
+	@$(PY) -m trainer $@ "$(RECIPE)" $(ARGS)
+
+recipe:
+	@test -n "$(RECIPE)" || { echo "make: this target needs a recipe, for example: make $(firstword $(MAKECMDGOALS)) RECIPE=nuscenes_mini" >&2; exit 2; }
