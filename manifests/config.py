@@ -156,7 +156,7 @@ def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def convert(where: str, value: Any, kind: Any) -> Any:
-    """Return a TOML value as the annotated type: bool, int, float, str, tuples and unions of these, nothing looser."""
+    """Return a TOML value as the annotated type: bool, int, float, str, Literal, tuples and unions of these."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(kind):
@@ -164,6 +164,11 @@ def convert(where: str, value: Any, kind: Any) -> Any:
                 return convert(where, value, option)
             except ConfigError:
                 continue
+    elif origin is typing.Literal:
+        options = typing.get_args(kind)
+        if value in options:
+            return value
+        raise ConfigError(f"{where} is {value!r}; choose one of {listing([repr(option) for option in options])}")
     elif origin is tuple:
         items = typing.get_args(kind)
         if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -28,6 +29,7 @@ class Example:
     many: tuple[str, ...] = ()
     pair: tuple[int, float] = (1, 2.0)
     either: int | None = None
+    mode: Literal["fast", "exact"] = "fast"
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -41,7 +43,7 @@ def recipe(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_section_takes_defaults_for_what_is_left_out() -> None:
-    assert parse_section("data", {"rate": 1, "many": ["x", "y"]}, Example) == Example(rate=1.0, many=("x", "y"))
+    assert parse_section("data", {"rate": 1, "mode": "exact"}, Example) == Example(rate=1.0, mode="exact")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ def test_a_section_takes_defaults_for_what_is_left_out() -> None:
         ({"many": "x"}, "data.many is 'x'; expected"),
         ({"many": [1]}, "data.many is 1; expected str"),
         ({"pair": [1]}, "data.pair is"),
+        ({"mode": "slow"}, "data.mode is 'slow'; choose one of 'fast', 'exact'"),
         ({"either": "x"}, "data.either is 'x'; expected"),
         ({"count": -1}, "count is -1; it cannot be negative"),
     ],

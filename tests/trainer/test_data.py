@@ -1,0 +1,277 @@
+"""From packed tables to batches."""
+
+import os
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.config import ConfigError
+from manifests.store import StoreError, TableRef
+from trainer import data
+from trainer.augment import AugmentConfig
+from trainer.voxels import VoxelConfig
+
+VOXELS = VoxelConfig(size_m=0.4, angle_deg=4)
+AUGMENT = AugmentConfig(crop_min_pairs=50, cuboid_min_pairs=50)
+CLASSES = ("ignore", "car", "road", "wall")
+
+
+def tables_of(fleet: Any, *stages: str) -> data.Tables:
+    return data.Tables(fleet.store, fleet.ref(), stages)
+
+
+def equal(one: data.Batch, other: data.Batch) -> bool:
+    return one.frame_ids == other.frame_ids and all(
+        torch.equal(getattr(one, item.name), getattr(other, item.name))
+        for item in fields(one)
+        if item.name != "frame_ids"
+    )
+
+
+# -- which frames ------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_selects_scenes_in_the_order_of_the_store(fleet: Any) -> None:
+    tables = tables_of(fleet, "points", "target")
+    train = data.select_frames(tables, "train", "nuscenes", ())
+    assert [frame.frame_id for frame in train.frames] == ["a0", "a1", "a2", "b0", "b1"]
+    assert train.frames[3] == data.FrameRow("scene-0655", 0, "b0")
+    assert train.sentence() == "5 frames of 2 scenes"
+    val = data.select_frames(tables, "val", "nuscenes", ())
+    assert [frame.frame_id for frame in val.frames] == ["v0", "v1"]
+
+
+def test_chunks_of_a_long_scene_belong_to_it() -> None:
+    assert data.FrameRow("scene-0061+064", 0, "a0").scene == "scene-0061"
+    assert data.FrameRow("08+0128", 0, "a0").scene == "08"
+
+
+def test_failed_and_excluded_frames_are_left_out_and_counted(fleet: Any) -> None:
+    fleet.put("points", fleet.failing(fleet.points_row, ["a0"]))
+    fleet.put("target", fleet.failing(fleet.target_row, ["a0", "b1"]))
+    selection = data.select_frames(tables_of(fleet, "points", "target"), "train", "nuscenes", ["a2"])
+    assert [frame.frame_id for frame in selection.frames] == ["a1", "b0"]
+    assert selection.dropped == {
+        "failed in stage points": ("a0",),
+        "excluded by data.exclude": ("a2",),
+        "failed in stage target": ("b1",),
+    }
+    assert "left out: 1 failed in stage points, 1 excluded by data.exclude" in selection.sentence()
+
+
+def test_a_split_without_frames_here_is_a_sentence(fleet: Any) -> None:
+    tables = tables_of(fleet, "points")
+    with pytest.raises(ConfigError, match="split 'test' of nuscenes is empty here"):
+        data.select_frames(tables, "test", "nuscenes", ())
+    with pytest.raises(ConfigError, match="unknown split 'trian'"):
+        data.select_frames(tables, "trian", "nuscenes", ())
+    with pytest.raises(ConfigError, match="no such split file"):
+        data.select_frames(tables, "mine.txt", "nuscenes", ())
+    with pytest.raises(StoreError, match='no frame of split "val" can be used: 0 frames.*2 excluded'):
+        data.select_frames(tables, "val", "nuscenes", ["v0", "v1"])
+
+
+def test_a_missing_table_or_shard_names_the_make_target(fleet: Any) -> None:
+    with pytest.raises(StoreError, match="make segment RECIPE=street"):
+        tables_of(fleet, "points", "segment")
+    target = fleet.ref().tables["target"]
+    fleet.set_table(TableRef("target", target.fingerprint, target.shards[:1]))
+    with pytest.raises(StoreError, match="shard scene-0655.*make target RECIPE=street"):
+        tables_of(fleet, "points", "target")
+
+
+def test_tables_that_are_not_aligned_are_refused(fleet: Any) -> None:
+    other = {"a0": "a1", "a1": "a0"}
+    fleet.put("target", lambda name: fleet.target_row(other.get(name, name)))
+    tables = tables_of(fleet, "points", "target")
+    with pytest.raises(StoreError, match=r"points: a0, target: a1.*make pack"):
+        data.select_frames(tables, "train", "nuscenes", ())
+    with pytest.raises(StoreError, match="holds frame a1"):
+        tables.row(data.FrameRow("scene-0061", 0, "a0"))
+
+
+def test_used_tables_hold_only_the_shards_that_were_read(fleet: Any) -> None:
+    tables = tables_of(fleet, "points", "pairs")
+    used = tables.used([data.FrameRow("scene-0655", 1, "b1")])
+    assert {name: [shard.shard for shard in table.shards] for name, table in used.items()} == {
+        "points": ["scene-0655"],
+        "pairs": ["scene-0655"],
+    }
+
+
+def test_only_so_many_shards_stay_open(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "OPEN_SHARDS", 1)
+    tables = tables_of(fleet, "points", "target")
+    for shard, row, name in [("scene-0061", 2, "a2"), ("scene-0655", 0, "b0"), ("scene-0061", 0, "a0")]:
+        assert [found["frame_id"] for found in tables.row(data.FrameRow(shard, row, name))] == [name, name]
+        assert len(tables._readers) <= 2
+
+
+# -- prompt vectors ----------------------------------------------------------------------------------------------------
+
+
+def test_prompt_vectors_come_in_the_order_of_the_dictionary(fleet: Any) -> None:
+    text = data.read_text(fleet.store, fleet.ref(), fleet.recipe().ontology)
+    np.testing.assert_array_equal(text.numpy(), fleet.text)
+
+
+def test_prompt_vectors_of_another_dictionary_are_refused(fleet: Any) -> None:
+    with pytest.raises(StoreError, match="not those of dictionary nuscenes; run: make pack"):
+        data.read_text(fleet.store, fleet.ref(), fleet.recipe("data.ontology=nuscenes").ontology)
+
+
+# -- samples and batches -----------------------------------------------------------------------------------------------
+
+
+def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
+    xyz_m = np.array([[0.9, 0, 0], [1.0, 0, 0], [1.1, 0, 0], [5, 0, 0]], np.float32)
+    points = {"frame_id": "x", "xyz_m": xyz_m, "intensity": np.array([7, 8, 9, 10], np.float32)}
+    target = {"label": np.array([0, 2, 2, 1], np.uint8), "confidence": None, "seen": None}
+    sample = data.target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0))
+    assert sample.coords.tolist() == [[0, 2, 0, 0], [0, 12, 0, 0]]
+    assert sample.features.tolist() == [[7], [10]]
+    assert sample.labels.tolist() == [2, 1]
+
+
+def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:
+    points, pairs = fleet.points_row("a0"), fleet.pairs_row("a0")
+    sample = data.pair_sample(VOXELS, None, [points, pairs], np.random.default_rng(0))
+    x, y, z = points["xyz_m"][pairs["point"]].T
+    cells = np.stack([np.hypot(x, y) / 0.4, np.degrees(np.arctan2(y, x)) / 4, z / 0.4], axis=1)
+    agree = (sample.cells[sample.pair_voxel].numpy() == np.floor(cells)).all(axis=1)
+    assert agree.mean() > 0.999  # float32 against float64 at the edge of a cell
+    np.testing.assert_array_equal(sample.pair_superpoint.numpy(), pairs["superpoint"])
+    np.testing.assert_array_equal(sample.superpoint_vector.numpy(), pairs["vector"])
+
+
+def test_augmented_pairs_are_some_of_the_pairs_of_the_kept_points(fleet: Any) -> None:
+    rows = [fleet.points_row("a1"), fleet.pairs_row("a1")]
+    whole = data.pair_sample(VOXELS, None, rows, np.random.default_rng(0))
+    seen = data.pair_sample(VOXELS, AUGMENT, rows, np.random.default_rng(0))
+    assert 0 < len(seen.pair_voxel) < len(whole.pair_voxel)
+    assert int(seen.pair_voxel.max()) < len(seen.cells)
+    torch.testing.assert_close(seen.superpoint_prompt, whole.superpoint_prompt)
+
+
+def test_joining_moves_row_numbers_up() -> None:
+    def sample(name: str, n_voxels: int, n_superpoints: int) -> data.PairBatch:
+        return data.PairBatch(
+            frame_ids=(name,),
+            voxel_frame=torch.zeros(n_voxels, dtype=torch.int64),
+            cells=torch.full((n_voxels, 3), n_voxels, dtype=torch.int32),
+            features=torch.full((n_voxels, 1), 0.5),
+            pair_voxel=torch.arange(n_voxels),
+            pair_superpoint=torch.zeros(n_voxels, dtype=torch.int64),
+            superpoint_vector=torch.zeros(n_superpoints, 4 if n_superpoints else 0, dtype=torch.float16),
+            superpoint_prompt=torch.full((n_superpoints,), 9),
+            superpoint_frame=torch.zeros(n_superpoints, dtype=torch.int64),
+        )
+
+    # the frame in the middle has no superpoints, hence vectors of unknown size
+    batch = data.join([sample("a", 2, 3), sample("b", 1, 0), sample("c", 2, 1)])
+    assert batch.frame_ids == ("a", "b", "c")
+    assert batch.coords.tolist() == [[0, 2, 2, 2], [0, 2, 2, 2], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]]
+    assert batch.pair_voxel.tolist() == [0, 1, 2, 3, 4]
+    assert batch.pair_superpoint.tolist() == [0, 0, 3, 3, 3]
+    assert batch.superpoint_prompt.tolist() == [9, 9, 9, 9]
+    assert batch.superpoint_frame.tolist() == [0, 0, 0, 2]
+    assert batch.superpoint_vector.shape == (4, 4)
+
+
+def dataset(fleet: Any, seed: int = 0) -> data.BatchDataset:
+    tables = tables_of(fleet, "points", "pairs")
+    frames = data.select_frames(tables, "train", "nuscenes", ()).frames
+    return data.BatchDataset(tables, frames, partial(data.pair_sample, VOXELS, AUGMENT), seed)
+
+
+def loaded(fleet: Any, n_workers: int, epochs: tuple[int, ...], seed: int = 0) -> list[data.PairBatch]:
+    order = data.EpochOrder(5, 2, seed, drop_last=False)
+    batches = []
+    with data.load_batches(dataset(fleet, seed), order, n_workers, pin=False) as loader:
+        for order.epoch in epochs:
+            batches += [data.checked_batch(batch) for batch in loader]
+    return batches
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(fleet: Any) -> None:
+    before = torch.get_rng_state()
+    alone, two = loaded(fleet, 0, (0, 1)), loaded(fleet, 2, (0, 1))
+    assert len(alone) == 6
+    assert all(equal(one, other) for one, other in zip(alone, two, strict=True))
+    assert torch.equal(before, torch.get_rng_state()), "loading must not move torch's random state"
+
+
+def test_an_epoch_looks_the_same_however_it_is_reached(fleet: Any) -> None:
+    after_another, at_once, other_seed = (
+        loaded(fleet, 0, (0, 1))[3:],
+        loaded(fleet, 0, (1,)),
+        loaded(fleet, 0, (1,), seed=4),
+    )
+    assert all(equal(one, other) for one, other in zip(after_another, at_once, strict=True))
+    assert not all(equal(one, other) for one, other in zip(other_seed, at_once, strict=True))
+
+
+def test_every_epoch_shows_every_frame_once_in_another_order() -> None:
+    order = data.EpochOrder(10, 4, seed=3, drop_last=False)
+    epochs = []
+    for order.epoch in range(2):
+        batches = list(order)
+        assert [len(numbers) for _, numbers in batches] == [4, 4, 2]
+        assert {epoch for epoch, _ in batches} == {order.epoch}
+        epochs.append([number for _, numbers in batches for number in numbers])
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_last_batch_is_dropped_only_if_there_is_another() -> None:
+    assert [len(numbers) for _, numbers in data.EpochOrder(10, 4, 0, drop_last=True)] == [4, 4]
+    assert [len(numbers) for _, numbers in data.EpochOrder(3, 4, 0, drop_last=True)] == [3]
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_damaged_shard_is_reported_without_a_trace(fleet: Any, n_workers: int) -> None:
+    dataset(fleet)
+    shard = fleet.ref().tables["pairs"].shards[0]
+    (path,) = Path(fleet.folder / "store").rglob(shard.name)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(bytes(content))
+    with (
+        pytest.raises(StoreError, match=f"{shard.name} is damaged") as caught,
+        data.load_batches(dataset(fleet), [(0, (0, 1, 2))], n_workers, pin=False) as loader,
+    ):
+        data.checked_batch(next(iter(loader)))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
+    frames = [data.FrameRow("scene-0061", 0, "a0")]
+    two_classes = partial(data.target_sample, VOXELS, None, ("ignore", "car"))
+    batch = data.BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
+    assert isinstance(batch, StoreError)
+    assert "frame a0: pseudo-label 3 is none of the 2 classes" in str(batch)
+
+    fleet.put("points", lambda name: fleet.points_row(name) | empty_sweep())
+    pairs = partial(data.pair_sample, VOXELS, AUGMENT)
+    batch = data.BatchDataset(tables_of(fleet, "points", "pairs"), frames, pairs, 0)[0, (0,)]
+    assert isinstance(batch, StoreError)
+    assert "frame a0: the sweep has no points to learn from" in str(batch)
+
+
+def empty_sweep() -> dict[str, Any]:
+    return {"n_points": 0, "xyz_m": np.zeros((0, 3), np.float32), "intensity": np.zeros(0, np.float32)}
+
+
+def test_a_forked_process_opens_its_own_files(fleet: Any) -> None:
+    tables = tables_of(fleet, "points")
+    frame = data.FrameRow("scene-0061", 0, "a0")
+    tables.row(frame)
+    opened = dict(tables._readers)
+    tables._process = os.getpid() + 1  # as a child would find it
+    tables.row(frame)
+    assert all(tables._readers[key] is not reader for key, reader in opened.items())

@@ -1,0 +1,177 @@
+"""Scores that can be checked by hand, and what is said where there is nothing to score."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manifests.rows import to_table
+from manifests.schema import PREDICT
+from manifests.store import Manifest, Ref, StoreError, TableRef
+from trainer.evaluate import evaluate
+from trainer.predict import predict, shard_key
+from trainer.train import train
+
+LABEL = np.array([0, 1, 1, 2, 2, 2, 3, 3], np.uint8)
+ANSWER = np.array([1, 1, 2, 2, 2, 1, 3, 2], np.uint8)
+PSEUDO = np.array([1, 1, 0, 2, 0, 0, 3, 0], np.uint8)
+SEEN = np.array([1, 1, 0, 1, 0, 1, 1, 0], np.bool_)
+# of both frames together, by class: labelled, predicted and labelled, hits -> IoU
+# car 4, 4, 2 -> 1/3;  road 6, 8, 4 -> 2/5;  wall 4, 2, 2 -> 1/2
+
+
+def row(name: str, **fields: Any) -> dict[str, Any]:
+    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+
+
+def label_row(name: str) -> dict[str, Any]:
+    return row(name, label=LABEL, raw=LABEL.astype(np.uint16))
+
+
+def target_row(name: str) -> dict[str, Any]:
+    return row(name, label=PSEUDO, confidence=PSEUDO, seen=SEEN)
+
+
+@pytest.fixture
+def scored(fleet: Any) -> Any:
+    """Two frames of eight points with labels, pseudo-labels and predictions."""
+    fleet.frames = {"scene-0103": ("v0", "v1")}
+    xyz_m = np.ones((8, 3), np.float32)
+    fleet.put("points", lambda name: row(name, n_points=8, xyz_m=xyz_m, intensity=xyz_m[:, 0]))
+    fleet.put("label", label_row)
+    fleet.put("target", target_row)
+    put_predictions(fleet)
+    return fleet
+
+
+def put_predictions(fleet: Any) -> None:
+    rows = [row(name, label=ANSWER, confidence=ANSWER) for name in ("v0", "v1")]
+    points = fleet.ref().tables["points"]
+    key = shard_key("a1b2", points.shards[0])
+    shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))
+    identity = {"settings": {"weights": "feed"}, "needs": {"points": points.fingerprint}}
+    made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
+    fleet.store.write_manifest(Manifest("predict", "a1b2", identity, (shard,), made))
+    fleet.store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", "a1b2", (shard,))}))
+
+
+def test_scores_are_those_computed_by_hand(scored: Any, console: Console, capsys: Any) -> None:
+    result = evaluate(scored.recipe(), console)
+    every = result.scores["all"]
+    np.testing.assert_allclose(every.iou, [1 / 3, 2 / 5, 1 / 2])
+    assert every.mean_iou == pytest.approx((1 / 3 + 2 / 5 + 1 / 2) / 3)
+    assert every.micro_iou == pytest.approx(8 / (14 + 14 - 8))
+    assert every.frequency_weighted_iou == pytest.approx((4 / 3 + 6 * 2 / 5 + 4 / 2) / 14)
+    assert every.n_points == 14, "points without a label do not count"
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown and "41.11" in shown
+
+
+def test_seen_and_unseen_points_are_scored_apart(scored: Any, console: Console) -> None:
+    scores = evaluate(scored.recipe(), console).scores
+    # seen: labels 1 2 2 3, answers 1 2 1 3; unseen: labels 1 2 3, answers 2 2 2
+    np.testing.assert_allclose(scores["seen"].iou, [1 / 2, 1 / 2, 1])
+    np.testing.assert_allclose(scores["unseen"].iou, [0, 1 / 3, 0])
+    assert scores["seen"].n_points + scores["unseen"].n_points == scores["all"].n_points
+
+
+def test_the_scores_are_written_as_json(scored: Any, console: Console) -> None:
+    evaluate(scored.recipe(), console)
+    document = json.loads((scored.folder / "runs/street/evaluate.json").read_text())
+    assert document["classes"] == ["car", "road", "wall"]
+    assert document["scores"]["all"]["iou"] == pytest.approx([1 / 3, 2 / 5, 1 / 2])
+    assert document["confusion"]["all"] == [[0, 2, 0, 0], [0, 2, 2, 0], [0, 2, 4, 0], [0, 0, 2, 2]]
+    assert (document["epoch"], document["weights"], document["frames"]) == (2, "feed", 2)
+    assert document["tables"]["predict"] == "a1b2"
+
+
+def test_pseudo_labels_are_scored_against_labels_too(scored: Any, console: Console) -> None:
+    scores = evaluate(scored.recipe(), console, "pseudo").scores
+    np.testing.assert_allclose(scores["all"].iou, [1 / 2, 1 / 3, 1 / 2])  # a pseudo-label of 0 misses the class
+    assert (scored.folder / "runs/street/evaluate-pseudo.json").is_file()
+    assert not (scored.folder / "runs/street/evaluate.json").exists()
+
+
+def test_a_class_that_does_not_occur_counts_as_the_recipe_says(scored: Any, console: Console) -> None:
+    no_walls = np.where(LABEL == 3, 2, LABEL).astype(np.uint8)
+    scored.put("label", lambda name: label_row(name) | {"label": no_walls})
+    scored.put("target", lambda name: target_row(name) | {"label": np.minimum(PSEUDO, 2)})
+    document = evaluate(scored.recipe(), console, "pseudo").document
+    assert document["scores"]["all"]["iou"][2] is None
+    scores = evaluate(scored.recipe("evaluate.absent=one"), console, "pseudo").scores
+    assert scores["all"].iou[2] == 1
+
+
+def test_without_targets_all_points_are_scored_together(scored: Any, console: Console, capsys: Any) -> None:
+    scored.drop_table("target")
+    assert list(evaluate(scored.recipe(), console).scores) == ["all"]
+    assert "make target RECIPE=street" in capsys.readouterr().out
+    with pytest.raises(StoreError, match="make target RECIPE=street"):
+        evaluate(scored.recipe(), console, "pseudo")
+
+
+def test_frames_without_labels_are_left_out_and_counted(scored: Any, console: Console) -> None:
+    scored.put("label", scored.failing(label_row, ["v1"]))
+    document = evaluate(scored.recipe(), console).document
+    assert document["frames"] == 1
+    assert document["left_out"] == {"failed in stage label": ["v1"]}
+    assert document["scores"]["all"]["points"] == 7
+
+
+def test_logs_without_labels_are_a_sentence(scored: Any, console: Console) -> None:
+    scored.put("label", scored.failing(label_row, ["v0", "v1"]))
+    with pytest.raises(StoreError, match="has no labels to evaluate against; run: make label RECIPE=street"):
+        evaluate(scored.recipe(), console)
+    scored.drop_table("label")
+    with pytest.raises(StoreError, match="has no labels to evaluate against; run: make label RECIPE=street"):
+        evaluate(scored.recipe(), console)
+
+
+def test_labels_and_predictions_of_different_sweeps_are_refused(scored: Any, console: Console) -> None:
+    scored.put("label", lambda name: row(name, label=LABEL[:5], raw=LABEL[:5].astype(np.uint16)))
+    with pytest.raises(StoreError, match=r"frame v0 has unequal numbers of points.*5.*8"):
+        evaluate(scored.recipe(), console)
+
+
+def test_labels_of_another_dictionary_are_refused(scored: Any, console: Console) -> None:
+    scored.put("label", lambda name: label_row(name) | {"label": LABEL + np.uint8(9)})
+    with pytest.raises(StoreError, match=r"frame v0: labels run from 9 to 12; expected 0..3; .*make pack label"):
+        evaluate(scored.recipe(), console)
+
+
+def test_scenes_that_were_not_predicted_are_not_passed_over(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console)
+    predict(fleet.recipe(), console)
+    with pytest.raises(StoreError, match="`predict` .* does not hold the 3 frames of shard scene-0061.*make predict"):
+        evaluate(fleet.recipe("evaluate.split=all"), console)
+
+
+def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, console: Console) -> None:
+    with pytest.raises(StoreError, match="no predictions yet; run: make predict RECIPE=street"):
+        evaluate(fleet.recipe(), console)
+    recipe = fleet.recipe("distill.keep_every=1")
+    train(recipe, "distill", console)
+    first = fleet.folder / "runs/street/distill/epoch-0001.safetensors"
+    predict(fleet.recipe(f"predict.checkpoint={first}"), console)
+    with pytest.raises(StoreError, match=r"are of .*epoch-0001.*; .*epoch-0002.* holds others by now"):
+        evaluate(recipe, console)
+    evaluate(fleet.recipe(f"predict.checkpoint={first}"), console)
+
+    def moved(name: str) -> dict[str, Any]:
+        points = fleet.points_row(name)
+        return points | {"intensity": points["intensity"] + 1}
+
+    predict(recipe, console)
+    points = fleet.ref().tables["points"]
+    other_keys = tuple(
+        replace(shard, key="00ff", name=shard.name.replace(shard.key, "00ff")) for shard in points.shards
+    )
+    fleet.set_table(replace(points, shards=other_keys))
+    with pytest.raises(StoreError, match="were made anew since they were predicted"):
+        evaluate(recipe, console)
+    fleet.put("points", moved)
+    with pytest.raises(StoreError, match="were made anew since they were predicted"):
+        evaluate(recipe, console)

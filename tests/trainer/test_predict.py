@@ -1,0 +1,114 @@
+"""Predictions: per point, never "none", and computed once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from manifests.config import ConfigError
+from manifests.store import TableRef
+from trainer import checkpoint, data
+from trainer.config import TrainerError
+from trainer.minkunet import build_network
+from trainer.predict import best_class, predict
+from trainer.sparse import Minkowski
+from trainer.train import train
+
+
+def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:
+    rows = (row for shard in table.shards for row in fleet.store.rows(table.stage, table.fingerprint, shard))
+    return {row["frame_id"]: row for row in rows}
+
+
+def test_class_none_is_never_predicted() -> None:
+    logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, -4.0, -5.0]])
+    label, confidence = best_class(logits)
+    assert label.tolist() == [2, 1]
+    assert confidence.tolist() == [round(255 / (1 + np.exp(-1)))] * 2, "among the classes alone, both are e : 1"
+
+
+def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe()
+    path = train(recipe, "distill", console)
+    row = rows_of(fleet, predict(recipe, console))["v1"]
+
+    network = build_network(recipe.network, 1, 4, Minkowski()).eval()
+    checkpoint.load_weights(checkpoint.load(path), network)
+    sample = data.point_sample(recipe.voxels, [fleet.points_row("v1")], np.random.default_rng(0))
+    with torch.no_grad():
+        label, _ = best_class(network(sample.coords, sample.features))
+    agree = row["label"] == label[sample.point_voxel].numpy()
+    assert agree.mean() > 0.999  # the frame was predicted in a batch of two
+    assert set(np.unique(row["label"])) <= {1, 2, 3}
+    assert row["confidence"].min() >= 255 // 3
+
+
+def test_scenes_of_the_split_are_predicted_whole(fleet: Any, console: Console) -> None:
+    fleet.put("points", fleet.failing(fleet.points_row, ["v0"]))
+    recipe = fleet.recipe("data.exclude=['v1']")
+    train(recipe, "distill", console)
+    rows = rows_of(fleet, predict(recipe, console))
+    assert list(rows) == ["v0", "v1"]
+    assert (rows["v0"]["status"], rows["v0"]["label"]) == ("failed", None)
+    assert rows["v0"]["reason"] == "points: the sweep is truncated"
+    assert len(rows["v1"]["label"]) == 1000, "excluding a frame later must not make the table another"
+
+
+def test_a_sweep_without_points_has_a_prediction_without_points(fleet: Any, console: Console) -> None:
+    empty = {"n_points": 0, "xyz_m": np.zeros((0, 3), np.float32), "intensity": np.zeros(0, np.float32)}
+    fleet.put("points", lambda name: fleet.points_row(name) | (empty if name == "v0" else {}))
+    train(fleet.recipe(), "distill", console)
+    for override in ("run.batch_size=1", "run.batch_size=2"):
+        table = predict(fleet.recipe(override), console)
+        assert {name: len(row["label"]) for name, row in rows_of(fleet, table).items()} == {"v0": 0, "v1": 1000}
+        for shard in table.shards:
+            fleet.store.forget("predict", table.fingerprint, shard)
+
+
+def test_what_is_there_is_not_computed_again(fleet: Any, console: Console, capsys: Any) -> None:
+    recipe = fleet.recipe("predict.split=all")
+    train(recipe, "distill", console)
+    first = predict(recipe, console)
+    files = {shard.shard: shard.name for shard in first.shards}
+    assert set(files) == {"scene-0061", "scene-0655", "scene-0103"}
+    times = {path.name: path.stat().st_mtime_ns for path in Path(fleet.folder / "store").rglob("*.parquet")}
+
+    fleet.store.forget("predict", first.fingerprint, first.shards[1])
+    again = predict(recipe, console)
+    assert "1 shards computed, 2 were there" in capsys.readouterr().out
+    assert {shard.shard: shard.name for shard in again.shards} == files, "the same bytes"
+    for path in Path(fleet.folder / "store").rglob("*.parquet"):
+        assert (path.stat().st_mtime_ns == times[path.name]) == (path.name != first.shards[1].name)
+    ref = fleet.store.read_ref("runs/street-predict")
+    assert ref.tables["predict"] == again
+    manifest = fleet.store.read_manifest("predict", again.fingerprint)
+    assert manifest.identity["needs"]["points"] == fleet.ref().tables["points"].fingerprint
+
+
+def test_other_weights_make_another_table(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("distill.keep_every=1")
+    train(recipe, "distill", console)
+    last = predict(recipe, console)
+    first = fleet.folder / "runs/street/distill/epoch-0001.safetensors"
+    other = predict(fleet.recipe(f"predict.checkpoint={first}"), console)
+    assert other.fingerprint != last.fingerprint
+
+
+def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -> None:
+    with pytest.raises(TrainerError, match="holds no checkpoint; run: make distill RECIPE=street"):
+        predict(fleet.recipe(), console)
+    pretrained = train(fleet.recipe(), "pretrain", console)
+    with pytest.raises(TrainerError, match="predicts no classes"):
+        predict(fleet.recipe(f"predict.checkpoint={pretrained}"), console)
+    train(fleet.recipe(), "distill", console)
+    with pytest.raises(TrainerError, match=r"voxels.size_m: 0.4 -> 0.1"):
+        predict(fleet.recipe("voxels.size_m=0.1"), console)
+    with pytest.raises(TrainerError, match="is of another network"):
+        predict(fleet.recipe("network.name=minkunet34c"), console)
+    with pytest.raises(TrainerError, match="dictionary nuscenes has barrier"):
+        predict(fleet.recipe("data.ontology=nuscenes"), console)
+    with pytest.raises(ConfigError, match="split 'test' of nuscenes is empty here"):
+        predict(fleet.recipe("predict.split=test"), console)

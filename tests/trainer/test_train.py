@@ -1,0 +1,357 @@
+"""The loop: what it learns, how it goes on, and how it stops."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from manifests.config import ConfigError
+from manifests.store import StoreError
+from trainer import checkpoint
+from trainer.config import TrainerError
+from trainer.evaluate import evaluate
+from trainer.predict import predict
+from trainer.sparse import Minkowski
+from trainer.train import cosine, locked, resolve_device, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def log_of(fleet: Any, task: str, kind: str) -> list[dict[str, Any]]:
+    lines = (fleet.folder / "runs" / "street" / task / "log.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    a, b = checkpoint.load(one).tensors, checkpoint.load(other).tensors
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- what is learnt ----------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_as_a_cosine() -> None:
+    assert [round(cosine(epoch, 4), 4) for epoch in range(4)] == [1.0, 0.8536, 0.5, 0.1464]
+    assert cosine(0, 1) == 1
+    assert cosine(40, 40) == 0
+
+
+def test_head_and_trunk_have_rates_of_their_own(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("distill.lr_head=0.4", "distill.lr_trunk=0.03"), "distill", console)
+    epochs = log_of(fleet, "distill", "epoch")
+    assert [event["lr_head"] for event in epochs] == pytest.approx([0.4, 0.2])
+    assert [event["lr_trunk"] for event in epochs] == pytest.approx([0.03, 0.015])
+
+
+def test_the_small_network_learns_the_pseudo_labels(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe(
+        "distill.epochs=30",
+        "distill.batch_size=5",
+        "augment.rotate=false",
+        "augment.flip=false",
+        "network.batch_norm_momentum=0.3",
+        "network.block_batch_norm_momentum=0.3",
+        "predict.split=train",
+        "evaluate.split=train",
+    )
+    train(recipe, "distill", console)
+    predict(recipe, console)
+    table = fleet.store.read_ref("runs/street-predict").tables["predict"]
+    hits = n_labelled = 0
+    for shard in table.shards:
+        for row in fleet.store.rows("predict", table.fingerprint, shard):
+            target = fleet.target_row(row["frame_id"])["label"]
+            hits += np.count_nonzero((row["label"] == target) & (target > 0))
+            n_labelled += np.count_nonzero(target)
+    assert hits / n_labelled > 0.95
+    assert evaluate(recipe, console).scores["seen"].mean_iou > 0.9
+
+
+def test_pretraining_brings_superpoints_to_their_prompts(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("pretrain.epochs=12", "pretrain.lr=0.2")
+    path = train(recipe, "pretrain", console)
+    losses = [event["total"] for event in log_of(fleet, "pretrain", "epoch")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert checkpoint.load(path).weights["final.kernel"].shape[1] == fleet.text.shape[1], "as wide as prompt vectors"
+
+
+def test_distillation_starts_from_the_finished_pretraining(fleet: Any, console: Console, capsys: Any) -> None:
+    recipe = fleet.recipe("distill.init=pretrain")
+    with pytest.raises(TrainerError, match="make pretrain RECIPE=street"):
+        train(recipe, "distill", console)
+    path = train(recipe, "pretrain", console)
+    train(recipe, "distill", console)
+    shown = capsys.readouterr().out
+    assert "left out: final.kernel, final.bias\n" in shown
+    distilled = checkpoint.read_document(fleet.folder / "runs/street/distill/epoch-0002.safetensors")
+    assert distilled["identity"]["init"] == checkpoint.read_document(path)["weights"]
+
+
+def test_an_unfinished_pretraining_is_not_used_by_accident(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = fleet.recipe("distill.init=pretrain")
+    interrupted_after_one_epoch(recipe, "pretrain", console, monkeypatch)
+    with pytest.raises(TrainerError, match="has finished 1 of 2 epochs"):
+        train(recipe, "distill", console)
+    named = fleet.recipe(f"distill.init={fleet.folder}/runs/street/pretrain/epoch-0001.safetensors")
+    train(named, "distill", console)
+
+
+def test_training_needs_neither_labels_nor_the_data_itself(fleet: Any, console: Console) -> None:
+    fleet.drop_table("label")
+    assert not Path(fleet.recipe().data.root).exists()
+    train(fleet.recipe(), "pretrain", console)
+    train(fleet.recipe("distill.init=pretrain"), "distill", console)
+
+
+def test_frames_without_superpoints_or_pseudo_labels_do_no_harm(fleet: Any, console: Console) -> None:
+    def unseen(name: str) -> dict[str, Any]:
+        row = fleet.pairs_row(name)
+        rows_of_pairs = ("point", "superpoint", "row_px", "col_px")
+        rows_of_superpoints = ("superpoint_view", "superpoint_prompt", "vector")
+        return row | {column: row[column][:0] for column in rows_of_pairs + rows_of_superpoints}
+
+    def unlabelled(name: str) -> dict[str, Any]:
+        row = fleet.target_row(name)
+        return row | {"label": np.zeros_like(row["label"])}
+
+    fleet.put("pairs", lambda name: fleet.pairs_row(name) if name == "a1" else unseen(name))
+    fleet.put("target", unlabelled)
+    train(fleet.recipe(), "pretrain", console)
+    train(fleet.recipe(), "distill", console)
+    assert [event["total"] for event in log_of(fleet, "distill", "epoch")] == [0, 0]
+
+
+def test_a_run_says_what_it_did(fleet: Any, console: Console, capsys: Any) -> None:
+    fleet.put("target", fleet.failing(fleet.target_row, ["a1"]))
+    train(fleet.recipe("data.exclude=['b0']", "distill.seed=3"), "distill", console)
+    (start,) = log_of(fleet, "distill", "start")
+    assert start["seed"] == 3
+    assert start["frames"] == 3
+    assert start["left_out"] == {"failed in stage target": ["a1"], "excluded by data.exclude": ["b0"]}
+    assert start["tables"]["points"]["shards"].keys() == {"scene-0061", "scene-0655"}
+    assert start["versions"]["torch"] == torch.__version__
+    epochs = log_of(fleet, "distill", "epoch")
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    assert all(0 < event["data_wait_share"] < 1 and event["frames_per_second"] > 0 for event in epochs)
+    assert all(math.isclose(e["total"], e["cross_entropy"] + e["lovasz"], rel_tol=1e-5) for e in epochs)
+    assert list((fleet.folder / "runs/street/distill/tensorboard").iterdir())
+    shown = capsys.readouterr().out
+    assert "3 frames of 2 scenes; left out: 1 failed in stage target, 1 excluded by data.exclude" in shown
+
+
+def test_a_checkpoint_names_what_it_saw_and_the_store_keeps_it(fleet: Any, console: Console) -> None:
+    document = checkpoint.read_document(train(fleet.recipe(), "pretrain", console))
+    ref = fleet.store.read_ref("runs/street-pretrain")
+    assert document["tables"].keys() == ref.tables.keys() == {"points", "pairs", "text"}
+    for stage, table in fleet.ref().tables.items():
+        if stage in ref.tables:
+            assert document["tables"][stage]["fingerprint"] == ref.tables[stage].fingerprint == table.fingerprint
+    assert [shard.shard for shard in ref.tables["points"].shards] == ["scene-0061", "scene-0655"]
+    assert (document["task"], document["epoch"], document["step"], document["seed"]) == ("pretrain", 2, 4, 0)
+    assert document["ontology"] == {"name": "street", "version": 3}
+    assert document["config"]["voxels"]["size_m"] == 0.4
+
+
+def test_the_weights_do_not_depend_on_the_number_of_workers(fleet: Any, console: Console, tmp_path: Path) -> None:
+    alone = train(fleet.recipe(f"run.runs={tmp_path}/alone"), "pretrain", console)
+    two = train(fleet.recipe(f"run.runs={tmp_path}/two", "run.loader_workers=2"), "pretrain", console)
+    assert same_tensors(alone, two)
+
+
+# -- how it goes on ----------------------------------------------------------------------------------------------------
+
+
+def interrupted_after_one_epoch(
+    recipe: Any, task: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> KeyboardInterrupt:
+    """Train until the first checkpoint is written, then press Ctrl-C."""
+    prune = checkpoint.prune
+
+    def press(folder: Path, keep_every: int) -> None:
+        prune(folder, keep_every)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(checkpoint, "prune", press)
+        train(recipe, task, console)
+    return caught.value
+
+
+@pytest.mark.parametrize("task", ["pretrain", "distill"])
+def test_one_epoch_and_one_resumed_equal_two_bit_for_bit(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any
+) -> None:
+    whole = train(fleet.recipe(f"run.runs={tmp_path}/whole"), task, console)
+    recipe = fleet.recipe(f"run.runs={tmp_path}/parts")
+    stopped = interrupted_after_one_epoch(recipe, task, console, monkeypatch)
+    assert "1 of 2 epochs are finished and kept" in str(stopped)
+    torch.rand(5)  # whatever happens in between
+    parts = train(recipe, task, console)
+    assert same_tensors(whole, parts)
+    assert checkpoint.read_document(parts)["step"] == checkpoint.read_document(whole)["step"]
+
+
+def test_a_finished_run_is_left_as_it_is(fleet: Any, console: Console, capsys: Any) -> None:
+    path = train(fleet.recipe(), "distill", console)
+    before = path.stat().st_mtime_ns
+    assert train(fleet.recipe(), "distill", console) == path
+    assert path.stat().st_mtime_ns == before
+    assert "is finished (2 epochs)" in capsys.readouterr().out
+
+
+def test_another_configuration_is_not_mixed_in(fleet: Any, console: Console) -> None:
+    path = train(fleet.recipe(), "distill", console)
+    changed = fleet.recipe("distill.lr_head=0.3", "voxels.size_m=0.5", "run.batch_size=7", "distill.keep_every=1")
+    with pytest.raises(TrainerError) as caught:
+        train(changed, "distill", console)
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == ["  distill.lr_head: 0.2 -> 0.3", "  voxels.size_m: 0.4 -> 0.5"]
+    assert "--fresh" in lines[-1]
+    assert path.is_file()
+
+
+def test_other_frames_are_another_configuration(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console)
+    with pytest.raises(TrainerError, match=r"frames.number: 5 -> 4"):
+        train(fleet.recipe("data.exclude=['a1']"), "distill", console)
+
+
+def test_fresh_moves_the_old_run_aside_with_its_tables(fleet: Any, console: Console) -> None:
+    old = train(fleet.recipe(), "distill", console)
+    tables = fleet.store.read_ref("runs/street-distill").tables
+    digest = checkpoint.read_document(old)["weights"]
+    new = train(fleet.recipe("distill.seed=1"), "distill", console, fresh=True)
+    aside = fleet.folder / "runs/street/distill.old-1" / old.name
+    assert checkpoint.read_document(aside)["weights"] == digest != checkpoint.read_document(new)["weights"]
+    assert fleet.store.read_ref("runs/street-distill.old-1").tables == tables
+    train(fleet.recipe("distill.seed=2"), "distill", console, fresh=True)
+    assert (fleet.folder / "runs/street/distill.old-2").is_dir()
+
+
+def test_resume_never_refuses_a_folder_in_use(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console, resume="never")
+    with pytest.raises(TrainerError, match="epoch-0002.safetensors already"):
+        train(fleet.recipe(), "distill", console, resume="never")
+
+
+def test_two_runs_do_not_share_a_folder(fleet: Any, console: Console) -> None:
+    with (
+        locked(fleet.folder / "runs/street/distill"),
+        pytest.raises(TrainerError, match=f"another run is writing.*process {os.getpid()} on"),
+    ):
+        train(fleet.recipe(), "distill", console)
+    train(fleet.recipe(), "distill", console)
+
+
+# -- how it stops ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_the_frames(fleet: Any, console: Console) -> None:
+    def broken(name: str) -> dict[str, Any]:
+        row = fleet.points_row(name)
+        return row | ({"intensity": np.full_like(row["intensity"], np.nan)} if name == "b0" else {})
+
+    fleet.put("points", broken)
+    with pytest.raises(TrainerError, match=r"not finite in epoch 1 \(total nan.*on frames b0\.") as caught:
+        train(fleet.recipe("distill.batch_size=1"), "distill", console)
+    assert "data.exclude" in str(caught.value)
+
+
+@pytest.mark.parametrize(("task", "table"), [("pretrain", "pairs"), ("pretrain", "text"), ("distill", "target")])
+def test_a_missing_table_names_its_make_target(fleet: Any, console: Console, task: Any, table: str) -> None:
+    fleet.drop_table(table)
+    with pytest.raises(StoreError, match=f"make {table} RECIPE=street"):
+        train(fleet.recipe(), task, console)
+
+
+def test_an_empty_store_and_an_empty_split_are_sentences(fleet: Any, console: Console, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="make pack RECIPE=street"):
+        train(fleet.recipe(f"run.store={tmp_path}/other"), "distill", console)
+    with pytest.raises(ConfigError, match="split 'verify' of nuscenes is empty here"):
+        train(fleet.recipe("distill.split=verify"), "distill", console)
+
+
+def test_another_dictionary_than_the_tables_is_refused(fleet: Any, console: Console) -> None:
+    for task in ("pretrain", "distill"):
+        with pytest.raises(StoreError, match="not those of dictionary nuscenes"):
+            train(fleet.recipe("data.ontology=nuscenes"), task, console)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_a_sentence() -> None:
+    assert resolve_device("auto", Minkowski()).type in ("cpu", "cuda")
+    with pytest.raises(ConfigError, match='run.device is "gpu"'):
+        resolve_device("gpu", Minkowski())
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="has no GPU here"):
+            resolve_device("cuda", Minkowski())
+
+
+def test_determinism_needs_one_thread_from_the_start(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(ConfigError, match="OMP_NUM_THREADS"):
+        train(fleet.recipe(), "distill", console)
+    train(fleet.recipe("run.deterministic=false"), "distill", console)
+
+
+def test_a_full_disk_keeps_the_finished_epochs(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoint.save_file
+
+    def full(tensors: Mapping[str, Tensor], path: Path, metadata: Any) -> None:
+        if checkpoint.finished_epochs(path.parent):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(dict(tensors), path, metadata=metadata)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainerError, match="No space left on device"):
+        patch.setattr(checkpoint, "save_file", full)
+        train(fleet.recipe(), "distill", console)
+    folder = fleet.folder / "runs/street/distill"
+    assert [path.name for path in folder.glob("*safetensors*")] == ["epoch-0001.safetensors"]
+    assert not list(folder.glob(".tmp-*"))
+    train(fleet.recipe(), "distill", console)
+
+
+def start(fleet: Any, *overrides: str) -> subprocess.Popen[str]:
+    options = [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "-W", "ignore", "-m", "trainer", "distill", str(fleet.recipe_path), *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_after_its_last_finished_epoch(fleet: Any, console: Console, tmp_path: Path) -> None:
+    overrides = ("distill.epochs=4", "distill.keep_every=1", "run.loader_workers=1")
+    whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
+    folder = fleet.folder / "runs/street/distill"
+
+    killed = start(fleet, *overrides)
+    wait_for(folder / "epoch-0001.safetensors", killed)
+    killed.kill()
+    killed.communicate()
+    assert not (folder / "epoch-0004.safetensors").exists()
+
+    parts = train(fleet.recipe(*overrides), "distill", console)
+    assert [event["epoch"] for event in log_of(fleet, "distill", "start")][-1] >= 1, "it went on, not over"
+    assert same_tensors(whole, parts)

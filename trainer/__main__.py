@@ -1,0 +1,153 @@
+"""Command line of the trainer: `python -m trainer pretrain|distill|predict|evaluate RECIPE`.
+
+Nothing heavy is imported before the recipe is read: the sparse engine is bit-exact on the CPU only where
+OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from manifests.config import ConfigError, RunConfig, read_recipe
+from manifests.store import StoreError
+
+if TYPE_CHECKING:
+    from trainer.config import Recipe, Task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a sparse network on packed tables, predict with it, and score it. `make pack RECIPE=...` makes the "
+    "tables. Exit status: 0 done, 1 the run failed, 2 recipe or tables are not right, 130 interrupted.",
+)
+
+
+class Resume(StrEnum):
+    """What to do with finished epochs of an earlier run."""
+
+    auto = "auto"
+    never = "never"
+
+
+class Of(StrEnum):
+    """What to score."""
+
+    prediction = "prediction"
+    pseudo = "pseudo"
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or the name of a built-in one.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting, as often as needed."),
+]
+ResumeOption = Annotated[
+    Resume, typer.Option(help="auto: go on after the last finished epoch of the same configuration; never: refuse to.")
+]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start over.")]
+OfOption = Annotated[
+    Of, typer.Option(help="prediction: the network's answers; pseudo: the pseudo-labels that it learns from.")
+]
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
+) -> None:
+    """Contrastive pre-training (TMP) on the tables points, pairs and text; reads the sections voxels, network, augment
+    and pretrain."""
+    run_training("pretrain", recipe, override, resume, fresh)
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
+) -> None:
+    """Learn the pseudo-labels in the tables points and target, from the pre-trained weights unless distill.init says
+    otherwise."""
+    run_training("distill", recipe, override, resume, fresh)
+
+
+@app.command()
+def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
+    """Predict every point of the scenes in predict.split, as table predict of the store."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.predict import predict as run
+
+        run(loaded, console)
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, override: SetOption = None, of: OfOption = Of.prediction) -> None:
+    """Score predictions or pseudo-labels against the true labels of evaluate.split, seen and unseen points apart."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.evaluate import evaluate as run
+
+        run(loaded, console, of.value)
+
+
+def run_training(task: Task, recipe: str, override: list[str] | None, resume: Resume, fresh: bool) -> None:
+    """Train one objective of a recipe."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.train import train
+
+        path = train(loaded, task, console, resume=resume.value, fresh=fresh)
+        console.print(f"{task}: {path}")
+
+
+def load(recipe: str, override: list[str] | None) -> Recipe:
+    """Return the recipe; where it asks for determinism, the environment is set before torch is imported."""
+    if read_recipe(recipe, override or ()).section("run", RunConfig).deterministic:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks of deterministic sums on a GPU
+    from trainer.config import load_recipe
+
+    return load_recipe(recipe, override or ())
+
+
+@contextmanager
+def reported() -> Iterator[Console]:
+    """Yield the console; what the user can mend becomes one sentence and an exit status, the rest a trace."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield console
+    except (ConfigError, StoreError) as error:
+        stop(error, 2)
+    except KeyboardInterrupt as error:
+        stop(str(error) or "interrupted; what is finished is kept, and the same command goes on from there", 130)
+    except RuntimeError as error:
+        from trainer.config import TrainerError
+
+        if not isinstance(error, TrainerError):
+            raise
+        stop(error, 1)
+
+
+def interrupt(*_: object) -> None:
+    """Treat SIGTERM as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def stop(reason: object, status: int) -> None:
+    """Print why the program ends, and end it."""
+    typer.echo(f"trainer: {reason}", err=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

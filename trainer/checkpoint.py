@@ -1,0 +1,284 @@
+"""Checkpoints: what a network has learnt and all that it takes to go on, as one safetensors file; no pickles.
+
+Tensors are named `model.<name>`, `momentum.<name>` (the optimiser's) and `random.<source>` (states of the random
+generators). Under the key `checkpoint` the header holds one JSON document: task, epoch, step, the recipe's sections,
+identities and shards of the tables that were seen, the class dictionary, versions, seed, and a digest of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from manifests.fingerprint import DIGITS, differences
+from trainer.config import TrainerError
+from trainer.voxels import VoxelConfig
+
+FORMAT = 1
+_KEY = "checkpoint"
+_SCRATCH = ".tmp-"
+_FILE = re.compile(r"epoch-(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: its tensors by name, and its JSON document."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    document: Mapping[str, Any]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network, by name."""
+        return part(self.tensors, "model.")
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a network took over from a checkpoint: tensors loaded, those of another shape or unknown to the network,
+    and those of the network that the checkpoint does not have."""
+
+    loaded: tuple[str, ...]
+    skipped: tuple[str, ...]
+    absent: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """Return what was taken over and what was not, by name."""
+        text = f"{len(self.loaded)} tensors taken over"
+        for what, names in (("left out", self.skipped), ("not in the checkpoint", self.absent)):
+            text += f"; {what}: {', '.join(names)}" if names else ""
+        return text
+
+
+def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, document: Mapping[str, Any]) -> None:
+    """Write a checkpoint that is there whole or not at all, even where the process is killed meanwhile.
+
+    Raises TrainerError where it cannot be written (disk full, no rights); earlier files are left as they are.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+    for name, parameter in network.named_parameters():
+        momentum = optimiser.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
+    tensors |= {f"random.{source}": state for source, state in random_states().items()}
+    header = json.dumps({"format": FORMAT, **document, "weights": weights_digest(weights)}, allow_nan=False)
+    scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, scratch, metadata={_KEY: header})
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(
+            f"{path} cannot be written: {error}. Earlier checkpoints are safe; free space or mend the folder and run "
+            "the same command again"
+        ) from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Return a checkpoint, on the CPU; raises TrainerError if it is missing, damaged, or no checkpoint of ours."""
+    document = read_document(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(f"{path} cannot be read: {error}") from None
+    checkpoint = Checkpoint(path, tensors, document)
+    if weights_digest(checkpoint.weights) != document["weights"]:
+        raise TrainerError(f"{path} is damaged: its weights have changed since it was written; use an earlier one")
+    return checkpoint
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON document of a checkpoint without reading its tensors; raises like `load`."""
+    if not path.is_file():
+        raise TrainerError(f"{path}: there is no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+        document = json.loads(text) if text else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise TrainerError(f"{path} is no checkpoint, or a damaged one: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise TrainerError(f"{path} is no checkpoint of this trainer (format {FORMAT})")
+    return document
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    """Return the file of the checkpoint after that many epochs."""
+    return folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def finished_epochs(folder: Path) -> list[int]:
+    """Return the epochs after which a checkpoint was kept, ascending."""
+    names = (_FILE.fullmatch(file.name) for file in folder.glob("epoch-*.safetensors"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run, or None."""
+    epochs = finished_epochs(folder)
+    return epoch_path(folder, epochs[-1]) if epochs else None
+
+
+def prune(folder: Path, keep_every: int) -> None:
+    """Delete the checkpoints that are neither the newest nor of every `keep_every`-th epoch (0: of none).
+
+    What killed writers left goes too; the caller holds the lock of the run, so that nobody writes meanwhile.
+    """
+    for scratch in folder.glob(f"{_SCRATCH}*"):
+        scratch.unlink(missing_ok=True)
+    for epoch in finished_epochs(folder)[:-1]:
+        if keep_every == 0 or epoch % keep_every:
+            epoch_path(folder, epoch).unlink(missing_ok=True)
+
+
+def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put network, optimiser and the process's random generators into the state that was saved.
+
+    Raises TrainerError if the checkpoint is of another network.
+    """
+    load_weights(checkpoint, network)
+    momenta = part(checkpoint.tensors, "momentum.")
+    for name, parameter in network.named_parameters():
+        if name in momenta:
+            optimiser.state[parameter]["momentum_buffer"] = momenta[name].to(parameter.device)
+    set_random_states(part(checkpoint.tensors, "random."))
+
+
+def load_weights(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """Put every weight and buffer of the checkpoint into the network; raises TrainerError unless all of them fit."""
+    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    if own != stored:
+        names = sorted(name for name in own.keys() | stored.keys() if own.get(name) != stored.get(name))
+        raise TrainerError(
+            f"{checkpoint.path} is of another network: {len(names)} tensors are missing, unknown or of another shape "
+            f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}); set [network] as it was trained"
+        )
+    network.load_state_dict(checkpoint.weights)
+
+
+def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig) -> InitialWeights:
+    """Put every tensor whose name and shape the network shares into it, batch norm statistics included.
+
+    A network pre-trained against text vectors thus gives all but its head, `final.kernel` and `final.bias`. Raises
+    TrainerError if it was trained on other voxels, or if nothing fits.
+    """
+    check_voxels(checkpoint, voxels)
+    own, stored = network.state_dict(), checkpoint.weights
+    fitting = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise TrainerError(f"{checkpoint.path} shares no tensor with the network; set [network] as it was trained")
+    network.load_state_dict(own | fitting)
+    return InitialWeights(
+        loaded=tuple(name for name in own if name in fitting),
+        skipped=tuple(
+            name for name in [*own, *sorted(stored.keys() - own.keys())] if name in stored.keys() - fitting.keys()
+        ),
+        absent=tuple(name for name in own if name not in stored),
+    )
+
+
+def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig) -> None:
+    """Raise TrainerError unless the checkpoint was trained on this grid of voxels."""
+    grid = ("coordinates", "size_m", "angle_deg")
+    trained = {name: checkpoint.document["config"]["voxels"][name] for name in grid}
+    wanted = {name: value for name, value in asdict(voxels).items() if name in grid}
+    if trained != wanted:
+        raise TrainerError(
+            f"{checkpoint.path} was trained on other voxels (voxels.{', voxels.'.join(differences(trained, wanted))}); "
+            "set [voxels] as it was trained"
+        )
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose name starts so, without that start."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return a digest of names, types, shapes and values: equal for equal weights, wherever and whenever written."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        values = weights[name].numpy()
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def random_states() -> dict[str, Tensor]:
+    """Return the states of the process's random generators (torch, its GPUs, NumPy, Python) as tensors of bytes."""
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    kind, keys, *rest = np.random.get_state()
+    plain = {"numpy": [kind, np.asarray(keys).tolist(), *rest], "python": random.getstate()}
+    return states | {name: to_bytes(json.dumps(state)) for name, state in plain.items()}
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Put the process's random generators into these states; GPUs that are not here are left out."""
+    torch.set_rng_state(states["torch"])
+    for number in range(torch.cuda.device_count()):
+        if f"cuda.{number}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{number}"], number)
+    kind, keys, *rest = json.loads(bytes(states["numpy"].tolist()))
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    major, internal, gauss = json.loads(bytes(states["python"].tolist()))
+    random.setstate((major, tuple(internal), gauss))
+
+
+def to_bytes(text: str) -> Tensor:
+    """Return the bytes of a text, (n,) uint8."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def versions(
+    packages: Sequence[str] = ("torch", "numpy", "pyarrow", "safetensors", "MinkowskiEngine"),
+) -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed."""
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code that runs, with "+" where files were changed since; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,541 @@
+"""Training: one loop for every objective, read from top to bottom."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from manifests.config import ConfigError, changed_values
+from manifests.fingerprint import differences, digest, plain
+from manifests.store import Ref, Store, StoreError, TableRef
+from trainer import checkpoint, data
+from trainer.config import DistillConfig, PretrainConfig, Recipe, Task, TrainerError
+from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
+from trainer.minkunet import build_network, parameter_groups
+from trainer.sparse import ENGINES, Engine, require_deterministic
+
+N_INPUTS = 1  # a voxel's only feature is its intensity
+LOG_EVERY = 20  # steps between two lines of the log
+
+
+class Terms(Protocol):
+    """The scalars of a loss by name; `total` is what is minimised."""
+
+    @property
+    def total(self) -> Tensor: ...
+
+    def _asdict(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is learnt from what: tables of frames, tables that all frames share, how a row becomes a sample, the
+    network's head, and the loss of a batch."""
+
+    task: Task
+    settings: PretrainConfig | DistillConfig
+    stages: tuple[str, ...]
+    broadcast: tuple[str, ...]
+    make_sample: data.MakeSample
+    n_outputs: int
+    normalise_output: bool
+    lr_trunk: float
+    lr_head: float
+    loss: Callable[[Tensor, Any], Terms]
+
+
+def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
+    """Return contrastive pre-training (TMP): superpoints find their masks and their prompts.
+
+    The head is as wide as the prompt vectors. The paper (arXiv 2405.15286), section "TMP".
+    """
+    settings = recipe.pretrain
+    text = data.read_text(store, ref, recipe.ontology).to(device)
+    groups = torch.from_numpy(recipe.ontology.group_of_prompt.astype(np.int64)).to(device)
+    target = soft_text_target(text, groups, settings.target_weight, settings.target_power, settings.clamp_cosines)
+
+    def loss(output: Tensor, batch: data.PairBatch) -> Terms:
+        return tmp_loss(
+            output,
+            batch.pair_voxel,
+            batch.pair_superpoint,
+            batch.superpoint_vector,
+            batch.superpoint_prompt,
+            batch.superpoint_frame,
+            text,
+            target,
+            settings,
+        )
+
+    return Objective(
+        task="pretrain",
+        settings=settings,
+        stages=("points", "pairs"),
+        broadcast=("text",),
+        make_sample=partial(data.pair_sample, recipe.voxels, recipe.augment),
+        n_outputs=text.shape[1],
+        normalise_output=True,
+        lr_trunk=settings.lr,
+        lr_head=settings.lr,
+        loss=loss,
+    )
+
+
+def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
+    """Return the learning of pseudo-labels, one output per class and one for "none".
+
+    The paper (arXiv 2405.15286), annotation-free training; points whose pseudo-label is 0 teach nothing.
+    """
+    if "text" in ref.tables:
+        data.read_text(
+            store, ref, recipe.ontology
+        )  # the pseudo-labels count the classes of the dictionary it was made of
+    settings = recipe.distill
+    n_outputs = len(recipe.ontology.classes)
+
+    def loss(output: Tensor, batch: data.TargetBatch) -> Terms:
+        return segmentation_loss(output, batch.labels)
+
+    return Objective(
+        task="distill",
+        settings=settings,
+        stages=("points", "target"),
+        broadcast=(),
+        make_sample=partial(data.target_sample, recipe.voxels, recipe.augment, recipe.ontology.class_names),
+        n_outputs=n_outputs,
+        normalise_output=False,
+        lr_trunk=settings.lr_trunk,
+        lr_head=settings.lr_head,
+        loss=loss,
+    )
+
+
+OBJECTIVES: dict[Task, Callable[[Recipe, Store, Ref, torch.device], Objective]] = {
+    "pretrain": pretraining,
+    "distill": distillation,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: where it lives, what it learns from what, and where its weights begin."""
+
+    recipe: Recipe
+    objective: Objective
+    folder: Path
+    engine: Engine
+    device: torch.device
+    tables: data.Tables
+    selection: data.Selection
+    used: Mapping[str, TableRef]
+    initial: Path | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, readable; a run is continued only where it is the same."""
+        recipe, settings = self.recipe, changed_values(self.objective.settings)
+        for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
+            settings.pop(name, None)
+        identity: dict[str, Any] = plain(
+            {
+                "task": self.objective.task,
+                self.objective.task: settings,
+                "voxels": changed_values(recipe.voxels),
+                "network": changed_values(recipe.network),
+                "augment": changed_values(recipe.augment),
+                "tables": {
+                    name: {"fingerprint": table.fingerprint, "shards": digest([shard.key for shard in table.shards])}
+                    for name, table in self.used.items()
+                },
+                "frames": {
+                    "number": len(self.selection.frames),
+                    "digest": digest([frame.frame_id for frame in self.selection.frames]),
+                },
+                "ontology": digest(recipe.ontology.label_content()),
+                "init": checkpoint.read_document(self.initial)["weights"] if self.initial else None,
+            }
+        )
+        return identity
+
+    def document(self) -> dict[str, Any]:
+        """Return what log and checkpoints record of the run."""
+        recipe = self.recipe
+        sections = ("data", "run", "voxels", "network", "augment", self.objective.task)
+        return {
+            "task": self.objective.task,
+            "recipe": recipe.name,
+            "identity": self.identity,
+            "config": {name: plain(asdict(getattr(recipe, name))) for name in sections},
+            "tables": {
+                name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
+                for name, table in self.used.items()
+            },
+            "ontology": {"name": recipe.ontology.name, "version": recipe.ontology.version},
+            "class_names": list(recipe.ontology.class_names),
+            "seed": self.objective.settings.seed,
+            "epochs": self.objective.settings.epochs,
+            "versions": checkpoint.versions(),
+            "commit": checkpoint.git_commit(),
+            "device": str(self.device),
+        }
+
+
+def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto", fresh: bool = False) -> Path:
+    """Train until the last epoch is done and return its checkpoint; go on where an earlier run of the recipe stopped.
+
+    `resume` "auto" continues after the last finished epoch of the same configuration, "never" refuses to; `fresh` moves
+    an earlier run aside and starts over. Into the folder of the run go `log.jsonl`, `tensorboard/` and one checkpoint
+    per epoch. The store gets the ref `runs/<recipe>-<task>`, which keeps the tables from being collected.
+
+    Raises StoreError for tables that are missing or damaged, ConfigError for a recipe that cannot be run here, and
+    TrainerError for anything else that the user can mend. KeyboardInterrupt carries a sentence on what is kept.
+    """
+    store = Store.open(recipe.run.store)
+    ref = store.read_ref(recipe.name)
+    engine = ENGINES["minkowski"]()
+    device = resolve_device(recipe.run.device, engine)
+    objective = OBJECTIVES[task](recipe, store, ref, device)
+    tables = data.Tables(store, ref, objective.stages)
+    excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
+    selection = data.select_frames(tables, objective.settings.split, recipe.data.dataset, excluded)
+    used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
+    folder = recipe.folder() / task
+    initial = initial_checkpoint(recipe) if task == "distill" else None
+    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial)
+
+    with locked(folder) as lock, deterministic(recipe.run.deterministic, device):
+        earlier = earlier_run(store, run, resume, fresh)
+        if earlier is not None and earlier.document["epoch"] == objective.settings.epochs:
+            console.print(
+                f"{task}: {earlier.path} is finished ({objective.settings.epochs} epochs); --fresh starts anew"
+            )
+            return earlier.path
+        console.print(f"{task}: {selection.sentence()}, on {device}")
+        store.write_ref(pin(recipe, task), Ref(recipe.name, used, tuple(sorted(excluded))))
+        try:
+            return learn(run, earlier, lock, console)
+        except KeyboardInterrupt:
+            done = max(checkpoint.finished_epochs(folder), default=0)
+            raise KeyboardInterrupt(
+                f"interrupted; {done} of {objective.settings.epochs} epochs are finished and kept in {folder}. The "
+                "same command goes on from there"
+            ) from None
+
+
+def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: Console) -> Path:
+    """Train from the start, or from an earlier checkpoint of the run, to the last epoch; return its checkpoint.
+
+    `lock` is the file descriptor of the run's lock, which is not for the workers to hold.
+    """
+    recipe, objective, device = run.recipe, run.objective, run.device
+    settings, n_frames = objective.settings, len(run.selection.frames)
+
+    seed_everything(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    network = build_network(
+        recipe.network,
+        N_INPUTS,
+        objective.n_outputs,
+        run.engine,
+        normalise_output=objective.normalise_output,
+        generator=generator,
+    ).to(device)
+    optimiser = torch.optim.SGD(
+        parameter_groups(network, objective.lr_trunk, objective.lr_head),
+        momentum=settings.momentum,
+        dampening=settings.dampening,
+        weight_decay=settings.weight_decay,
+    )
+    full_rates = [group["lr"] for group in optimiser.param_groups]
+    done = step = 0
+    if earlier is not None:
+        checkpoint.restore(earlier, network, optimiser)
+        done, step = earlier.document["epoch"], earlier.document["step"]
+        console.print(f"going on after epoch {done} of {settings.epochs}")
+    elif run.initial is not None:
+        taken = checkpoint.load_initial(network, checkpoint.load(run.initial), recipe.voxels)
+        console.print(f"starting from {run.initial}: {taken.sentence()}")
+
+    frames = data.BatchDataset(run.tables, run.selection.frames, objective.make_sample, settings.seed)
+    order = data.EpochOrder(n_frames, settings.batch_size, settings.seed, settings.drop_last)
+    order.epoch = done
+    document = run.document()
+    with data.load_batches(
+        frames, order, recipe.run.loader_workers, pin=device.type == "cuda", at_start=partial(os.close, lock)
+    ) as loader:
+        batches = iter(loader)  # forks the workers, before the log and the progress bar start their threads
+        with Log(run.folder, step) as log, progress_bar(console, recipe.run.progress) as bar:
+            left_out = {reason: list(names) for reason, names in run.selection.dropped.items()}
+            log.event("start", **document, epoch=done, frames=n_frames, left_out=left_out)
+            shown = bar.add_task("", total=(settings.epochs - done) * len(order))
+
+            for epoch in range(done + 1, settings.epochs + 1):
+                network.train()
+                for group, full_rate in zip(optimiser.param_groups, full_rates, strict=True):
+                    group["lr"] = full_rate * cosine(epoch - 1, settings.epochs)
+                sums: dict[str, float] = {}
+                n_seen, waited_s, started = 0, 0.0, time.perf_counter()
+
+                for _ in range(len(order)):
+                    asked = time.perf_counter()
+                    batch = data.checked_batch(next(batches)).each(partial(to_device, device=device))
+                    waited_s += time.perf_counter() - asked
+
+                    terms = objective.loss(network(batch.coords, batch.features), batch)
+                    values = named_values(terms)
+                    if not all(map(math.isfinite, values.values())):
+                        raise TrainerError(non_finite(values, batch.frame_ids, epoch))
+                    optimiser.zero_grad(set_to_none=True)
+                    torch.autograd.backward(terms.total)
+                    optimiser.step()
+
+                    step += 1
+                    n_seen += len(batch.frame_ids)
+                    sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+                    if step % LOG_EVERY == 0:
+                        log.scalars("step", step, epoch, values)
+                    bar.update(shown, advance=1, description=f"epoch {epoch}/{settings.epochs}  {values['total']:.3f}")
+
+                elapsed_s = time.perf_counter() - started
+                means = {name: value / len(order) for name, value in sums.items()}
+                path = checkpoint.epoch_path(run.folder, epoch)
+                checkpoint.save(path, network, optimiser, {**document, "epoch": epoch, "step": step, "loss": means})
+                checkpoint.prune(run.folder, settings.keep_every)
+                rates = {f"lr_{group['name']}": group["lr"] for group in optimiser.param_groups}
+                speed = {"frames_per_second": n_seen / elapsed_s, "data_wait_share": waited_s / elapsed_s}
+                log.scalars("epoch", step, epoch, {**means, **rates, **speed, "seconds": elapsed_s})
+                console.print(
+                    f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, {n_seen / elapsed_s:.1f} frames/s, "
+                    f"{speed['data_wait_share']:.0%} of the time waiting for data"
+                )
+                if epoch < settings.epochs:
+                    order.epoch = epoch
+                    batches = iter(loader)
+    return checkpoint.epoch_path(run.folder, settings.epochs)
+
+
+# -- the parts of the loop ---------------------------------------------------------------------------------------------
+
+
+def cosine(epoch: int, n_epochs: int) -> float:
+    """Return the share of the full rate in epoch 0, 1, ...: from 1 down towards 0, (1 + cos(pi e / E)) / 2."""
+    return (1 + math.cos(math.pi * epoch / n_epochs)) / 2
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; from page-locked memory it travels while the GPU computes."""
+    return tensor.to(device, non_blocking=True)
+
+
+def named_values(terms: Terms) -> dict[str, float]:
+    """Return the terms of a loss as numbers, fetched from the device at once."""
+    named = terms._asdict()
+    return dict(zip(named, torch.stack([value.detach() for value in named.values()]).tolist(), strict=True))
+
+
+def non_finite(values: Mapping[str, float], frame_ids: tuple[str, ...], epoch: int) -> str:
+    """Return the sentence for a loss that is not a number."""
+    terms = ", ".join(f"{name} {value}" for name, value in values.items())
+    return (
+        f"the loss is not finite in epoch {epoch} ({terms}) on frames {', '.join(frame_ids)}. Finished epochs are "
+        "kept. Lower the learning rate, or look at these frames and leave them out with data.exclude"
+    )
+
+
+def resolve_device(name: str, engine: Engine) -> torch.device:
+    """Return the device of `run.device`: "auto" is the GPU where torch and the engine can both use one."""
+    if name == "auto":
+        return torch.device("cuda" if engine.cuda_usable() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'run.device is "{name}"; choose "auto", "cpu", "cuda" or "cuda:1"') from None
+    if device.type == "cuda" and not engine.cuda_usable():
+        raise ConfigError(
+            f'run.device is "{name}", but torch or the {engine.name} engine has no GPU here; set it to "cpu" or "auto"'
+        )
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the process's own generators (Python, NumPy, torch); what the trainer draws has generators of its own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
+    """Within the block, equal inputs give equal bits; on a GPU as far as torch and the sparse engine can."""
+    if not wanted:
+        yield
+        return
+    if device.type == "cpu":
+        try:
+            require_deterministic()
+        except RuntimeError as error:
+            raise ConfigError(f"run.deterministic = true: {error}") from None
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def progress_bar(console: Console, wanted: bool) -> Progress:
+    """Return a bar with the time left, or one that shows nothing where nobody watches."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (wanted and console.is_terminal),
+        transient=True,
+    )
+
+
+# -- runs and their folders --------------------------------------------------------------------------------------------
+
+
+def initial_checkpoint(recipe: Recipe) -> Path | None:
+    """Return where the weights of a distillation start, or None for random ones.
+
+    Raises TrainerError if the pre-training of the recipe has not been run, or not to its end.
+    """
+    init = recipe.distill.init
+    if init != "pretrain":
+        return Path(init).expanduser() if init else None
+    folder = recipe.folder() / "pretrain"
+    path = checkpoint.latest(folder)
+    if path is None:
+        raise TrainerError(
+            f'distill.init is "pretrain", but {folder} holds no checkpoint; run: make pretrain RECIPE={recipe.name}, '
+            'or set distill.init to a checkpoint, or to "" for random weights'
+        )
+    document = checkpoint.read_document(path)
+    if document["epoch"] < document["epochs"]:
+        raise TrainerError(
+            f"the pre-training in {folder} has finished {document['epoch']} of {document['epochs']} epochs; run: "
+            f"make pretrain RECIPE={recipe.name}, or set distill.init to {path}"
+        )
+    return path
+
+
+def pin(recipe: Recipe, task: str) -> str:
+    """Return the name of the ref that keeps the tables of a run."""
+    return f"runs/{recipe.name}-{task}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a run's folder and yield its file descriptor; raises TrainerError if another run holds it."""
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be written: {error.strerror}; set run.runs to a folder of yours") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+            raise TrainerError(
+                f"another run is writing into {folder} (process {holder or 'unknown'}); wait for it, stop it, or give "
+                "this one another recipe name or run.runs"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint to go on from, or None to start; `fresh` moves an earlier run aside first.
+
+    Raises TrainerError if the folder holds a run of another configuration, or one that may not be continued.
+    """
+    if fresh and run.folder.exists():
+        move_aside(store, run)
+    path = checkpoint.latest(run.folder)
+    if path is None:
+        return None
+    if resume == "never":
+        raise TrainerError(
+            f"{run.folder} holds {path.name} already; leave out --resume never to go on from it, or pass --fresh to "
+            "move it aside and start over"
+        )
+    changes = differences(checkpoint.read_document(path)["identity"], run.identity)
+    if changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainerError(
+            f"{run.folder} holds a run of another configuration:{listed}\nSet these back to go on, or pass --fresh to "
+            "move it aside and start over; nothing is lost"
+        )
+    return checkpoint.load(path)
+
+
+def move_aside(store: Store, run: Run) -> None:
+    """Rename a run's folder, and keep its tables under a ref of that name too."""
+    number = 1
+    while (aside := run.folder.with_name(f"{run.folder.name}.old-{number}")).exists():
+        number += 1
+    try:
+        store.write_ref(pin(run.recipe, aside.name), store.read_ref(pin(run.recipe, run.folder.name)))
+    except StoreError:
+        pass  # it never came to pin a table, or the store is another one
+    run.folder.rename(aside)
+
+
+class Log:
+    """The log of a run: one JSON object a line in `log.jsonl`, and the same numbers for TensorBoard."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """`step` is the number of steps done; what TensorBoard holds beyond it was lost with an interrupted epoch."""
+        self._folder, self._step = folder, step
+
+    def __enter__(self) -> Log:
+        # takes two seconds to import
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+        self._file.close()
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Add a line with the time of day."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({"event": kind, "time": now, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def scalars(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add a line of numbers, and a point to a curve of each."""
+        self.event(kind, epoch=epoch, step=step, **values)
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
