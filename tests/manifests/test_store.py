@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,20 +265,6 @@ def test_two_runs_on_one_store_at_once_give_the_same_whole_shards(tmp_path: Path
     assert len(shards) == 10
     assert all(store.damage("target", FINGERPRINT, shard) is None for shard in shards.values())
     assert not [name for name in os.listdir(folder(store)) if name.startswith(".tmp-")]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB; needs the right to mount."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 def test_a_full_disk_is_named_and_loses_nothing(small_disk: Path) -> None:
