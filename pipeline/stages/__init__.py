@@ -12,13 +12,13 @@ STAGES: dict[str, Stage] = {
         index.STAGE,
         points.STAGE,
         project.STAGE,
+        label.STAGE,
         text.STAGE,
         encode.STAGE,
         segment.STAGE,
         group.STAGE,
         pairs.STAGE,
         target.STAGE,
-        label.STAGE,
     )
 }
 

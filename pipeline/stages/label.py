@@ -1,4 +1,7 @@
-"""Stage `label`: true classes of points, where a data set has them; evaluation reads this table, training never."""
+"""Stage `label`: true classes of points, where a data set has them, for evaluation; training never reads this table.
+
+The one other reader is the simulated teacher, where it makes its segments from labelled points.
+"""
 
 from __future__ import annotations
 

@@ -19,16 +19,18 @@ from superpixels.segments import Segments
 
 
 def needs(recipe: Recipe) -> tuple[Need, ...]:
-    """Return the tables that segments are made from; a teacher that has no encode half needs the prompts only."""
-    text = Need("text", "broadcast")
-    return (Need("encode"), text) if TEACHERS[recipe.teacher.name].has_encode else (text,)
+    """Return the tables that segments are made from: the encode half if any, the prompts, and what else is needed."""
+    kind = TEACHERS[recipe.teacher.name]
+    encode = (Need("encode"),) if kind.has_encode else ()
+    return (*encode, Need("text", "broadcast"), *map(Need, kind.needs(recipe)))
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
     """Return what segments depend on beside the tables they are made from."""
-    content = {"teacher": dict(recipe.teacher.settings("segment"))}
+    kind = TEACHERS[recipe.teacher.name]
+    content = {"teacher": dict(recipe.teacher.settings("segment")), **kind.content(recipe, "segment")}
     changed = changed_values(recipe.segment)
-    if not TEACHERS[recipe.teacher.name].ready_made:
+    if not kind.ready_made:
         content["segment"] = changed
     elif changed:
         raise ConfigError(
@@ -42,9 +44,12 @@ def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that finds the segments of a frame."""
     kind = TEACHERS[recipe.teacher.name]
     teacher = kind.load(recipe, "segment")
+    further = kind.needs(recipe)
 
     def segment(inputs: FrameInput) -> Row:
-        encoding = inputs.rows["encode"]["encoding"] if kind.has_encode else {}
+        encoding = dict(inputs.rows["encode"]["encoding"]) if kind.has_encode else {}
+        for table in further:
+            encoding |= {f"{table}/{column}": value for column, value in inputs.rows[table].items()}
         text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
         try:
             views = teacher.segment(inputs.frame, encoding, text)
@@ -119,7 +124,7 @@ STAGE = Stage(
     needs=needs,
     settings=settings,
     prepare=prepare,
-    index_columns=("camera", "camera_token", "width_px", "height_px"),
+    index_columns=("camera", "camera_token", "image_path", "image_bytes", "width_px", "height_px"),
     count=lambda row: {"segments": len(row["prompt_id"])},
     kilobytes_per_frame=kilobytes_per_frame,
 )

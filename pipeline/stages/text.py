@@ -17,15 +17,18 @@ from pipeline.teachers.templates import templates_of
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
     """Return what the vectors depend on: prompts, templates (their sentences, not their name), and the text tower."""
+    kind = TEACHERS[recipe.teacher.name]
     content: dict[str, Any] = {
         "teacher": dict(recipe.teacher.settings("text")),
         "prompts": recipe.ontology.prompt_content(),
+        **kind.content(recipe, "text"),
     }
-    if not TEACHERS[recipe.teacher.name].ready_made:
+    if not kind.ready_made and not kind.simulated:
         content["templates"] = list(templates_of(recipe.text.templates))
     elif changed_values(recipe.text):
         raise ConfigError(
-            f"[text] does not apply to teacher {recipe.teacher.name}, whose text vectors are read from a file"
+            f"[text] does not apply to teacher {recipe.teacher.name}, whose text vectors are "
+            + ("drawn from random numbers" if kind.simulated else "read from a file")
         )
     return content
 

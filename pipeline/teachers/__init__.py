@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
 from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
+from pipeline.teachers.oracle import Oracle, OracleConfig
 
 if TYPE_CHECKING:
     from pipeline.frame import Frame
@@ -40,7 +41,11 @@ class Teacher(Protocol):
         """Return the vocabulary-free half of every view, named `<camera>/<part>`; raises FrameError on bad images."""
 
     def segment(self, frame: Frame, encoding: Mapping[str, NDArray[Any]], text: NDArray[Any]) -> list[Segments]:
-        """Return the segments of every view, in camera order. `encoding` is empty without an encode half."""
+        """Return the segments of every view, in camera order.
+
+        `encoding` holds what `encode` returned, and the columns of the tables that the kind `needs`, named
+        `<table>/<column>`; it is empty where there is neither.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class TeacherKind:
 
     Loading for "segment" should leave out what only the encode half needs. `ready_made` teachers read finished
     segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `supervised` ones learnt from
-    labels of driving scenes. `kilobytes_per_frame` estimates a row of table `encode`.
+    labels of driving scenes. `simulated` ones know the truth and look at no image: whoever shows results has to say so;
+    section `[text]` does not apply. `kilobytes_per_frame` estimates a row of table `encode`.
+
+    `needs` names further tables, whose columns of the frame `segment` is handed. `content` returns what rows of "text"
+    or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
     """
 
     config: type[Any]
@@ -57,6 +66,9 @@ class TeacherKind:
     has_encode: bool
     ready_made: bool = False
     supervised: bool = False
+    simulated: bool = False
+    needs: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+    content: Callable[[Recipe, str], Mapping[str, Any]] = lambda recipe, stage: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
 
 
@@ -64,5 +76,8 @@ TEACHERS: dict[str, TeacherKind] = {
     "artifacts": TeacherKind(ArtifactsConfig, Artifacts.load, has_encode=False, ready_made=True),
     "clip_dense": TeacherKind(
         ClipDenseConfig, ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame
+    ),
+    "oracle": TeacherKind(
+        OracleConfig, Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content
     ),
 }

@@ -27,6 +27,7 @@ ONTOLOGY = parse_ontology(
         "name": "street",
         "version": 1,
         "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
+        "fine": [{"name": "none", "class": "ignore", "raw": [0]}, {"name": "car", "class": "car", "raw": [1]}],
         "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
     }
 )
@@ -55,7 +56,21 @@ def official_files(root: Path) -> dict[str, Any]:
     return {"name": "artifacts", "folder": str(root)}
 
 
-EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {"artifacts": official_files, "clip_dense": tiny_clip}
+def class_maps(root: Path) -> dict[str, Any]:
+    folder = root / "classmaps" / DataConfig(root=str(root)).version
+    folder.mkdir(parents=True)
+    for name, (width, height) in SIZES.items():
+        raw = np.ones((height, width), np.uint8)
+        raw[: height // 2] = 0
+        Image.fromarray(raw).save(folder / f"token-{name}.png")
+    return {"name": "oracle", "boundary_shift_px": 2.0, "synonyms": 0.5, "vector_noise": 0.5, "score_noise": 0.5}
+
+
+EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "artifacts": official_files,
+    "clip_dense": tiny_clip,
+    "oracle": class_maps,
+}
 """Per teacher, its recipe section for the frame above, after writing what it needs into the data root."""
 
 
@@ -103,6 +118,7 @@ def test_settings_are_an_identity(recipe: Recipe) -> None:
         settings = dict(recipe.teacher.settings(stage))
         assert settings["name"] == recipe.teacher.name
         assert canonical(settings) == canonical(dict(recipe.teacher.settings(stage)))
+        assert settings.get("simulated", False) is TEACHERS[recipe.teacher.name].simulated
 
 
 def test_a_recipe_can_be_sent_to_a_worker(recipe: Recipe) -> None:

@@ -1,0 +1,392 @@
+"""Teacher `oracle`: ground truth made 2D and then spoilt on purpose. It is SIMULATED: no image is understood.
+
+For trying, measuring and explaining everything behind the teacher without any network or weights. What a student learns
+from it says nothing about label-free learning, since the true labels are where its masks come from. Therefore the
+identities of its tables hold `simulated = true`, and TEACHERS marks it, for reports to say so.
+
+The truth has two sources. "maps": the class maps that the synthetic city writes beside its images,
+`classmaps/<version>/<camera token>.png`, one 8-bit grey pixel per image pixel that holds the label as label files store
+it. They belong to the data set as images do: planning does not digest them. They are known by the version's name, the
+camera tokens and the sizes of the image files that were written with them. "points": true labels of the points that a
+camera sees (tables `label` and `project`), grown to SLIC superpixels; for any labelled data set, but there is no
+segment far from all points.
+
+Vectors of prompts are drawn, too: those of one group are close, those of different classes nearly orthogonal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import ConfigError, changed_values
+from manifests.ontology import Ontology
+from pipeline.frame import Camera, Frame, FrameError, inside, read_image
+from pipeline.teachers.artifacts import read_label_map, reason
+from pipeline.teachers.noise import (
+    NOTHING,
+    Integers,
+    confuse,
+    find_regions,
+    generator,
+    jitter,
+    noisy_scores,
+    noisy_vectors,
+    scatter,
+    share_table,
+    shift_boundaries,
+    swallow,
+)
+from superpixels.segments import Segments, Split, compact
+from superpixels.slic import grow_labels, majority_labels, slic_superpixels
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe, SegmentConfig
+
+FOLDER = "classmaps"
+
+TRUTH = ("label", "project")
+"""The tables that source "points" reads."""
+
+CONFUSED: tuple[tuple[str, str, float], ...] = (
+    ("truck", "bus", 0.25),
+    ("truck", "trailer", 0.2),
+    ("truck", "construction_vehicle", 0.15),
+    ("truck", "car", 0.2),
+    ("bus", "truck", 0.4),
+    ("trailer", "truck", 0.6),
+    ("construction_vehicle", "truck", 0.6),
+    ("car", "truck", 0.05),
+    ("bicycle", "motorcycle", 0.4),
+    ("motorcycle", "bicycle", 0.4),
+    ("pedestrian", "bicycle", 0.05),
+    ("traffic_cone", "barrier", 0.2),
+    ("barrier", "manmade", 0.5),
+    ("barrier", "traffic_cone", 0.1),
+    ("driveable_surface", "sidewalk", 0.08),
+    ("driveable_surface", "other_flat", 0.04),
+    ("other_flat", "driveable_surface", 0.4),
+    ("other_flat", "sidewalk", 0.3),
+    ("sidewalk", "driveable_surface", 0.4),
+    ("sidewalk", "terrain", 0.2),
+    ("terrain", "sidewalk", 0.2),
+    ("terrain", "vegetation", 0.3),
+    ("manmade", "vegetation", 0.15),
+    ("vegetation", "manmade", 0.15),
+    ("vegetation", "terrain", 0.1),
+)
+"""Who is taken for whom, and how large a part of its regions at confusion 1, by classes of the nuScenes dictionary.
+
+The pairs are those that look alike, both ways. Large classes give little to small ones, in which it would be most of
+what bears the name. The shares are our judgement, not a measurement of any teacher.
+"""
+
+_PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "score_noise")
+_LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "vector_noise", "grow_px")
+_POSITIVE = ("boundary_length_px", "drop_area_px", "slic_px", "slic_compactness")
+
+# Squares of the parts of a prompt's vector that its class, its group and its own words give; they sum to 1. Two prompts
+# of a group have cosine 3/4 and two of a class 1/2, give or take 1 / sqrt(dims).
+_PARTS = (1 / 2, 1 / 4, 1 / 4)
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """Section `[teacher]` with `name = "oracle"`. By default nothing is spoilt; recipes list what is.
+
+    `source` is "maps" or "points", see above. `seed` of the noise; `dims` of the vectors, 8 or more. Lengths are in
+    pixels of the camera image, whatever `segment.scale`; strengths 0 change nothing.
+
+    Where things are. Boundaries move by about `boundary_shift_px` (standard deviation), in waves of about
+    `boundary_length_px`, which should be several times the shift or small things tear. Then the whole map is moved by a
+    normal `jitter_px` down and right, and turned by a normal `jitter_deg` degrees: a calibration slightly off.
+
+    What is judged as one. A region is a connected piece of one fine class; pieces of uncountable classes are cut into
+    patches of about `patch_px` (8 or more, or 0 for whole pieces). The following are probabilities per region, 0..1.
+
+    What they are called. `confusion` times the share in `confused`, rows of (class, taken for, share): a region is
+    taken for another class. `synonyms`: it gets another prompt than the first of its fine class, any of its class (of
+    its fine class, where that is ignored). `drop`: it is lost in its surroundings, the likelier the smaller it is, by
+    a factor exp(-area / drop_area_px); areas in square pixels of the image. `merge`: a larger neighbour of another
+    class swallows it.
+
+    What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
+    is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
+    part of the score that is chance; the rest is the share of the segment's pixels that it names right.
+
+    For "points": superpixels of `slic_px` x `slic_px` pixels and of `slic_compactness`; those without a labelled point
+    are named as the nearest with one, if their centres are `grow_px` or less apart, and are else no segment.
+    """
+
+    name: str = "oracle"
+    source: str = "maps"
+    seed: int = 0
+    dims: int = 64
+    boundary_shift_px: float = 0.0
+    boundary_length_px: float = 40.0
+    jitter_px: float = 0.0
+    jitter_deg: float = 0.0
+    patch_px: float = 0.0
+    confusion: float = 0.0
+    confused: tuple[tuple[str, str, float], ...] = CONFUSED
+    synonyms: float = 0.0
+    drop: float = 0.0
+    drop_area_px: float = 200.0
+    merge: float = 0.0
+    vector_noise: float = 0.0
+    score_noise: float = 0.0
+    slic_px: float = 20.0
+    slic_compactness: float = 10.0
+    grow_px: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.name != "oracle":
+            raise ValueError(f'name is "{self.name}"; these are the settings of "oracle"')
+        if self.source not in ("maps", "points"):
+            raise ValueError(f'source is "{self.source}"; choose "maps" or "points"')
+        if self.seed < 0 or self.dims < 8:
+            raise ValueError(f"seed is {self.seed} and dims {self.dims}; expected at least 0, and at least 8")
+        for names, least, most in ((_PROBABILITIES, 0.0, 1.0), (_LENGTHS, 0.0, math.inf), (_POSITIVE, 0.5, math.inf)):
+            for name in names:
+                value: float = getattr(self, name)
+                if not (least <= value <= most and math.isfinite(value)):
+                    raise ValueError(f"{name} is {value}; expected a finite number, {least:g} to {most:g}")
+        if 0 < self.patch_px < 8:
+            raise ValueError(f"patch_px is {self.patch_px}; expected 0, for whole regions, or at least 8")
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text" or "segment"; both say that they are simulated."""
+        values = changed_values(self)
+        if stage == "text":
+            values = {key: value for key, value in values.items() if key == "dims"}
+        else:
+            values.pop("dims", None)  # the vectors of table `text` have them
+            values["source"] = self.source
+        return {**values, "name": self.name, "simulated": True}
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """The loaded teacher. `share` (classes, classes) is who is taken for whom; see pipeline.teachers.noise."""
+
+    config: OracleConfig
+    root: Path
+    version: str
+    ontology: Ontology
+    segmentation: SegmentConfig
+    share: npt.NDArray[np.float64]
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: str) -> Oracle:
+        """Return the teacher; raises ConfigError for class maps or classes that are not there."""
+        config, ontology = recipe.teacher, recipe.ontology
+        assert isinstance(config, OracleConfig)
+        root, version = Path(recipe.data.root), recipe.data.version
+        if stage == "segment" and config.source == "maps" and not (root / FOLDER / version).is_dir():
+            raise ConfigError(
+                f"teacher.source: there are no class maps in {root / FOLDER / version}; only the synthetic city has "
+                'them: for other labelled data set teacher.source = "points"'
+            )
+        try:
+            share = share_table(config.confused if config.confusion else (), ontology.class_names)
+        except ValueError as error:
+            raise ConfigError(f"teacher.confused: {error}") from None
+        without = sorted(set(np.flatnonzero(share.any(axis=0))) - set(ontology.class_of_prompt.tolist()))
+        if without:
+            raise ConfigError(
+                f'teacher.confused: class "{ontology.class_names[without[0]]}" has no prompt to be named by'
+            )
+        return cls(config, root, version, ontology, recipe.segment, share)
+
+    @staticmethod
+    def needs(recipe: Recipe) -> tuple[str, ...]:
+        """Return the tables that the truth is read from."""
+        assert isinstance(recipe.teacher, OracleConfig)
+        return TRUTH if recipe.teacher.source == "points" else ()
+
+    @staticmethod
+    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
+        """Return what rows depend on beside `[teacher]`: the way from labels to prompts, and which maps are read."""
+        if stage == "text":
+            return {"ontology": recipe.ontology.label_content()}
+        content = {"ontology": {**recipe.ontology.label_content(), **recipe.ontology.raw_content()}}
+        return content if Oracle.needs(recipe) else {**content, "maps": f"{FOLDER}/{recipe.data.version}"}
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d); raises ValueError for prompts that are not ours.
+
+        Each is the sum of directions drawn for the class (for the fine class, where that is ignored: ignored things
+        have nothing in common), for the group and for the words of the prompt.
+        """
+        if prompts != self.ontology.prompts:
+            raise ValueError("the prompts are not those of the class dictionary, whose groups their vectors depend on")
+        pool_of_fine = pool_names(self.ontology)
+        vectors = []
+        for prompt, group, fine in zip(
+            prompts, self.ontology.group_of_prompt, self.ontology.fine_of_prompt, strict=True
+        ):
+            names = f"class {pool_of_fine[fine]}", f"group {self.ontology.groups[group].name}", f"prompt {prompt}"
+            parts = [direction(name, self.config.dims) for name in names]
+            vectors.append(np.sqrt(_PARTS) @ parts)
+        stacked = np.stack(vectors)
+        return np.asarray(stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.float32)
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Raise ValueError: nothing here looks at images."""
+        raise ValueError("teacher oracle has no encode half; it is simulated from true labels")
+
+    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.
+
+        For source "points" `encoding` holds the columns of tables `label` and `project`. Raises FrameError for a class
+        map that is missing, of another size than its image or with unknown labels, and for an unreadable image.
+        """
+        views = []
+        for view, camera in enumerate(frame.cameras):
+            height = max(1, round(camera.height_px * self.segmentation.scale))
+            width = max(1, round(camera.width_px * self.segmentation.scale))
+            if self.config.source == "points":
+                truth = self.map_of_points(camera, view, encoding, height, width)
+            else:
+                truth = self.stored_map(camera)[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
+            views.append(self.spoil(truth, camera, text))
+        return views
+
+    # -- the truth
+
+    def stored_map(self, camera: Camera) -> npt.NDArray[np.int16]:
+        """Return the fine class of each pixel of an image, (H, W), -1 where it has no prompt; raises FrameError."""
+        relative = f"{FOLDER}/{self.version}/{camera.token}.png"
+        try:
+            stored = read_label_map(inside(self.root, relative), (camera.width_px, camera.height_px))
+        except (ValueError, OSError) as error:
+            raise FrameError(f"{relative}: {reason(error)}") from None
+        present = np.flatnonzero(np.bincount(stored.ravel()))
+        fine_of_raw = np.full(int(present[-1]) + 1, NOTHING, np.int16)
+        try:
+            fine_of_raw[present] = self.nameable(self.ontology.fine_of_raw_labels(present))
+        except ValueError as error:
+            raise FrameError(f"{relative}: {error}") from None
+        return np.asarray(fine_of_raw[stored])
+
+    def map_of_points(
+        self, camera: Camera, view: int, rows: Mapping[str, npt.NDArray[Any]], height: int, width: int
+    ) -> npt.NDArray[np.int16]:
+        """Return the fine class of each pixel of a smaller image, (height, width), -1 for none, from labelled points.
+
+        A superpixel has the class of most of the points in it; points that another one hides do not count.
+        """
+        from PIL import Image
+
+        pair = np.flatnonzero((rows["project/view"] == view) & ~rows["project/occluded"])
+        fine = self.nameable(self.ontology.fine_of_raw_labels(rows["label/raw"][rows["project/point"][pair]]))
+        pair, fine = pair[fine != NOTHING], fine[fine != NOTHING]
+        row = rows["project/row_px"][pair].astype(np.int64) * height // camera.height_px
+        col = rows["project/col_px"][pair].astype(np.int64) * width // camera.width_px
+        image = Image.fromarray(read_image(self.root, camera)).resize((width, height), Image.Resampling.BOX)
+        scale = height / camera.height_px
+        superpixel = slic_superpixels(
+            np.asarray(image), max(self.config.slic_px * scale, 1), compactness=self.config.slic_compactness
+        )
+        label = majority_labels(superpixel, row, col, fine)
+        return grow_labels(superpixel, label, self.config.grow_px * scale).astype(np.int16)[superpixel]
+
+    def nameable(self, fine: Integers) -> npt.NDArray[np.int16]:
+        """Return fine classes with -1 in the place of those that no prompt names."""
+        named = np.zeros(len(self.ontology.fine), np.bool_)
+        named[self.ontology.fine_of_prompt] = True
+        return np.where(named[fine], fine, NOTHING).astype(np.int16)
+
+    # -- and what is made of it
+
+    def spoil(self, truth: npt.NDArray[np.int16], camera: Camera, text: npt.NDArray[Any]) -> Segments:
+        """Return the segments of a true map of fine classes (H, W), -1 for none, with all the noise of the recipe.
+
+        Everything random is drawn for the camera's token, so neither order nor batch nor worker matters.
+        """
+        config, ontology = self.config, self.ontology
+        scale = truth.shape[0] / camera.height_px
+        area_scale = truth.size / (camera.height_px * camera.width_px)
+
+        def draws(name: str) -> np.random.Generator:
+            return generator(config.seed, camera.token, name)
+
+        class_map = shift_boundaries(
+            truth,
+            draws("boundary"),
+            boundary_shift_px=config.boundary_shift_px * scale,
+            boundary_length_px=max(config.boundary_length_px * scale, 1),
+        )
+        class_map = jitter(class_map, draws("jitter"), jitter_px=config.jitter_px * scale, jitter_deg=config.jitter_deg)
+        thing = np.zeros(len(ontology.fine), np.bool_)
+        thing[ontology.fine_of_prompt] = ontology.thing_of_prompt
+        regions = find_regions(class_map, thing, draws("patch"), patch_px=config.patch_px * scale)
+
+        true_class = ontology.class_of_fine[regions.class_id]
+        named_class = confuse(true_class, draws("confusion"), self.share, config.confusion)
+        prompt = np.where(
+            named_class == true_class,
+            first_prompt(ontology.fine_of_prompt, len(ontology.fine))[regions.class_id],
+            first_prompt(ontology.class_of_prompt, len(ontology.classes))[named_class],
+        )
+        prompt = scatter(prompt, pools(ontology), draws("synonyms"), config.synonyms)
+        taker = swallow(
+            regions,
+            draws("swallow"),
+            drop=config.drop,
+            drop_area_px=config.drop_area_px * area_scale,
+            merge=config.merge,
+        )
+        prompt_map = np.append(0, prompt[taker]).astype(np.int32)[regions.region_map]
+        split: Split = "component" if self.segmentation.split == "components" else "prompt"
+        label_map, name = compact(
+            prompt_map, keep=regions.region_map > 0, split=split, min_area_px=max(1, self.segmentation.min_area_px)
+        )
+        known = truth != NOTHING
+        right = ontology.class_of_fine[truth] == np.append(0, ontology.class_of_prompt[name])[label_map]
+        score = noisy_scores(label_map, len(name), right, known, draws("score"), config.score_noise)
+        return Segments.from_label_map(
+            label_map,
+            name,
+            np.maximum(score, 0.01),  # 0 would mean that the teacher named nothing
+            noisy_vectors(text[name], draws("vector"), config.vector_noise),
+        )
+
+
+def centres(size_px: int, n: int) -> npt.NDArray[np.int64]:
+    """Return the pixels of a line of `size_px` in the middle of `n` equal parts, (n,); all of them for n = size_px."""
+    return np.asarray((2 * np.arange(n) + 1) * size_px // (2 * n), np.int64)
+
+
+def direction(name: str, dims: int) -> npt.NDArray[np.float64]:
+    """Return a unit vector (dims,) that depends on nothing but its name."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+    vector = np.random.default_rng(seed).standard_normal(dims)
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+def pool_names(ontology: Ontology) -> list[str]:
+    """Return the name of what each fine class counts as: its class, or itself where that is ignored."""
+    ignored = ontology.class_names[0]
+    return [fine.name if fine.coarse == ignored else fine.coarse for fine in ontology.fine]
+
+
+def pools(ontology: Ontology) -> npt.NDArray[np.int64]:
+    """Return the pool of each prompt, (p,), 0..: prompts of one pool can stand for each other."""
+    names = np.array(pool_names(ontology))[ontology.fine_of_prompt]
+    return np.asarray(np.unique(names, return_inverse=True)[1], np.int64)
+
+
+def first_prompt(owner_of_prompt: Integers, n_owners: int) -> npt.NDArray[np.int64]:
+    """Return the first prompt of each fine class, or of each class, (n_owners,); 0 for those that have none."""
+    owner, first = np.unique(owner_of_prompt, return_index=True)
+    found = np.zeros(n_owners, np.int64)
+    found[owner] = first
+    return found
