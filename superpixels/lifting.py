@@ -97,14 +97,15 @@ def resolve(
     _check_range("pair_superpoint", pair_superpoint, 2**31 - 1)
     usable = np.arange(pair_point.size) if pair_occluded is None else np.flatnonzero(~pair_occluded)
     point_superpoint = np.full(n_points, NO_SUPERPOINT, dtype=np.int32)
+    if policy == "last_camera":  # the later view has the larger number
+        np.maximum.at(point_superpoint, pair_point[usable], pair_superpoint[usable].astype(np.int32))
+        return point_superpoint
     point_superpoint[pair_point[usable]] = pair_superpoint[usable]
     # Only the points of several pairs, about a tenth, need the policy. They are written again, from worst to best pair:
     # of several values assigned to one place the last stays.
     contested = usable[np.bincount(pair_point[usable], minlength=n_points)[pair_point[usable]] > 1]
     superpoint = pair_superpoint[contested].astype(np.int64)
-    if policy == "last_camera":
-        order = np.argsort(superpoint)
-    elif policy == "confidence":
+    if policy == "confidence":
         if pair_score is None or pair_axis_distance is None:
             raise ValueError("policy 'confidence' compares pair_score and pair_axis_distance; give both")
         order = np.lexsort((-superpoint, -pair_axis_distance[contested], pair_score[contested]))

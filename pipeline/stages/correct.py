@@ -1,0 +1,84 @@
+"""Stage `correct`: pseudo-labels after flat interaction: noise repaired, and points that no camera sees labelled."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import changed_values
+from manifests.ontology import Ontology
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.frame import FrameError
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from superpixels.flat_interaction import FlatInteractionConfig, refine
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that corrects the pseudo-labels of a frame."""
+
+    def correct(inputs: FrameInput) -> Row:
+        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows["group"]["label"]
+        height_m = sensor_height_m(inputs.frame.ego_from_lidar)
+        return correct_frame(xyz_m, label, height_m, recipe.correct, recipe.ontology)
+
+    return correct
+
+
+def sensor_height_m(ego_from_lidar: npt.NDArray[np.float64]) -> float | None:
+    """Return how high the LiDAR is above the ground; None where the vehicle's frame does not lie on the ground.
+
+    Vehicle frames in the manner of nuScenes have their origin on the ground. One that coincides with the LiDAR's, as in
+    data sets that know no vehicle frame, tells nothing.
+    """
+    height_m = float(ego_from_lidar[2, 3])
+    return height_m if height_m > 0 else None
+
+
+def correct_frame(
+    xyz_m: npt.NDArray[np.float32],
+    label: npt.NDArray[np.uint8],
+    height_m: float | None,
+    config: FlatInteractionConfig,
+    ontology: Ontology,
+) -> Row:
+    """Return the columns of table `correct` from a sweep and its pseudo-labels."""
+    try:
+        found = refine(
+            xyz_m,
+            label,
+            config,
+            n_classes=len(ontology.classes) - 1,
+            ground_classes=ontology.ground_class_ids,
+            sensor_height_m=height_m,
+        )
+    except ValueError as error:
+        raise FrameError(str(error)) from error
+    return {
+        "label": found.labels,
+        "score": np.rint(np.clip(found.score, 0, 1) * 255).astype(np.uint8),
+        "changed": found.changed,
+        "note": "; ".join(found.notes) or None,
+    }
+
+
+STAGE = Stage(
+    name="correct",
+    version=1,
+    schema=TABLES["correct"],
+    needs=lambda recipe: (Need("points"), Need("group")),
+    settings=lambda recipe: {
+        **changed_values(recipe.correct),
+        "n_classes": len(recipe.ontology.classes) - 1,
+        "ground_classes": list(recipe.ontology.ground_class_ids),
+    },
+    prepare=prepare,
+    index_columns=("n_points", "ego_from_lidar"),
+    count=lambda row: {
+        "points": len(row["label"]),
+        "changed_points": int(row["changed"].sum()),
+        "frames_without_ego_ring": int(row["note"] is not None),
+    },
+    kilobytes_per_frame=lambda recipe: 60.0,
+)

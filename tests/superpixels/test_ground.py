@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superpixels.ground import plane_inliers, ring_candidates
+
+PLANE = {"min_samples": 10, "residual_m": 0.1, "trials": 20, "seed": 42}
+
+
+def test_the_ring_lies_between_two_distances_and_close_to_the_expected_ground() -> None:
+    xyz_m = np.array(
+        [[3, 0, -1.84], [1.9, 0, -1.84], [0, 5.1, -1.84], [0, -4, -1.5], [3, 0, -1.39], [-3, 3, -9]], np.float32
+    )
+    assert ring_candidates(xyz_m, 1.84, 2.0, 5.0, 0.44).tolist() == [0, 3, 5]
+
+
+def test_a_lower_sensor_expects_the_ground_nearer() -> None:
+    xyz_m = np.array([[3, 0, -0.7], [3, 0, -0.3]], np.float32)
+    assert ring_candidates(xyz_m, 1.0, 2.0, 5.0, 0.44).tolist() == [0]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 1000), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1))
+def test_the_plane_is_found_below_things_that_stand_on_it(seed: int, a: float, b: float) -> None:
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(-5, 5, (300, 2))
+    above = np.arange(300) < 30
+    z = a * xy[:, 0] + b * xy[:, 1] - 1.8 + np.where(above, 0.4, rng.uniform(-0.02, 0.02, 300))
+    inlier = plane_inliers(np.column_stack([xy, z]).astype(np.float32), **PLANE)  # type: ignore[arg-type]
+    assert inlier is not None and inlier[~above].mean() > 0.95 and not inlier[above].all()
+
+
+def test_too_few_points_are_no_plane() -> None:
+    assert plane_inliers(np.zeros((9, 3), np.float32), **PLANE) is None  # type: ignore[arg-type]
+
+
+def test_points_without_a_common_plane_are_no_plane() -> None:
+    xyz_m = np.zeros((12, 3), np.float32)
+    xyz_m[:, 2] = 100.0 * np.arange(12) ** 2
+    assert plane_inliers(xyz_m, **PLANE) is None  # type: ignore[arg-type]
