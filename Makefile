@@ -9,11 +9,12 @@ PY := .venv/bin/python
 
 STAGES := index points project text encode segment group pairs target label pack
 QUESTIONS := plan verify gc why
+VIEWS := report view pictures
 TRAINER := pretrain distill predict evaluate
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench docs clean recipe $(STAGES) $(QUESTIONS) $(TRAINER)
+.PHONY: help setup test lint check bench docs clean recipe $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +65,13 @@ verify: ## read every table again and compare checksums
 gc: ## tables that nothing names any more
 why: ## what changed since the tables were built
 $(QUESTIONS): recipe setup
+	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
+
+##@ Looking at it
+report: ## one offline page: frames, scores, curves, identities
+view: ## frames in Rerun, an extra; ARGS="--out frames.rrd" writes a file
+pictures: ## a picture of each frame
+$(VIEWS): recipe setup
 	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
 
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini

@@ -1,150 +1,463 @@
-"""Pictures of what the tables hold: per frame its images with segments and projected points, and a bird's-eye view."""
+"""The report of a recipe: one page to open offline, with its frames, scores, curves and identities."""
 
 from __future__ import annotations
 
+import json
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from manifests.config import ConfigError, listing
+from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
-from manifests.rows import Row
-from manifests.store import Ref, Store, StoreError
-from pipeline.frame import Frame, frame_of, read_image
+from manifests.store import Store
+from pipeline.browse import Browser, FrameRows, Track
+from pipeline.pictures import VERDICTS, camera_pictures, classes_in, panels, save_curves, save_image, save_panel
+from pipeline.quality import measure
 from pipeline.recipe import Recipe
-from pipeline.stages.segment import segments_of
+from pipeline.runner import Runner
+from pipeline.stages import STAGES
+from pipeline.teachers import TEACHERS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-PICTURED = ("index", "points", "project", "segment", "group", "target")
-MASK_OPACITY = 0.45
-BIRDS_EYE_M = 50.0  # half the side of the bird's-eye view; nuScenes is annotated about this far
+PAGE = "index.html"
+PICTURES = "pictures"
+GENERATOR = "AFOV report"  # in the page's head: a folder is replaced only if it holds a report
+COUNTED_FRAMES = 200  # coverage and agreement are counted over this many frames at most, evenly chosen
+IMAGE_PX, PANEL_PX = 960, 800
 
 
 @dataclass(frozen=True)
-class FrameTables:
-    """The rows of one frame, by table; `label` only where it was built."""
+class Picture:
+    """A picture of the page: its file relative to the page, a heading, a sentence below, and what it shows in words."""
 
-    frame: Frame
-    rows: Mapping[str, Row]
+    file: str
+    title: str
+    about: str
+    alt: str
 
 
-def frames_of(store: Store, ref: Ref, limit: int | None = None) -> list[FrameTables]:
-    """Return the frames of a recipe with the rows that pictures need, failed ones left out; at most `limit`.
+@dataclass(frozen=True)
+class ShownFrame:
+    """One frame of the page; `classes` are the classes that occur."""
 
-    Raises StoreError naming the make target if a table is missing.
+    scene: str
+    frame_id: str
+    time: str
+    about: str
+    cameras: tuple[Picture, ...]
+    panels: tuple[Picture, ...]
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """IoU in 0..1, by class (class 1 first) and in summary; None is a score of nothing. `points` have a true label."""
+
+    iou: tuple[float | None, ...]
+    mean_iou: float | None
+    micro_iou: float | None
+    frequency_weighted_iou: float | None
+    points: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores as `trainer evaluate` wrote them, by part of the points ("all", "seen", "unseen").
+
+    `about` says of what they are, `stale` which tables are no longer those of the recipe.
     """
-    names = [*PICTURED, *(name for name in ("label",) if name in ref.tables)]
-    tables = {name: ref.table(name) for name in names}
-    found: list[FrameTables] = []
-    for position, shard in enumerate(tables["index"].shards):
-        readers = {
-            name: store.open_shard(name, table.fingerprint, table.shards[position]) for name, table in tables.items()
-        }
-        for row_number in range(shard.rows):
-            if limit is not None and len(found) >= limit:
-                return found
-            rows = {name: reader.row(row_number) for name, reader in readers.items()}
-            if all(row["status"] == "ok" for row in rows.values()):
-                found.append(FrameTables(frame_of(rows["index"]), rows))
+
+    title: str
+    about: str
+    parts: Mapping[str, Scores]
+    stale: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run: what was started, its curves, and facts in words."""
+
+    task: str
+    curves: tuple[Picture, ...]
+    facts: Mapping[str, str]
+    document: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One table: its name, what identifies it, what it holds, how it was made, and all of this as JSON."""
+
+    table: str
+    fingerprint: str
+    version: str
+    frames: int
+    failed: int
+    megabytes: float
+    finished: str
+    commit: str
+    device: str
+    changes: tuple[str, ...]
+    document: str
+
+
+def write_report(
+    recipe: Recipe, folder: Path, n_frames: int, track: Track = lambda items, _: items, now: datetime | None = None
+) -> Path:
+    """Write the report of a recipe into `folder` and return the path of its page.
+
+    At most `n_frames` frames are drawn, evenly chosen. An older report in the folder is replaced once the new one is
+    whole. Raises StoreError for tables that are missing or damaged, FrameError for an image that cannot be read, and
+    ConfigError if the folder holds anything but a report or cannot be written.
+    """
+    check_replaceable(folder)
+    store = Store.open(recipe.run.store)
+    browser = Browser.open(store, recipe.name)
+    runs = Path(recipe.run.runs).expanduser() / recipe.name
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    try:
+        (scratch / PICTURES).mkdir(parents=True)
+        frames = [
+            show_frame(browser.read(place), recipe, scratch, number)
+            for number, place in enumerate(track(browser.choose(n_frames), "frames"))
+        ]
+        quality = measure(
+            (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts")), recipe.ontology
+        )
+        identities = [identity_of(browser, name, recipe) for name in browser.tables]
+        evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
+        page = render(
+            recipe=recipe,
+            now=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+            notices=[*notices(browser, recipe), *unreadable],
+            sections=sections(recipe),
+            classes=class_table(recipe.ontology),
+            verdicts=VERDICTS,
+            frames=frames,
+            quality=quality,
+            n_frames_in_all=len(browser.places()),
+            has=set(browser.tables),
+            evaluations=evaluations,
+            trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
+            identities=identities,
+        )
+        (scratch / PAGE).write_text(page, encoding="utf-8")
+        replace_folder(scratch, folder)
+    except OSError as error:
+        raise ConfigError(f"the report in {folder} cannot be made: {error}; --out names another folder") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder / PAGE
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int) -> ShownFrame:
+    """Draw a frame into the folder's pictures and return what the page says of it."""
+    frame, rows, ontology = item.frame, item.rows, recipe.ontology
+    cameras = []
+    views = camera_pictures(item, Path(recipe.data.root), ontology, IMAGE_PX)
+    for view, (camera, picture) in enumerate(zip(frame.cameras, views, strict=True)):
+        file = f"{PICTURES}/{number:03d}-view-{view}.jpg"
+        save_image(folder / file, picture)
+        n_segments = int(rows["segment"]["segments_in_view"][view])
+        n_points = int(np.count_nonzero((rows["project"]["view"] == view) & ~rows["project"]["occluded"]))
+        about = f"{n_segments:,} segments, {n_points:,} points"
+        alt = f"Image of {camera.name} with {about}, coloured by class"
+        cameras.append(Picture(file, camera.name, about, alt))
+    above = []
+    for place, panel in enumerate(panels(rows, ontology)):
+        file = f"{PICTURES}/{number:03d}-above-{place}.png"
+        save_panel(folder / file, rows["points"]["xyz_m"], panel, PANEL_PX)
+        alt = f"{panel.title} of the points from above, 100 by 100 metres: {panel.about}"
+        above.append(Picture(file, panel.title, panel.about, alt))
+    seen, label = rows["target"]["seen"], rows["target"]["label"]
+    return ShownFrame(
+        scene=frame.scene,
+        frame_id=frame.frame_id,
+        time=time_of_day(frame.timestamp_us),
+        about=f"{len(seen):,} points, {percent(seen.sum(), len(seen))} seen by a camera, "
+        f"{percent(np.count_nonzero(label), len(seen))} with a pseudo-label",
+        cameras=tuple(cameras),
+        panels=tuple(above),
+        classes=tuple(classes_in(rows)),
+    )
+
+
+def time_of_day(timestamp_us: int) -> str:
+    """Return a time to read, in UTC, to the millisecond; times that are no date are given as they are."""
+    try:
+        when = datetime.fromtimestamp(timestamp_us / 1e6, UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
+        return f"{timestamp_us} µs"
+    return f"{when.isoformat(sep=' ', timespec='milliseconds')} UTC"
+
+
+def percent(part: float, whole: float) -> str:
+    """Return a share in percent; a share of nothing is a dash."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def class_table(ontology: Ontology) -> list[tuple[str, str]]:
+    """Return name and colour of every class, 0 first."""
+    return [(item.name, "#" + bytes(item.rgb).hex()) for item in ontology.classes]
+
+
+# -- what must be said first -------------------------------------------------------------------------------------------
+
+
+def notices(browser: Browser, recipe: Recipe) -> list[str]:
+    """Return sentences on what the pictures and numbers must not be taken for."""
+    found = []
+    settings = [made_from(browser, name).get("settings", {}) for name in browser.tables]
+    teachers = [item["teacher"] for item in settings if "teacher" in item]
+    kind_of = {str(item.get("name")): TEACHERS.get(str(item.get("name"))) for item in teachers}
+    simulated = {str(item.get("name")) for item in teachers if item.get("simulated")}
+    simulated |= {name for name, kind in kind_of.items() if kind and kind.simulated}
+    random = {str(item["weights"]) for item in teachers if str(item.get("weights")).startswith("random:")}
+    supervised = {name for name, kind in kind_of.items() if kind and kind.supervised}
+    if simulated:
+        found.append(
+            f"The teacher “{listing(sorted(simulated))}” is simulated: its segments are made from the true labels and "
+            "then spoilt on purpose; no image was understood. Scores show how the system works, not what label-free "
+            "learning reaches."
+        )
+    if random:
+        found.append(f"The teacher has random weights ({listing(sorted(random))}): its segments mean nothing.")
+    if supervised:
+        found.append(f"The teacher “{listing(sorted(supervised))}” learnt from labels of driving scenes.")
+    if "label" not in browser.tables:
+        found.append(
+            f"There are no true labels here, so nothing is compared with the truth. Where the data set has them: make "
+            f"label RECIPE={recipe.name}"
+        )
+    if "predict" not in browser.tables:
+        found.append(
+            f"There are no predictions of these points yet, so the student is not shown. Run: make distill predict "
+            f"RECIPE={recipe.name}"
+        )
     return found
 
 
-def draw_frame(tables: FrameTables, root: Path, ontology: Ontology, path: Path) -> None:
-    """Write a PNG of one frame: every image with its segments and the points seen in it, and the points from above.
-
-    Segments and points are coloured by class; a point is coloured by its own pseudo-label, so a point that another
-    camera named otherwise stands out against its segment. Raises FrameError if an image cannot be read.
-    """
-    from matplotlib.figure import Figure
-
-    frame, rows = tables.frame, tables.rows
-    columns = 3
-    image_rows = max(1, -(-len(frame.cameras) // columns))
-    clouds = [("pseudo-label", rows["target"]["label"])]
-    if "label" in rows:
-        clouds.append(("truth", rows["label"]["label"]))
-    figure = Figure(figsize=(18, 3.6 * image_rows + 9), layout="constrained")
-    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[3.6 * image_rows, 9], squeeze=False))
-    axes = np.atleast_1d(upper.subplots(image_rows, columns)).ravel()
-    segments = segments_of(rows["segment"])
-    for view, camera in enumerate(frame.cameras):
-        picture = tint(read_image(root, camera), segments[view].label_map(), ontology, segments[view].prompt_id)
-        axes[view].imshow(picture)
-        seen = np.flatnonzero((rows["project"]["view"] == view) & ~rows["project"]["occluded"])
-        labels = rows["target"]["label"][rows["project"]["point"][seen]]
-        colours = ontology.rgb_of_class[labels] / 255.0
-        axes[view].scatter(rows["project"]["u_px"][seen], rows["project"]["v_px"][seen], c=colours, s=1.2, lw=0)
-        axes[view].set_title(camera.name, fontsize=9)
-    for axis in axes:
-        axis.set_axis_off()
-    planes = np.atleast_1d(lower.subplots(1, len(clouds) + 1, width_ratios=[9] * len(clouds) + [2])).ravel()
-    for axis, (title, label) in zip(planes, clouds, strict=False):
-        draw_from_above(axis, rows["points"]["xyz_m"], label, ontology, title)
-    draw_legend(planes[-1], ontology, [label for _, label in clouds])
-    labelled = float((rows["target"]["label"] > 0).mean())
-    figure.suptitle(
-        f"{frame.scene}  {frame.frame_id}   {frame.n_points} points, {labelled:.0%} with a pseudo-label", fontsize=11
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+def made_from(browser: Browser, name: str) -> Mapping[str, Any]:
+    """Return the readable identity of a table; empty if its manifest is missing."""
+    manifest = browser.store.read_manifest(name, browser.tables[name].fingerprint)
+    return manifest.identity if manifest else {}
 
 
-def tint(
-    image: NDArray[np.uint8], label_map: NDArray[np.uint16], ontology: Ontology, prompt_id: NDArray[np.int32]
-) -> NDArray[np.uint8]:
-    """Return the image (h, w, 3) with every segment in the colour of its class; the map may be of lower resolution."""
-    height, width = image.shape[:2]
-    rows = np.arange(height) * label_map.shape[0] // height
-    columns = np.arange(width) * label_map.shape[1] // width
-    class_of_segment = np.concatenate([[0], ontology.class_of_prompt[prompt_id]]).astype(np.intp)
-    classes = class_of_segment[label_map][rows[:, None], columns[None, :]]
-    colour = ontology.rgb_of_class[classes].astype(np.float32)
-    opacity = np.where(classes > 0, MASK_OPACITY, 0.0).astype(np.float32)[..., None]
-    tinted: NDArray[np.uint8] = ((1 - opacity) * image + opacity * colour).astype(np.uint8)
-    return tinted
+# -- scores and curves -------------------------------------------------------------------------------------------------
 
 
-def draw_from_above(
-    axis: Axes, xyz_m: NDArray[np.float32], label: NDArray[np.uint8], ontology: Ontology, title: str
-) -> None:
-    """Draw points of the LiDAR frame from above, unlabelled ones in light grey below the others."""
-    for chosen, size in ((label == 0, 0.4), (label > 0, 1.6)):
-        colours: Any = ontology.rgb_of_class[label[chosen]] / 255.0 if size > 1 else "0.88"
-        axis.scatter(xyz_m[chosen, 0], xyz_m[chosen, 1], s=size, c=colours, lw=0)
-    axis.set(xlim=(-BIRDS_EYE_M, BIRDS_EYE_M), ylim=(-BIRDS_EYE_M, BIRDS_EYE_M), xlabel="x [m]", ylabel="y [m]")
-    axis.set_aspect("equal")
-    axis.set_title(f"{title}, from above (LiDAR frame)", fontsize=10)
+def read_evaluations(runs: Path, browser: Browser, ontology: Ontology) -> tuple[list[Evaluation], list[str]]:
+    """Return the evaluations in the folder of a recipe's runs, and sentences on those that cannot be shown."""
+    found, unreadable = [], []
+    for path in sorted(runs.glob("evaluate*.json")):
+        try:
+            found.append(evaluation(path, browser, ontology))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            unreadable.append(f"{path} is left out: {error}. Run: make evaluate RECIPE={browser.recipe}")
+    return found, unreadable
 
 
-def draw_legend(axis: Axes, ontology: Ontology, labels: Sequence[NDArray[np.uint8]]) -> None:
-    """List the classes that occur, in their colours."""
-    from matplotlib.lines import Line2D
-
-    present = sorted({int(item) for label in labels for item in np.unique(label)} - {0})
-    handles = [
-        Line2D([], [], marker="s", ls="", color=tuple(ontology.rgb_of_class[item] / 255.0), label=name)
-        for item in present
-        for name in [ontology.class_names[item]]
+def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
+    """Return one evaluation; raises ValueError, KeyError or the like if it is none, or one of other classes."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["classes"] != list(ontology.class_names[1:]):
+        raise ValueError(f"its classes are not those of dictionary {ontology.name}")
+    parts = {name: scores_of(part) for name, part in document["scores"].items()}
+    if any(len(part.iou) != len(document["classes"]) for part in parts.values()):
+        raise ValueError("it has not one IoU per class")
+    kind = {"prediction": "Student", "pseudo": "Pseudo-labels"}.get(document["of"], str(document["of"]))
+    usual = {"prediction": "evaluate", "pseudo": "evaluate-pseudo"}.get(document["of"])
+    about = f"{document['frames']} frames of split “{document['split']}”"
+    if document.get("checkpoint"):
+        about += f", {document['checkpoint']} (epoch {document['epoch']})"
+    stale = [
+        name
+        for name, fingerprint in document["tables"].items()
+        if name not in browser.tables or browser.tables[name].fingerprint != fingerprint
     ]
-    handles.append(Line2D([], [], marker="s", ls="", color="0.88", label="no label"))
-    axis.legend(handles=handles, loc="center left", frameon=False, fontsize=10)
-    axis.set_axis_off()
+    return Evaluation(
+        title=kind if path.stem == usual else f"{kind} ({path.stem.removeprefix('evaluate-')})",
+        about=about,
+        parts=parts,
+        stale=tuple(stale),
+    )
 
 
-def draw_frames(recipe: Recipe, folder: Path, limit: int) -> list[Path]:
-    """Write one PNG per frame of the recipe into `folder` and return the paths; see `draw_frame`."""
-    store = Store.open(recipe.run.store)
-    tables = frames_of(store, store.read_ref(recipe.name), limit)
-    if not tables:
-        raise StoreError(f"recipe {recipe.name} has no frame that could be drawn; all rows failed")
-    paths = []
-    for item in tables:
-        path = folder / f"{item.frame.scene}_{item.frame.timestamp_us}.png".replace("/", "_")
-        draw_frame(item, Path(recipe.data.root), recipe.ontology, path)
-        paths.append(path)
-    return paths
+def scores_of(part: Mapping[str, Any]) -> Scores:
+    """Return the scores of one part of the points; raises ValueError, KeyError or TypeError if it is none."""
+
+    def score(value: Any) -> float | None:
+        return None if value is None else float(value)
+
+    return Scores(
+        iou=tuple(score(value) for value in part["iou"]),
+        mean_iou=score(part["mean_iou"]),
+        micro_iou=score(part["micro_iou"]),
+        frequency_weighted_iou=score(part["frequency_weighted_iou"]),
+        points=int(part["points"]),
+    )
+
+
+def log_files(runs: Path) -> list[Path]:
+    """Return the logs of a recipe's runs, pre-training first; those that were moved aside are left out."""
+    found = [path for path in runs.glob("*/log.jsonl") if ".old-" not in path.parent.name]
+    return sorted(found, key=lambda path: (path.parent.name != "pretrain", path.parent.name))
+
+
+def training(path: Path, folder: Path, number: int) -> Training:
+    """Return a training run from its log, and draw its curves into the folder's pictures.
+
+    A step that was taken again after an interruption counts as it went the last time.
+    """
+    start: dict[str, Any] = {}
+    lines: dict[str, dict[int, dict[str, Any]]] = {"epoch": {}, "step": {}}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off when the writer was killed; the next run wrote it anew
+            continue
+        if line.get("event") == "start":
+            start = line
+        elif line.get("event") in lines:
+            lines[line["event"]][int(line["step"])] = line
+    epochs, steps = ([line for _, line in sorted(some.items())] for some in lines.values())
+    task = path.parent.name
+    curves: list[Picture] = []
+    for what, wanted in (("loss", is_loss), ("learning rate", is_rate)):
+        values: dict[str, list[tuple[float, float]]] = {}
+        for line in epochs:
+            for name, value in line.items():
+                if wanted(name):
+                    values.setdefault(name.removeprefix("lr_"), []).append((line["step"], value))
+        if values:
+            file = f"{PICTURES}/run-{number}-curves-{len(curves)}.svg"
+            single = [(line["step"], line["total"]) for line in steps] if what == "loss" else []
+            save_curves(folder / file, values, what, single)
+            last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in values.items())
+            curves.append(Picture(file, what, last, f"{what} of {task} by step; at the end: {last}"))
+    return Training(task, tuple(curves), facts(start, epochs), indented(start))
+
+
+def is_rate(name: str) -> bool:
+    """Return whether a number of the log is a learning rate."""
+    return name.startswith("lr_")
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a number of the log is a term of the loss."""
+    others = {"event", "time", "epoch", "step", "frames_per_second", "data_wait_share", "seconds"}
+    return name not in others and not is_rate(name)
+
+
+def facts(start: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the facts of a training run that a reader asks for first."""
+    found = {"epochs": f"{epochs[-1]['epoch'] if epochs else 0} of {start.get('epochs', '?')}"}
+    if epochs:
+        seconds = sum(line["seconds"] for line in epochs)
+        found["time"] = f"{seconds:,.0f} s, {epochs[-1]['frames_per_second']:.1f} frames/s in the last epoch"
+    identity = start.get("identity", {})
+    found |= {name: str(start[name]) for name in ("frames", "seed", "device", "commit") if name in start}
+    if "init" in identity:
+        found["initial weights"] = str(identity["init"] or "random")
+    for name, table in start.get("tables", {}).items():
+        found[f"table {name}"] = str(table.get("fingerprint"))
+    return found
+
+
+# -- identities --------------------------------------------------------------------------------------------------------
+
+
+def identity_of(browser: Browser, name: str, recipe: Recipe) -> Identity:
+    """Return what identifies a table and how it was made; `changes` names settings the recipe has changed since."""
+    table = browser.tables[name]
+    manifest = browser.store.read_manifest(name, table.fingerprint)
+    made = manifest.made if manifest else {}
+    identity = manifest.identity if manifest else {}
+    document = {"identity": identity, "made": made, "shards": {shard.shard: shard.name for shard in table.shards}}
+    return Identity(
+        table=name,
+        fingerprint=table.fingerprint,
+        version=str(identity.get("version", "?")),
+        frames=table.rows,
+        failed=sum(len(shard.failed) for shard in table.shards),
+        megabytes=sum(shard.bytes for shard in table.shards) / 1e6,
+        finished=str(made.get("finished", "?")),
+        commit=str(made.get("git_commit") or made.get("commit") or "?"),
+        device=str(made.get("device", "?")),
+        changes=tuple(changes_since(name, identity, recipe)),
+        document=indented(document),
+    )
+
+
+def changes_since(name: str, identity: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return how the recipe as it is now differs from what a table of the pipeline was made from."""
+    if name not in STAGES or not identity:
+        return []
+    try:
+        return differences(identity, Runner(recipe).identity(STAGES[name]))
+    except ConfigError as error:  # say, the teacher's files are elsewhere; the tables can still be shown
+        return [f"cannot be compared with the recipe: {error}"]
+
+
+def sections(recipe: Recipe) -> dict[str, str]:
+    """Return the sections of a recipe as JSON; the class dictionary, which one of them names, is left out."""
+    return {
+        name: indented(values)
+        for name, values in asdict(recipe).items()
+        if isinstance(values, dict) and name != "ontology"
+    }
+
+
+def indented(value: Any) -> str:
+    """Return a value as JSON to read."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False)
+
+
+# -- the page and its folder -------------------------------------------------------------------------------------------
+
+
+def render(**context: Any) -> str:
+    """Return the page; every value is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment.get_template("report.html.jinja").render(generator=GENERATOR, **context)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ConfigError if the folder holds anything but a report: it is about to be replaced as a whole."""
+    if not folder.exists():
+        return
+    refusal = ConfigError(f"{folder} is there already and holds no report; name another folder with --out")
+    if not folder.is_dir() or folder.is_symlink():
+        raise refusal
+    names = {path.name for path in folder.iterdir()}
+    page = folder / PAGE
+    if names and (names - {PAGE, PICTURES} or not page.is_file() or GENERATOR not in page.read_text("utf-8")[:1000]):
+        raise refusal
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one, which is deleted then."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old)
+    else:
+        new.rename(folder)

@@ -1,0 +1,123 @@
+"""Frames of a recipe to look at: evenly chosen, each with its rows of every table that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manifests.rows import Row
+from manifests.schema import TABLES
+from manifests.store import Ref, ShardFile, Store, StoreError, TableRef
+from pipeline.frame import Frame, frame_of
+
+NEEDED = ("index", "points", "project", "segment", "group", "target")
+"""What a frame must have to be shown; `make pack` builds all of it."""
+
+OPTIONAL = ("label", "predict")
+"""What is shown of a frame where it exists: true labels, and predictions."""
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Hands on the items of a sequence one by one, and shows somebody how far it got; the text says with what."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame is found: its row in every shard of this name."""
+
+    shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class FrameRows:
+    """A frame and its rows by table; `label` and `predict` only where they exist."""
+
+    frame: Frame
+    rows: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same."""
+
+    store: Store
+    recipe: str
+    tables: Mapping[str, TableRef]
+    excluded: frozenset[str]
+
+    @classmethod
+    def open(cls, store: Store, recipe: str) -> Browser:
+        """Return the tables that a recipe's name stands for; raises StoreError naming the make target if one lacks."""
+        ref = store.read_ref(recipe)
+        tables = dict(ref.tables) | {name: ref.table(name) for name in NEEDED}
+        predicted = predictions_of(store, recipe, ref)
+        return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
+
+    def places(self) -> list[Place]:
+        """Return every frame that no table of `NEEDED` lacks, excluded ones left out, in the order of the tables."""
+        found: list[Place] = []
+        index = self.tables["index"]
+        for shard in index.shards:
+            bad = self.excluded.union(*(self._shards(name)[shard.shard].failed for name in NEEDED))
+            names = self.store.rows("index", index.fingerprint, shard, ["frame_id"]) if bad else []
+            found += [Place(shard.shard, i) for i in range(shard.rows) if not names or names[i]["frame_id"] not in bad]
+        return found
+
+    def choose(self, limit: int) -> list[Place]:
+        """Return at most `limit` frames, evenly spread: over those with predictions if there are any, else over all.
+
+        Raises StoreError if there is none.
+        """
+        places = self.places()
+        if not places:
+            raise StoreError(f"recipe {self.recipe} has no frame to show: all of its rows failed, or are excluded")
+        predicted = self._shards("predict")
+        places = [place for place in places if place.shard in predicted] or places
+        chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int))
+        return [places[position] for position in chosen]
+
+    def read(self, place: Place) -> FrameRows:
+        """Return a frame with its rows; raises StoreError for a table that is damaged, old, or out of step."""
+        rows: dict[str, Row] = {}
+        for name in (*NEEDED, *OPTIONAL):
+            shard = self._shards(name).get(place.shard)
+            if shard is not None:
+                found = self.store.open_shard(name, self.tables[name].fingerprint, shard).row(place.row)
+                missing = sorted(set(TABLES[name].names) - found.keys())
+                if missing:
+                    raise StoreError(
+                        f"table `{name}` of recipe {self.recipe} has no {', '.join(missing)}: an older version of this "
+                        f"program made it; run: make {name} RECIPE={self.recipe}"
+                    )
+                if found["status"] == "ok":
+                    rows[name] = found
+        frame = frame_of(rows["index"])
+        for name, row in rows.items():
+            if row["frame_id"] != frame.frame_id:
+                raise StoreError(
+                    f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table `{name}` and "
+                    f"{frame.frame_id} in `index`; run: make {name} RECIPE={self.recipe}"
+                )
+        return FrameRows(frame, rows)
+
+    def _shards(self, name: str) -> dict[str, ShardFile]:
+        return {shard.shard: shard for shard in self.tables[name].shards} if name in self.tables else {}
+
+
+def predictions_of(store: Store, recipe: str, ref: Ref) -> TableRef | None:
+    """Return the predictions of a recipe as far as they are of the points that its name stands for now, else None."""
+    pin = f"runs/{recipe}-predict"
+    if pin not in store.refs():
+        return None
+    predicted = store.read_ref(pin)
+    points, used = ref.table("points"), predicted.table("points")
+    now = {shard.shard: shard.key for shard in points.shards}
+    same = {shard.shard for shard in used.shards if now.get(shard.shard) == shard.key}
+    table = predicted.table("predict")
+    kept = tuple(shard for shard in table.shards if shard.shard in same)
+    if used.fingerprint != points.fingerprint or not kept:
+        return None
+    return TableRef(table.stage, table.fingerprint, kept)

@@ -1,0 +1,71 @@
+"""The parts of the pictures that can be checked by eye on a few pixels and points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from manifests.ontology import Ontology, load_ontology
+from pipeline.pictures import VERDICTS, dot, errors, panels, rgb_of, save_curves, tint
+
+
+@pytest.fixture
+def ontology() -> Ontology:
+    return load_ontology("nuscenes")
+
+
+def test_a_segment_takes_the_colour_of_its_class_and_nothing_stays_as_it_was(ontology: Ontology) -> None:
+    image = np.full((4, 4, 3), 100, np.uint8)
+    label_map = np.array([[0, 1], [0, 0]], np.uint16)  # half the resolution: the upper right quarter
+    car = int(np.flatnonzero(ontology.class_of_prompt == ontology.class_names.index("car"))[0])
+    tinted = tint(image, label_map, ontology, np.array([car], np.int32))
+    expected = (0.55 * 100 + 0.45 * np.array(ontology.classes[4].rgb)).astype(np.uint8)
+    assert ontology.classes[4].name == "car"
+    assert (tinted[:2, 2:] == expected).all()
+    assert (tinted[2:] == 100).all() and (tinted[:2, :2] == 100).all()
+
+
+def test_dots_at_the_border_are_cut_off() -> None:
+    picture = np.zeros((3, 3, 3), np.uint8)
+    dot(picture, np.array([0, 2, -1]), np.array([0, 2, 1]), np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]], np.uint8))
+    assert picture[..., 0].tolist() == [[1, 3, 3], [1, 1, 0], [0, 0, 2]]
+
+
+def test_an_error_map_tells_right_wrong_and_no_answer_apart_where_there_is_truth() -> None:
+    panel = errors(np.array([1, 2, 0, 3], np.uint8), np.array([1, 1, 1, 0], np.uint8), "Errors")
+    assert panel.shown.tolist() == [True, True, True, False]
+    assert [tuple(rgb) for rgb in panel.rgb[:3]] == [rgb_of(colour) for colour in VERDICTS.values()]
+    assert panel.about == "33% right, 33% wrong, 33% no answer"
+
+
+def test_without_any_truth_an_error_map_says_so() -> None:
+    assert errors(np.ones(3, np.uint8), np.zeros(3, np.uint8), "Errors").about == "nothing to compare with"
+
+
+@pytest.mark.parametrize(
+    ("tables", "titles"),
+    [
+        (("target",), ["Pseudo-labels"]),
+        (("target", "predict"), ["Pseudo-labels", "Predictions", "Predictions against pseudo-labels"]),
+        (("target", "label"), ["Pseudo-labels", "Truth", "Errors of the pseudo-labels"]),
+        (("label", "predict", "target"), ["Pseudo-labels", "Predictions", "Truth", "Errors of the predictions"]),
+    ],
+)
+def test_what_is_shown_from_above_depends_on_what_there_is(
+    ontology: Ontology, tables: tuple[str, ...], titles: list[str]
+) -> None:
+    rows = {name: {"label": np.array([1, 2, 0], np.uint8)} for name in tables}
+    assert [panel.title for panel in panels(rows, ontology)] == titles
+
+
+def test_curves_are_a_picture_of_their_own_and_the_same_every_time(tmp_path: Path) -> None:
+    curves = {"total": [(1.0, 3.0), (2.0, 2.0)], r"a<b & $\wrong$": [(1.0, 1.0), (2.0, 0.5)]}
+    for name in ("a.svg", "b.svg"):
+        save_curves(tmp_path / name, curves, "loss", [(0.5, 4.0), (1.5, 2.2)])
+    content = (tmp_path / "a.svg").read_bytes()
+    assert content == (tmp_path / "b.svg").read_bytes()
+    assert ElementTree.fromstring(content).tag.endswith("svg")
+    assert b"http" not in content.replace(b"http://www.w3.org", b"")  # names of XML, fetched by nobody

@@ -1,0 +1,336 @@
+"""The report: what is on its page, what it says of what is not there, and that it never harms an older one."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manifests.config import ConfigError
+from manifests.ontology import load_ontology
+from manifests.rows import to_table
+from manifests.schema import TABLES, scalar
+from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from pipeline.browse import Browser
+from pipeline.frame import FrameError
+from pipeline.pools import make_pool
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.report import write_report
+from pipeline.runner import Runner
+from pipeline.viewer import mask_png, view_frames, write_recording
+from superpixels.segments import Segments
+
+HOSTILE = "no-<script>alert('x')</script>\"><img src=x onerror=y>"
+
+
+class Page(HTMLParser):
+    """Collects tags, the files a page asks for, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.files: list[str] = []
+        self.alts: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.files += [str(values[key]) for key in ("src", "href") if key in values and values[key][:1] != "#"]  # type: ignore[index]
+        if tag == "img":
+            self.alts.append(str(values.get("alt") or ""))
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+def build(recipe: Recipe, *targets: str) -> None:
+    with make_pool(recipe) as pool:
+        assert Runner(recipe).run(list(targets), pool) == []
+
+
+@pytest.fixture(scope="module")
+def built(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe of one simulated key frame and its tables, without truth, predictions or runs."""
+    folder = tmp_path_factory.mktemp("report")
+    golden = shared / "golden"
+    (folder / "one.txt").write_text("scene-0008\n")
+    (folder / "tiny.toml").write_text(
+        f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{folder / "one.txt"}"\n'
+        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+    )
+    build(recipe_in(folder), "points", "pairs", "target")
+    return folder
+
+
+def recipe_in(folder: Path, name: str = "tiny") -> Recipe:
+    words = [f"run.store={folder / 'store'}", f"run.runs={folder / 'runs'}"]
+    return load_recipe(folder / f"{name}.toml", words)
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pictures show is no matter here, so they are drawn small."""
+    monkeypatch.setattr("pipeline.report.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.report.PANEL_PX", 100)
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(built, tmp_path / "place"))
+
+
+def add_predictions(recipe: Recipe) -> None:
+    """A student that calls everything a car, as the trainer writes it."""
+    store = Store.open(recipe.run.store)
+    points = store.read_ref(recipe.name).table("points")
+    (shard,) = points.shards
+    (row,) = store.rows("points", points.fingerprint, shard)
+    label = np.full(row["n_points"], 4, np.uint8)
+    made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "label": label, "confidence": label}
+    written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_table([made], TABLES["predict"]))
+    table = TableRef("predict", "0" * 12, (written,))
+    store.write_manifest(Manifest("predict", "0" * 12, {"stage": "predict", "version": 1}, (written,), {"epoch": 1}))
+    store.write_ref(f"runs/{recipe.name}-predict", Ref(recipe.name, {"points": points, "predict": table}))
+
+
+def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
+    """What the trainer leaves behind: a log that was cut off and gone on with, and an evaluation."""
+    runs = Path(recipe.run.runs) / recipe.name
+    (runs / "distill").mkdir(parents=True)
+    start = {"event": "start", "epochs": 2, "device": word, "seed": 7, "identity": {"init": None}, "tables": {}}
+    lines = [start]
+    lines += [
+        {"event": "epoch", "epoch": number, "step": 10 * number, "total": 2.5 / number, "lr_head": 0.1, "lr_trunk": 0.2}
+        | {"frames_per_second": 3.0, "data_wait_share": 0.5, "seconds": 4.0}
+        for number in (1, 2, 2)
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (runs / "distill" / "log.jsonl").write_text(text.replace("}\n", '}\n{"event": "epo\n', 1))
+    n_classes = len(recipe.ontology.classes) - 1
+    part = {"iou": [None] + [0.25] * (n_classes - 1), "mean_iou": 0.25, "micro_iou": 0.5}
+    part |= {"frequency_weighted_iou": None, "points": 1234}
+    document = {"of": "prediction", "split": word, "frames": 1, "checkpoint": word, "epoch": 2, "tables": {}}
+    document |= {"classes": list(recipe.ontology.class_names[1:]), "scores": {"all": part, "seen": part}, **changes}
+    (runs / "evaluate.json").write_text(json.dumps(document))
+
+
+def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    build(recipe, "label")
+    add_predictions(recipe)
+    add_runs(recipe)
+    asked: list[tuple[int, str]] = []
+
+    def track(items: Any, what: str) -> Any:
+        asked.append((len(items), what))
+        return items
+
+    path = write_report(recipe, folder / "out", 4, track)
+    page = Page(path)
+    assert asked == [(1, "frames"), (1, "counts")]
+    for title in ("Pseudo-labels", "Predictions", "Truth", "Errors of the predictions", "CAM_FRONT_LEFT", "no answer"):
+        assert title in page.text
+    for part in ("Classes", "mIoU", "Label coverage and agreement", "Training", "Identities of everything used"):
+        assert part in page.text
+    assert "Student: mIoU in %, all points" in page.text and "25.0" in page.text and "1,234" in page.text
+    assert "2 of 2" in page.text and "8 s, 3.0 frames/s" in page.text and "initial weights random" in page.text
+    assert "notice" not in re.findall(r'class="(\w+)"', page.source)
+    ref = Store.open(recipe.run.store).read_ref("tiny")
+    assert all(table.fingerprint in page.text for table in ref.tables.values()) and "0" * 12 in page.text
+
+    files = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
+    assert sorted({*page.files, "index.html"}) == files  # every picture is shown, and nothing from elsewhere
+    assert not re.search(r"https?:|//\w|@import|url\(", page.source)
+    assert len(page.alts) == 6 + 4 + 2 and all(page.alts)
+    assert "script" not in page.tags
+
+
+def test_what_is_absent_is_said(folder: Path) -> None:
+    page = Page(write_report(recipe_in(folder), folder / "out", 1))
+    for sentence in (
+        "There are no true labels here",
+        "make label RECIPE=tiny",
+        "There are no predictions of these points yet",
+        "There are no scores",
+        "There are no training runs of this recipe yet",
+    ):
+        assert sentence in page.text
+    assert "Truth" not in page.text and "Errors" not in page.text
+    assert len(page.alts) == 6 + 1
+
+
+def test_words_from_outside_stay_words(folder: Path, tiny: Any) -> None:
+    tiny.change("scene", lambda row: row["name"] == "scene-0008", name=HOSTILE)
+    tiny.change("sensor", lambda row: row["channel"] == "CAM_BACK", channel=HOSTILE)
+    text = (folder / "tiny.toml").read_text()
+    (folder / "hostile.toml").write_text(re.sub('root = ".*"', f'root = "{tiny.path}"', text))
+    (folder / "one.txt").write_text(HOSTILE + "\n")
+    recipe = recipe_in(folder, "hostile")
+    recipe = replace(recipe, data=replace(recipe.data, split=str(folder / "one.txt")))
+    build(recipe, "points", "pairs", "target")
+    add_runs(recipe, HOSTILE)
+    page = Page(write_report(recipe, folder / "out", 1))
+    assert page.text.count(HOSTILE) >= 4  # scene, camera, split and device
+    assert sum(HOSTILE in alt for alt in page.alts) == 1
+    assert "script" not in page.tags and "x" not in page.files
+
+
+def test_a_simulated_teacher_and_random_weights_are_named_first(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    browser = Browser.open(Store.open(recipe.run.store), recipe.name)
+    for teacher, sentence in (
+        ({"name": "oracle", "simulated": True}, "The teacher “oracle” is simulated"),
+        ({"name": "clip_dense", "weights": "random:3"}, "random weights (random:3)"),
+    ):
+        table = browser.tables["segment"]
+        settings = {"settings": {"teacher": teacher}}
+        browser.store.write_manifest(Manifest("segment", table.fingerprint, settings, table.shards))
+        page = Page(write_report(recipe, folder / "out", 1))
+        assert sentence in page.text and page.text.index(sentence) < page.text.index("have a pseudo-label")
+
+
+def test_tables_that_the_recipe_would_make_otherwise_now_are_named(folder: Path) -> None:
+    text = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(text + "[group]\nmin_points = 3\n")
+    add_runs(recipe_in(folder), tables={"target": "fedcba987654"})
+    page = Page(write_report(recipe_in(folder), folder / "out", 1))
+    assert "Table group is not what the recipe would build now: settings.min_points: (default) -> 3" in page.text
+    assert "Table project is not" not in page.text
+    assert "not those of the recipe any more (target)" in page.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": ["car"]}, "its classes are not those of dictionary nuscenes"),
+        ({"scores": {"all": {"iou": ["much"]}}}, "much"),
+        ({"scores": 3}, "int"),
+    ],
+)
+def test_an_evaluation_that_does_not_fit_is_left_out_and_named(
+    folder: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.report.show_frame", lambda *_: None)  # no need to draw
+    monkeypatch.setattr("pipeline.report.render", lambda **context: "\n".join(context["notices"]))
+    recipe = recipe_in(folder)
+    add_runs(recipe, **changes)
+    text = write_report(recipe, folder / "out", 1).read_text()
+    assert "evaluate.json is left out" in text and reason in text and "make evaluate RECIPE=tiny" in text
+
+
+def test_an_older_report_is_replaced_only_by_a_whole_one(folder: Path, tiny: Any) -> None:
+    text = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(re.sub('root = ".*"', f'root = "{tiny.path}"', text))
+    recipe, out = recipe_in(folder), folder / "reports" / "out"
+    old = write_report(recipe, out, 1).read_text()
+    (out / "pictures" / "stray.png").write_bytes(b"of an older report")
+
+    image = next(iter((tiny.path / "samples" / "CAM_BACK").iterdir())).parent
+    for file in image.iterdir():
+        file.rename(file.with_suffix(".away"))
+    with pytest.raises(FrameError, match="CAM_BACK"):
+        write_report(recipe, out, 1)
+    assert (out / "index.html").read_text() == old and (out / "pictures" / "stray.png").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+    for file in image.iterdir():
+        file.rename(file.with_suffix(".jpg"))
+    write_report(recipe, out, 1)
+    assert not (out / "pictures" / "stray.png").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["index.html", "thesis.tex"])
+def test_a_folder_that_holds_anything_else_is_left_alone(folder: Path, name: str) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / name).write_text("<html>years of work</html>")
+    with pytest.raises(ConfigError, match="holds no report"):
+        write_report(recipe_in(folder), folder / "mine", 1)
+    assert (folder / "mine" / name).read_text() == "<html>years of work</html>"
+
+
+def test_predictions_of_points_made_anew_are_not_shown(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    add_predictions(recipe)
+    store = Store.open(recipe.run.store)
+    assert "predict" in Browser.open(store, "tiny").tables
+    ref = store.read_ref("tiny")
+    shards = tuple(replace(shard, key="2" * 12, name=shard.name) for shard in ref.tables["points"].shards)
+    shards = tuple(replace(s, name=f"{s.shard}.{s.key}.{s.sha256[:12]}.parquet") for s in shards)
+    tables = dict(ref.tables) | {"points": replace(ref.tables["points"], shards=shards)}
+    store.write_ref("tiny", replace(ref, tables=tables))
+    assert "predict" not in Browser.open(store, "tiny").tables
+
+
+def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    store = Store.open(recipe.run.store)
+    browser = Browser.open(store, "tiny")
+    (place,) = browser.choose(5)
+    frame_id = browser.read(place).frame.frame_id
+    store.write_ref("tiny", replace(store.read_ref("tiny"), excluded=(frame_id,)))
+    with pytest.raises(StoreError, match="no frame to show"):
+        Browser.open(store, "tiny").choose(5)
+
+
+def test_a_table_of_an_older_version_says_what_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = Browser.open(Store.open(recipe_in(folder).run.store), "tiny")
+    newer = TABLES["target"].append(scalar("weight", TABLES["target"].field("status").type, "a column of tomorrow"))
+    monkeypatch.setitem(TABLES, "target", newer)
+    with pytest.raises(StoreError, match=r"`target` of recipe tiny has no weight.*make target RECIPE=tiny"):
+        browser.read(browser.choose(1)[0])
+
+
+def test_a_recipe_without_tables_says_what_to_run(folder: Path) -> None:
+    (folder / "other.toml").write_text((folder / "tiny.toml").read_text())
+    with pytest.raises(StoreError, match="make pack RECIPE=other"):
+        write_report(recipe_in(folder, "other"), folder / "out", 1)
+    assert not (folder / "out").exists()
+
+
+def test_the_viewer_says_how_it_is_installed_and_that_it_needs_a_screen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ConfigError, match="no screen here.*--out frames.rrd"):
+        view_frames(recipe_in(folder), 1, lambda items, _: items)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(ConfigError, match=r"pip install -r install/requirements-viewer\.txt"):
+        view_frames(recipe_in(folder), 1, lambda items, _: items)
+
+
+def test_a_recording_is_written_whole(folder: Path) -> None:
+    pytest.importorskip("rerun", reason="Rerun is an extra: install/requirements-viewer.txt")
+    recipe = recipe_in(folder)
+    add_predictions(recipe)
+    write_recording(recipe, folder / "new" / "frames.rrd", 1, lambda items, _: items)
+    (recording,) = (folder / "new").iterdir()
+    assert recording.read_bytes()[:4] == b"RRF2" and recording.stat().st_size > 1_000_000
+
+
+def test_segments_in_the_viewer_are_half_transparent_and_nothing_is_clear() -> None:
+    ontology = load_ontology("nuscenes")
+    car = int(np.flatnonzero(ontology.class_of_prompt == 4)[0])
+    segments = Segments.from_label_map(np.array([[0, 1]]), [car], [1.0], np.ones((1, 2)))
+    with Image.open(io.BytesIO(mask_png(segments, (4, 2), ontology))) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (2, 4, 4)
+    assert (pixels[:, :2, 3] == 0).all() and (pixels[:, 2:] == [*ontology.classes[4].rgb, 115]).all()
