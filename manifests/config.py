@@ -7,6 +7,7 @@ therefore takes part in the identity of the stage that reads it; nothing in `[ru
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -20,7 +21,7 @@ T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
 
 SHARED_SECTIONS = ("data", "run")
-PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group")
+PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "correct")
 TRAINER_SECTIONS = ("voxels", "network", "augment", "pretrain", "distill", "predict", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
 
@@ -177,6 +178,8 @@ def convert(where: str, value: Any, kind: Any) -> Any:
             if len(items) == len(value):
                 return tuple(convert(where, item, option) for item, option in zip(value, items, strict=True))
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; expected a finite number")
         return float(value)
     elif kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -71,14 +71,17 @@ INDEX = table(
     scalar("lidar_token", pa.string(), "the data set's own name of the sweep"),
     scalar("lidar_path", pa.string(), "sweep file, relative to the data root"),
     scalar("lidar_bytes", pa.int64(), "size of the sweep file when it was checked", "byte"),
+    scalar("lidar_sha256", pa.string(), "digest of the sweep file"),
     scalar("n_points", pa.int64(), "points in the sweep"),
     scalar("label_path", pa.string(), "file of true point labels, relative to the data root; null without labels"),
+    scalar("label_sha256", pa.string(), "digest of that file; null where it is not on disk"),
     array("ego_from_lidar", "<f8", (4, 4), "pose of the LiDAR on the vehicle", "m"),
     array("world_from_lidar", "<f8", (4, 4), "pose of the LiDAR in the world at the time of the sweep", "m"),
     strings("camera", ("n_cameras",), "camera names, in the order that all tables count views in"),
     strings("camera_token", ("n_cameras",), "the data set's own name of each image"),
     strings("image_path", ("n_cameras",), "image files, relative to the data root"),
     array("image_bytes", "<i8", ("n_cameras",), "sizes of the image files when they were checked", "byte"),
+    strings("image_sha256", ("n_cameras",), "digests of the image files"),
     array("image_timestamp_us", "<i8", ("n_cameras",), "times of the images", "us"),
     array("width_px", "<i4", ("n_cameras",), "image widths", "px"),
     array("height_px", "<i4", ("n_cameras",), "image heights", "px"),
@@ -175,6 +178,13 @@ PREDICT = table(
     array("confidence", "|u1", ("n_points",), "softmax probability of the predicted class in 1/255", "1/255"),
 )
 
+CORRECT = table(
+    array("label", "|u1", ("n_points",), "pseudo-label after flat interaction, 0 none"),
+    array("score", "|u1", ("n_points",), "share of the evidence at the point that speaks for the label", "1/255"),
+    array("changed", "|b1", ("n_points",), "the label is not the one it was before, or there was none"),
+    scalar("note", pa.string(), "which step was left out, and why; null if none was"),
+)
+
 TABLES: dict[str, pa.Schema] = {
     "index": INDEX,
     "points": POINTS,
@@ -187,6 +197,7 @@ TABLES: dict[str, pa.Schema] = {
     "target": TARGET,
     "label": LABEL,
     "predict": PREDICT,
+    "correct": CORRECT,
 }
 
 

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -37,7 +38,7 @@ from manifests.rows import Row, decode_row, from_table, to_table
 REFS = "refs"
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+%=-]*")
+_WORD = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.+%=-]*")
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -80,11 +81,16 @@ class TableRef:
 
 @dataclass(frozen=True)
 class Ref:
-    """What a name stands for: tables, and the frames that the recipe excludes (their rows exist, users skip them)."""
+    """What a name stands for: tables, and the frames that the recipe excludes (their rows exist, users skip them).
+
+    `tables` are complete and hold the same frames. `held` are the recipe's other shards: of a table that is not
+    complete yet, or of scenes that are not selected now. Nobody reads them by this ref, but they are not garbage.
+    """
 
     recipe: str
     tables: Mapping[str, TableRef]
     excluded: tuple[str, ...] = ()
+    held: tuple[TableRef, ...] = ()
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""
@@ -244,8 +250,12 @@ class Store:
 
     def write_ref(self, name: str, ref: Ref) -> None:
         """Make `name` stand for a set of tables. Names are words, or `runs/<word>` for the pin of a training run."""
-        tables = {stage: asdict(table) for stage, table in ref.tables.items()}
-        document = {"recipe": ref.recipe, "tables": tables, "excluded": list(ref.excluded)}
+        document = {
+            "recipe": ref.recipe,
+            "tables": {stage: asdict(table) for stage, table in ref.tables.items()},
+            "excluded": list(ref.excluded),
+            "held": [asdict(table) for table in ref.held],
+        }
         self._put_json(ref_path(name), document)
 
     def read_ref(self, name: str) -> Ref:
@@ -255,13 +265,12 @@ class Store:
         if document is None:
             raise StoreError(f"store {self.uri} holds nothing of recipe {name} yet; run: make pack RECIPE={name}")
         where = self._show(path)
-        tables = {}
-        for stage, item in document.get("tables", {}).items():
-            if not isinstance(item, dict):
-                raise StoreError(f"{where} is not a ref of this store; delete it and run again")
-            shards = tuple(shard_from(shard, where) for shard in expect_list(item.get("shards"), where))
-            tables[checked(stage)] = TableRef(stage, checked_hex(str(item.get("fingerprint"))), shards)
-        return Ref(str(document.get("recipe")), tables, tuple(document.get("excluded", ())))
+        named = document.get("tables")
+        if not isinstance(named, dict):
+            raise StoreError(f"{where} is not a ref of this store; delete it and run again")
+        tables = {stage: table_from(item, where) for stage, item in named.items()}
+        held = tuple(table_from(item, where) for item in expect_list(document.get("held", []), where))
+        return Ref(str(document.get("recipe")), tables, tuple(document.get("excluded", ())), held)
 
     def refs(self) -> dict[str, Ref]:
         """Return every ref of the store by name."""
@@ -284,7 +293,7 @@ class Store:
         """
         keep = set()
         for ref in self.refs().values():
-            for table in ref.tables.values():
+            for table in (*ref.tables.values(), *ref.held):
                 folder = table_folder(table.stage, table.fingerprint)
                 keep.add(f"{folder}/{MANIFEST}")
                 for shard in table.shards:
@@ -566,6 +575,25 @@ def shard_from(document: Any, where: str) -> ShardFile:
     if shard.name != f"{shard.shard}.{shard.key}.{shard.sha256[:DIGITS]}.parquet" or not is_word(shard.name):
         raise StoreError(f"{where} names a file outside its folder or of another shard ({shard.name!r}); delete it")
     return shard
+
+
+def table_from(document: Any, where: str) -> TableRef:
+    """Return the table that a ref describes; raises StoreError if it is malformed or foreign."""
+    if not isinstance(document, dict):
+        raise StoreError(f"{where} is not a ref of this store; delete it and run again")
+    shards = tuple(shard_from(shard, where) for shard in expect_list(document.get("shards"), where))
+    return TableRef(checked(str(document.get("stage"))), checked_hex(str(document.get("fingerprint"))), shards)
+
+
+def shard_name(scene: str, start: int | None = None) -> str:
+    """Return the name of a scene's shard, or of its part from frame `start` on; any scene name can be told from it."""
+    name = quote(scene, safe="-_").replace(".", "%2E").replace("~", "%7E")
+    return name if start is None else f"{name}+{start:04d}"
+
+
+def scene_of(shard: str) -> str:
+    """Return the scene that a shard is (a part of)."""
+    return unquote(shard.partition("+")[0])
 
 
 def expect_list(value: Any, where: str) -> list[Any]:

@@ -1,12 +1,12 @@
-"""Command line of the offline pipeline: plan, run, why, verify, gc, pictures, docs."""
+"""Command line of the offline pipeline: plan, run, why, verify, gc, report, view, pictures, docs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,11 +17,13 @@ from rich.table import Table
 from manifests import schema
 from manifests.config import ConfigError
 from manifests.store import Store, StoreError
+from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import draw_frames
+from pipeline.report import write_report
 from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
 from pipeline.stages import PACKED, STAGES
+from pipeline.viewer import view_frames, write_recording
 
 app = typer.Typer(
     help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
@@ -35,6 +37,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .toml file, or 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
 ]
+FramesOption = Annotated[int, typer.Option(min=1, help="How many frames at most, evenly chosen.")]
 Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
 
 
@@ -45,6 +48,8 @@ def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None
         runner = Runner(load_recipe(recipe, set_ or ()))
         plans = runner.plan(expand(targets or ["pack"]))
         print_plan(plans)
+        for twin in runner.recipe.ontology.duplicates():
+            console.print(f"note: the class dictionary holds one prompt more than once: {twin}", markup=False)
         free = runner.store.free_bytes()
         if free is not None:
             need = sum(item.gigabytes_to_write for item in plans)
@@ -140,16 +145,47 @@ def gc(
 
 
 @app.command()
+def report(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/RECIPE.")] = None,
+    frames: FramesOption = 4,
+) -> None:
+    """Write one offline page: frames, scores per class, label coverage, training curves, identities of everything."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        page = write_report(loaded, out or Path("reports") / loaded.name, frames, shown)
+        console.print(f"wrote {page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def view(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write this .rrd file instead of opening the viewer.")] = None,
+    frames: FramesOption = 4,
+) -> None:
+    """Open frames in Rerun (install/requirements-viewer.txt), or write them as a recording for it."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        if out is None:
+            view_frames(loaded, frames, shown)
+        else:
+            write_recording(loaded, out, frames, shown)
+            console.print(f"wrote {out}; look at it with: rerun {out}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def pictures(
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
-    limit: Annotated[int, typer.Option(min=1, help="How many frames to draw.")] = 4,
+    frames: FramesOption = 4,
 ) -> None:
-    """Draw frames: images with segments and projected points, and pseudo-labels (and truth, if built) from above."""
+    """Draw frames, a picture each: images with segments and points, and all labels there are from above."""
     with sentences():
-        for path in draw_frames(load_recipe(recipe, set_ or ()), out, limit):
-            console.print(f"wrote {path}", markup=False)
+        for path in draw_frames(load_recipe(recipe, set_ or ()), out, frames):
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -179,6 +215,12 @@ def expand(targets: list[str]) -> list[str]:
     return names
 
 
+def shown(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """Yield the items, and show how far it got where somebody watches."""
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield from progress.track(items, description=what)
+
+
 @contextmanager
 def sentences() -> Iterator[None]:
     """Print expected errors as one sentence: exit 2 for a wrong recipe, exit 1 for a table or a machine at fault."""
@@ -190,6 +232,9 @@ def sentences() -> Iterator[None]:
     except RuntimeError as error:  # StoreError, FrameError, Ray that cannot be reached
         if isinstance(error, typer.Exit):
             raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ class Camera:
 
     `cam_from_lidar` float64 (4, 4) maps the LiDAR frame at the sweep's time to the camera frame (x right, y down,
     z forward) at the image's time, so the vehicle's motion in between is accounted for. `intrinsics` float64 (3, 3),
-    px. Sizes are 0 until `index` has opened the file.
+    px. Sizes are 0 and the digest is empty until `index` has opened the file.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Camera:
     intrinsics: NDArray[Any]
     cam_from_lidar: NDArray[Any]
     image_bytes: int = 0
+    image_sha256: str = ""
     width_px: int = 0
     height_px: int = 0
 
@@ -43,7 +44,8 @@ class Frame:
     """One LiDAR sweep and the images taken with it. Paths are relative to the data root and never leave it.
 
     `ego_from_lidar` and `world_from_lidar` float64 (4, 4), metres. `lidar_bytes` and `n_points` are 0 until `index` has
-    opened the file. `label_path` is None where no true labels exist. A missing camera is simply not among `cameras`.
+    opened the file. `label_path` is None where no true labels exist, `label_sha256` where they are not on disk. A
+    missing camera is simply not among `cameras`.
     """
 
     frame_id: str
@@ -56,7 +58,9 @@ class Frame:
     world_from_lidar: NDArray[Any]
     cameras: tuple[Camera, ...]
     lidar_bytes: int = 0
+    lidar_sha256: str = ""
     n_points: int = 0
+    label_sha256: str | None = None
 
 
 def frame_row(frame: Frame) -> dict[str, Any]:
@@ -71,13 +75,16 @@ def frame_row(frame: Frame) -> dict[str, Any]:
         "lidar_token": frame.lidar_token,
         "lidar_path": frame.lidar_path,
         "lidar_bytes": frame.lidar_bytes,
+        "lidar_sha256": frame.lidar_sha256,
         "n_points": frame.n_points,
         "label_path": frame.label_path,
+        "label_sha256": frame.label_sha256,
         "ego_from_lidar": frame.ego_from_lidar,
         "world_from_lidar": frame.world_from_lidar,
         "camera": [camera.name for camera in cameras],
         "camera_token": [camera.token for camera in cameras],
         "image_path": [camera.image_path for camera in cameras],
+        "image_sha256": [camera.image_sha256 for camera in cameras],
         "image_bytes": np.array([camera.image_bytes for camera in cameras], np.int64),
         "image_timestamp_us": np.array([camera.timestamp_us for camera in cameras], np.int64),
         "width_px": np.array([camera.width_px for camera in cameras], np.int32),
@@ -98,6 +105,7 @@ def frame_of(row: Mapping[str, Any]) -> Frame:
             intrinsics=row["intrinsics"][view],
             cam_from_lidar=row["cam_from_lidar"][view],
             image_bytes=int(row["image_bytes"][view]),
+            image_sha256=row["image_sha256"][view],
             width_px=int(row["width_px"][view]),
             height_px=int(row["height_px"][view]),
         )
@@ -114,7 +122,9 @@ def frame_of(row: Mapping[str, Any]) -> Frame:
         world_from_lidar=row["world_from_lidar"],
         cameras=cameras,
         lidar_bytes=row["lidar_bytes"],
+        lidar_sha256=row["lidar_sha256"],
         n_points=row["n_points"],
+        label_sha256=row["label_sha256"],
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.config import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.runner import Failure, Outcome, Task, Worker
 from pipeline.stages.base import Stage
@@ -70,17 +71,31 @@ class RayPool:
         remote = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(self._worker)
         return remote.remote(self._recipe)
 
+    def _places(self, stage: Stage, gpus: float) -> int:
+        """Return how many workers the cluster has room for: an actor that is never placed would wait for ever."""
+        workers = self._recipe.run.workers
+        if gpus:
+            nodes = [node["Resources"].get("GPU", 0.0) for node in self._ray.nodes() if node["Alive"]]
+            workers = min(workers, sum(int(node // gpus) for node in nodes))
+        if not workers:
+            raise RuntimeError(
+                f"stage {stage.name} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
+                "run.gpus_per_worker, or set it to 0 for the CPU"
+            )
+        return workers
+
     def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome, as they come."""
+        """Yield every task with its outcome, as they come; raises ConfigError where the recipe is at fault."""
         gpus = self._recipe.run.gpus_per_worker if stage.gpus else 0.0
         if gpus != self._gpus:
             self._dismiss(self._idle)
             self._gpus = gpus
+        workers = self._places(stage, gpus)
         waiting = deque((task, 0) for task in tasks)
         busy: dict[Any, tuple[Any, Task, int]] = {}
         try:
             while waiting or busy:
-                while waiting and len(busy) < self._recipe.run.workers:
+                while waiting and len(busy) < workers:
                     actor = self._idle.pop() if self._idle else self._hire()
                     task, lost = waiting.popleft()
                     busy[actor.run.remote(task)] = actor, task, lost
@@ -93,6 +108,11 @@ class RayPool:
                         waiting.append((task, lost + 1))
                         continue
                     outcome = lost_outcome(task, f"its worker died {lost + 1} times: {error}")
+                except self._ray.exceptions.RayTaskError as error:
+                    self._idle.append(actor)
+                    if isinstance(error.cause, ConfigError):
+                        raise error.cause from None
+                    outcome = lost_outcome(task, str(error))
                 except self._ray.exceptions.RayError as error:
                     self._idle.append(actor)
                     outcome = lost_outcome(task, str(error))

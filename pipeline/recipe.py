@@ -10,6 +10,7 @@ from typing import Any
 from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from pipeline.teachers import TEACHERS, TeacherConfig
+from superpixels.flat_interaction import FlatInteractionConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Recipe:
     segment: SegmentConfig
     group: GroupConfig
     ontology: Ontology
+    correct: FlatInteractionConfig = FlatInteractionConfig()
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,4 +118,5 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         segment=file.section("segment", SegmentConfig),
         group=file.section("group", GroupConfig),
         ontology=ontology,
+        correct=file.section("correct", FlatInteractionConfig),
     )

@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
@@ -20,7 +21,7 @@ from manifests.fingerprint import DIGITS, canonical, differences, digest
 from manifests.rows import Row, failed_row
 from manifests.schema import signature
 from manifests.splits import load_split
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, shard_name
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, frame_of, frame_row
 from pipeline.recipe import Recipe
@@ -57,10 +58,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: the committed shard, or why there is none."""
+    """What came of a task: the committed shard or why there is none, and the device that networks ran on."""
 
     shard: ShardFile | None
     failures: tuple[Failure, ...] = ()
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class StagePlan:
     changes: tuple[str, ...]
     kilobytes_per_frame: float
 
+    @cached_property
+    def done(self) -> dict[str, ShardFile]:
+        """The built shards by name."""
+        return {shard.shard: shard.done for shard in self.shards if shard.done}
+
     @property
     def complete(self) -> bool:
         """Whether every shard is built."""
@@ -100,7 +107,7 @@ class Pool(Protocol):
     """A way to have tasks of one stage done by workers; outcomes come as they are ready, one for every task."""
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome."""
+        """Yield every task with its outcome; raises ConfigError where a worker finds the recipe at fault."""
 
 
 class Watcher(Protocol):
@@ -128,9 +135,10 @@ class Worker:
         self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
 
     def run(self, task: Task) -> Outcome:
-        """Build and commit one shard; every failure becomes part of the outcome, none is raised.
+        """Build and commit one shard; failures become part of the outcome.
 
-        All frames are tried even after one has failed, so that a run lists every bad frame at once.
+        Raises ConfigError alone: weights that are not there would fail every shard alike. All frames are tried even
+        after one has failed, so that a run lists every bad frame at once.
         """
         if self._stage is None or self._stage.name != task.stage:
             self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
@@ -140,6 +148,8 @@ class Worker:
                 return (
                     self._build_table(task, self._stage) if self._stage.build else self._build_frames(task, self._stage)
                 )
+        except ConfigError:
+            raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
             return Outcome(None, (Failure(task.stage, task.shard, None, cause_of(error)),))
 
@@ -171,7 +181,9 @@ class Worker:
                     writer.append(row)
                 else:
                     writer.append(row, stage.count(row))
-            return Outcome(None, tuple(failures)) if failures else Outcome(writer.commit())
+            if failures:
+                return Outcome(None, tuple(failures))
+            return Outcome(writer.commit(), device=device_name(self._recipe) if stage.gpus else "cpu")
 
     def _row(
         self, task: Task, position: int, upstream: Mapping[str, Row], broadcast: Mapping[str, list[Row]]
@@ -207,7 +219,7 @@ class Runner:
         self.recipe = recipe
         self.store = Store.open(recipe.run.store)
         self._listing: dict[str, tuple[Frame, ...]] | None = None
-        self._index_rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._index_digests: dict[tuple[str, tuple[str, ...]], str] = {}
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
@@ -223,7 +235,7 @@ class Runner:
                 scenes.setdefault(frame.scene, []).append(frame)
             try:
                 chosen = load_split(data.split, data.dataset, tuple(scenes))
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 raise ConfigError(f"data.split: {error}") from None
             known = {frame.frame_id for frames in scenes.values() for frame in frames}
             for frame_id in data.exclude:
@@ -232,9 +244,8 @@ class Runner:
             self._listing = {}
             for scene in chosen:
                 frames = scenes[scene]
-                name = quote(scene, safe="-_+")
                 for start in range(0, len(frames), FRAMES_PER_SHARD):
-                    part = name if len(frames) <= FRAMES_PER_SHARD else f"{name}+{start:04d}"
+                    part = shard_name(scene, start if len(frames) > FRAMES_PER_SHARD else None)
                     self._listing[part] = tuple(frames[start : start + FRAMES_PER_SHARD])
         return self._listing
 
@@ -308,23 +319,24 @@ class Runner:
         if index is None:
             return None
         rows["index"] = upstream["index"].fingerprint, index
-        depends["index"] = digest_rows(
-            self._rows_of_index(upstream["index"].fingerprint, index), ["frame_id", "status", *stage.index_columns]
-        )
+        depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.index_columns)
         for need in stage.needs(self.recipe):
             source = done_shard(upstream[need.table], ALL if need.how == "broadcast" else shard)
             if source is None:
                 return None
             (broadcast if need.how == "broadcast" else rows)[need.table] = upstream[need.table].fingerprint, source
-            if need.table != "index":
-                depends[need.table] = source.key
+            # the content and not only the key: a network's shard may be built again with other bits, and rows of
+            # one table are positions in another
+            depends[need.table] = [source.key, source.sha256]
         return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast)
 
-    def _rows_of_index(self, fingerprint: str, shard: ShardFile) -> list[dict[str, Any]]:
-        place = shard.shard, shard.sha256
-        if place not in self._index_rows:
-            self._index_rows[place] = self.store.rows("index", fingerprint, shard)
-        return self._index_rows[place]
+    def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
+        """Return a digest of frame ids, status and some further columns of a shard of `index`."""
+        place = shard.sha256, columns
+        if place not in self._index_digests:
+            table = self.store.read("index", fingerprint, shard, ["frame_id", "status", *columns])
+            self._index_digests[place] = digest_table(table)
+        return self._index_digests[place]
 
     def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
         """Return what differs from the table that this recipe's ref stands for, else from the newest of the stage."""
@@ -368,8 +380,10 @@ class Runner:
                 if watcher:
                     watcher.stage_started(plan, sum(task.n_frames for task in tasks))
                 done: dict[str, ShardFile] = {}
+                devices: set[str] = set()
                 for task, outcome in pool.run(stage, tasks):
                     failures += outcome.failures
+                    devices.add(outcome.device)
                     if outcome.shard:
                         done[task.shard] = outcome.shard
                     if watcher:
@@ -381,26 +395,24 @@ class Runner:
                 plan = StagePlan(stage, plan.fingerprint, plan.identity, shards, (), plan.kilobytes_per_frame)
                 if watcher:
                     watcher.stage_finished(plan)
-                self._write_manifest(plan, started, pool)
+                self._write_manifest(plan, started, pool, sorted(devices))
             plans[stage.name] = plan
             self._move_ref(plans)
         return failures
 
-    def _write_manifest(self, plan: StagePlan, started: datetime, pool: Pool) -> None:
+    def _write_manifest(self, plan: StagePlan, started: datetime, pool: Pool, devices: list[str]) -> None:
         """List everything committed in the table's folder, whichever run made it."""
         shards = tuple(self.store.shards(plan.stage.name, plan.fingerprint).values())
         totals: dict[str, int] = {}
         for shard in shards:
             for name, count in shard.counts.items():
                 totals[name] = totals.get(name, 0) + count
-        run = self.recipe.run
         made = {
             "recipe": self.recipe.name,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "pool": type(pool).__name__,
-            "device": run.device,
-            "batch_size": run.batch_size,
+            "devices": devices,
             "git_commit": git_commit(),
             "packages": package_versions(),
             "excluded": list(self.recipe.data.exclude),
@@ -410,20 +422,43 @@ class Runner:
         self.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
 
     def _move_ref(self, plans: Mapping[str, StagePlan]) -> None:
-        """Point the recipe's name at the complete tables; keep others only while their identity is the recipe's."""
+        """Point the recipe's name at the complete tables that belong to it.
+
+        Its other shards, of tables still incomplete and of scenes not selected now, are held: a run that was stopped, a
+        bad frame in a new scene or another split makes no garbage of finished work.
+        """
         before = self.read_ref()
+        named = (*before.tables.values(), *before.held) if before else ()
         tables: dict[str, TableRef] = {}
+        held: list[TableRef] = []
         for name, stage in STAGES.items():
-            if name in plans:
-                plan = plans[name]
-                if plan.complete:
-                    shards = tuple(shard.done for shard in plan.shards if shard.done)
-                    tables[name] = TableRef(name, plan.fingerprint, shards)
-            elif before and name in before.tables and before.tables[name].fingerprint == digest(self.identity(stage)):
+            if name not in plans and not any(table.stage == name for table in named):
+                continue
+            plan = plans.get(name)
+            fingerprint = plan.fingerprint if plan else self._fingerprint(stage)
+            earlier = [table for table in named if table.stage == name and table.fingerprint == fingerprint]
+            now = {shard.shard: shard.done for shard in plan.shards if shard.done} if plan else {}
+            if plan and plan.complete:
+                tables[name] = TableRef(name, plan.fingerprint, tuple(now.values()))
+            elif not plan and before and before.tables.get(name) in earlier:
                 tables[name] = before.tables[name]
-        ref = Ref(self.recipe.name, consistent(tables), self.recipe.data.exclude)
+            known = {shard.shard: shard for table in reversed(earlier) for shard in table.shards} | now
+            used = {shard.name for shard in tables[name].shards} if name in tables else set()
+            rest = tuple(shard for _, shard in sorted(known.items()) if shard.name not in used)
+            if rest and fingerprint:
+                held.append(TableRef(name, fingerprint, rest))
+        usable = consistent(tables)
+        held += [table for name, table in tables.items() if name not in usable]
+        ref = Ref(self.recipe.name, usable, self.recipe.data.exclude, tuple(held))
         if ref != before:
             self.store.write_ref(self.recipe.name, ref)
+
+    def _fingerprint(self, stage: Stage) -> str:
+        """Return the fingerprint of a stage that this run does not plan; empty where the teacher has no such stage."""
+        try:
+            return digest(self.identity(stage))
+        except ConfigError:
+            return ""
 
 
 def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
@@ -440,7 +475,23 @@ def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
 
 def done_shard(plan: StagePlan, shard: str) -> ShardFile | None:
     """Return a shard of a planned stage if it is built."""
-    return next((item.done for item in plan.shards if item.shard == shard), None)
+    return plan.done.get(shard)
+
+
+def digest_table(table: pa.Table) -> str:
+    """Return a digest of a table's values, column by column; how Arrow lays them out does not matter."""
+    total = hashlib.sha256()
+    for name in table.column_names:
+        column = table.column(name)
+        total.update(name.encode())
+        if pa.types.is_large_binary(column.type):
+            for value in column:
+                content = value.as_buffer() if value.is_valid else b""
+                total.update(f"{len(content)}:".encode())
+                total.update(content)
+        else:
+            total.update(canonical(column.to_pylist()).encode())
+    return total.hexdigest()[:DIGITS]
 
 
 def digest_rows(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -461,6 +512,18 @@ def cause_of(error: BaseException) -> str:
     """Return an error as one line: our own sentences as they are, anything else with its type."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FrameError | StoreError | ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def device_name(recipe: Recipe) -> str:
+    """Return the name of the device that networks run on in this process."""
+    from pipeline.teachers.towers import pick_device
+
+    device = pick_device(recipe.run.device)
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
 
 
 def git_commit() -> str | None:

@@ -192,7 +192,7 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
     A network pre-trained against text vectors thus gives all but its head, `final.kernel` and `final.bias`. Raises
     TrainerError if it was trained on other voxels, or if nothing fits.
     """
-    check_voxels(checkpoint, voxels)
+    check_voxels(checkpoint, voxels, intensity=False)
     own, stored = network.state_dict(), checkpoint.weights
     fitting = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
@@ -207,9 +207,12 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
     )
 
 
-def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig) -> None:
-    """Raise TrainerError unless the checkpoint was trained on this grid of voxels."""
-    grid = ("coordinates", "size_m", "angle_deg")
+def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool) -> None:
+    """Raise TrainerError unless the checkpoint was trained on this grid of voxels, and on the same `intensity` scale.
+
+    Transfer to another data set may change the scale; prediction with trained weights may not.
+    """
+    grid = ("coordinates", "size_m", "angle_deg", *(("intensity_scale", "intensity_offset") if intensity else ()))
     trained = {name: checkpoint.document["config"]["voxels"][name] for name in grid}
     wanted = {name: value for name, value in asdict(voxels).items() if name in grid}
     if trained != wanted:

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from manifests.config import ConfigError
+from manifests.fingerprint import plain
 from manifests.ontology import Ontology
 from manifests.rows import Row
 from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
 from manifests.splits import load_split
-from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef
+from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
 from trainer.augment import AugmentConfig, augment
 from trainer.voxels import VoxelConfig, Voxels, voxel_labels, voxelise
 
@@ -182,9 +183,19 @@ def scenes_of_split(tables: Tables, split: str, dataset: str) -> frozenset[str]:
         raise ConfigError(str(error)) from None
 
 
-def scene_of(shard: str) -> str:
-    """Return the scene that a shard is (a part of)."""
-    return shard.partition("+")[0]
+def check_dictionary(store: Store, ref: Ref, stage: str, content: Mapping[str, Any]) -> None:
+    """Raise StoreError unless a table that holds classes was made with this content of the class dictionary.
+
+    Classes are numbers there; with another dictionary they would silently mean other things. The manifests say what
+    each table was made with.
+    """
+    table = ref.tables.get(stage)
+    made = table and store.read_manifest(stage, table.fingerprint)
+    if made and made.identity.get("settings", {}).get("ontology") != plain(content):
+        raise StoreError(
+            f"table `{stage}` of recipe {ref.recipe} was made with another class dictionary than the recipe names now; "
+            f"run: make {stage} RECIPE={ref.recipe}"
+        )
 
 
 def read_text(store: Store, ref: Ref, ontology: Ontology) -> Tensor:

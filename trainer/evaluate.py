@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from manifests.store import Ref, Store, StoreError, TableRef
+from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from trainer import checkpoint, data
 from trainer.config import Recipe, TrainerError
 from trainer.metrics import Confusion, Scores, scores
@@ -42,6 +42,8 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     """
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
+    data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
+    data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
     judged, origin = (ref.table("target"), {}) if of == "pseudo" else predictions(store, recipe, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
@@ -133,7 +135,7 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
         raise nothing
     tables = data.Tables(store, ref, ["label"])
     scenes = data.scenes_of_split(tables, recipe.evaluate.split, recipe.data.dataset)
-    shards = [shard for shard in tables.shards if data.scene_of(shard) in scenes]
+    shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
     if not any(state["status"] == "ok" for shard in shards for (state,) in tables.states(shard)):
         raise nothing
     return replace(ref.table("label"), shards=tuple(tables.file("label", shard) for shard in shards))

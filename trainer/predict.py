@@ -19,7 +19,7 @@ from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
-from manifests.store import Manifest, Ref, ShardFile, Store, TableRef
+from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
 from trainer import checkpoint, data
 from trainer.config import Recipe, TrainerError
 from trainer.minkunet import build_network
@@ -55,7 +55,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     device = resolve_device(recipe.run.device, engine)
     tables = data.Tables(store, ref, ["points"])
     scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
-    shards = [shard for shard in tables.shards if data.scene_of(shard) in scenes]
+    shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
 
     path = checkpoint_path(recipe)
     if path is None:
@@ -64,7 +64,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             "predict.checkpoint"
         )
     learnt = checkpoint.load(path)
-    checkpoint.check_voxels(learnt, recipe.voxels)
+    checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
     trained, wanted = learnt.document["class_names"], list(recipe.ontology.class_names)
     if learnt.document["task"] != "distill" or trained != wanted:
         raise TrainerError(

@@ -29,7 +29,7 @@ from trainer import checkpoint, data
 from trainer.config import DistillConfig, PretrainConfig, Recipe, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
 from trainer.minkunet import build_network, parameter_groups
-from trainer.sparse import ENGINES, Engine, require_deterministic
+from trainer.sparse import ENGINES, Engine, check_engine, require_deterministic
 
 N_INPUTS = 1  # a voxel's only feature is its intensity
 LOG_EVERY = 20  # steps between two lines of the log
@@ -209,6 +209,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     """
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
+    data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = ENGINES["minkowski"]()
     device = resolve_device(recipe.run.device, engine)
     objective = OBJECTIVES[task](recipe, store, ref, device)
@@ -360,17 +361,21 @@ def non_finite(values: Mapping[str, float], frame_ids: tuple[str, ...], epoch: i
 
 
 def resolve_device(name: str, engine: Engine) -> torch.device:
-    """Return the device of `run.device`: "auto" is the GPU where torch and the engine can both use one."""
-    if name == "auto":
-        return torch.device("cuda" if engine.cuda_usable() else "cpu")
+    """Return the device of `run.device`: "auto" is the GPU where torch and the engine can both use one.
+
+    On a GPU the engine is compared with dense convolutions first: it is built from source there, and forks of it have
+    been wrong. Raises ConfigError for a device that is not there, RuntimeError for an engine that computes wrongly.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if engine.cuda_usable() else "cpu") if name == "auto" else torch.device(name)
     except RuntimeError:
         raise ConfigError(f'run.device is "{name}"; choose "auto", "cpu", "cuda" or "cuda:1"') from None
     if device.type == "cuda" and not engine.cuda_usable():
         raise ConfigError(
             f'run.device is "{name}", but torch or the {engine.name} engine has no GPU here; set it to "cpu" or "auto"'
         )
+    if device.type == "cuda":
+        check_engine(engine, device)
     return device
 
 

@@ -84,9 +84,12 @@ class NuScenesDataset:
 
 def find_version(root: Path, version: str) -> Path:
     """Return the folder of tables of a version; raises ConfigError naming the versions that are there."""
-    if not root.is_dir():
-        raise ConfigError(f"data.root {root} is not a folder; give the folder that holds samples/ and the tables")
-    versions = sorted(path.parent.name for path in root.glob("*/sample.json"))
+    try:
+        if not root.is_dir():
+            raise ConfigError(f"data.root {root} is not a folder; give the folder that holds samples/ and the tables")
+        versions = sorted(path.parent.name for path in root.glob("*/sample.json"))
+    except OSError as error:
+        raise ConfigError(f"data.root {root} cannot be read: {error.strerror or error}") from None
     if version not in versions:
         found = ", ".join(versions) or "no version folders"
         raise ConfigError(f'data.version "{version}" is not in {root}; there are {found}')

@@ -30,7 +30,7 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=lambda recipe: {"teacher": dict(recipe.teacher.settings("encode"))},
     prepare=prepare,
-    index_columns=("camera", "image_path", "image_bytes", "width_px", "height_px"),
+    index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),
     gpus=1.0,
     kilobytes_per_frame=lambda recipe: TEACHERS[recipe.teacher.name].kilobytes_per_frame(recipe),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.fingerprint import sha256_file
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import Dataset, open_dataset
@@ -52,7 +53,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
         except FrameError as error:
             problems.append(str(error))
     try:
-        check_labels(dataset, root, frame)
+        frame = checked_labels(dataset, root, frame)
     except FrameError as error:
         problems.append(str(error))
     if problems:
@@ -61,7 +62,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
 
 
 def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
-    """Return the frame with the size of its sweep; raises FrameError if it cannot be read or a value is not finite."""
+    """Return the frame with what its sweep tells; raises FrameError if it is unreadable or a value is not finite."""
     xyz_m, intensity = dataset.read_points(frame)
     bad = ~(np.isfinite(xyz_m).all(axis=1) & np.isfinite(intensity))
     if bad.any():
@@ -71,23 +72,31 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
             f"{frame.lidar_path}: {bad.sum()} of {len(bad)} points have a value that is not finite, the first is "
             f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
         )
-    return replace(frame, n_points=len(xyz_m), lidar_bytes=inside(root, frame.lidar_path).stat().st_size)
+    path = inside(root, frame.lidar_path)
+    return replace(frame, n_points=len(xyz_m), lidar_bytes=path.stat().st_size, lidar_sha256=sha256_file(path))
 
 
 def checked_image(root: Path, camera: Camera) -> Camera:
-    """Return the camera with the size of its image; raises FrameError if the image cannot be read to its last pixel."""
+    """Return the camera with what its image tells; raises FrameError if that cannot be read to its last pixel."""
     height_px, width_px = read_image(root, camera).shape[:2]
-    image_bytes = inside(root, camera.image_path).stat().st_size
-    return replace(camera, width_px=width_px, height_px=height_px, image_bytes=image_bytes)
+    path = inside(root, camera.image_path)
+    return replace(
+        camera,
+        width_px=width_px,
+        height_px=height_px,
+        image_bytes=path.stat().st_size,
+        image_sha256=sha256_file(path),
+    )
 
 
-def check_labels(dataset: Dataset, root: Path, frame: Frame) -> None:
-    """Raise FrameError if the frame's label file is there but does not hold one label per point."""
+def checked_labels(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+    """Return the frame with the digest of its labels, if they are on disk; raises FrameError if they do not fit."""
     if frame.label_path is None or not frame.n_points or not inside(root, frame.label_path).exists():
-        return
+        return frame
     n_labels = len(dataset.read_labels(frame))
     if n_labels != frame.n_points:
         raise FrameError(f"{frame.label_path}: {n_labels} labels for the {frame.n_points} points of {frame.lidar_path}")
+    return replace(frame, label_sha256=sha256_file(inside(root, frame.label_path)))
 
 
 def camera_problems(camera: Camera) -> list[str]:

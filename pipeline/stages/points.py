@@ -27,6 +27,6 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=lambda recipe: {"dataset": recipe.data.dataset},
     prepare=prepare,
-    index_columns=("lidar_token", "lidar_path", "lidar_bytes", "n_points"),
+    index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
     kilobytes_per_frame=lambda recipe: 420.0,
 )

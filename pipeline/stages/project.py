@@ -81,7 +81,7 @@ STAGE = Stage(
     index_columns=(
         "lidar_token",
         "lidar_path",
-        "lidar_bytes",
+        "lidar_sha256",
         "n_points",
         "width_px",
         "height_px",

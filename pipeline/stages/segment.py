@@ -124,7 +124,7 @@ STAGE = Stage(
     needs=needs,
     settings=settings,
     prepare=prepare,
-    index_columns=("camera", "camera_token", "image_path", "image_bytes", "width_px", "height_px"),
+    index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
     count=lambda row: {"segments": len(row["prompt_id"])},
     kilobytes_per_frame=kilobytes_per_frame,
 )

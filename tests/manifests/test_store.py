@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, checked, scene_of, shard_name
 
 FINGERPRINT = "0123456789ab"
 KEY = "00aa11bb22cc"
@@ -367,3 +369,14 @@ def test_a_table_read_whole_holds_every_row(store: Store) -> None:
     assert isinstance(table, pa.Table) and table.column("frame_id").to_pylist() == [
         f"scene-1/{index}" for index in range(3)
     ]
+
+
+@given(st.text(min_size=1), st.none() | st.integers(0, 5000))
+def test_any_scene_can_be_told_from_the_name_of_its_shard(scene: str, start: int | None) -> None:
+    name = shard_name(scene, start)
+    assert scene_of(name) == scene
+    assert len(name) > 200 or checked(name) == name
+
+
+def test_plain_scenes_keep_their_name() -> None:
+    assert shard_name("scene-0061") == "scene-0061" and shard_name("a+b", 64) == "a%2Bb+0064"

@@ -45,6 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_path: Path) -> None:
     status, text = run("plan", recipe)
     assert status == 0 and "nothing built with these settings" in text and "GB free" in text
+    assert "scooter" in text and "pavilion" in text  # the reference's dictionary holds both twice
     assert not (tmp_path / "store").exists()  # a plan builds nothing
 
     status, text = run("run", "pack", recipe)

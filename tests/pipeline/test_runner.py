@@ -9,16 +9,19 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from manifests.config import ConfigError
+from manifests.rows import Row
 from manifests.schema import described, metadata
 from manifests.store import ShardFile
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
 from pipeline.runner import Outcome, Runner, StagePlan, Task, Worker
 from pipeline.stages import PACKED, STAGES
+from pipeline.stages.base import FrameFunction, FrameInput
 
 
 class Recorder:
@@ -319,3 +322,90 @@ def test_a_killed_worker_is_replaced_and_a_deadly_shard_set_aside(
     assert [(failure.shard, failure.frame_id) for failure in failures] == [("scene-0008", None)]
     assert "died 2 times" in failures[0].cause
     assert (marks / "scene-0008").read_text() == "xx" and (marks / "scene-0001").read_text() == "x"
+
+
+def garbage_of(recipe: Recipe) -> list[str]:
+    """Return the stages of everything that a collection would delete."""
+    return sorted({path.split("/")[0] for path, _ in Runner(recipe).store.unreferenced(0)})
+
+
+def test_nothing_that_a_recipe_may_still_use_is_garbage(
+    packed: Recipe, recipe_of: Callable[..., Recipe], root: Path, tmp_path: Path
+) -> None:
+    assert garbage_of(packed) == []
+    split = tmp_path / "half.txt"
+    split.write_text("scene-0008\n")
+    build(recipe_of(f"data.split={split}"), ["index"])  # another split, and only its first stage
+    assert garbage_of(packed) == []
+    assert build(packed) == []
+
+    # a new scene comes in and its image is broken: the tables of the other scene stay
+    fresh = f"run.store={tmp_path / 'store2'}"
+    build(recipe_of(fresh, f"data.split={split}"))
+    image = root / Runner(packed).listing()["scene-0001"][0].cameras[0].image_path
+    image.unlink()
+    image.write_bytes(b"")
+    both = recipe_of(fresh)
+    assert len(Runner(both).run(PACKED, InlinePool(both))) == 1
+    assert garbage_of(both) == []
+    ref = Runner(both).store.read_ref("tiny")
+    assert "target" not in ref.tables and "target" in {table.stage for table in ref.held}
+
+
+def test_an_earlier_variant_of_a_recipe_is_garbage(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+    build(recipe_of("group.min_points=2"))
+    assert garbage_of(packed) == ["group", "pairs", "target"]
+
+
+def test_a_file_replaced_by_one_of_equal_size_rebuilds_what_was_made_from_it(
+    packed: Recipe, recipe_of: Callable[..., Recipe], root: Path, tmp_path: Path
+) -> None:
+    sweep = root / Runner(packed).listing()["scene-0008"][0].lidar_path
+    points = np.frombuffer(sweep.read_bytes(), np.float32).reshape(-1, 5)
+    sweep.unlink()
+    sweep.write_bytes(points[::-1].tobytes())
+    assert Runner(packed).run(["index"], InlinePool(packed), again=["index"]) == []
+    rebuilt = stages(build(packed))
+    assert rebuilt == ["points", "project", "group", "pairs", "target"]
+    fresh = recipe_of(f"run.store={tmp_path / 'store2'}")
+    build(fresh)
+    assert shards_of(fresh) == shards_of(packed)
+
+
+def test_a_shard_that_comes_out_otherwise_the_second_time_rebuilds_what_follows(
+    packed: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network on a GPU may give other bits; positions in its old rows must not be used with its new ones."""
+    stage = STAGES["segment"]
+    assert stage.prepare is not None
+    prepare = stage.prepare
+
+    def unsteady(recipe: Recipe) -> FrameFunction:
+        function = prepare(recipe)
+
+        def segment(inputs: FrameInput) -> Row:
+            row = dict(function(inputs))
+            return row | {"score": row["score"] * np.float16(0.5)}
+
+        return segment
+
+    monkeypatch.setitem(STAGES, "segment", dataclasses.replace(stage, prepare=unsteady))
+    assert Runner(packed).run(["segment"], InlinePool(packed), again=["segment"]) == []
+    assert stages(build(packed)) == ["group", "pairs", "target"]
+
+
+def test_a_teacher_that_cannot_be_loaded_ends_the_run_once(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    from pipeline.teachers.clip_dense import ClipDenseConfig
+
+    recipe = recipe_of(f"data.split={tmp_path / 'half.txt'}")
+    (tmp_path / "half.txt").write_text("scene-0008\n")
+    broken = dataclasses.replace(recipe, teacher=ClipDenseConfig(model="no-such-tower", weights="random:0"))
+    with pytest.raises(ConfigError, match="no-such-tower"):
+        Runner(broken).run(["encode"], InlinePool(broken))
+
+
+@pytest.mark.usefixtures("ray_stopped_afterwards")
+def test_more_workers_than_gpus_is_a_sentence_and_no_endless_wait(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("run.pool=ray", "run.workers=2", "run.gpus_per_worker=64")
+    with RayPool(recipe) as pool, pytest.raises(RuntimeError, match="wants 64.0 GPUs a worker"):
+        list(pool.run(STAGES["encode"], [Task("encode", "00", "scene", "00", 0)]))

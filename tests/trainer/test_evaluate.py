@@ -175,3 +175,18 @@ def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, con
     fleet.put("points", moved)
     with pytest.raises(StoreError, match="were made anew since they were predicted"):
         evaluate(recipe, console)
+
+
+def test_labels_of_another_class_dictionary_are_refused(scored: Any, console: Console) -> None:
+    """Classes are numbers in the tables: with two of them swapped every score would be of something else."""
+    recipe = scored.recipe("evaluate.split=all")
+    table = scored.ref().tables["label"]
+    content = recipe.ontology.raw_content()
+    for ontology, refused in ((content, False), ({**content, "of": "another"}, True)):
+        identity = {"settings": {"ontology": ontology}}
+        scored.store.write_manifest(Manifest("label", table.fingerprint, identity, table.shards))
+        if refused:
+            with pytest.raises(StoreError, match="made with another class dictionary"):
+                evaluate(recipe, console)
+        else:
+            evaluate(recipe, console)
