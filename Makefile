@@ -7,14 +7,14 @@ RECIPE ?=
 ARGS ?=
 PY := .venv/bin/python
 
-STAGES := index points project text encode segment group pairs target label pack
+STAGES := index points project text encode segment group correct pairs target label pack
 QUESTIONS := plan verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill predict evaluate
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench docs clean recipe $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: help setup test lint check bench docs clean recipe city $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ clean: ## remove caches; .venv, tables and checkpoints stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
+##@ Without any data of your own
+city: setup ## a synthetic city in nuScenes format, in data/city; ARGS="--size tiny --seed 1"
+	@$(PY) -m pipeline city data/city $(ARGS)
+
 ##@ Building tables, each with what it needs: make pack RECIPE=nuscenes_mini
 index: ## list the frames and check every file
 points: ## the sweeps as the trainer reads them
@@ -52,6 +56,7 @@ text: ## a vector for each prompt
 encode: ## the teacher's half that needs no vocabulary
 segment: ## open-vocabulary masks
 group: ## masks to superpoints, and a pseudo-label for each point
+correct: ## pseudo-labels after flat interaction (AFI)
 pairs: ## what pretraining needs
 target: ## what distillation needs
 label: ## ground truth, where there is one

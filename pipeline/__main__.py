@@ -17,6 +17,8 @@ from rich.table import Table
 from manifests import schema
 from manifests.config import ConfigError
 from manifests.store import Store, StoreError
+from pipeline.city.config import SIZES, city_config
+from pipeline.city.generate import write_city
 from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
 from pipeline.recipe import Recipe, load_recipe
@@ -186,6 +188,25 @@ def pictures(
     with sentences():
         for path in draw_frames(load_recipe(recipe, set_ or ()), out, frames):
             console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def city(
+    out: Annotated[Path, typer.Argument(help="Folder to write, a data root for recipes.")] = Path("data/city"),
+    size: Annotated[str, typer.Option(help=f"One of: {', '.join(SIZES)}.")] = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another city.")] = 0,
+    image_size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Size of all images.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; their number changes no byte.")] = 2,
+) -> None:
+    """Write a synthetic city in nuScenes format, with true labels and class maps; needs no licence and no download."""
+    with sentences():
+        config = city_config(size, seed, image_size)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("city", total=len(config.scenes))
+            write_city(out, config, workers, lambda scene: progress.advance(bar))
+        console.print(
+            f"{len(config.scenes)} scenes of {config.keyframes} key frames in {out}, version {config.version}"
+        )
 
 
 @app.command()
