@@ -169,10 +169,15 @@ class Worker:
         readers = {
             name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
         }
+        columns = {
+            need.table: ("frame_id", "status", "reason", *need.columns)
+            for need in stage.needs(self._recipe)
+            if need.columns is not None
+        }
         failures: list[Failure] = []
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
             for position in range(task.n_frames):
-                upstream = {name: reader.row(position) for name, reader in readers.items()}
+                upstream = {name: reader.row(position, columns.get(name)) for name, reader in readers.items()}
                 row = self._row(task, position, upstream, broadcast)
                 if row["status"] == "failed":
                     if row["frame_id"] not in self._excluded:

@@ -15,10 +15,11 @@ from pipeline.recipe import Recipe
 
 @dataclass(frozen=True)
 class Need:
-    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`)."""
+    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named."""
 
     table: str
     how: Literal["row", "broadcast"] = "row"
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ from pipeline.stages.segment import segments_of
 from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints
 from superpixels.segments import Segments
 
+# vectors are three quarters of a row of `segment`, and grouping needs none
+SEGMENTS_WITHOUT_VECTORS = tuple(
+    name for name in TABLES["segment"].names if name not in ("frame_id", "status", "reason", "vector")
+)
+
 
 def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that groups the pairs of a frame by the segment they hit."""
@@ -130,7 +135,7 @@ STAGE = Stage(
     name="group",
     version=1,
     schema=TABLES["group"],
-    needs=lambda recipe: (Need("project"), Need("segment")),
+    needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
     settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
     prepare=prepare,
     index_columns=("n_points", "width_px", "height_px", "intrinsics"),

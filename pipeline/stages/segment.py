@@ -91,7 +91,11 @@ def joined(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.ND
 
 
 def segments_of(row: Row) -> list[Segments]:
-    """Return the segments of every view, as views into a row of table `segment`."""
+    """Return the segments of every view, as views into a row of table `segment`.
+
+    Where the row was read without its vectors, the segments have vectors of length 0.
+    """
+    vector = row["vector"] if "vector" in row else np.empty((len(row["prompt_id"]), 0), np.float16)
     run_end, segment_end = np.cumsum(row["runs_in_view"]), np.cumsum(row["segments_in_view"])
     views = []
     for view in range(len(run_end)):
@@ -106,7 +110,7 @@ def segments_of(row: Row) -> list[Segments]:
                 prompt_id=row["prompt_id"][segments],
                 score=row["score"][segments],
                 area_px=row["area_px"][segments],
-                vector=row["vector"][segments],
+                vector=vector[segments],
             )
         )
     return views
