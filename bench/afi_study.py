@@ -204,6 +204,8 @@ VARIANTS: dict[str, FlatInteractionConfig] = {
     "support 0.4": replace(DEFAULT, max_support=0.4),
     "no support test, margin 0.6": replace(DEFAULT, max_support=1.0, margin=0.6),
 }
+GATES = ("support 0", "support 0.025", "default", "support 0.1", "support 0.2", "support 0.4")
+PLOTTED = ("reference", "no gate", "ring off", "ring all", *GATES)
 REPORTED = ("reference", "no gate", "default", "support 0", "support 0.025", "support 0.1", "support 0.2")
 
 
@@ -294,14 +296,17 @@ def plot(rows: Mapping[str, Mapping[tuple[str, str], float]], sources: Sequence[
 
     figure, axes = plt.subplots(1, len(sources), figsize=(5 * len(sources), 4), squeeze=False, layout="constrained")
     for axis, source in zip(axes[0], sources, strict=True):
-        for name, values in rows.items():
-            if name == "input":
-                continue
-            lost = 100 - values[source, "clean"]
-            gained = values[source, "mixture"] - rows["input"][source, "mixture"]
-            mark = {"reference": "s", "default": "*"}.get(name, ".")
-            axis.plot(max(lost, 0.05), gained, mark, markersize=12 if mark == "*" else 7)
-            axis.annotate(name, (max(lost, 0.05), gained), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        at = {
+            name: (
+                max(100 - rows[name][source, "clean"], 0.05),
+                rows[name][source, "mixture"] - rows["input"][source, "mixture"],
+            )
+            for name in PLOTTED
+        }
+        axis.plot(*zip(*(at[name] for name in GATES), strict=True), color="grey", linewidth=1)
+        for name, place in at.items():
+            axis.plot(*place, {"reference": "s", "default": "*"}.get(name, "."), markersize=9)
+            axis.annotate(name, place, fontsize=7, xytext=(5, -8), textcoords="offset points")
         axis.set(title=source, xscale="log", xlabel="mIoU lost on clean labels", ylabel="mIoU gained on the mixture")
         axis.axhline(0, color="grey", linewidth=0.5)
         axis.axvline(0.5, color="grey", linewidth=0.5, linestyle=":")
@@ -323,7 +328,7 @@ def study(frames: Sequence[StudyFrame], folder: Path) -> str:
             count = sum(frame.source == source and frame.half == half for frame in frames)
             parts += [f"### To {half} on: {source}, {count} sweep{'s' * (count > 1)}", "", table(rows, source), ""]
         if half == CHOOSE:
-            plot({name: row for name, row in rows.items() if name != "nearest label"}, sources, folder / "afi.png")
+            plot(rows, sources, folder / "afi.png")
     return "\n".join(parts)
 
 

@@ -119,20 +119,25 @@ class OurWay:
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
+    def _segment_row(self, number: int) -> Row:
+        """Return what stage `group` reads of a row of table `segment`."""
+        (columns,) = (need.read for need in STAGES["group"].needs(self._recipe) if need.table == "segment")
+        return self._segment.row(number, columns)
+
     def group_row(self, number: int, parity: bool = True) -> Row:
         """Return the columns of table `group` of a frame: sweep from its file, masks from table `segment`.
 
         Without `parity` the labels are those of our own default settings.
         """
         frame = frame_of(self._index.row(number))
-        rows = {"project": self._project(FrameInput(frame)), "segment": self._segment.row(number)}
+        rows = {"project": self._project(FrameInput(frame)), "segment": self._segment_row(number)}
         return (self._group if parity else self._default_group)(FrameInput(frame, rows))
 
     def load(self, number: int) -> Loaded:
         """Return what `group_loaded` takes."""
         frame = frame_of(self._index.row(number))
         xyz_m, _ = self._dataset.read_points(frame)
-        return Loaded(frame, xyz_m, self._segment.row(number))
+        return Loaded(frame, xyz_m, self._segment_row(number))
 
     def group_loaded(self, loaded: Loaded) -> Row:
         """Return the columns of table `group` of a frame that is in memory."""

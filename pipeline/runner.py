@@ -169,11 +169,7 @@ class Worker:
         readers = {
             name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
         }
-        columns = {
-            need.table: ("frame_id", "status", "reason", *need.columns)
-            for need in stage.needs(self._recipe)
-            if need.columns is not None
-        }
+        columns = {need.table: need.read for need in stage.needs(self._recipe)}
         failures: list[Failure] = []
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
             for position in range(task.n_frames):

@@ -21,6 +21,11 @@ class Need:
     how: Literal["row", "broadcast"] = "row"
     columns: tuple[str, ...] | None = None
 
+    @property
+    def read(self) -> tuple[str, ...] | None:
+        """The columns to read of a row: those named, and those that every row has; None for all."""
+        return None if self.columns is None else ("frame_id", "status", "reason", *self.columns)
+
 
 @dataclass(frozen=True)
 class FrameInput:
