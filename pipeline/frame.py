@@ -34,9 +34,9 @@ class Camera:
     intrinsics: NDArray[Any]
     cam_from_lidar: NDArray[Any]
     image_bytes: int = 0
-    image_sha256: str = ""
     width_px: int = 0
     height_px: int = 0
+    image_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Frame:
     world_from_lidar: NDArray[Any]
     cameras: tuple[Camera, ...]
     lidar_bytes: int = 0
-    lidar_sha256: str = ""
     n_points: int = 0
+    lidar_sha256: str = ""
     label_sha256: str | None = None
 
 

@@ -78,7 +78,7 @@ def segment(recipe: Recipe, frame: Frame, encoding: dict[str, np.ndarray], text:
         ({"mode": "sc"}, 'choose "naclip", "maskclip" or "vanilla"'),
         ({"precision": "fp16"}, 'choose "fp32" or "bf16"'),
         ({"sigma": 0.0}, "must be positive"),
-        ({"logit_scale": float("inf")}, "must be positive and finite"),
+        ({"logit_scale": float("inf")}, "expected a finite number"),
         ({"short_side_px": 4}, "expected 8 to 4096"),
         ({"weights_sha256": "abc"}, "64 hexadecimal digits"),
         ({"weights": "w.pt", "quick_gelu": True}, "weights_sha256 is missing; pin w.pt"),
