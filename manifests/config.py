@@ -25,6 +25,9 @@ PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "correct"
 TRAINER_SECTIONS = ("voxels", "network", "augment", "pretrain", "distill", "predict", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
 
+BASE = "base"
+"""The one key that stands outside the sections: the recipe that this one builds on."""
+
 
 class ConfigError(ValueError):
     """A recipe that cannot be understood; programs print it without a trace and end with exit status 2."""
@@ -95,25 +98,44 @@ class RecipeFile:
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """Return the recipe at a path, or the built-in one of that name, with `section.key=value` overrides applied.
 
-    A recipe's name is its file name without `.toml`. Raises ConfigError for a missing or malformed file, an unknown
-    section, or an override that is not `section.key=value`.
+    A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings it
+    differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
+    malformed file, an unknown section, or an override that is not `section.key=value`.
     """
     path = find_recipe(recipe)
+    sections = read_sections(path, ())
+    for override in overrides:
+        name, key, value = parse_override(override)
+        sections.setdefault(name, {})[key] = value
+    return RecipeFile(path.stem, sections)
+
+
+def read_sections(path: Path, derived: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+    """Return the sections of a recipe file, laid over those of its base; `derived` are the files that build on it.
+
+    Raises ConfigError for a malformed file, an unknown section, or a base that is missing or builds on itself.
+    """
+    if path.resolve() in derived:
+        raise ConfigError(f"{path}: its base builds on this recipe again; a recipe cannot be its own base")
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     sections: dict[str, dict[str, Any]] = {}
+    base = document.pop(BASE, None)
+    if base is not None:
+        if not isinstance(base, str) or Path(base).name != base:
+            raise ConfigError(f"{path}: {BASE} is {base!r}; name a built-in recipe, or a .toml file in the same folder")
+        beside = path.with_name(base if base.endswith(".toml") else f"{base}.toml")
+        found = beside if beside.is_file() else find_recipe(base)
+        sections = read_sections(found, (*derived, path.resolve()))
     for name, values in document.items():
         check_section_name(name, str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one of {listing(SECTIONS)}")
-        sections[name] = dict(values)
-    for override in overrides:
-        name, key, value = parse_override(override)
-        sections.setdefault(name, {})[key] = value
-    return RecipeFile(path.stem, sections)
+        sections[name] = {**sections.get(name, {}), **values}
+    return sections
 
 
 def find_recipe(recipe: str | Path) -> Path:

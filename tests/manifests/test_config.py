@@ -114,3 +114,32 @@ def test_a_data_set_needs_a_root() -> None:
 def test_only_values_that_differ_from_the_default_count() -> None:
     assert changed_values(Example()) == {}
     assert changed_values(Example(count=2, many=("x",))) == {"count": 2, "many": ("x",)}
+
+
+def test_a_recipe_says_only_how_it_differs_from_its_base(tmp_path: Path) -> None:
+    recipe(tmp_path, '[data]\nroot = "/r"\nversion = "v1.0-mini"\n[run]\nworkers = 3\n')
+    (tmp_path / "other.toml").write_text('base = "mine"\n[data]\nversion = "v1.0-test"\n')
+    (tmp_path / "third.toml").write_text('base = "other.toml"\n[run]\nworkers = 4\n')
+    file = read_recipe(tmp_path / "third.toml")
+    assert file.name == "third"
+    assert file.section("data", DataConfig) == DataConfig(root="/r", version="v1.0-test")
+    assert file.section("run", RunConfig).workers == 4
+
+
+def test_a_base_may_be_a_built_in_recipe(tmp_path: Path) -> None:
+    file = read_recipe(recipe(tmp_path, 'base = "nuscenes_mini"\n[data]\nroot = "/elsewhere"\n'))
+    assert file.section("data", DataConfig) == DataConfig(root="/elsewhere", version="v1.0-mini")
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        ('"mine"', "cannot be its own base"),
+        ('"nowhere"', "no recipe at nowhere"),
+        ('"../other"', "name a built-in recipe, or a .toml file in the same folder"),
+        ("3", "base is 3"),
+    ],
+)
+def test_a_wrong_base_gets_a_sentence(tmp_path: Path, base: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_recipe(recipe(tmp_path, f"base = {base}\n"))
