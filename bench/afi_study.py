@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from manifests.ontology import Ontology, load_ontology
 from superpixels.flat_interaction import FlatInteractionConfig, refine
+from superpixels.ground import height_of_sensor_m
 
 Labels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
@@ -71,7 +72,6 @@ def recipe_frames(recipe_name: str) -> Iterator[StudyFrame]:
     """Yield the labelled sweeps of a recipe's data set, the city's for example; every other scene is for choosing."""
     from pipeline.datasets import open_dataset
     from pipeline.recipe import load_recipe
-    from pipeline.stages.correct import sensor_height_m
 
     recipe = load_recipe(recipe_name)
     dataset = open_dataset(recipe.data)
@@ -82,7 +82,7 @@ def recipe_frames(recipe_name: str) -> Iterator[StudyFrame]:
         half = scenes.setdefault(frame.scene, (CHOOSE, REPORT)[len(scenes) % 2])
         xyz_m, _ = dataset.read_points(frame)
         truth = recipe.ontology.class_of_raw_labels(dataset.read_labels(frame))
-        height_m = sensor_height_m(frame.ego_from_lidar)
+        height_m = height_of_sensor_m(frame.ego_from_lidar)
         yield StudyFrame(frame.frame_id, recipe.name, half, xyz_m, truth, recipe.ontology, height_m)
 
 

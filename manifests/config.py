@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-SHARED_SECTIONS = ("data", "run")
-PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "correct")
+SHARED_SECTIONS = ("data", "run", "correct")
+PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
 TRAINER_SECTIONS = ("voxels", "network", "augment", "pretrain", "distill", "predict", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
 

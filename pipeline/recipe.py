@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
@@ -81,6 +81,17 @@ class GroupConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """Section `[target]`: which labels distillation learns.
+
+    `labels`: "group", the pseudo-labels as cameras give them (the reference's way), or "correct", the same after flat
+    interaction, which also names points that no camera sees.
+    """
+
+    labels: Literal["group", "correct"] = "group"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything the pipeline computes, typed; picklable, so workers get it whole."""
 
@@ -94,6 +105,7 @@ class Recipe:
     group: GroupConfig
     ontology: Ontology
     correct: FlatInteractionConfig = FlatInteractionConfig()
+    target: TargetConfig = TargetConfig()
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -119,4 +131,5 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         group=file.section("group", GroupConfig),
         ontology=ontology,
         correct=file.section("correct", FlatInteractionConfig),
+        target=file.section("target", TargetConfig),
     )

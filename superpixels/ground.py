@@ -10,6 +10,16 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 
+def height_of_sensor_m(ego_from_lidar: npt.NDArray[np.float64]) -> float | None:
+    """Return how high the LiDAR is above the ground; None where the vehicle's frame does not lie on the ground.
+
+    Vehicle frames in the manner of nuScenes have their origin on the ground. One that coincides with the LiDAR's, as in
+    data sets that know no vehicle frame, tells nothing.
+    """
+    height_m = float(ego_from_lidar[2, 3])
+    return height_m if height_m > 0 else None
+
+
 def ring_candidates(
     xyz_m: Floats, sensor_height_m: float, inner_m: float, outer_m: float, clearance_m: float
 ) -> npt.NDArray[np.int64]:

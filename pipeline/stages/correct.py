@@ -13,6 +13,7 @@ from pipeline.frame import FrameError
 from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from superpixels.flat_interaction import FlatInteractionConfig, refine
+from superpixels.ground import height_of_sensor_m
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
@@ -20,20 +21,10 @@ def prepare(recipe: Recipe) -> FrameFunction:
 
     def correct(inputs: FrameInput) -> Row:
         xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows["group"]["label"]
-        height_m = sensor_height_m(inputs.frame.ego_from_lidar)
+        height_m = height_of_sensor_m(inputs.frame.ego_from_lidar)
         return correct_frame(xyz_m, label, height_m, recipe.correct, recipe.ontology)
 
     return correct
-
-
-def sensor_height_m(ego_from_lidar: npt.NDArray[np.float64]) -> float | None:
-    """Return how high the LiDAR is above the ground; None where the vehicle's frame does not lie on the ground.
-
-    Vehicle frames in the manner of nuScenes have their origin on the ground. One that coincides with the LiDAR's, as in
-    data sets that know no vehicle frame, tells nothing.
-    """
-    height_m = float(ego_from_lidar[2, 3])
-    return height_m if height_m > 0 else None
 
 
 def correct_frame(

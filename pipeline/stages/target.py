@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
+from manifests.config import changed_values
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.recipe import Recipe
@@ -12,23 +14,39 @@ from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 
 def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that takes the targets of a frame from its pseudo-labels."""
+
+    def take(inputs: FrameInput) -> Row:
+        group = inputs.rows["group"]
+        label, confidence = group["label"], group["confidence"]
+        if recipe.target.labels == "correct":
+            label, confidence = corrected(confidence, inputs.rows["correct"])
+        seen = np.zeros(len(label), np.bool_)
+        seen[inputs.rows["project"]["point"]] = True
+        return {"label": label, "confidence": confidence, "seen": seen}
+
     return take
 
 
-def take(inputs: FrameInput) -> Row:
-    """Return the columns of table `target`, one entry per point."""
-    group = inputs.rows["group"]
-    seen = np.zeros(len(group["label"]), np.bool_)
-    seen[inputs.rows["project"]["point"]] = True
-    return {"label": group["label"], "confidence": group["confidence"], "seen": seen}
+def corrected(confidence: npt.NDArray[np.uint8], correct: Row) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return labels after flat interaction, and the confidence of each in 1/255, (n,).
 
+    A label that was not touched keeps the teacher's confidence; one that is new has its share of the evidence, at least
+    1. Where there is no label, confidence is 0.
+    """
+    label = correct["label"]
+    sure = np.where(correct["changed"], np.maximum(correct["score"], 1), confidence)
+    return label, np.where(label > 0, sure, 0).astype(np.uint8)
+
+
+LABELS = {"group": (), "correct": (Need("correct"),)}
+"""What each choice of `target.labels` needs besides `group`, whose confidence untouched labels keep."""
 
 STAGE = Stage(
     name="target",
     version=1,
     schema=TABLES["target"],
-    needs=lambda recipe: (Need("group"), Need("project")),
-    settings=lambda recipe: {},
+    needs=lambda recipe: (Need("group"), *LABELS[recipe.target.labels], Need("project")),
+    settings=lambda recipe: changed_values(recipe.target),
     prepare=prepare,
     count=lambda row: {"points": len(row["seen"]), "seen_points": int(row["seen"].sum())},
     kilobytes_per_frame=lambda recipe: 15.0,

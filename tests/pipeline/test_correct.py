@@ -9,7 +9,7 @@ import pytest
 from bench.afi import street
 from manifests.fingerprint import canonical
 from pipeline.frame import Frame, FrameError
-from pipeline.stages.correct import STAGE, sensor_height_m
+from pipeline.stages.correct import STAGE
 from superpixels.flat_interaction import FlatInteractionConfig
 
 EGO_FROM_LIDAR = np.eye(4)
@@ -55,11 +55,6 @@ def test_without_a_frame_on_the_ground_the_ring_is_skipped_with_a_note(recipe_ov
     row = run_stage(STAGE, recipe_over("/r"), frame, **rows(np.eye(3), np.array([1, 1, 1])))
     assert row["note"] == "ego ring skipped: the height of the sensor was not given"
     assert row["label"].tolist() == [1, 1, 1] and STAGE.count(row)["frames_without_ego_ring"] == 1
-
-
-def test_the_height_of_the_sensor_is_that_of_its_pose_on_the_vehicle() -> None:
-    assert sensor_height_m(EGO_FROM_LIDAR) == 1.84
-    assert sensor_height_m(np.eye(4)) is None
 
 
 def test_a_frame_without_any_labels_stays_without(recipe_over: Any, run_stage: Any) -> None:

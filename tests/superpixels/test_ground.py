@@ -4,9 +4,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpixels.ground import plane_inliers, ring_candidates
+from superpixels.ground import height_of_sensor_m, plane_inliers, ring_candidates
 
 PLANE = {"min_samples": 10, "residual_m": 0.1, "trials": 20, "seed": 42}
+
+
+def test_the_height_of_the_sensor_is_that_of_its_pose_on_the_vehicle() -> None:
+    ego_from_lidar = np.eye(4)
+    assert height_of_sensor_m(ego_from_lidar) is None
+    ego_from_lidar[2, 3] = 1.84
+    assert height_of_sensor_m(ego_from_lidar) == 1.84
 
 
 def test_the_ring_lies_between_two_distances_and_close_to_the_expected_ground() -> None:
