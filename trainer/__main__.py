@@ -45,6 +45,13 @@ class Of(StrEnum):
     pseudo = "pseudo"
 
 
+class Refine(StrEnum):
+    """What happens to labels before they are scored."""
+
+    none = "none"
+    afi = "afi"
+
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or the name of a built-in one.")
 ]
@@ -58,6 +65,14 @@ ResumeOption = Annotated[
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start over.")]
 OfOption = Annotated[
     Of, typer.Option(help="prediction: the network's answers; pseudo: the pseudo-labels that it learns from.")
+]
+
+RefineOption = Annotated[
+    Refine | None,
+    typer.Option(
+        help="afi: score labels before and after flat interaction; short for --set evaluate.refine=afi.",
+        show_default=False,
+    ),
 ]
 
 
@@ -90,10 +105,12 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, override: SetOption = None, of: OfOption = Of.prediction) -> None:
+def evaluate(
+    recipe: RecipeArgument, override: SetOption = None, of: OfOption = Of.prediction, refine: RefineOption = None
+) -> None:
     """Score predictions or pseudo-labels against the true labels of evaluate.split, seen and unseen points apart."""
     with reported() as console:
-        loaded = load(recipe, override)
+        loaded = load(recipe, [*(override or ()), *([f"evaluate.refine={refine}"] if refine else [])])
         from trainer.evaluate import evaluate as run
 
         run(loaded, console, of.value)

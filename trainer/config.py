@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
+from superpixels.flat_interaction import FlatInteractionConfig
 from trainer.augment import AugmentConfig
 from trainer.losses import Negatives, TmpConfig
 from trainer.metrics import AbsentRule
@@ -17,6 +18,7 @@ from trainer.minkunet import NetworkConfig
 from trainer.voxels import VoxelConfig
 
 Task = Literal["pretrain", "distill"]
+Refinement = Literal["none", "afi"]
 
 
 class TrainerError(RuntimeError):
@@ -117,14 +119,18 @@ class EvaluateConfig:
     """Section ``[evaluate]``: the scenes to score, and what a class without points and predictions counts.
 
     ``absent``: "exclude" (nuScenes devkit), "one" (parity with the reference implementation) or "zero" (SemanticKITTI).
+    ``refine``: "none", or "afi" to score labels before and after flat interaction with the constants of ``[correct]``.
     """
 
     split: str = "val"
     absent: AbsentRule = "exclude"
+    refine: Refinement = "none"
 
     def __post_init__(self) -> None:
         if self.absent not in get_args(AbsentRule):
             raise ValueError(f'absent is "{self.absent}"; choose one of {get_args(AbsentRule)}')
+        if self.refine not in get_args(Refinement):
+            raise ValueError(f'refine is "{self.refine}"; choose one of {get_args(Refinement)}')
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ class Recipe:
     distill: DistillConfig
     predict: PredictConfig
     evaluate: EvaluateConfig
+    correct: FlatInteractionConfig
 
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""
@@ -168,6 +175,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         distill=file.section("distill", DistillConfig),
         predict=file.section("predict", PredictConfig),
         evaluate=file.section("evaluate", EvaluateConfig),
+        correct=file.section("correct", FlatInteractionConfig),
     )
 
 

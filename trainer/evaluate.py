@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from manifests.config import changed_values
+from manifests.fingerprint import plain
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
+from superpixels.flat_interaction import Refined, refine
+from superpixels.ground import height_of_sensor_m
 from trainer import checkpoint, data
 from trainer.config import Recipe, TrainerError
 from trainer.metrics import Confusion, Scores, scores
@@ -26,17 +32,23 @@ Part = Literal["all", "seen", "unseen"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores over all points, and apart over those that some camera sees and those that none does."""
+    """Scores over all points, and apart over those that some camera sees and those that none does.
+
+    `before` are the scores before refinement, where the recipe asks for one.
+    """
 
     scores: Mapping[Part, Scores]
     document: Mapping[str, Any]
+    before: Mapping[Part, Scores] | None = None
 
 
 def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluation:
     """Score predictions, or the pseudo-labels that were learnt ("pseudo"), against the true labels of a split.
 
     Prints a table and writes `evaluate.json` (`evaluate-pseudo.json`) into the folder of the recipe's runs. All points
-    of the frames count, seen by a camera or not; where a pseudo-label is 0, the class is missed.
+    of the frames count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
+    `evaluate.refine` labels are scored before and after flat interaction, which sees points and these labels alone, and
+    the file is named `evaluate-afi.json` (`evaluate-pseudo-afi.json`).
 
     Raises StoreError where there are no labels, no predictions, or those of another checkpoint.
     """
@@ -45,35 +57,61 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
     data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
-    judged, origin = (ref.table("target"), {}) if of == "pseudo" else predictions(store, recipe, ref)
+    refining = recipe.evaluate.refine == "afi"
+    judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
-    joined = {table.stage: table for table in (labels, judged, *seen_from)}
+    geometry = [ref.table("index"), ref.table("points")] if refining else []
+    joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry)}
     tables = data.Tables(store, Ref(recipe.name, joined), list(joined))
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = data.select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
 
     n_classes = len(recipe.ontology.classes) - 1
     parts: tuple[Part, ...] = get_args(Part) if seen_from else ("all",)
-    counts = {part: Confusion(n_classes) for part in parts}
+    counts, counts_before = ({part: Confusion(n_classes) for part in parts} for _ in range(2))
+    changed, notes = Counter[str](), Counter[str]()
     with progress_bar(console, recipe.run.progress) as bar:
         for frame in bar.track(selection.frames, description="evaluate"):
             rows = dict(zip(joined, tables.row(frame), strict=True))
-            n_points = {stage: len(row["label"]) for stage, row in rows.items()}
+            per_point = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
+            n_points = {stage: len(rows[stage][column]) for stage, column in per_point.items()}
             if len(set(n_points.values())) > 1:
                 raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
             truth, answer = rows["label"]["label"], rows[judged.stage]["label"]
+            where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(len(truth), np.bool_)}
+            if seen_from:
+                where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
             try:
-                counts["all"].add(truth, answer)
+                for part, points in where.items():
+                    counts_before[part].add(truth[points], answer[points])
+                if refining:
+                    found = refined(rows["points"]["xyz_m"], answer, rows["index"]["ego_from_lidar"], recipe)
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
                 ) from None
-            if seen_from:
-                seen = rows["target"]["seen"]
-                counts["seen"].add(truth[seen], answer[seen])
-                counts["unseen"].add(truth[~seen], answer[~seen])
+            if refining:
+                for part, points in where.items():
+                    counts[part].add(truth[points], found.labels[points])
+                    changed[part] += int(found.changed[points].sum())
+                notes.update(found.notes)
+    if not refining:
+        counts = counts_before
 
-    results = {part: scores(count, recipe.evaluate.absent) for part, count in counts.items()}
+    results, before = (
+        {part: scores(count, recipe.evaluate.absent) for part, count in some.items()}
+        for some in (counts, counts_before)
+    )
+    refinement = {
+        "refine": {
+            "name": recipe.evaluate.refine,
+            "settings": plain(changed_values(recipe.correct)),
+            "changed": dict(changed),
+            "notes": dict(notes),
+        },
+        "scores_before": {part: score_document(score) for part, score in before.items()},
+        "confusion_before": {part: count.matrix.tolist() for part, count in counts_before.items()},
+    }
     document = {
         "of": of,
         "recipe": recipe.name,
@@ -86,14 +124,40 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         "classes": list(recipe.ontology.class_names[1:]),
         "scores": {part: score_document(score) for part, score in results.items()},
         "confusion": {part: count.matrix.tolist() for part, count in counts.items()},
+        **(refinement if refining else {}),
     }
-    path = recipe.folder() / ("evaluate.json" if of == "prediction" else f"evaluate-{of}.json")
+    words = ["evaluate", *(["pseudo"] if of == "pseudo" else []), *([recipe.evaluate.refine] if refining else [])]
+    path = recipe.folder() / f"{'-'.join(words)}.json"
     write_json(path, document)
-    console.print(score_table(recipe, of, results))
+    console.print(score_table(recipe, of, results, before if refining else None))
+    for note, n_frames in notes.items():
+        console.print(f"{n_frames} frames: {note}")
     console.print(f"{selection.sentence()}; written to {path}")
     if not seen_from:
         console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
-    return Evaluation(results, document)
+    return Evaluation(results, document, before if refining else None)
+
+
+def refined(
+    xyz_m: NDArray[np.float32], label: NDArray[np.uint8], ego_from_lidar: NDArray[np.float64], recipe: Recipe
+) -> Refined:
+    """Return labels of a sweep after flat interaction; raises ValueError for a point that is not finite."""
+    return refine(
+        xyz_m,
+        label,
+        recipe.correct,
+        n_classes=len(recipe.ontology.classes) - 1,
+        ground_classes=recipe.ontology.ground_class_ids,
+        sensor_height_m=height_of_sensor_m(ego_from_lidar),
+    )
+
+
+def pseudo_labels(store: Store, ref: Ref, refining: bool) -> TableRef:
+    """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet."""
+    target = ref.table("target")
+    manifest = store.read_manifest(target.stage, target.fingerprint)
+    corrected = manifest is not None and "correct" in manifest.identity.get("needs", {})
+    return ref.table("group") if refining and corrected else target
 
 
 def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
@@ -166,19 +230,32 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         raise TrainerError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def score_table(recipe: Recipe, of: Of, results: Mapping[Part, Scores]) -> Table:
-    """Return IoU in percent, a row per class and summary, a column per part of the points."""
+def score_table(
+    recipe: Recipe, of: Of, results: Mapping[Part, Scores], before: Mapping[Part, Scores] | None = None
+) -> Table:
+    """Return IoU in percent, a row per class and summary, a column per part of the points.
+
+    With scores from before a refinement, every value is two: before and after.
+    """
     titles = {"all": "all points", "seen": "seen by a camera", "unseen": "unseen"}
-    table = Table(title=f"{recipe.name}: {of} on {recipe.evaluate.split}, IoU in %")
+
+    def cells(value: Callable[[Scores], float]) -> list[str]:
+        after = [percent(value(score)) for score in results.values()]
+        if before is None:
+            return after
+        return [f"{percent(value(before[part]))} → {text}" for part, text in zip(results, after, strict=True)]
+
+    what = of if before is None else f"{of} before and after {recipe.evaluate.refine}"
+    table = Table(title=f"{recipe.name}: {what} on {recipe.evaluate.split}, IoU in %")
     table.add_column("class")
     for part in results:
         table.add_column(titles[part], justify="right")
     for index, name in enumerate(recipe.ontology.class_names[1:]):
-        table.add_row(name, *(percent(score.iou[index]) for score in results.values()))
+        table.add_row(name, *cells(lambda score, index=index: float(score.iou[index])))  # type: ignore[misc]
     table.add_section()
-    table.add_row("mIoU", *(percent(score.mean_iou) for score in results.values()), style="bold")
-    table.add_row("micro IoU", *(percent(score.micro_iou) for score in results.values()))
-    table.add_row("frequency-weighted IoU", *(percent(score.frequency_weighted_iou) for score in results.values()))
+    table.add_row("mIoU", *cells(lambda score: score.mean_iou), style="bold")
+    table.add_row("micro IoU", *cells(lambda score: score.micro_iou))
+    table.add_row("frequency-weighted IoU", *cells(lambda score: score.frequency_weighted_iou))
     table.add_row("labelled points", *(f"{score.n_points:,}" for score in results.values()))
     return table
 

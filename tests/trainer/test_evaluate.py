@@ -1,6 +1,7 @@
 """Scores that can be checked by hand, and what is said where there is nothing to score."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from manifests.rows import to_table
-from manifests.schema import PREDICT
+from manifests.schema import PREDICT, TABLES
 from manifests.store import Manifest, Ref, StoreError, TableRef
+from superpixels.flat_interaction import refine
 from trainer.evaluate import evaluate
+from trainer.metrics import Confusion
 from trainer.predict import predict, shard_key
 from trainer.train import train
 
@@ -43,12 +46,12 @@ def scored(fleet: Any) -> Any:
     fleet.put("points", lambda name: row(name, n_points=8, xyz_m=xyz_m, intensity=xyz_m[:, 0]))
     fleet.put("label", label_row)
     fleet.put("target", target_row)
-    put_predictions(fleet)
+    put_predictions(fleet, {"v0": ANSWER, "v1": ANSWER})
     return fleet
 
 
-def put_predictions(fleet: Any) -> None:
-    rows = [row(name, label=ANSWER, confidence=ANSWER) for name in ("v0", "v1")]
+def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
+    rows = [row(name, label=answer, confidence=answer) for name, answer in answers.items()]
     points = fleet.ref().tables["points"]
     key = shard_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))
@@ -93,6 +96,103 @@ def test_pseudo_labels_are_scored_against_labels_too(scored: Any, console: Conso
     np.testing.assert_allclose(scores["all"].iou, [1 / 2, 1 / 3, 1 / 2])  # a pseudo-label of 0 misses the class
     assert (scored.folder / "runs/street/evaluate-pseudo.json").is_file()
     assert not (scored.folder / "runs/street/evaluate.json").exists()
+
+
+@pytest.fixture
+def patchy(fleet: Any) -> Any:
+    """The two validation frames with predictions that are right but for a tenth, wrong at random."""
+    fleet.frames = {"scene-0103": ("v0", "v1")}
+    for stage, row_of in (("points", fleet.points_row), ("label", fleet.label_row), ("target", fleet.target_row)):
+        fleet.put(stage, row_of)
+    pose = np.eye(4)
+    pose[2, 3] = 1.8
+    fleet.put("index", lambda name: bare_row("index", name, ego_from_lidar=pose, world_from_lidar=np.eye(4)))
+    put_predictions(fleet, {name: spoilt(fleet.sweep(name).label, n) for n, name in enumerate(("v0", "v1"))})
+    return fleet
+
+
+def spoilt(label: Any, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(len(label)) < 0.1, rng.integers(1, 4, len(label)), label).astype(np.uint8)
+
+
+def test_predictions_are_scored_before_and_after_flat_interaction(patchy: Any, console: Console, capsys: Any) -> None:
+    result = evaluate(patchy.recipe("evaluate.refine=afi"), console)
+    expected = Confusion(3)
+    plain = evaluate(patchy.recipe(), console)
+    n_changed = 0
+    for n, name in enumerate(("v0", "v1")):
+        scan = patchy.sweep(name)
+        found = refine(scan.xyz_m, spoilt(scan.label, n), n_classes=3, ground_classes=(2,), sensor_height_m=1.8)
+        expected.add(scan.label, found.labels)
+        n_changed += int(found.changed.sum())
+    document = json.loads((patchy.folder / "runs/street/evaluate-afi.json").read_text())
+    assert document["confusion"]["all"] == expected.matrix.tolist()
+    assert document["scores_before"] == plain.document["scores"] and document["confusion_before"]
+    assert result.before is not None and result.before["all"].mean_iou == plain.scores["all"].mean_iou
+    assert result.scores["all"].mean_iou > result.before["all"].mean_iou + 0.05
+    assert document["refine"] == {
+        "name": "afi",
+        "settings": {},
+        "changed": {"all": n_changed, **{part: document["refine"]["changed"][part] for part in ("seen", "unseen")}},
+        "notes": {},
+    }
+    assert sum(document["refine"]["changed"][part] for part in ("seen", "unseen")) == n_changed > 0
+    assert "before and after afi" in capsys.readouterr().out
+    assert set(document["tables"]) == {"label", "predict", "target", "index", "points"}
+
+
+def test_pseudo_labels_are_refined_too_and_gaps_get_labels(patchy: Any, console: Console) -> None:
+    result = evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
+    assert (patchy.folder / "runs/street/evaluate-pseudo-afi.json").is_file()
+    assert result.before is not None and result.before["unseen"].mean_iou == 0
+    assert result.scores["unseen"].mean_iou > 0.3
+
+
+def test_refinement_does_not_see_true_labels(patchy: Any, console: Console) -> None:
+    """Whatever the truth, the same answers are counted."""
+    answers = []
+    for shift in (0, 1):
+        patchy.put("label", lambda name, shift=shift: label_row_of(patchy, name, shift))
+        document = evaluate(patchy.recipe("evaluate.refine=afi"), console).document
+        answers.append(np.sum(document["confusion"]["all"], axis=0).tolist())
+    assert answers[0] == answers[1]
+
+
+def label_row_of(fleet: Any, name: str, shift: int) -> dict[str, Any]:
+    label = (fleet.label_row(name)["label"] - 1 + shift) % 3 + 1
+    return row(name, label=label.astype(np.uint8), raw=label.astype(np.uint16))
+
+
+def test_pseudo_labels_that_are_corrected_already_are_refined_from_the_start(patchy: Any, console: Console) -> None:
+    """Else flat interaction would be scored twice over."""
+    target = patchy.ref().tables["target"]
+    identity = {"needs": {"correct": "c0"}}
+    patchy.store.write_manifest(Manifest("target", target.fingerprint, identity, target.shards))
+    with pytest.raises(StoreError, match="make group RECIPE=street"):
+        evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
+    patchy.put("group", lambda name: bare_row("group", name, label=np.zeros(1000, np.uint8)))
+    result = evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
+    assert result.before is not None and result.before["seen"].mean_iou == 0
+    assert evaluate(patchy.recipe(), console, "pseudo").scores["seen"].mean_iou == 1
+
+
+def bare_row(stage: str, name: str, **fields: Any) -> dict[str, Any]:
+    """A row of which only some columns are filled."""
+    nothing: dict[str, Any] = {column.name: None for column in TABLES[stage]}
+    return nothing | row(name, **fields)
+
+
+def test_points_that_are_not_finite_are_named(patchy: Any, console: Console) -> None:
+    def broken(name: str) -> dict[str, Any]:
+        points = patchy.points_row(name)
+        points["xyz_m"][5] = np.nan
+        return points
+
+    patchy.put("points", broken)
+    put_predictions(patchy, {name: patchy.sweep(name).label for name in ("v0", "v1")})
+    with pytest.raises(StoreError, match="frame v0: 1 of 1000 points have a coordinate that is NaN"):
+        evaluate(patchy.recipe("evaluate.refine=afi"), console)
 
 
 def test_a_class_that_does_not_occur_counts_as_the_recipe_says(scored: Any, console: Console) -> None:

@@ -41,6 +41,8 @@ def test_the_whole_chain_runs(fleet: Any) -> None:
     assert "mIoU" in result.output
     assert (fleet.folder / "runs/street/evaluate.json").is_file()
     assert run("evaluate", fleet.recipe_path, "--of", "pseudo").exit_code == 0
+    result = run("evaluate", fleet.recipe_path, "--refine", "afi")
+    assert result.exit_code == 2 and "make index RECIPE=street" in result.output, "which has the height of the sensor"
 
 
 @pytest.mark.parametrize(
