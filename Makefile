@@ -10,7 +10,7 @@ PY := .venv/bin/python
 STAGES := index points project text encode segment group correct pairs target label pack
 QUESTIONS := plan verify gc why
 VIEWS := report view pictures
-TRAINER := pretrain distill predict evaluate
+TRAINER := pretrain distill probe finetune supervised predict evaluate
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -82,6 +82,9 @@ $(VIEWS): recipe setup
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
 pretrain: ## text-driven pretraining on superpoints
 distill: ## distillation of the pseudo-labels
+probe: ## true labels, last layer only; reads table label
+finetune: ## true labels, 1 % of them; reads table label
+supervised: ## all true labels from scratch, an upper bound; reads table label
 predict: ## labels for every point, as a table
 evaluate: ## IoU per class, where there is ground truth
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.

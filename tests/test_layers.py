@@ -50,6 +50,8 @@ ORDER = {
     "trainer": (
         ("voxels", "augment", "losses", "metrics", "sparse"),
         ("data", "minkunet"),
+        ("objective",),
+        ("supervised",),
         ("train", "predict", "evaluate"),
         ("__main__",),
     ),

@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|distill|predict|evaluate RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|distill|probe|finetune|supervised|predict|evaluate RECIPE`.
 
 Nothing heavy is imported before the recipe is read: the sparse engine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -92,6 +92,30 @@ def distill(
     """Learn the pseudo-labels in the tables points and target, from the pre-trained weights unless distill.init says
     otherwise."""
     run_training("distill", recipe, override, resume, fresh)
+
+
+@app.command()
+def probe(
+    recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
+) -> None:
+    """Linear probing with true labels: only the last layer learns, on the weights that probe.init names."""
+    run_training("probe", recipe, override, resume, fresh)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
+) -> None:
+    """Fine-tuning with few true labels, from the weights that finetune.init names."""
+    run_training("finetune", recipe, override, resume, fresh)
+
+
+@app.command()
+def supervised(
+    recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
+) -> None:
+    """Learn all true labels from scratch: an upper bound for learning without any."""
+    run_training("supervised", recipe, override, resume, fresh)
 
 
 @app.command()

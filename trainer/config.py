@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,9 @@ from trainer.metrics import AbsentRule
 from trainer.minkunet import NetworkConfig
 from trainer.voxels import VoxelConfig
 
-Task = Literal["pretrain", "distill"]
+Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
+Student = Literal["distill", "probe", "finetune", "supervised"]
+"""The tasks that end with a network that names classes."""
 Refinement = Literal["none", "afi"]
 
 
@@ -92,8 +94,9 @@ class DistillConfig(SgdConfig):
     """Section ``[distill]``: learning the pseudo-labels of table ``target``, cross-entropy plus Lovász.
 
     ``lr_head`` is the rate of the layer ``final``, ``lr_trunk`` of all others. ``init`` is where the weights start:
-    "pretrain" (the finished pre-training of this recipe), the path of a checkpoint, or "" (at random). Defaults are the
-    paper's 5 epochs from TMP. Parity: ``label = "first"`` in ``[voxels]``.
+    "pretrain" (the finished pre-training of this recipe), the path of a checkpoint (ours or an official file) or of a
+    run's folder, or "" (at random). Defaults are the paper's 5 epochs from TMP. Parity: ``label = "first"`` in
+    ``[voxels]``.
     """
 
     lr_head: float = 2.0
@@ -107,10 +110,85 @@ class DistillConfig(SgdConfig):
 
 
 @dataclass(frozen=True)
+class LabelledConfig(SgdConfig):
+    """What the tasks that learn true labels share; ``init`` as in DistillConfig, or "distill".
+
+    ``every_scene``, ``every_scan``
+        Learn from the last of every n scenes, and from the first of every n scans of these, both in the order of the
+        data set: 1 % of nuScenes is ``every_scene = 100``, 7 of its 700 train scenes; 1 % of SemanticKITTI is
+        ``every_scan = 100``, 192 of its 19,130 scans. Which of the n counts is as in valeoai/SLidR.
+    ``batch_norm_momentum``
+        In place of ``network.batch_norm_momentum``.
+
+    Defaults are the paper's, whose voxels take the label of their first point (``voxels.label``).
+    """
+
+    epochs: int = 30
+    drop_last: bool = True
+    init: str = "distill"
+    every_scene: int = 1
+    every_scan: int = 1
+    batch_norm_momentum: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every_scene < 1 or self.every_scan < 1:
+            raise ValueError(
+                f"every_scene is {self.every_scene} and every_scan {self.every_scan}; 1 takes all, 100 one of 100"
+            )
+        if not 0 < self.batch_norm_momentum <= 1:
+            raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; expected a weight in (0, 1]")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(LabelledConfig):
+    """Section ``[probe]``: linear probing. Only the layer ``final`` learns; all statistics of batch norm stay."""
+
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rate("lr", self.lr)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LabelledConfig):
+    """Section ``[finetune]``: the whole network learns few labels; ``lr_head`` and ``lr_trunk`` as in DistillConfig.
+
+    Defaults are 1 % of nuScenes. The paper's 1 % of SemanticKITTI: ``every_scene = 1``, ``every_scan = 100``,
+    ``batch_size = 10``, ``lr_trunk = 0.05``.
+    """
+
+    every_scene: int = 100
+    lr_head: float = 2.0
+    lr_trunk: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rate("lr_head", self.lr_head)
+        check_rate("lr_trunk", self.lr_trunk)
+
+
+@dataclass(frozen=True)
+class SupervisedConfig(FinetuneConfig):
+    """Section ``[supervised]``: all labels from random weights, which bounds what label-free learning can reach.
+
+    The paper has no such run; the rates are those of its fine-tuning.
+    """
+
+    init: str = ""
+    every_scene: int = 1
+
+
+@dataclass(frozen=True)
 class PredictConfig:
-    """Section ``[predict]``: the scenes to predict, and the checkpoint ("": the newest that the recipe distilled)."""
+    """Section ``[predict]``: the scenes to predict, and with what.
+
+    ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a file instead, ours or an official one.
+    """
 
     split: str = "val"
+    of: Student = "distill"
     checkpoint: str = ""
 
 
@@ -146,6 +224,9 @@ class Recipe:
     augment: AugmentConfig
     pretrain: PretrainConfig
     distill: DistillConfig
+    probe: ProbeConfig
+    finetune: FinetuneConfig
+    supervised: SupervisedConfig
     predict: PredictConfig
     evaluate: EvaluateConfig
     correct: FlatInteractionConfig
@@ -153,6 +234,18 @@ class Recipe:
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""
         return Path(self.run.runs).expanduser() / self.name
+
+    def settings(self, task: Task) -> SgdConfig:
+        """Return the section of a task."""
+        settings: SgdConfig = getattr(self, task)
+        return settings
+
+    def seen_by(self, task: Task) -> Recipe:
+        """Return the recipe with what the section of a task says of other sections put there."""
+        settings = self.settings(task)
+        if not isinstance(settings, LabelledConfig):
+            return self
+        return replace(self, network=replace(self.network, batch_norm_momentum=settings.batch_norm_momentum))
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -173,6 +266,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         augment=file.section("augment", AugmentConfig),
         pretrain=file.section("pretrain", PretrainConfig),
         distill=file.section("distill", DistillConfig),
+        probe=file.section("probe", ProbeConfig),
+        finetune=file.section("finetune", FinetuneConfig),
+        supervised=file.section("supervised", SupervisedConfig),
         predict=file.section("predict", PredictConfig),
         evaluate=file.section("evaluate", EvaluateConfig),
         correct=file.section("correct", FlatInteractionConfig),

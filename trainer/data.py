@@ -148,18 +148,44 @@ class Tables:
         return self._readers[number, shard]
 
 
-def select_frames(tables: Tables, split: str, dataset: str, excluded: Collection[str]) -> Selection:
-    """Return the frames of a split that are neither excluded nor failed in any of the tables.
+@dataclass(frozen=True)
+class Every:
+    """A part of a split: the last of every `scene` scenes, and of their scans the first of every `scan`.
 
-    Raises ConfigError if the split is unknown or empty here, StoreError if no frame is left.
+    Both in the order of the data set, over all there are: a frame that failed or is excluded moves no other one.
+    """
+
+    scene: int = 1
+    scan: int = 1
+
+
+def select_frames(
+    tables: Tables, split: str, dataset: str, excluded: Collection[str], every: Every = Every()
+) -> Selection:
+    """Return the frames of a split, or of a part of it, that are neither excluded nor failed in any of the tables.
+
+    Raises ConfigError if the split is unknown or empty here, or has too few scenes for the part; StoreError if no frame
+    is left.
     """
     scenes = scenes_of_split(tables, split, dataset)
+    if every.scene > 1:
+        in_order = [name for name in dict.fromkeys(map(scene_of, tables.shards)) if name in scenes]
+        scenes = frozenset(in_order[every.scene - 1 :: every.scene])
+        if not scenes:
+            raise ConfigError(
+                f'split "{split}" has {len(in_order)} scenes here, so one of every {every.scene} is none; set '
+                f"every_scene to {len(in_order)} or less"
+            )
+    n_scans = 0
     frames: list[FrameRow] = []
     dropped: dict[str, list[str]] = {}
     for shard in tables.shards:
         if scene_of(shard) not in scenes:
             continue
         for row, states in enumerate(tables.states(shard)):
+            n_scans += 1
+            if (n_scans - 1) % every.scan:
+                continue
             name = states[0]["frame_id"]
             failed = [t.stage for t, state in zip(tables.tables, states, strict=True) if state["status"] != "ok"]
             if name in excluded:
@@ -267,7 +293,7 @@ class PairBatch(Batch):
 
 @dataclass(frozen=True)
 class TargetBatch(Batch):
-    """For distillation: `labels` (v,) int64, the class that every voxel is to learn, 0 none."""
+    """For the learning of classes: `labels` (v,) int64, the class that every voxel is to learn, 0 none."""
 
     labels: Tensor
 
@@ -320,19 +346,32 @@ def target_sample(
     rows: Sequence[Row],
     rng: np.random.Generator,
 ) -> TargetBatch:
-    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it.
+    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`."""
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), targets_of(rows[1]).label, rng)
 
-    Raises ValueError for a pseudo-label that is none of the classes.
+
+def class_sample(
+    voxels: VoxelConfig,
+    augmentation: AugmentConfig | None,
+    class_names: Sequence[str],
+    sweep: Sweep,
+    label: NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> TargetBatch:
+    """Return a sweep whose points bear classes, `label` (n,), 0 none, seen as `augmentation` draws it.
+
+    Raises ValueError for a label that is none of the classes, or labels of another sweep.
     """
-    sweep, targets = sweep_of(rows[0]), targets_of(rows[1])
-    if targets.label.max(initial=0) >= len(class_names):
+    if len(label) != len(sweep.xyz_m):
+        raise ValueError(f"{len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: make pack")
+    if label.max(initial=0) >= len(class_names):
         raise ValueError(
-            f"pseudo-label {targets.label.max()} is none of the {len(class_names)} classes; was the table made with "
-            "another dictionary? run: make pack"
+            f"label {label.max()} is none of the {len(class_names)} classes; was the table made with another "
+            "dictionary? run: make pack"
         )
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
-    labels = voxel_labels(targets.label[kept], grid.inverse, len(grid.coords), voxels.label)
+    labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
     return TargetBatch(**voxel_fields(sweep.frame_id, grid), labels=torch.from_numpy(labels))
 
 

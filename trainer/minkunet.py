@@ -93,6 +93,15 @@ def parameter_groups(network: nn.Module, trunk_lr: float, head_lr: float) -> lis
     ]
 
 
+def freeze_trunk(network: nn.Module) -> None:
+    """Let only the layer ``final`` learn; in evaluation mode the statistics of batch norm stay too.
+
+    By name, and not by the order in which layers were made, as in the reference implementation.
+    """
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(_in_head(name))
+
+
 def _in_head(name: str) -> bool:
     return name.startswith("final.")
 

@@ -60,15 +60,15 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     path = checkpoint_path(recipe)
     if path is None:
         raise TrainerError(
-            f"{recipe.folder() / 'distill'} holds no checkpoint; run: make distill RECIPE={recipe.name}, or set "
-            "predict.checkpoint"
+            f"{recipe.folder() / recipe.predict.of} holds no checkpoint; run: make {recipe.predict.of} "
+            f"RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
         )
     learnt = checkpoint.load(path)
     checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
     trained, wanted = learnt.document["class_names"], list(recipe.ontology.class_names)
-    if learnt.document["task"] != "distill" or trained != wanted:
+    if learnt.document["task"] == "pretrain" or trained != wanted:
         raise TrainerError(
-            f"{path} predicts {', '.join(trained[1:]) if learnt.document['task'] == 'distill' else 'no classes'}; "
+            f"{path} predicts {', '.join(trained[1:]) if learnt.document['task'] != 'pretrain' else 'no classes'}; "
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), engine)
@@ -111,10 +111,10 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
 
 
 def checkpoint_path(recipe: Recipe) -> Path | None:
-    """Return the checkpoint to predict with: the one that the recipe names, or the newest of its distillation."""
+    """Return the checkpoint to predict with: the one that the recipe names, or the newest of the task it names."""
     if recipe.predict.checkpoint:
         return Path(recipe.predict.checkpoint).expanduser()
-    return checkpoint.latest(recipe.folder() / "distill")
+    return checkpoint.latest(recipe.folder() / recipe.predict.of)
 
 
 def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,39 +26,15 @@ from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
 from trainer import checkpoint, data
-from trainer.config import DistillConfig, PretrainConfig, Recipe, Task, TrainerError
+from trainer.config import Recipe, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
-from trainer.minkunet import build_network, parameter_groups
+from trainer.minkunet import build_network, freeze_trunk, parameter_groups
+from trainer.objective import Objective, Terms
 from trainer.sparse import ENGINES, Engine, check_engine, require_deterministic
+from trainer.supervised import finetuning, full_supervision, probing
 
 N_INPUTS = 1  # a voxel's only feature is its intensity
 LOG_EVERY = 20  # steps between two lines of the log
-
-
-class Terms(Protocol):
-    """The scalars of a loss by name; `total` is what is minimised."""
-
-    @property
-    def total(self) -> Tensor: ...
-
-    def _asdict(self) -> dict[str, Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is learnt from what: tables of frames, tables that all frames share, how a row becomes a sample, the
-    network's head, and the loss of a batch."""
-
-    task: Task
-    settings: PretrainConfig | DistillConfig
-    stages: tuple[str, ...]
-    broadcast: tuple[str, ...]
-    make_sample: data.MakeSample
-    n_outputs: int
-    normalise_output: bool
-    lr_trunk: float
-    lr_head: float
-    loss: Callable[[Tensor, Any], Terms]
 
 
 def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
@@ -124,13 +100,26 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
         lr_trunk=settings.lr_trunk,
         lr_head=settings.lr_head,
         loss=loss,
+        init=settings.init,
     )
 
 
 OBJECTIVES: dict[Task, Callable[[Recipe, Store, Ref, torch.device], Objective]] = {
     "pretrain": pretraining,
     "distill": distillation,
+    "probe": probing,
+    "finetune": finetuning,
+    "supervised": full_supervision,
 }
+
+
+EARLIER_RUNS: dict[Task, tuple[Task, ...]] = {
+    "distill": ("pretrain",),
+    "probe": ("pretrain", "distill"),
+    "finetune": ("pretrain", "distill"),
+    "supervised": ("pretrain", "distill"),
+}
+"""Whose weights a task may start from by name, in the same recipe."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +201,14 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = ENGINES["minkowski"]()
     device = resolve_device(recipe.run.device, engine)
+    recipe = recipe.seen_by(task)
     objective = OBJECTIVES[task](recipe, store, ref, device)
     tables = data.Tables(store, ref, objective.stages)
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
-    selection = data.select_frames(tables, objective.settings.split, recipe.data.dataset, excluded)
+    selection = data.select_frames(tables, objective.settings.split, recipe.data.dataset, excluded, objective.every)
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
     folder = recipe.folder() / task
-    initial = initial_checkpoint(recipe) if task == "distill" else None
+    initial = initial_checkpoint(recipe, task, objective.init)
     run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial)
 
     with locked(folder) as lock, deterministic(recipe.run.deterministic, device):
@@ -258,6 +248,8 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
         normalise_output=objective.normalise_output,
         generator=generator,
     ).to(device)
+    if objective.frozen_trunk:
+        freeze_trunk(network)
     optimiser = torch.optim.SGD(
         parameter_groups(network, objective.lr_trunk, objective.lr_head),
         momentum=settings.momentum,
@@ -288,7 +280,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
             shown = bar.add_task("", total=(settings.epochs - done) * len(order))
 
             for epoch in range(done + 1, settings.epochs + 1):
-                network.train()
+                network.train(not objective.frozen_trunk)
                 for group, full_rate in zip(optimiser.param_groups, full_rates, strict=True):
                     group["lr"] = full_rate * cosine(epoch - 1, settings.epochs)
                 sums: dict[str, float] = {}
@@ -422,28 +414,31 @@ def progress_bar(console: Console, wanted: bool) -> Progress:
 # -- runs and their folders --------------------------------------------------------------------------------------------
 
 
-def initial_checkpoint(recipe: Recipe) -> Path | None:
-    """Return where the weights of a distillation start, or None for random ones.
+def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
+    """Return the checkpoint that `<task>.init` means, or None for random weights.
 
-    Raises TrainerError if the pre-training of the recipe has not been run, or not to its end.
+    Raises TrainerError if it is that of a run which has not been started, or not come to its end.
     """
-    init = recipe.distill.init
-    if init != "pretrain":
-        return Path(init).expanduser() if init else None
-    folder = recipe.folder() / "pretrain"
-    path = checkpoint.latest(folder)
-    if path is None:
+    if not init:
+        return None
+    earlier = init in EARLIER_RUNS.get(task, ())
+    path = recipe.folder() / init if earlier else Path(init).expanduser()
+    if not earlier and not path.is_dir():
+        return path
+    advice = f"run: make {init} RECIPE={recipe.name}" if earlier else "finish that run"
+    found = checkpoint.latest(path)
+    if found is None:
         raise TrainerError(
-            f'distill.init is "pretrain", but {folder} holds no checkpoint; run: make pretrain RECIPE={recipe.name}, '
-            'or set distill.init to a checkpoint, or to "" for random weights'
+            f'{task}.init is "{init}", but {path} holds no checkpoint; {advice}, or set {task}.init to a checkpoint, '
+            'or to "" for random weights'
         )
-    document = checkpoint.read_document(path)
+    document = checkpoint.read_document(found)
     if document["epoch"] < document["epochs"]:
         raise TrainerError(
-            f"the pre-training in {folder} has finished {document['epoch']} of {document['epochs']} epochs; run: "
-            f"make pretrain RECIPE={recipe.name}, or set distill.init to {path}"
+            f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
+            f"{task}.init to {found}"
         )
-    return path
+    return found
 
 
 def pin(recipe: Recipe, task: str) -> str:

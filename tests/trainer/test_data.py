@@ -254,7 +254,7 @@ def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
     two_classes = partial(data.target_sample, VOXELS, None, ("ignore", "car"))
     batch = data.BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
-    assert "frame a0: pseudo-label 3 is none of the 2 classes" in str(batch)
+    assert "frame a0: label 3 is none of the 2 classes" in str(batch)
 
     fleet.put("points", lambda name: fleet.points_row(name) | empty_sweep())
     pairs = partial(data.pair_sample, VOXELS, AUGMENT)

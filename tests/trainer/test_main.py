@@ -28,7 +28,7 @@ def run(*words: object) -> Result:
 
 def test_every_command_explains_itself() -> None:
     assert run("--help").exit_code == 0
-    for command in ("pretrain", "distill", "predict", "evaluate"):
+    for command in ("pretrain", "distill", "probe", "finetune", "supervised", "predict", "evaluate"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert "--set" in result.output
