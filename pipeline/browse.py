@@ -16,8 +16,8 @@ from pipeline.frame import Frame, frame_of
 NEEDED = ("index", "points", "project", "segment", "group", "target")
 """What a frame must have to be shown; `make pack` builds all of it."""
 
-OPTIONAL = ("label", "predict")
-"""What is shown of a frame where it exists: true labels, and predictions."""
+OPTIONAL = ("label", "predict", "correct")
+"""What is shown of a frame where it exists: true labels, predictions, and pseudo-labels after flat interaction."""
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 """Hands on the items of a sequence one by one, and shows somebody how far it got; the text says with what."""
@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class FrameRows:
-    """A frame and its rows by table; `label` and `predict` only where they exist."""
+    """A frame and its rows by table; those of `OPTIONAL` only where they exist."""
 
     frame: Frame
     rows: Mapping[str, Row]

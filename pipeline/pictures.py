@@ -33,6 +33,9 @@ QUIET = "#7d8894"
 VERDICTS: Mapping[str, str] = {"right": "#4c6a92", "wrong": "#ff5a36", "no answer": "#ffd23f"}
 """Colours of an error map; they differ in lightness, too."""
 
+CHANGES: Mapping[str, str] = {"made right": "#5ee08c", "made wrong": "#ff5a36", "still wrong": "#ffd23f"}
+"""Colours of a map of changes, where there is truth to tell."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -102,8 +105,11 @@ def panels(rows: Mapping[str, Row], ontology: Ontology) -> list[Panel]:
     The last one compares predictions (without any: pseudo-labels) with the truth, or without truth the two others.
     """
     named = {"target": "Pseudo-labels", "predict": "Predictions", "label": "Truth"}
+    corrected = "group" in rows and not np.array_equal(rows["group"]["label"], rows["target"]["label"])
     about = {
-        "target": "what the teacher's segments name, and the student learns",
+        "target": "what the student learns: what the teacher's segments name, corrected"
+        if corrected
+        else "what the teacher's segments name, and the student learns",
         "predict": "what the student says of every point",
         "label": "read for this report and for evaluation only",
     }
@@ -132,6 +138,25 @@ def errors(answer: NDArray[np.uint8], reference: NDArray[np.uint8], title: str, 
         f"{part:.0%} {name}" for part, name in zip(share, (right, *list(VERDICTS)[1:]), strict=True) if part > 0
     )
     return Panel(title, about or "nothing to compare with", colours[verdict], judged)
+
+
+def changes(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], truth: NDArray[np.uint8] | None, title: str, ontology: Ontology
+) -> Panel:
+    """Return a map of the points whose label is another than before: by what became of it, or without truth by class.
+
+    Where there is truth, changed points that it says nothing of are left out.
+    """
+    changed = before != after
+    about = [f"{np.count_nonzero(changed & (before == 0)):,} points that had no label got one"]
+    about += [f"{np.count_nonzero(changed & (before > 0)):,} labels were replaced"]
+    if truth is None:
+        return Panel(title, ", ".join(about), ontology.rgb_of_class[after] / 255.0, changed)
+    judged = changed & (truth > 0)
+    verdict = np.where(after == truth, 0, np.where(before == truth, 1, 2))
+    count = np.bincount(verdict[judged], minlength=3)
+    about += [f"{number:,} {name}" for number, name in zip(count, CHANGES, strict=True)]
+    return Panel(title, ", ".join(about), np.array([rgb_of(colour) for colour in CHANGES.values()])[verdict], judged)
 
 
 def rgb_of(colour: str) -> tuple[float, float, float]:

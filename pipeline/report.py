@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,25 @@ from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.store import Store
 from pipeline.browse import Browser, FrameRows, Track
-from pipeline.pictures import VERDICTS, camera_pictures, classes_in, panels, save_curves, save_image, save_panel
+from pipeline.pictures import (
+    CHANGES,
+    VERDICTS,
+    Panel,
+    camera_pictures,
+    changes,
+    classes_in,
+    panels,
+    save_curves,
+    save_image,
+    save_panel,
+)
 from pipeline.quality import measure
 from pipeline.recipe import Recipe
 from pipeline.runner import Runner
 from pipeline.stages import STAGES
 from pipeline.teachers import TEACHERS
+from superpixels.flat_interaction import refine
+from superpixels.ground import height_of_sensor_m
 
 PAGE = "index.html"
 PICTURES = "pictures"
@@ -70,13 +83,18 @@ class Scores:
 class Evaluation:
     """Scores as `trainer evaluate` wrote them, by part of the points ("all", "seen", "unseen").
 
-    `about` says of what they are, `stale` which tables are no longer those of the recipe.
+    `of` is "prediction" or "pseudo"; `before` are the scores before a refinement, empty where there was none, and
+    `changed` counts the labels that it changed. `about` says of what they are, `stale` which tables are no longer those
+    of the recipe.
     """
 
+    of: str
     title: str
     about: str
     parts: Mapping[str, Scores]
     stale: tuple[str, ...]
+    before: Mapping[str, Scores]
+    changed: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -122,15 +140,16 @@ def write_report(
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     try:
         (scratch / PICTURES).mkdir(parents=True)
+        evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
+        refined = {item.of for item in evaluations if item.before}
         frames = [
-            show_frame(browser.read(place), recipe, scratch, number)
+            show_frame(browser.read(place), recipe, scratch, number, refined)
             for number, place in enumerate(track(browser.choose(n_frames), "frames"))
         ]
         quality = measure(
             (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts")), recipe.ontology
         )
         identities = [identity_of(browser, name, recipe) for name in browser.tables]
-        evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
         page = render(
             recipe=recipe,
             now=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -138,11 +157,13 @@ def write_report(
             sections=sections(recipe),
             classes=class_table(recipe.ontology),
             verdicts=VERDICTS,
+            changes=CHANGES if refined or "correct" in browser.tables else {},
             frames=frames,
             quality=quality,
             n_frames_in_all=len(browser.places()),
             has=set(browser.tables),
-            evaluations=evaluations,
+            evaluations=[item for item in evaluations if not item.before],
+            refined=[item for item in evaluations if item.before],
             trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
             identities=identities,
         )
@@ -158,8 +179,8 @@ def write_report(
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
-def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int) -> ShownFrame:
-    """Draw a frame into the folder's pictures and return what the page says of it."""
+def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refined: Collection[str] = ()) -> ShownFrame:
+    """Draw a frame into the folder's pictures and return what the page says of it; `refined` as in `refinements`."""
     frame, rows, ontology = item.frame, item.rows, recipe.ontology
     cameras = []
     views = camera_pictures(item, Path(recipe.data.root), ontology, IMAGE_PX)
@@ -172,7 +193,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int) -> Sh
         alt = f"Image of {camera.name} with {about}, coloured by class"
         cameras.append(Picture(file, camera.name, about, alt))
     above = []
-    for place, panel in enumerate(panels(rows, ontology)):
+    for place, panel in enumerate([*panels(rows, ontology), *refinements(item, recipe, refined)]):
         file = f"{PICTURES}/{number:03d}-above-{place}.png"
         save_panel(folder / file, rows["points"]["xyz_m"], panel, PANEL_PX)
         alt = f"{panel.title} of the points from above, 100 by 100 metres: {panel.about}"
@@ -188,6 +209,33 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int) -> Sh
         panels=tuple(above),
         classes=tuple(classes_in(rows)),
     )
+
+
+def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> list[Panel]:
+    """Return views from above of what flat interaction changes: in pseudo-labels where table `correct` is there or they
+    were scored so ("pseudo" in `refined`), and in predictions where they were ("prediction")."""
+    rows, found = item.rows, []
+    truth = rows["label"]["label"] if "label" in rows else None
+
+    def after(label: Any) -> Any:
+        return refine(
+            rows["points"]["xyz_m"],
+            label,
+            recipe.correct,
+            n_classes=len(recipe.ontology.classes) - 1,
+            ground_classes=recipe.ontology.ground_class_ids,
+            sensor_height_m=height_of_sensor_m(item.frame.ego_from_lidar),
+        ).labels
+
+    title = "Changed by flat interaction:"
+    if "correct" in rows or "pseudo" in refined:
+        before = rows["group"]["label"]
+        new = rows["correct"]["label"] if "correct" in rows else after(before)
+        found.append(changes(before, new, truth, f"{title} pseudo-labels", recipe.ontology))
+    if "predict" in rows and "prediction" in refined:
+        before = rows["predict"]["label"]
+        found.append(changes(before, after(before), truth, f"{title} predictions", recipe.ontology))
+    return found
 
 
 def time_of_day(timestamp_us: int) -> str:
@@ -271,10 +319,14 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     if document["classes"] != list(ontology.class_names[1:]):
         raise ValueError(f"its classes are not those of dictionary {ontology.name}")
     parts = {name: scores_of(part) for name, part in document["scores"].items()}
-    if any(len(part.iou) != len(document["classes"]) for part in parts.values()):
+    refinement = document.get("refine", {})
+    before = {name: scores_of(part) for name, part in document["scores_before"].items()} if refinement else {}
+    if any(len(part.iou) != len(document["classes"]) for part in (*parts.values(), *before.values())):
         raise ValueError("it has not one IoU per class")
     kind = {"prediction": "Student", "pseudo": "Pseudo-labels"}.get(document["of"], str(document["of"]))
-    usual = {"prediction": "evaluate", "pseudo": "evaluate-pseudo"}.get(document["of"])
+    words = ["evaluate", *(["pseudo"] if document["of"] == "pseudo" else [])]
+    if refinement:
+        kind, words = f"{kind} + {refinement['name'].upper()}", [*words, refinement["name"]]
     about = f"{document['frames']} frames of split “{document['split']}”"
     if document.get("checkpoint"):
         about += f", {document['checkpoint']} (epoch {document['epoch']})"
@@ -284,10 +336,13 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         if name not in browser.tables or browser.tables[name].fingerprint != fingerprint
     ]
     return Evaluation(
-        title=kind if path.stem == usual else f"{kind} ({path.stem.removeprefix('evaluate-')})",
+        of=document["of"],
+        title=kind if path.stem == "-".join(words) else f"{kind} ({path.stem.removeprefix('evaluate-')})",
         about=about,
         parts=parts,
         stale=tuple(stale),
+        before=before,
+        changed={name: int(number) for name, number in refinement.get("changed", {}).items()},
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
-from pipeline.pictures import VERDICTS, dot, errors, panels, rgb_of, save_curves, tint
+from pipeline.pictures import CHANGES, VERDICTS, changes, dot, errors, panels, rgb_of, save_curves, tint
 
 
 @pytest.fixture
@@ -39,6 +39,22 @@ def test_an_error_map_tells_right_wrong_and_no_answer_apart_where_there_is_truth
     assert panel.shown.tolist() == [True, True, True, False]
     assert [tuple(rgb) for rgb in panel.rgb[:3]] == [rgb_of(colour) for colour in VERDICTS.values()]
     assert panel.about == "33% right, 33% wrong, 33% no answer"
+
+
+def test_a_map_of_changes_says_what_became_of_labels_or_which_they_are(ontology: Ontology) -> None:
+    before, after = (np.array(some, np.uint8) for some in ([0, 1, 2, 3, 4, 0], [1, 2, 1, 3, 5, 5]))
+    truth = np.array([1, 1, 1, 1, 6, 0], np.uint8)
+    panel = changes(before, after, truth, "Changed", ontology)
+    right, wrong, still = (rgb_of(colour) for colour in CHANGES.values())
+    assert panel.shown.tolist() == [True, True, True, False, True, False]
+    assert [tuple(rgb) for rgb in panel.rgb[[0, 1, 2, 4]]] == [right, wrong, right, still]
+    assert panel.about == (
+        "2 points that had no label got one, 3 labels were replaced, 2 made right, 1 made wrong, 1 still wrong"
+    )
+    blind = changes(before, after, None, "Changed", ontology)
+    assert blind.shown.tolist() == [True, True, True, False, True, True]
+    assert (blind.rgb == ontology.rgb_of_class[after] / 255).all()
+    assert blind.about == "2 points that had no label got one, 3 labels were replaced"
 
 
 def test_without_any_truth_an_error_map_says_so() -> None:

@@ -160,6 +160,27 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
     assert "script" not in page.tags
 
 
+def test_what_flat_interaction_did_is_shown_by_class_and_from_above(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    build(recipe, "correct", "label")
+    add_predictions(recipe)
+    add_runs(recipe)
+    runs = folder / "runs" / "tiny"
+    document = json.loads((runs / "evaluate.json").read_text())
+    before = {name: part | {"mean_iou": 0.2, "iou": [None, *[0.375] * 15]} for name, part in document["scores"].items()}
+    document |= {"scores_before": before, "refine": {"name": "afi", "changed": {"all": 4321, "seen": 4000}}}
+    (runs / "evaluate-afi.json").write_text(json.dumps(document))
+    page = Page(write_report(recipe, folder / "out", 1))
+    assert "Student + AFI: 4,321 labels changed" in page.text
+    assert "mIoU 20.0 25.0 +5.0 20.0 25.0 +5.0" in page.text, "before, after and change of all and of seen points"
+    assert "37.5 25.0 -12.5" in page.text
+    assert "Student + AFI: mIoU in %, all points" in page.text and "Student: mIoU in %, all points" in page.text
+    for what in ("pseudo-labels", "predictions"):
+        assert f"Changed by flat interaction: {what}" in page.text
+    assert "points that had no label got one" in page.text and "made right" in page.text
+    assert len(page.alts) == 6 + 4 + 2 + 2
+
+
 def test_what_is_absent_is_said(folder: Path) -> None:
     page = Page(write_report(recipe_in(folder), folder / "out", 1))
     for sentence in (
