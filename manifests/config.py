@@ -99,8 +99,8 @@ class RecipeFile:
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """Return the recipe at a path, or the built-in one of that name, with `section.key=value` overrides applied.
 
-    A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings it
-    differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
+    A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings
+    it differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
     malformed file, an unknown section, or an override that is not `section.key=value`.
     """
     path = find_recipe(recipe)
