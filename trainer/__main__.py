@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|distill|probe|finetune|supervised|predict|evaluate RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|evaluate|scores RECIPE`.
 
 Nothing heavy is imported before the recipe is read: the sparse engine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -43,6 +43,8 @@ class Of(StrEnum):
 
     prediction = "prediction"
     pseudo = "pseudo"
+    majority = "majority"
+    tree = "tree"
 
 
 class Refine(StrEnum):
@@ -64,7 +66,11 @@ ResumeOption = Annotated[
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start over.")]
 OfOption = Annotated[
-    Of, typer.Option(help="prediction: the network's answers; pseudo: the pseudo-labels that it learns from.")
+    Of,
+    typer.Option(
+        help="prediction: the network's answers; pseudo: the pseudo-labels that it learns from; majority, tree: what "
+        "the most frequent class, or a decision tree on intensity, height and range, makes of the same pseudo-labels."
+    ),
 ]
 
 RefineOption = Annotated[
@@ -138,6 +144,22 @@ def evaluate(
         from trainer.evaluate import evaluate as run
 
         run(loaded, console, of.value)
+
+
+@app.command()
+def scores(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes of the same data set.")],
+    override: SetOption = None,
+) -> None:
+    """Print all scores of some recipes in one table: pseudo-labels, students and yardsticks, seen and unseen points
+    apart."""
+    with reported() as console:
+        loaded = [load(recipe, override) for recipe in recipes]
+        from trainer.scoreboard import class_table, read_lines, summary_table
+
+        lines = read_lines(loaded)
+        console.print(class_table(lines, loaded[0].ontology.class_names[1:]))
+        console.print(summary_table(lines))
 
 
 def run_training(task: Task, recipe: str, override: list[str] | None, resume: Resume, fresh: bool) -> None:

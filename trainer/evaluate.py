@@ -17,16 +17,18 @@ from rich.table import Table
 
 from manifests.config import changed_values
 from manifests.fingerprint import plain
+from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.flat_interaction import Refined, refine
 from superpixels.ground import height_of_sensor_m
 from trainer import checkpoint, data
+from trainer.baselines import learn_baseline
 from trainer.config import Recipe, TrainerError
 from trainer.metrics import Confusion, Scores, scores
 from trainer.predict import checkpoint_path, shard_key
 from trainer.train import pin, progress_bar
 
-Of = Literal["prediction", "pseudo"]
+Of = Literal["prediction", "pseudo", "majority", "tree"]
 Part = Literal["all", "seen", "unseen"]
 
 
@@ -45,8 +47,9 @@ class Evaluation:
 def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluation:
     """Score predictions, or the pseudo-labels that were learnt ("pseudo"), against the true labels of a split.
 
-    Prints a table and writes `evaluate.json` (`evaluate-pseudo.json`) into the folder of the recipe's runs. All points
-    of the frames count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
+    "majority" and "tree" are yardsticks without a network that learn from the same pseudo-labels. Prints a table and
+    writes `evaluate.json` (`evaluate-pseudo.json`, ...) into the folder of the recipe's runs. All points of the frames
+    count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
     `evaluate.refine` labels are scored before and after flat interaction, which sees points and these labels alone, and
     the file is named `evaluate-afi.json` (`evaluate-pseudo-afi.json`).
 
@@ -58,7 +61,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
     refining = recipe.evaluate.refine == "afi"
-    judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
+    judged, origin, answer_of = answers(of, refining, recipe, store, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
     geometry = [ref.table("index"), ref.table("points")] if refining else []
     joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry)}
@@ -77,7 +80,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
             n_points = {stage: len(rows[stage][column]) for stage, column in per_point.items()}
             if len(set(n_points.values())) > 1:
                 raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
-            truth, answer = rows["label"]["label"], rows[judged.stage]["label"]
+            truth, answer = rows["label"]["label"], answer_of(rows)
             where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(len(truth), np.bool_)}
             if seen_from:
                 where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
@@ -126,7 +129,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         "confusion": {part: count.matrix.tolist() for part, count in counts.items()},
         **(refinement if refining else {}),
     }
-    words = ["evaluate", *(["pseudo"] if of == "pseudo" else []), *([recipe.evaluate.refine] if refining else [])]
+    words = ["evaluate", *([] if of == "prediction" else [of]), *([recipe.evaluate.refine] if refining else [])]
     path = recipe.folder() / f"{'-'.join(words)}.json"
     write_json(path, document)
     console.print(score_table(recipe, of, results, before if refining else None))
@@ -150,6 +153,18 @@ def refined(
         ground_classes=recipe.ontology.ground_class_ids,
         sensor_height_m=height_of_sensor_m(ego_from_lidar),
     )
+
+
+def answers(
+    of: Of, refining: bool, recipe: Recipe, store: Store, ref: Ref
+) -> tuple[TableRef, dict[str, Any], Callable[[Mapping[str, Any]], NDArray[np.uint8]]]:
+    """Return the table that is judged, where it comes from, and the function from a frame's rows to labels (n,)."""
+    if of == "majority" or of == "tree":
+        learnt = learn_baseline(of, recipe, store, ref)
+        origin = {"learnt_from": {"split": recipe.distill.split, "target": ref.table("target").fingerprint}}
+        return ref.table("points"), origin, lambda rows: learnt(sweep_of(rows["points"]))
+    judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
+    return judged, origin, lambda rows: rows[judged.stage]["label"]
 
 
 def pseudo_labels(store: Store, ref: Ref, refining: bool) -> TableRef:

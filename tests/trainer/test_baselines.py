@@ -1,0 +1,58 @@
+"""Yardsticks without a network: what they learn from pseudo-labels, and that they are scored like a student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manifests.sample import Sweep
+from manifests.store import StoreError
+from trainer.baselines import learn_baseline, point_features
+from trainer.evaluate import evaluate
+
+ROAD = 2
+
+
+def learnt(fleet: Any, kind: Any) -> Any:
+    return learn_baseline(kind, fleet.recipe(), fleet.store, fleet.ref())
+
+
+def test_the_majority_is_the_most_frequent_pseudo_label_and_never_none(fleet: Any) -> None:
+    sweep = Sweep("x", np.zeros((4, 3), np.float32), np.zeros(4, np.float32))
+    assert learnt(fleet, "majority")(sweep).tolist() == [ROAD] * 4
+
+
+def test_features_are_intensity_height_and_range() -> None:
+    sweep = Sweep("x", np.array([[3, 4, -1.5]], np.float32), np.array([20], np.float32))
+    assert point_features(sweep).tolist() == [[20, -1.5, 5]]
+
+
+def test_a_tree_beats_the_majority_where_height_tells_classes_apart(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("distill.split=train", "evaluate.split=val")
+    tree, majority = (evaluate(recipe, console, kind).scores["all"] for kind in ("tree", "majority"))
+    assert majority.mean_iou == pytest.approx(0.5 / 3, abs=0.01), "half of the points are road"
+    assert tree.mean_iou > 2 * majority.mean_iou
+    assert {path.name for path in recipe.folder().glob("*.json")} == {"evaluate-tree.json", "evaluate-majority.json"}
+
+
+def test_the_same_recipe_grows_the_same_tree(fleet: Any) -> None:
+    rng = np.random.default_rng(0)
+    sweep = Sweep("x", rng.uniform(-9, 9, (500, 3)).astype(np.float32), rng.uniform(0, 60, 500).astype(np.float32))
+    first, second = (learnt(fleet, "tree")(sweep) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_nothing_can_be_learnt_without_pseudo_labels(fleet: Any) -> None:
+    nothing = np.zeros(1000, np.uint8)
+    fleet.put(
+        "target",
+        lambda name: {
+            "frame_id": name, "status": "ok", "reason": None,
+            "label": nothing, "confidence": nothing, "seen": nothing.astype(np.bool_),
+        },
+    )  # fmt: skip
+    with pytest.raises(StoreError, match="nothing to learn"):
+        learnt(fleet, "majority")

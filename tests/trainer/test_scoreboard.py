@@ -1,0 +1,79 @@
+"""One table of all scores: what is in it, in which order, and what cannot stand side by side."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from trainer.config import TrainerError
+from trainer.scoreboard import Line, class_table, read_lines, summary_table
+
+
+def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> None:
+    part = {"mean_iou": mean_iou, "iou": [mean_iou, None, 1.0], "points": 9}
+    document = {
+        "of": of,
+        "frames": 2,
+        "classes": ["car", "road", "wall"],
+        "split": "val",
+        "scores": {"all": part, "seen": part, "unseen": part},
+        **changes,
+    }
+    recipe.folder().mkdir(parents=True, exist_ok=True)
+    (recipe.folder() / name).write_text(json.dumps(document))
+
+
+def test_lines_stand_in_the_order_of_what_is_scored(fleet: Any) -> None:
+    recipe = fleet.recipe()
+    put(recipe, "evaluate-tree.json", "tree", 0.2)
+    put(recipe, "evaluate.json", "prediction", 0.4)
+    put(recipe, "evaluate-afi.json", "prediction", 0.45, refine={"name": "afi"})
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
+    lines = read_lines([recipe])
+    assert [(line.title, line.mean_iou["seen"]) for line in lines] == [
+        ("pseudo-labels", 0.5),
+        ("student + AFI", 0.45),
+        ("student", 0.4),
+        ("tree on intensity, height, range", 0.2),
+    ]
+
+
+def test_recipes_share_the_scores_that_are_equal(fleet: Any, tmp_path: Any) -> None:
+    first, second = fleet.recipe(), fleet.recipe(f"run.runs={tmp_path}/elsewhere")
+    for recipe in (first, second):
+        put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
+    put(first, "evaluate.json", "prediction", 0.4)
+    put(second, "evaluate.json", "prediction", 0.3)
+    assert [line.title for line in read_lines([first, second])] == [
+        "pseudo-labels", "student (street)", "student (street)",
+    ]  # fmt: skip
+
+
+def test_tables_show_percent_and_a_dash_for_nothing() -> None:
+    scores = {"seen": 0.5, "unseen": None, "all": 0.25}
+    lines = [Line("student", scores, {"seen": [0.5, None], "unseen": [None, 0.125]})]
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(summary_table(lines), class_table(lines, ["car", "road"]))
+    shown = console.export_text()
+    assert "50.00" in shown and "25.00" in shown
+    assert "50.0 / -" in shown and "- / 12.5" in shown
+
+
+def test_what_cannot_be_compared_is_refused(fleet: Any) -> None:
+    recipe = fleet.recipe()
+    with pytest.raises(TrainerError, match="no scores of street yet; run: make predict evaluate"):
+        read_lines([recipe])
+    put(recipe, "evaluate.json", "prediction", 0.4)
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, frames=3)
+    with pytest.raises(TrainerError, match="of different frames or points"):
+        read_lines([recipe])
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, classes=["cat"])
+    with pytest.raises(TrainerError, match="other classes than recipe street has"):
+        read_lines([recipe])
+    (recipe.folder() / "evaluate-pseudo.json").write_text("{")
+    with pytest.raises(TrainerError, match=r"evaluate-pseudo.json is no evaluation that can be read"):
+        read_lines([recipe])

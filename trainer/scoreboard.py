@@ -1,0 +1,121 @@
+"""All scores of some recipes in one table: pseudo-labels, students and yardsticks, seen and unseen points apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from trainer.config import Recipe, TrainerError
+
+NAMES = {
+    "pseudo": "pseudo-labels",
+    "prediction": "student",
+    "majority": "the most frequent class",
+    "tree": "tree on intensity, height, range",
+}
+"""What is scored, in the order of the table."""
+
+PARTS = {"seen": "seen", "unseen": "unseen", "all": "all"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One evaluation: what was scored, and IoU in 0..1 by part of the points; None is a score of nothing."""
+
+    title: str
+    mean_iou: Mapping[str, float | None]
+    iou: Mapping[str, Sequence[float | None]]
+
+
+def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
+    """Return the evaluations of some recipes; what several of them share (equal scores) is listed once.
+
+    Raises TrainerError if there are none, if one cannot be read, or if they are not of the same points.
+    """
+    found: list[tuple[int, Line, Mapping[str, Any]]] = []
+    for recipe in recipes:
+        for path in sorted(recipe.folder().glob("evaluate*.json")):
+            document = read(path)
+            if document["classes"] != list(recipe.ontology.class_names[1:]):
+                raise TrainerError(
+                    f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
+                )
+            refine = document.get("refine", {}).get("name", "")
+            title = NAMES[document["of"]] + (f" + {refine.upper()}" if refine else "")
+            if document["of"] == "prediction" and len(recipes) > 1:
+                title = f"{title} ({recipe.name})"
+            rank = list(NAMES).index(document["of"])
+            if not any(scores_of(document) == scores_of(other) for _, _, other in found):
+                found.append((rank, line(title, document), document))
+    if not found:
+        names = ", ".join(recipe.name for recipe in recipes)
+        raise TrainerError(f"there are no scores of {names} yet; run: make predict evaluate RECIPE={recipes[0].name}")
+    judged = {(document["split"], document["frames"], document["scores"]["all"]["points"]) for *_, document in found}
+    if len(judged) > 1:
+        raise TrainerError(
+            f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, so they "
+            "cannot stand in one table; run make evaluate for each of them again"
+        )
+    return [item for _, item, _ in sorted(found, key=lambda entry: entry[0])]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return an evaluation; raises TrainerError if it cannot be read."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document["of"] not in NAMES:
+            raise ValueError(f'it is of "{document["of"]}"')
+        return document
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerError(f"{path} is no evaluation that can be read ({error}); run make evaluate again") from None
+
+
+def scores_of(document: Mapping[str, Any]) -> Any:
+    """Return what makes two evaluations the same."""
+    return document["of"], document.get("refine"), document["scores"]
+
+
+def line(title: str, document: Mapping[str, Any]) -> Line:
+    """Return one evaluation as a line of the table."""
+    scores = document["scores"]
+    return Line(
+        title,
+        {part: scores[part]["mean_iou"] for part in PARTS if part in scores},
+        {part: scores[part]["iou"] for part in PARTS if part in scores},
+    )
+
+
+def summary_table(lines: Sequence[Line]) -> Table:
+    """Return mIoU in percent, a row per evaluation, a column per part of the points."""
+    table = Table(title="mIoU in %")
+    table.add_column("")
+    for name in PARTS.values():
+        table.add_column(f"{name} points", justify="right")
+    for item in lines:
+        table.add_row(item.title, *(cell(item.mean_iou.get(part)) for part in PARTS))
+    return table
+
+
+def class_table(lines: Sequence[Line], class_names: Sequence[str]) -> Table:
+    """Return IoU in percent on seen / unseen points, a row per class (class 1 first), a column per evaluation."""
+    table = Table(title="IoU in %, seen / unseen points")
+    table.add_column("class")
+    for item in lines:
+        table.add_column(item.title, justify="right", overflow="fold")
+    for index, name in enumerate(class_names):
+        cells = []
+        for item in lines:
+            parts = ("seen", "unseen") if "seen" in item.iou else ("all",)
+            cells.append(" / ".join(cell(item.iou[part][index], 1) for part in parts))
+        table.add_row(name, *cells)
+    return table
+
+
+def cell(value: float | None, digits: int = 2) -> str:
+    """Return a share in percent; a score of nothing is a dash."""
+    return "-" if value is None else f"{100 * value:.{digits}f}"
