@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -160,6 +161,38 @@ def scores(
         lines = read_lines(loaded)
         console.print(class_table(lines, loaded[0].ontology.class_names[1:]))
         console.print(summary_table(lines))
+
+
+@app.command("import")
+def import_(
+    recipe: RecipeArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .ckpt file of SLidR or AFOV.")],
+    override: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/RECIPE/imported/FILE.safetensors.")] = None,
+) -> None:
+    """Turn an official checkpoint into one of ours, checked against the recipe's network and voxels."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.official import import_official
+        from trainer.sparse import ENGINES
+
+        path = out or loaded.folder() / "imported" / f"{file.stem}.safetensors"
+        imported = import_official(loaded, file, path, ENGINES["minkowski"]())
+        console.print(f"import: {imported.taken.sentence()}\nimport: {imported.path}")
+
+
+@app.command("export")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of ours.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .pt file to write.")],
+) -> None:
+    """Write a checkpoint in the layout of SLidR and AFOV."""
+    with reported() as console:
+        from trainer.official import export_official
+
+        for note in export_official(checkpoint, out):
+            console.print(f"export: {note}")
+        console.print(f"export: {out}")
 
 
 def run_training(task: Task, recipe: str, override: list[str] | None, resume: Resume, fresh: bool) -> None:

@@ -54,17 +54,20 @@ class Checkpoint:
 @dataclass(frozen=True)
 class InitialWeights:
     """What a network took over from a checkpoint: tensors loaded, those of another shape or unknown to the network,
-    and those of the network that the checkpoint does not have."""
+    and those of the network that the checkpoint does not have; and settings that the checkpoint does not tell."""
 
     loaded: tuple[str, ...]
     skipped: tuple[str, ...]
     absent: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Return what was taken over and what was not, by name."""
         text = f"{len(self.loaded)} tensors taken over"
         for what, names in (("left out", self.skipped), ("not in the checkpoint", self.absent)):
             text += f"; {what}: {', '.join(names)}" if names else ""
+        if self.unchecked:
+            text += f"; it does not say on which voxels it was trained ({', '.join(self.unchecked)}): not compared"
         return text
 
 
@@ -80,11 +83,17 @@ def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, docum
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
     tensors |= {f"random.{source}": state for source, state in random_states().items()}
+    write(path, tensors, document)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write tensors, all contiguous on the CPU, and a document as a checkpoint; see `save`."""
+    weights = part(tensors, "model.")
     header = json.dumps({"format": FORMAT, **document, "weights": weights_digest(weights)}, allow_nan=False)
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, scratch, metadata={_KEY: header})
+        save_file(dict(tensors), scratch, metadata={_KEY: header})
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -190,36 +199,50 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
     """Put every tensor whose name and shape the network shares into it, batch norm statistics included.
 
     A network pre-trained against text vectors thus gives all but its head, `final.kernel` and `final.bias`. Raises
-    TrainerError if it was trained on other voxels, or if nothing fits.
+    TrainerError if it was trained on other voxels, or if anything but the head does not fit.
     """
-    check_voxels(checkpoint, voxels, intensity=False)
+    unchecked = check_voxels(checkpoint, voxels, intensity=False)
     own, stored = network.state_dict(), checkpoint.weights
     fitting = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
         raise TrainerError(f"{checkpoint.path} shares no tensor with the network; set [network] as it was trained")
+    trunk = [name for name in own if name not in fitting and not name.startswith("final.")]
+    unfit = [name for name in trunk if not name.endswith("num_batches_tracked")]  # which old versions of torch lack
+    if unfit:
+        raise TrainerError(
+            f"{checkpoint.path} is of another network: {len(unfit)} of its tensors are missing or of another shape "
+            f"({', '.join(unfit[:4])}{', ...' if len(unfit) > 4 else ''}); set [network] as it was trained"
+        )
     network.load_state_dict(own | fitting)
     return InitialWeights(
         loaded=tuple(name for name in own if name in fitting),
-        skipped=tuple(
-            name for name in [*own, *sorted(stored.keys() - own.keys())] if name in stored.keys() - fitting.keys()
+        skipped=(
+            *(name for name in [*own, *sorted(stored.keys() - own.keys())] if name in stored.keys() - fitting.keys()),
+            *checkpoint.document.get("left_out", ()),
         ),
         absent=tuple(name for name in own if name not in stored),
+        unchecked=unchecked,
     )
 
 
-def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool) -> None:
+def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool) -> tuple[str, ...]:
     """Raise TrainerError unless the checkpoint was trained on this grid of voxels, and on the same `intensity` scale.
 
-    Transfer to another data set may change the scale; prediction with trained weights may not.
+    Transfer to another data set may change the scale; prediction with trained weights may not. Returns the settings
+    that an official checkpoint does not tell, and which were therefore not compared.
     """
-    grid = ("coordinates", "size_m", "angle_deg", *(("intensity_scale", "intensity_offset") if intensity else ()))
-    trained = {name: checkpoint.document["config"]["voxels"][name] for name in grid}
-    wanted = {name: value for name, value in asdict(voxels).items() if name in grid}
+    grid = ["coordinates", "size_m", "angle_deg", *(["intensity_scale", "intensity_offset"] if intensity else ())]
+    if voxels.coordinates == "cartesian":
+        grid.remove("angle_deg")
+    known = checkpoint.document["config"]["voxels"]
+    trained = {name: known[name] for name in grid if name in known}
+    wanted = {name: value for name, value in asdict(voxels).items() if name in trained}
     if trained != wanted:
         raise TrainerError(
             f"{checkpoint.path} was trained on other voxels (voxels.{', voxels.'.join(differences(trained, wanted))}); "
             "set [voxels] as it was trained"
         )
+    return tuple(name for name in grid if name not in known)
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Scores against true labels, per point. The only module of the trainer that opens table `label`."""
+"""Scores against true labels, per point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.flat_interaction import Refined, refine
 from superpixels.ground import height_of_sensor_m
-from trainer import checkpoint, data
+from trainer import data, official
 from trainer.baselines import learn_baseline
 from trainer.config import Recipe, TrainerError
 from trainer.metrics import Confusion, Scores, scores
@@ -192,7 +192,7 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     if changed or manifest.identity["needs"]["points"] != ref.table("points").fingerprint:
         raise StoreError(f"the points of recipe {recipe.name} were made anew since they were predicted; {advice}")
     path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
-    if path is not None and checkpoint.read_document(path)["weights"] != weights:
+    if path is not None and official.weights_of(path) != weights:
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights {weights}); "
             f"{path} holds others by now; {advice}"

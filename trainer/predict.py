@@ -20,7 +20,7 @@ from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
 from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
-from trainer import checkpoint, data
+from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
 from trainer.minkunet import build_network
 from trainer.sparse import ENGINES
@@ -63,18 +63,24 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{recipe.folder() / recipe.predict.of} holds no checkpoint; run: make {recipe.predict.of} "
             f"RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
         )
-    learnt = checkpoint.load(path)
-    checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
-    trained, wanted = learnt.document["class_names"], list(recipe.ontology.class_names)
-    if learnt.document["task"] == "pretrain" or trained != wanted:
+    learnt = official.load(path)
+    unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
+    if unchecked:
+        console.print(f"{path} does not say on which voxels it was trained ({', '.join(unchecked)}): not compared")
+    trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
+    n_outputs = learnt.weights["final.kernel"].shape[-1] if "final.kernel" in learnt.weights else 0
+    if trained is None and n_outputs == len(wanted):
+        console.print(f"{path} does not name its classes: taken for those of dictionary {recipe.ontology.name}")
+    elif learnt.document["task"] == "pretrain" or trained != wanted:
+        classes = ", ".join((trained or [])[1:]) if learnt.document["task"] != "pretrain" else ""
         raise TrainerError(
-            f"{path} predicts {', '.join(trained[1:]) if learnt.document['task'] != 'pretrain' else 'no classes'}; "
+            f"{path} predicts {classes or 'no classes'} ({n_outputs} outputs); "
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), engine)
     checkpoint.load_weights(learnt, network)
     network.to(device).eval()
-    progress = f"epoch {learnt.document['epoch']} of {learnt.document['epochs']}"
+    progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
     console.print(f"predict: {len(shards)} shards with {path} ({progress}), on {device}")
 
     identity = predict_identity(recipe, learnt.document["weights"], tables.tables[0].fingerprint)
@@ -94,7 +100,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     table = TableRef("predict", fingerprint, tuple(committed[shard, keys[shard]] for shard in shards))
     made = {
         "checkpoint": str(path),
-        "epoch": learnt.document["epoch"],
+        "epoch": learnt.document.get("epoch"),
         "commit": checkpoint.git_commit(),
         "versions": checkpoint.versions(),
         "device": str(device),

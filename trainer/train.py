@@ -25,7 +25,7 @@ from torch import Tensor
 from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
-from trainer import checkpoint, data
+from trainer import checkpoint, data, official
 from trainer.config import Recipe, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
 from trainer.minkunet import build_network, freeze_trunk, parameter_groups
@@ -135,6 +135,7 @@ class Run:
     selection: data.Selection
     used: Mapping[str, TableRef]
     initial: Path | None
+    initial_weights: str | None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Run:
                     "digest": digest([frame.frame_id for frame in self.selection.frames]),
                 },
                 "ontology": digest(recipe.ontology.label_content()),
-                "init": checkpoint.read_document(self.initial)["weights"] if self.initial else None,
+                "init": self.initial_weights,
             }
         )
         return identity
@@ -209,7 +210,8 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
     folder = recipe.folder() / task
     initial = initial_checkpoint(recipe, task, objective.init)
-    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial)
+    weights = official.weights_of(initial) if initial else None
+    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial, weights)
 
     with locked(folder) as lock, deterministic(recipe.run.deterministic, device):
         earlier = earlier_run(store, run, resume, fresh)
@@ -263,7 +265,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
         done, step = earlier.document["epoch"], earlier.document["step"]
         console.print(f"going on after epoch {done} of {settings.epochs}")
     elif run.initial is not None:
-        taken = checkpoint.load_initial(network, checkpoint.load(run.initial), recipe.voxels)
+        taken = checkpoint.load_initial(network, official.load(run.initial), recipe.voxels)
         console.print(f"starting from {run.initial}: {taken.sentence()}")
 
     frames = data.BatchDataset(run.tables, run.selection.frames, objective.make_sample, settings.seed)
