@@ -10,7 +10,7 @@ PY := .venv/bin/python
 STAGES := index points project text encode segment group correct pairs target label pack
 QUESTIONS := plan verify gc why
 VIEWS := report view pictures
-TRAINER := pretrain distill probe finetune supervised predict evaluate scores
+TRAINER := pretrain distill probe finetune supervised predict submit evaluate scores
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -86,6 +86,7 @@ probe: ## true labels, last layer only; reads table label
 finetune: ## true labels, 1 % of them; reads table label
 supervised: ## all true labels from scratch, an upper bound; reads table label
 predict: ## labels for every point, as a table
+submit: ## predictions as files for the server of nuScenes or SemanticKITTI
 evaluate: ## IoU per class, where there is ground truth
 scores: ## all scores of a recipe in one table
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.

@@ -36,7 +36,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Section `[data]`: which logs, read how, and which of their frames take part."""
+    """Section `[data]`: which logs, read how, and which of their frames take part.
+
+    `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones.
+    """
 
     dataset: str = "nuscenes"
     root: str = ""
@@ -44,12 +47,15 @@ class DataConfig:
     ontology: str = "nuscenes"
     split: str = "all"
     exclude: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.root:
             raise ValueError("data.root is empty; give the folder that holds the data set")
         if len(set(self.exclude)) != len(self.exclude):
             raise ValueError("data.exclude names a frame twice; name each frame once")
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError("data.cameras names a camera twice; name each camera once")
 
 
 @dataclass(frozen=True)

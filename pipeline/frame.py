@@ -45,7 +45,8 @@ class Frame:
 
     `ego_from_lidar` and `world_from_lidar` float64 (4, 4), metres. `lidar_bytes` and `n_points` are 0 until `index` has
     opened the file. `label_path` is None where no true labels exist, `label_sha256` where they are not on disk. A
-    missing camera is simply not among `cameras`.
+    missing camera is simply not among `cameras`. `problems` are faults that were found while listing, as sentences;
+    `index` reports them and stores no such frame.
     """
 
     frame_id: str
@@ -61,6 +62,7 @@ class Frame:
     n_points: int = 0
     lidar_sha256: str = ""
     label_sha256: str | None = None
+    problems: tuple[str, ...] = ()
 
 
 def frame_row(frame: Frame) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|evaluate|scores RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|submit|evaluate|scores RECIPE`.
 
 Nothing heavy is imported before the recipe is read: the sparse engine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -133,6 +133,21 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
         from trainer.predict import predict as run
 
         run(loaded, console)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: in the folder of the runs.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Write what there is, though servers refuse it.")] = False,
+) -> None:
+    """Write the predictions as the files of the benchmark's server: nuScenes lidarseg, or SemanticKITTI."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.submit import submit as run
+
+        run(loaded, console, out, partial)
 
 
 @app.command()

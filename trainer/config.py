@@ -184,7 +184,8 @@ class SupervisedConfig(FinetuneConfig):
 class PredictConfig:
     """Section ``[predict]``: the scenes to predict, and with what.
 
-    ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a file instead, ours or an official one.
+    ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a file instead, ours or an official one,
+    or the folder of a run for its newest.
     """
 
     split: str = "val"

@@ -60,8 +60,8 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     path = checkpoint_path(recipe)
     if path is None:
         raise TrainerError(
-            f"{recipe.folder() / recipe.predict.of} holds no checkpoint; run: make {recipe.predict.of} "
-            f"RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
+            f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: make "
+            f"{recipe.predict.of} RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
         )
     learnt = official.load(path)
     unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
@@ -117,10 +117,12 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
 
 
 def checkpoint_path(recipe: Recipe) -> Path | None:
-    """Return the checkpoint to predict with: the one that the recipe names, or the newest of the task it names."""
-    if recipe.predict.checkpoint:
-        return Path(recipe.predict.checkpoint).expanduser()
-    return checkpoint.latest(recipe.folder() / recipe.predict.of)
+    """Return the checkpoint to predict with: the one that the recipe names, or the newest of the task it names.
+
+    Where the recipe names the folder of a run, that is its newest. None if there is none in the folder.
+    """
+    named = Path(recipe.predict.checkpoint or recipe.folder() / recipe.predict.of).expanduser()
+    return checkpoint.latest(named) if named.is_dir() or not recipe.predict.checkpoint else named
 
 
 def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError, DataConfig
 from pipeline.datasets.nuscenes import NuScenesDataset
+from pipeline.datasets.semantic_kitti import SemanticKittiDataset
 from pipeline.frame import Frame
 
 
@@ -27,8 +28,9 @@ class Dataset(Protocol):
         """Yield every key frame, scene after scene in the data set's order, by time within a scene; open no file.
 
         What the frame's own data lacks is left for stage `index` to report: a missing camera is left out, a missing
-        sweep is an empty `lidar_path`, a pose or camera matrix that makes no sense is filled with NaN. Raises
-        ConfigError for what concerns the whole data set: a version that is not there, a table missing or broken.
+        sweep is an empty `lidar_path`, a pose or camera matrix that makes no sense is filled with NaN, and what can be
+        said of the reason stands in `problems`. Raises ConfigError for what concerns the whole data set: a version
+        that is not there, a table missing or broken, a name in `data.cameras` that no frame has.
         """
         ...
 
@@ -43,6 +45,7 @@ class Dataset(Protocol):
 
 DATASETS: dict[str, type[Dataset]] = {
     "nuscenes": NuScenesDataset,
+    "semantic_kitti": SemanticKittiDataset,
 }
 
 

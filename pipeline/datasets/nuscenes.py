@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class NuScenesDataset:
     def __init__(self, config: DataConfig) -> None:
         self.root = Path(config.root)
         self.version = config.version
+        self.cameras = config.cameras
 
     def frames(self) -> Iterator[Frame]:
         """Yield the key frames; see Dataset.frames.
@@ -51,15 +53,20 @@ class NuScenesDataset:
             samples: dict[str, list[TableRow]] = defaultdict(list)
             for sample in tables.sample:
                 samples[tables.get("scene", sample["scene_token"])["token"]].append(sample)
+            missing = set(self.cameras) - {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
             repeated = [name for name, count in Counter(scene["name"] for scene in tables.scene).items() if count > 1]
         if repeated:
             raise ConfigError(f"{folder}: scene names {repeated} occur more than once; each scene needs its own name")
+        if missing:
+            raise ConfigError(f"data.cameras names {sorted(missing)[0]}, which is no camera in {folder}/sensor.json")
         for scene in tables.scene:
             with broken_tables_explained(folder):
                 in_time_order = sorted(samples[scene["token"]], key=lambda row: (row["timestamp"], row["token"]))
             for sample in in_time_order:
                 with broken_tables_explained(folder):
                     frame = frame_of_sample(tables, scene["name"], sample, label_paths)
+                if self.cameras:
+                    frame = replace(frame, cameras=tuple(one for one in frame.cameras if one.name in self.cameras))
                 yield frame
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -38,16 +38,18 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
     finite), images (missing, empty, truncated, no image), poses and camera matrices, and labels that do not fit the
     sweep. A label file that is not on disk is not an error: nothing but stage `label` needs it.
     """
-    problems: list[str] = []
+    problems = list(frame.problems)
     for name, pose in (("ego_from_lidar", frame.ego_from_lidar), ("world_from_lidar", frame.world_from_lidar)):
-        problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
+        if not (frame.problems and np.isnan(pose).any()):  # NaN because of a fault that is listed already
+            problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
     try:
         frame = checked_sweep(dataset, root, frame)
     except FrameError as error:
         problems.append(str(error))
     cameras = []
     for camera in frame.cameras:
-        problems += camera_problems(camera)
+        if not (frame.problems and np.isnan(camera.cam_from_lidar).any()):
+            problems += camera_problems(camera)
         try:
             cameras.append(checked_image(root, camera))
         except FrameError as error:

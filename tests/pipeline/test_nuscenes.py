@@ -106,6 +106,16 @@ def test_a_camera_of_another_name_follows_the_six_and_a_sample_may_lack_one(tiny
     assert [camera.name for camera in with_five.cameras] == names
 
 
+def test_cameras_that_are_named_are_the_only_ones_in_the_usual_order(tiny: Any) -> None:
+    def listed(*names: str) -> list[Frame]:
+        return list(NuScenesDataset(DataConfig(root=str(tiny.path), cameras=names)).frames())
+
+    two = listed("CAM_BACK", "CAM_FRONT")
+    assert [[camera.name for camera in frame.cameras] for frame in two] == [["CAM_FRONT", "CAM_BACK"]] * 3
+    with pytest.raises(ConfigError, match="data.cameras names LIDAR_TOP, which is no camera in .*sensor.json"):
+        listed("CAM_FRONT", "LIDAR_TOP")
+
+
 def test_radar_and_what_lies_between_key_frames_are_left_out(tiny: Any) -> None:
     before = tiny.frames()
     rows = tiny.table("sample_data")
