@@ -20,7 +20,7 @@ from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.splits import load_split
 from manifests.store import Ref, Store, StoreError, scene_of
-from trainer import checkpoint, data
+from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
 from trainer.evaluate import predictions
 from trainer.predict import checkpoint_path
@@ -228,10 +228,11 @@ def predicted_tables(store: Store, recipe: Recipe) -> data.Tables:
     ref = store.read_ref(recipe.name)
     predicted, _ = predictions(store, recipe, ref)
     path = checkpoint_path(recipe)
-    if path is not None and checkpoint.read_document(path)["class_names"] != list(recipe.ontology.class_names):
+    named = checkpoint.read_document(path)["class_names"] if path is not None and official.is_ours(path) else None
+    if named not in (None, list(recipe.ontology.class_names)):
         raise StoreError(
-            f"{path} predicts other classes than dictionary {recipe.ontology.name} has now; run: make distill predict "
-            f"RECIPE={recipe.name}"
+            f"{path} predicts other classes than dictionary {recipe.ontology.name} has now; run: make "
+            f"{recipe.predict.of} predict RECIPE={recipe.name}"
         )
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")
