@@ -149,7 +149,7 @@ KITTI = """
 [data]
 dataset = "semantic_kitti"
 root = "{root}"
-version = "odometry"
+version = "1.0"
 ontology = "semantic_kitti"
 split = "{scenes}"
 [teacher]

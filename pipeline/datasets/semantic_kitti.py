@@ -101,7 +101,7 @@ class SemanticKittiDataset:
             found = sorted(name for name in found if next((folder / name).glob("velodyne/*.bin"), None))
         except OSError as error:
             raise ConfigError(
-                f"data.root {self.root}: {folder.name} {error.strerror or error}; give the folder that holds sequences/"
+                f"data.root: {folder}: {error.strerror or error}; give the folder that holds sequences/"
             ) from None
         if not found:
             raise ConfigError(

@@ -16,7 +16,7 @@ from pipeline.frame import frame_of, frame_row
 # One small root with labels for each data set, relative to the shared folder. A new data set adds its line here.
 EXAMPLES = {
     "nuscenes": ("golden/nuscenes_tiny", "v1.0-trainval"),
-    "semantic_kitti": ("data/semantickitti-real", "odometry"),
+    "semantic_kitti": ("data/semantickitti-real", "1.0"),
 }
 
 
