@@ -2,9 +2,11 @@
 # PYTHON  the interpreter that .venv is made from
 # RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
 # ARGS    passed on as it stands, for example ARGS="--set group.min_points=5"
+# OUT     where to write an export
 PYTHON ?= python3.11
 RECIPE ?=
 ARGS ?=
+OUT ?= export/$(RECIPE)
 PY := .venv/bin/python
 
 STAGES := index points project text encode segment group correct pairs target label pack
@@ -14,7 +16,7 @@ TRAINER := pretrain distill probe finetune supervised predict submit evaluate sc
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench docs clean recipe city $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: help setup test lint check bench docs clean recipe city export $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,9 @@ label: ## ground truth, where there is one
 pack: ## points, pairs and target: all that training reads
 $(STAGES): recipe setup
 	@$(PY) -m pipeline run $@ "$(RECIPE)" $(ARGS)
+
+export: recipe setup ## segments and point labels as the official scripts write them, into OUT
+	@$(PY) -m pipeline export "$(RECIPE)" "$(OUT)" $(ARGS)
 
 ##@ Asking about tables
 plan: ## what would run, why, and how many GB

@@ -1,4 +1,4 @@
-"""Command line of the offline pipeline: plan, run, why, verify, gc, report, view, pictures, docs."""
+"""Command line of the offline pipeline: plan, run, why, verify, gc, report, view, pictures, export, docs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from manifests.config import ConfigError
 from manifests.store import Store, StoreError
 from pipeline.city.config import SIZES, city_config
 from pipeline.city.generate import write_city
+from pipeline.export import LAYOUTS, export
 from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
 from pipeline.recipe import Recipe, load_recipe
@@ -188,6 +189,24 @@ def pictures(
     with sentences():
         for path in draw_frames(load_recipe(recipe, set_ or ()), out, frames):
             console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+@app.command("export")
+def export_command(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write; an earlier export of the same tables is gone on with.")],
+    set_: SetOption = None,
+    layout: Annotated[str, typer.Option(help=f"Whose files they look like: {' or '.join(LAYOUTS)}.")] = "san",
+    sixteen_bit: Annotated[
+        bool, typer.Option("--sixteen-bit", help="Write images of more than 255 segments too; the reference cannot.")
+    ] = False,
+) -> None:
+    """Write segments and point labels as the official scripts do, for their trainer. Kill it and start it again."""
+    with sentences():
+        done = export(load_recipe(recipe, set_ or ()), out, layout, sixteen_bit, shown)
+        console.print(f"{out}: {done.written} frames written, {done.kept} there before", markup=False, soft_wrap=True)
+        for note in done.notes():
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 @app.command()

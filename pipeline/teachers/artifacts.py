@@ -201,7 +201,7 @@ def read_triple(
     unknown.
     """
     start = len(problems)
-    if not _TOKEN.fullmatch(token):
+    if not names_a_file(token):
         problems.append(f"image token {token!r} is no file name; expected letters, digits, '-', '_' and '.'")
         return None
     folder = Path(config.folder)
@@ -231,6 +231,11 @@ def read_triple(
     if len(problems) > start or label_map is None or prompt_id is None or vectors is None:
         return None
     return Triple(label_map, prompt_id, vectors[1:], n_matrices)
+
+
+def names_a_file(token: str) -> bool:
+    """Return whether the files of a token stay in their folder."""
+    return bool(_TOKEN.fullmatch(token))
 
 
 def reason(error: Exception) -> str:
