@@ -19,7 +19,8 @@ import numpy.typing as npt
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.templates import templates_of
-from pipeline.teachers.towers import TINY, TINY_CONFIG, Towers, is_local, load_towers, random_seed
+from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_towers
+from pipeline.teachers.weights import Weights
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 
@@ -40,11 +41,11 @@ _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 class ClipDenseConfig:
     """Section `[teacher]` with `name = "clip_dense"`.
 
-    `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint, or
-    `random:SEED` (tests and dry runs: the masks mean nothing). `weights_sha256` is demanded for a path, and may pin a
-    tag; it stands for the weights in the identity, so that the same file elsewhere is the same teacher. `quick_gelu`
-    must be said for a path, as the file does not tell: true for OpenAI's, MetaCLIP's and DFN's weights, false for
-    LAION's and DataComp's.
+    `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint,
+    `hub:OWNER/NAME/FILE`, or `random:SEED` (tests and dry runs: the masks mean nothing). `weights_sha256` and, for the
+    hub, `weights_revision` pin it (see pipeline.teachers.weights); the digest stands for the weights in the identity,
+    so that the same file elsewhere is the same teacher. `quick_gelu` must be said for a file, as it does not tell: true
+    for OpenAI's, MetaCLIP's and DFN's weights, false for LAION's and DataComp's.
 
     `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `short_side_px` is the image's
     shorter side as the tower sees it; both sides are rounded to multiples of the patch. `precision` "bf16" runs the
@@ -57,6 +58,7 @@ class ClipDenseConfig:
     model: str = "ViT-B-16-quickgelu"
     weights: str = "openai"
     weights_sha256: str = ""
+    weights_revision: str = ""
     quick_gelu: bool | None = None
     mode: str = "naclip"
     sigma: float = 5.0
@@ -68,21 +70,15 @@ class ClipDenseConfig:
     def __post_init__(self) -> None:
         if self.name != "clip_dense":
             raise ValueError(f'name is "{self.name}"; these are the settings of "clip_dense"')
-        if self.weights_sha256 and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ValueError(f'weights_sha256 is "{self.weights_sha256}"; expected 64 hexadecimal digits in lower case')
         implied = implies_quick_gelu(self.model)
-        if random_seed(self.weights) is not None:
-            if self.weights_sha256:
-                raise ValueError("weights_sha256 is given, but random weights have no file; remove one of the two")
-        elif is_local(self.weights):
-            if not self.weights_sha256:
-                raise ValueError(f"weights_sha256 is missing; pin {self.weights} with the output of sha256sum")
+        weights = self.pinned
+        if not weights.is_tag and weights.seed is None:
             if self.quick_gelu is None:
                 raise ValueError(
                     "quick_gelu is missing; a file does not tell its activation, and the wrong one gives wrong "
                     "features without any error: true for OpenAI, MetaCLIP and DFN, false for LAION and DataComp"
                 )
-        elif self.model == TINY:
+        elif weights.is_tag and self.model in TINY_CONFIGS:
             raise ValueError(
                 f'weights are "{self.weights}", but the tiny model has no pretrained tags; use random:SEED'
             )
@@ -102,25 +98,31 @@ class ClipDenseConfig:
         if not 8 <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
 
+    @property
+    def pinned(self) -> Weights:
+        """The weights and what pins them."""
+        return Weights(self.weights, self.weights_sha256, self.weights_revision)
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
         values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
         if self.quick_gelu == implies_quick_gelu(self.model):
             values.pop("quick_gelu", None)
         if self.weights_sha256 and stage != "segment":
-            values["weights"] = f"sha256:{self.weights_sha256}"
+            values["weights"] = self.pinned.identity
         return {"name": self.name, **values}
 
 
 def implies_quick_gelu(model: str) -> bool:
     """Return the activation that a model's name stands for."""
-    return model.endswith("-quickgelu") or model == TINY
+    return model.endswith("-quickgelu") or bool(TINY_CONFIGS.get(model, {}).get("quick_gelu"))
 
 
 def grid_shape(config: ClipDenseConfig) -> tuple[int, int, int]:
     """Return about how many cells and values a 16:9 image gives, (h, w, d), for estimates made without open_clip."""
-    if config.model == TINY:
-        patch, dims = TINY_CONFIG["vision_cfg"]["patch_size"], TINY_CONFIG["embed_dim"]
+    if config.model in TINY_CONFIGS:
+        tiny = TINY_CONFIGS[config.model]
+        patch, dims = tiny["vision_cfg"].get("patch_size", 32), tiny["embed_dim"]
     else:
         found = re.match(r"ViT-(bigG|[SMBLHgG])-(\d+)", config.model)
         size, patch = (found[1], int(found[2])) if found else ("L", 16)
@@ -147,9 +149,7 @@ class ClipDense:
         assert isinstance(config, ClipDenseConfig)
         towers, dense = None, None
         if stage != "segment":
-            towers = load_towers(
-                config.model, config.weights, config.weights_sha256, config.quick_gelu, recipe.run.device
-            )
+            towers = load_towers(config.model, config.pinned, config.quick_gelu, recipe.run.device)
         if towers and stage == "encode":
             from pipeline.teachers.dense import DenseTower
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
+from manifests.config import ConfigError
 from pipeline.teachers.towers import Towers, pixel_statistics
 
 MODES = ("naclip", "maskclip", "vanilla")
@@ -29,6 +30,8 @@ class DenseTower:
 
     def __init__(self, towers: Towers, mode: str = "naclip", sigma: float = 5.0, bf16: bool = False) -> None:
         self.visual: Any = towers.model.visual
+        if not hasattr(self.visual, "conv1"):
+            raise ConfigError("teacher.model is no vision transformer, and has no last block to read patches from")
         self.device = towers.device
         self.mode = mode
         self.sigma = sigma

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +14,49 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.fingerprint import sha256_file
+from pipeline.teachers.weights import Weights, fill, first_line, read_tensors
 
 if TYPE_CHECKING:
     import torch
 
-TINY = "tiny"
-"""A model of our own with two towers of a few layers, for tests and dry runs of the whole chain without weights."""
-
-TINY_CONFIG: dict[str, Any] = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "head_width": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
+    "tiny-convnext": {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "timm_model_name": "convnext_atto",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "mlp",
+            "timm_drop": 0.0,
+            "timm_drop_path": 0.0,
+            "image_size": 64,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    },
 }
+"""Models of our own with two small towers, for tests and dry runs of the whole chain without weights."""
+
+TINY = "tiny"
 
 # What open_clip's configurations of plain CLIP models hold; any other key stands for another network, or a changed one.
 _CLIP_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-_VISION_KEYS = {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio", "ls_init_value"}
+_TRANSFORMER_KEYS = {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio", "ls_init_value"}
+_CONVNEXT_KEYS = {
+    "image_size",
+    "timm_model_name",
+    "timm_model_pretrained",
+    "timm_pool",
+    "timm_proj",
+    "timm_drop",
+    "timm_drop_path",
+}
 
-_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _TEXT_BATCH = 256  # sentences at once: enough to fill a GPU, small enough for a laptop
 
 _log = logging.getLogger(__name__)
@@ -68,81 +90,86 @@ class Towers:
         return vectors
 
 
-def is_local(weights: str) -> bool:
-    """Return whether `weights` is the path of a file, rather than a pretrained tag or `random:SEED`."""
-    return "/" in weights or "\\" in weights or weights.endswith(_CHECKPOINT_SUFFIXES)
-
-
-def random_seed(weights: str) -> int | None:
-    """Return the seed of `random:SEED`, None for anything else; raises ValueError if the seed is not a whole number."""
-    kind, colon, seed = weights.partition(":")
-    if kind != "random":
-        return None
-    if not colon or not seed.isdecimal():
-        raise ValueError(f'weights are "{weights}"; random weights are written random:SEED, for example random:0')
-    return int(seed)
-
-
-def load_towers(
-    model: str, weights: str, weights_sha256: str = "", quick_gelu: bool | None = None, device: str = "auto"
-) -> Towers:
-    """Return the towers of a model of open_clip (or "tiny"), with the weights of a tag, a local file or `random:SEED`.
+def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, device: str = "auto") -> Towers:
+    """Return the towers of a model of open_clip (or "tiny"), with the weights of a tag, a file or `random:SEED`.
 
     `quick_gelu` None takes the activation that the model name implies. Raises ConfigError, with a sentence that says
-    what to change, for: an unknown model or tag, an image tower that is not a plain vision transformer, weights
-    trained with the other activation or with other pixel statistics, a file that is missing, damaged, of another
-    architecture, that holds anything but tensors, or whose sha256 is not `weights_sha256`.
+    what to change, for: an unknown model or tag, an image tower that is neither a plain vision transformer nor a
+    ConvNeXt, weights trained with the other activation or with other pixel statistics, and a file that is missing,
+    damaged, not pinned, of another architecture, or that holds anything but tensors.
+    """
+    clip, tokenizer = build_clip(model, quick_gelu, weights.seed or 0)
+    if weights.seed is None:
+        path = fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights.file()
+        fill(clip, read_tensors(path), f"teacher.weights: {path} is not a checkpoint of {model}")
+    else:
+        _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, weights.seed)
+    target = pick_device(device)
+    return Towers(clip.requires_grad_(False).eval().to(target), tokenizer, target)
+
+
+def build_clip(model: str, quick_gelu: bool | None = None, seed: int = 0) -> tuple[Any, Any]:
+    """Return a CLIP model of open_clip (or "tiny") with random weights on the CPU, and its tokenizer.
+
+    Raises ConfigError for an unknown model, and for towers that are not CLIP's own kind. Leaves torch's global random
+    generator as it was.
     """
     import torch
 
     ensure_torchvision()
     import open_clip
 
-    config = TINY_CONFIG if model == TINY else built_in_config(open_clip, model)
-    activation = bool(config.get("quick_gelu", False)) if quick_gelu is None else quick_gelu
-    target = pick_device(device)
-    seed = random_seed(weights)
-    if seed is None:
-        path = Path(weights) if is_local(weights) else fetch_tag(open_clip, model, weights, activation)
-        check_digest(path, weights_sha256)
+    config = {**clip_config(model), "quick_gelu": clip_activation(model, quick_gelu)}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0 if seed is None else seed)
-        clip = open_clip.CLIP(**{**config, "quick_gelu": activation})
-    assert isinstance(clip.visual, open_clip.transformer.VisionTransformer)
-    if seed is None:
-        load_checkpoint(open_clip, clip, path, model)
-    else:
-        _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, seed)
-    tokenizer = open_clip.SimpleTokenizer() if model == TINY else open_clip.get_tokenizer(model)
-    return Towers(clip.requires_grad_(False).eval().to(target), tokenizer, target)
+        torch.manual_seed(seed)
+        clip = open_clip.CLIP(**config)
+    return clip, open_clip.SimpleTokenizer() if model in TINY_CONFIGS else open_clip.get_tokenizer(model)
 
 
-def built_in_config(open_clip: Any, model: str) -> dict[str, Any]:
+def clip_activation(model: str, quick_gelu: bool | None) -> bool:
+    """Return whether a model computes QuickGELU: as asked for, else as its name implies."""
+    return bool(clip_config(model).get("quick_gelu", False)) if quick_gelu is None else quick_gelu
+
+
+def clip_config(model: str) -> dict[str, Any]:
     """Return open_clip's configuration of a model; raises ConfigError unless both its towers are CLIP's own kind."""
+    if model in TINY_CONFIGS:
+        return TINY_CONFIGS[model]
+    ensure_torchvision()
+    import open_clip
+
     if model not in open_clip.list_models():
         raise ConfigError(
             f'teacher.model is "{model}", which open_clip {open_clip.__version__} does not know; '
             f'take one of open_clip.list_models(), for example "ViT-B-16-quickgelu", or "{TINY}"'
         )
     config: dict[str, Any] = open_clip.get_model_config(model)
-    foreign = sorted(config.keys() - _CLIP_KEYS | config["vision_cfg"].keys() - _VISION_KEYS)
-    if foreign or "hf_model_name" in config["text_cfg"] or not isinstance(config["vision_cfg"]["layers"], int):
+    vision = config["vision_cfg"]
+    convolutional = str(vision.get("timm_model_name", "")).startswith("convnext")
+    foreign = sorted(
+        (config.keys() - _CLIP_KEYS) | (vision.keys() - (_CONVNEXT_KEYS if convolutional else _TRANSFORMER_KEYS))
+    )
+    resnet = not convolutional and not isinstance(vision.get("layers"), int)
+    if foreign or resnet or "hf_model_name" in config["text_cfg"]:
         raise ConfigError(
             f"teacher.model {model} is not built of CLIP's own towers ({', '.join(foreign) or 'another network'}). "
             "Dense features are read from the last block of a plain vision transformer with a class token, such as "
-            '"ViT-B-16-quickgelu" or "ViT-L-14"'
+            '"ViT-B-16-quickgelu" or "ViT-L-14", or from the last stage of a ConvNeXt, such as "convnext_large_d_320"'
         )
     return config
 
 
-def fetch_tag(open_clip: Any, model: str, tag: str, quick_gelu: bool) -> Path:
-    """Return the file of a pretrained tag, downloaded if not in the cache; first, it must suit the model."""
+def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
+    """Return the verified file of a pretrained tag, downloaded if not in the cache; first, it must suit the model."""
+    import open_clip
+
+    tag = weights.source
     known = open_clip.get_pretrained_cfg(model, tag)
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ConfigError(
-            f'teacher.weights is "{tag}"; {model} has the tags {", ".join(tags) or "(none)"}. '
-            "A local file is given by its path, and a dry run by random:SEED"
+            f'teacher.weights is "{tag}"; {model} has the tags {", ".join(tags) or "(none)"}. A local file is given '
+            "by its path, a file of the hub as hub:OWNER/NAME/FILE, and a dry run by random:SEED"
         )
     trained = bool(known.get("quick_gelu", False))
     if trained != quick_gelu:
@@ -157,12 +184,17 @@ def fetch_tag(open_clip: Any, model: str, tag: str, quick_gelu: bool) -> Path:
             f"teacher.weights {tag} expects pixels scaled by {mean} and {std}; only CLIP's own are supported"
         )
     try:
-        return Path(open_clip.download_pretrained(known))
+        repository, _, name = str(known.get("hf_hub", "")).rpartition("/")
+        if repository and weights.revision:
+            found = open_clip.pretrained.download_pretrained_from_hf(repository, name or None, weights.revision)
+        else:
+            found = open_clip.download_pretrained(known)
     except Exception as error:  # whatever the network, the hub or the disk may raise
         raise ConfigError(
             f"teacher.weights {tag} for {model} could not be fetched ({first_line(error)}). Download it once on a "
             "machine with network access and give the file's path and sha256, or copy the cache of huggingface_hub"
         ) from None
+    return weights.verified(Path(found))
 
 
 def activation_name(quick_gelu: bool) -> str:
@@ -176,57 +208,6 @@ def pixel_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     return tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD)
-
-
-def check_digest(path: Path, weights_sha256: str) -> None:
-    """Raise ConfigError unless the file is there and, where a digest is pinned, has it."""
-    if not path.is_file():
-        raise ConfigError(f"teacher.weights: there is no file {path}")
-    if weights_sha256 and (found := sha256_file(path)) != weights_sha256:
-        raise ConfigError(
-            f"teacher.weights: {path} has sha256 {found}, but teacher.weights_sha256 is {weights_sha256}; "
-            "the file is damaged or another one"
-        )
-
-
-def load_checkpoint(open_clip: Any, clip: Any, path: Path, model: str) -> None:
-    """Put the tensors of a checkpoint file into the towers: every tensor, of exactly the right shape.
-
-    A file may only hold tensors: nothing it contains is executed. open_clip's own loader would resize position
-    embeddings of another model quietly, and is not used.
-    """
-    try:
-        state = open_clip.factory.load_state_dict(str(path), device="cpu", weights_only=True)
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"teacher.weights: {path} holds more than tensors, or is no checkpoint, and is not opened "
-            f"({first_line(error)}); save its state_dict with torch.save, or as .safetensors"
-        ) from None
-    except Exception as error:  # zip, safetensors, tensor and file errors of a damaged file share no base class
-        raise ConfigError(
-            f"teacher.weights: {path} cannot be read as a checkpoint ({first_line(error)}); it is damaged, or not a "
-            "state_dict"
-        ) from None
-    expected = {name: tuple(tensor.shape) for name, tensor in clip.state_dict().items()}
-    if found != expected:
-        names = sorted(expected.keys() & found.keys())
-        differ = [
-            f"{name} {found[name]} instead of {expected[name]}" for name in names if found[name] != expected[name]
-        ]
-        parts = {
-            "missing": sorted(expected.keys() - found.keys()),
-            "not expected": sorted(found.keys() - expected.keys()),
-            "of another shape": differ,
-        }
-        told = "; ".join(f"{len(some)} {what}, such as {some[0]}" for what, some in parts.items() if some)
-        raise ConfigError(f"teacher.weights: {path} is not a checkpoint of {model}: of {len(expected)} tensors, {told}")
-    clip.load_state_dict(state)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, with its kind."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def pick_device(name: str) -> torch.device:

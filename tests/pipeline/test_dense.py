@@ -7,13 +7,14 @@ from torch.nn.functional import interpolate, layer_norm
 
 from pipeline.teachers.dense import MODES, DenseTower
 from pipeline.teachers.towers import TINY, Towers, load_towers
+from pipeline.teachers.weights import Weights
 
 SIZES = [(32, 32), (24, 40), (8, 8)]
 
 
 @pytest.fixture(scope="module")
 def towers() -> Towers:
-    return load_towers(TINY, "random:0", device="cpu")
+    return load_towers(TINY, Weights("random:0"), device="cpu")
 
 
 def images(height: int, width: int, n: int = 2) -> np.ndarray:
