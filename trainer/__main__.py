@@ -178,6 +178,24 @@ def scores(
         console.print(summary_table(lines))
 
 
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder, or its run.json.")],
+    other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another.")],
+) -> None:
+    """Print what differs between two runs: settings, tables, weights, versions, curves and results."""
+    with reported() as console:
+        from trainer.record import compare, read_record
+
+        found = compare(read_record(one), read_record(other))
+        for heading, lines in found.items():
+            console.print(f"{heading}:")
+            for line in lines:
+                console.print(f"  {line}")
+        if not found:
+            console.print("the runs do not differ")
+
+
 @app.command("import")
 def import_(
     recipe: RecipeArgument,

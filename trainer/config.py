@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -231,6 +231,8 @@ class Recipe:
     predict: PredictConfig
     evaluate: EvaluateConfig
     correct: FlatInteractionConfig
+    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """All sections as they were written, those of the pipeline too, with overrides."""
 
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""
@@ -273,6 +275,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         predict=file.section("predict", PredictConfig),
         evaluate=file.section("evaluate", EvaluateConfig),
         correct=file.section("correct", FlatInteractionConfig),
+        written=file.sections,
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,9 +19,9 @@ from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.flat_interaction import Refined, refine
 from superpixels.ground import height_of_sensor_m
-from trainer import data, official
+from trainer import data, official, record
 from trainer.baselines import learn_baseline
-from trainer.config import Recipe, TrainerError
+from trainer.config import Recipe
 from trainer.metrics import Confusion, Scores, scores
 from trainer.predict import checkpoint_path, shard_key
 from trainer.train import pin, progress_bar
@@ -129,13 +127,16 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         "confusion": {part: count.matrix.tolist() for part, count in counts.items()},
         **(refinement if refining else {}),
     }
-    words = ["evaluate", *([] if of == "prediction" else [of]), *([recipe.evaluate.refine] if refining else [])]
+    student = recipe.predict.of
+    what = of if of != "prediction" else student if student != "distill" else None
+    words = ["evaluate", *([what] if what else []), *([recipe.evaluate.refine] if refining else [])]
     path = recipe.folder() / f"{'-'.join(words)}.json"
-    write_json(path, document)
+    record.write_json(path, document)
+    report = record.write_record(recipe, student if of == "prediction" else "distill", store)
     console.print(score_table(recipe, of, results, before if refining else None))
     for note, n_frames in notes.items():
         console.print(f"{n_frames} frames: {note}")
-    console.print(f"{selection.sentence()}; written to {path}")
+    console.print(f"{selection.sentence()}; written to {path}{f' and {report}' if report else ''}")
     if not seen_from:
         console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
     return Evaluation(results, document, before if refining else None)
@@ -192,12 +193,13 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     if changed or manifest.identity["needs"]["points"] != ref.table("points").fingerprint:
         raise StoreError(f"the points of recipe {recipe.name} were made anew since they were predicted; {advice}")
     path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
-    if path is not None and official.weights_of(path) != weights:
+    if path is not None and official.read_document(path)["weights"] != weights:
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights {weights}); "
             f"{path} holds others by now; {advice}"
         )
-    origin = {"checkpoint": manifest.made.get("checkpoint"), "epoch": manifest.made.get("epoch"), "weights": weights}
+    origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "device")}
+    origin |= {"student": recipe.predict.of, "weights": weights}
     return table, origin
 
 
@@ -234,15 +236,6 @@ def score_document(score: Scores) -> dict[str, Any]:
 def number(value: float) -> float | None:
     """Return a number as JSON has it."""
     return None if math.isnan(value) else value
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document; raises TrainerError where that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def score_table(

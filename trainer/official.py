@@ -50,10 +50,9 @@ def load(path: Path) -> Checkpoint:
     return checkpoint.load(path) if is_ours(path) else read_official(path)
 
 
-def weights_of(path: Path) -> str:
-    """Return the digest of a checkpoint's weights; raises TrainerError like `load`."""
-    digest: str = (checkpoint.read_document(path) if is_ours(path) else read_official(path).document)["weights"]
-    return digest
+def read_document(path: Path) -> Mapping[str, Any]:
+    """Return the document of a checkpoint, ours or official; raises TrainerError like `load`."""
+    return checkpoint.read_document(path) if is_ours(path) else read_official(path).document
 
 
 def is_ours(path: Path) -> bool:
@@ -69,9 +68,9 @@ def is_ours(path: Path) -> bool:
 def read_official(path: Path) -> Checkpoint:
     """Return an official checkpoint.
 
-    Its document has `weights`, `epoch` where the file tells it, in `config` the section `voxels` as far as the file
-    tells, and in `left_out` the tensors that are not of the point network. Raises TrainerError for a file that is
-    damaged, holds anything but weights and plain values, or has no point network.
+    Its document has `weights`, `epoch` where the file tells it, `n_outputs` of the head, in `config` the section
+    `voxels` as far as the file tells, and in `left_out` the tensors that are not of the point network. Raises
+    TrainerError for a file that is damaged, holds anything but weights and plain values, or has no point network.
     """
     content = unpickled(path)
     source = next((key for key in ("model_points", "state_dict") if isinstance(content.get(key), Mapping)), None)
@@ -100,6 +99,7 @@ def read_official(path: Path) -> Checkpoint:
         "task": "official",
         "epoch": epoch if isinstance(epoch, int) else None,
         "config": {"voxels": voxels_of(content, path)},
+        "n_outputs": weights["final.kernel"].shape[-1] if "final.kernel" in weights else None,
         "left_out": left_out,
         "weights": checkpoint.weights_digest(weights),
     }

@@ -101,6 +101,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     made = {
         "checkpoint": str(path),
         "epoch": learnt.document.get("epoch"),
+        "epochs": learnt.document.get("epochs"),
         "commit": checkpoint.git_commit(),
         "versions": checkpoint.versions(),
         "device": str(device),

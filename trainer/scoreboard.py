@@ -46,7 +46,9 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
                     f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
                 )
             refine = document.get("refine", {}).get("name", "")
-            title = NAMES[document["of"]] + (f" + {refine.upper()}" if refine else "")
+            student = document.get("student", "distill")
+            title = NAMES[document["of"]] + (f", {student}" if student != "distill" else "")
+            title += f" + {refine.upper()}" if refine else ""
             if document["of"] == "prediction" and len(recipes) > 1:
                 title = f"{title} ({recipe.name})"
             rank = list(NAMES).index(document["of"])

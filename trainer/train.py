@@ -25,7 +25,7 @@ from torch import Tensor
 from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
-from trainer import checkpoint, data, official
+from trainer import checkpoint, data, official, protocol, record
 from trainer.config import Recipe, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
 from trainer.minkunet import build_network, freeze_trunk, parameter_groups
@@ -135,7 +135,8 @@ class Run:
     selection: data.Selection
     used: Mapping[str, TableRef]
     initial: Path | None
-    initial_weights: str | None
+    ancestor: Mapping[str, Any] | None
+    teacher: Mapping[str, Any] | None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Run:
                     "digest": digest([frame.frame_id for frame in self.selection.frames]),
                 },
                 "ontology": digest(recipe.ontology.label_content()),
-                "init": self.initial_weights,
+                "init": self.ancestor["weights"] if self.ancestor else None,
             }
         )
         return identity
@@ -167,12 +168,19 @@ class Run:
     def document(self) -> dict[str, Any]:
         """Return what log and checkpoints record of the run."""
         recipe = self.recipe
-        sections = ("data", "run", "voxels", "network", "augment", self.objective.task)
+        task = self.objective.task
+        sections = ("data", "run", "voxels", "network", "augment", task)
         return {
-            "task": self.objective.task,
+            "task": task,
             "recipe": recipe.name,
             "identity": self.identity,
             "config": {name: plain(asdict(getattr(recipe, name))) for name in sections},
+            "written": plain(recipe.written),
+            "departures": protocol.departures(recipe, task, len(self.selection.frames), self.ancestor),
+            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher),
+            "initial": self.ancestor,
+            "teacher": self.teacher,
+            "n_outputs": self.objective.n_outputs,
             "tables": {
                 name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
                 for name, table in self.used.items()
@@ -184,6 +192,7 @@ class Run:
             "versions": checkpoint.versions(),
             "commit": checkpoint.git_commit(),
             "device": str(self.device),
+            "hardware": record.hardware(),
         }
 
 
@@ -210,8 +219,9 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
     folder = recipe.folder() / task
     initial = initial_checkpoint(recipe, task, objective.init)
-    weights = official.weights_of(initial) if initial else None
-    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial, weights)
+    ancestor = record.ancestor(initial) if initial else None
+    teacher = record.teacher_of(store, ref, ancestor)
+    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial, ancestor, teacher)
 
     with locked(folder) as lock, deterministic(recipe.run.deterministic, device):
         earlier = earlier_run(store, run, resume, fresh)
@@ -223,13 +233,24 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         console.print(f"{task}: {selection.sentence()}, on {device}")
         store.write_ref(pin(recipe, task), Ref(recipe.name, used, tuple(sorted(excluded))))
         try:
-            return learn(run, earlier, lock, console)
+            path = learn(run, earlier, lock, console)
+            say_how_it_was_run(run, record.write_record(recipe, task, store), console)
+            return path
         except KeyboardInterrupt:
+            record.write_record(recipe, task, store)
             done = max(checkpoint.finished_epochs(folder), default=0)
             raise KeyboardInterrupt(
                 f"interrupted; {done} of {objective.settings.epochs} epochs are finished and kept in {folder}. The "
                 "same command goes on from there"
             ) from None
+
+
+def say_how_it_was_run(run: Run, report: Path | None, console: Console) -> None:
+    """Print in what a finished run differs from the paper's, and where its report is."""
+    departures = run.document()["departures"]
+    if departures:
+        console.print(f"not as in the paper: {'; '.join(departures)}")
+    console.print(f"{run.objective.task}: the report of the run is {report}")
 
 
 def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: Console) -> Path:

@@ -16,7 +16,7 @@ from trainer import checkpoint
 from trainer.__main__ import app
 from trainer.config import TrainerError
 from trainer.minkunet import ARCHITECTURES, Architecture, MinkUNet, NetworkConfig, build_network
-from trainer.official import is_ours, load, read_official, weights_of
+from trainer.official import is_ours, load, read_document, read_official
 from trainer.predict import predict
 from trainer.sparse import Minkowski
 from trainer.train import train
@@ -191,7 +191,7 @@ def test_an_official_file_starts_a_run(fleet: Any, console: Console, capsys: Any
     words = ("voxels.size_m=0.1", "voxels.angle_deg=1.0", "distill.epochs=1")
     result = train(fleet.recipe(f"distill.init={path}", *words), "distill", console)
     assert "left out: final.kernel, final.bias\n" in capsys.readouterr().out
-    assert checkpoint.read_document(result)["identity"]["init"] == weights_of(path)
+    assert checkpoint.read_document(result)["identity"]["init"] == read_document(path)["weights"]
 
 
 def test_export_and_import_come_full_circle(fleet: Any, console: Console) -> None:
@@ -202,7 +202,7 @@ def test_export_and_import_come_full_circle(fleet: Any, console: Console) -> Non
     assert done.exit_code == 0, done.output
     content = torch.load(out, weights_only=True)
     assert content["config"]["voxel_size"] == 0.4 and content["config"]["model_n_out"] == 4
-    assert not is_ours(out) and weights_of(out) == checkpoint.read_document(trained)["weights"]
+    assert not is_ours(out) and read_document(out)["weights"] == checkpoint.read_document(trained)["weights"]
 
     words = ["import", str(fleet.recipe_path), str(out), "--set", "voxels.angle_deg=1"]
     done = run.invoke(app, words)

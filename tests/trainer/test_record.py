@@ -1,0 +1,161 @@
+"""The report of a run: complete, label-free where the run was, and comparable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from manifests.fingerprint import sha256_file
+from manifests.store import Manifest
+from trainer import checkpoint, record
+from trainer.__main__ import app
+from trainer.evaluate import evaluate
+from trainer.predict import predict
+from trainer.record import compare, read_record
+from trainer.train import train
+
+
+def report(fleet: Any, task: str, runs: str = "runs") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((fleet.folder / runs / "street" / task / "run.json").read_text())
+    return document
+
+
+def made_from(fleet: Any, stage: str, settings: dict[str, Any], **needs: str) -> str:
+    """Give a table of the recipe a manifest and return its fingerprint."""
+    table = fleet.ref().tables[stage]
+    identity = {"stage": stage, "version": 2, "settings": settings, "needs": needs}
+    made = {"git_commit": "abc", "packages": {"numpy": "1"}}
+    fleet.store.write_manifest(Manifest(stage, table.fingerprint, identity, table.shards, made))
+    return str(table.fingerprint)
+
+
+def test_a_report_holds_all_it_takes_to_repeat_the_run(fleet: Any, console: Console, capsys: Any) -> None:
+    fleet.set_table(type(fleet.ref().tables["target"])("segment", "5e9", ()))
+    segment = made_from(fleet, "segment", {"teacher": {"name": "artifacts", "layout": "san"}})
+    made_from(fleet, "target", {"min_confidence": 3}, segment=segment)
+    path = train(fleet.recipe("distill.seed=3"), "distill", console)
+    found = report(fleet, "distill")
+    assert (found["task"], found["state"], found["seed"], found["epochs"]) == ("distill", "finished", 3, 2)
+    assert found["result"] == {
+        "file": "epoch-0002.safetensors",
+        "sha256": sha256_file(path),
+        "weights": checkpoint.read_document(path)["weights"],
+        "epoch": 2,
+        "chosen": "the last epoch; no label chose it",
+    }
+    assert found["tables"].keys() == {"points", "target", "segment"}, "and what the tables were made from"
+    assert found["tables"]["target"]["settings"] == {"min_confidence": 3}
+    assert found["tables"]["points"]["shards"]["number"] == 2
+    assert found["teacher"] == {"name": "artifacts", "layout": "san"}
+    assert found["config"]["distill"]["lr_head"] == 0.2 and found["written"]["distill"]["seed"] == 3
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["hardware"]["threads"] == torch.get_num_threads() and found["hardware"]["memory_bytes"] > 2**28
+    assert [epoch["epoch"] for epoch in found["curves"]] == [1, 2] and found["curves"][1]["total"] > 0
+    assert found["reads_labels"] is False
+    assert "distill.epochs: 5 -> 2" in found["departures"] and "frames: 28130 -> 5" in found["departures"]
+    assert "not as in the paper: " in capsys.readouterr().out
+
+
+def test_scores_come_in_with_what_the_paper_got(fleet: Any, console: Console) -> None:
+    made_from(fleet, "target", {}, segment="5e9")
+    fleet.set_table(type(fleet.ref().tables["target"])("segment", "5e9", ()))
+    made_from(fleet, "segment", {"teacher": {"name": "artifacts", "layout": "san"}})
+    train(fleet.recipe(), "pretrain", console)
+    recipe = fleet.recipe("distill.init=pretrain")
+    train(recipe, "distill", console)
+    predict(recipe, console)
+    result = evaluate(recipe, console)
+    evaluate(recipe, console, "pseudo")
+    found = report(fleet, "distill")
+    assert found["evaluations"].keys() == {"evaluate", "evaluate-pseudo"}
+    scored = found["evaluations"]["evaluate"]
+    obtained = 100 * result.scores["all"].mean_iou
+    assert scored["expected"]["mean_iou_percent"] == 47.42
+    assert scored["expected"]["row"] == "SAN, annotation-free, from AFOV-TMP"
+    assert scored["expected"]["obtained_percent"] == pytest.approx(obtained, abs=0.01)
+    assert scored["departures"] == ["evaluate.frames: 6019 -> 2"]
+    assert scored["confusion"]["all"] == result.document["confusion"]["all"]
+    assert scored["test_time"]["refine"] == "none" and scored["labels"] == "read to score split val; they chose nothing"
+    assert found["initial"]["task"] == "pretrain" and found["initial"]["reads_labels"] is False
+
+
+def test_an_epoch_that_is_not_the_last_is_marked(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("distill.keep_every=1"), "distill", console)
+    first = fleet.recipe(f"predict.checkpoint={fleet.folder}/runs/street/distill/epoch-0001.safetensors")
+    predict(first, console)
+    evaluate(first, console)
+    scored = report(fleet, "distill")["evaluations"]["evaluate"]
+    assert "epoch 1 of 2, which is not the result" in scored["labels"] and "use of labels" in scored["labels"]
+
+
+def test_labels_are_never_forgotten(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("supervised.epochs=1"), "supervised", console)
+    assert report(fleet, "supervised")["reads_labels"] is True
+    assert report(fleet, "supervised")["departures"] is None, "the paper has no such run"
+    train(fleet.recipe(f"distill.init={fleet.folder}/runs/street/supervised"), "distill", console)
+    assert report(fleet, "distill")["reads_labels"] is True, "its weights come from labels"
+
+
+def test_scores_of_every_student_have_a_place_of_their_own(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console)
+    train(fleet.recipe("probe.epochs=1"), "probe", console)
+    for words in ((), ("predict.of=probe",)):
+        predict(fleet.recipe(*words), console)
+        evaluate(fleet.recipe(*words), console)
+    assert list(report(fleet, "distill")["evaluations"]) == ["evaluate"]
+    assert list(report(fleet, "probe")["evaluations"]) == ["evaluate-probe"]
+    shown = CliRunner().invoke(app, ["scores", str(fleet.recipe_path)])
+    assert shown.exit_code == 0 and "student, probe" in shown.output
+
+
+def test_an_interrupted_run_has_a_report_too(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune = checkpoint.prune
+
+    def press(folder: Path, keep_every: int) -> None:
+        prune(folder, keep_every)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "prune", press)
+    with pytest.raises(KeyboardInterrupt):
+        train(fleet.recipe(), "distill", console)
+    assert report(fleet, "distill")["state"] == "1 of 2 epochs"
+
+
+# -- two runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_of_the_same_do_not_differ(fleet: Any, console: Console) -> None:
+    for runs in ("one", "two"):
+        train(fleet.recipe(f"run.runs={fleet.folder}/{runs}", "distill.epochs=1"), "distill", console)
+    found = compare(report(fleet, "distill", "one"), report(fleet, "distill", "two"))
+    assert found.keys() == {"settings"}
+    (line,) = found["settings"]
+    assert line.startswith("settings.run.runs: ")
+
+
+def test_diff_says_what_was_set_otherwise_and_what_it_came_to(fleet: Any, console: Console) -> None:
+    for runs, rate in (("one", 0.2), ("two", 0.3)):
+        recipe = fleet.recipe(f"run.runs={fleet.folder}/{runs}", "distill.epochs=1", f"distill.lr_head={rate}")
+        train(recipe, "distill", console)
+        predict(recipe, console)
+        evaluate(recipe, console)
+    folders = [str(fleet.folder / runs / "street/distill") for runs in ("one", "two")]
+    shown = CliRunner().invoke(app, ["diff", *folders])
+    assert shown.exit_code == 0, shown.output
+    assert "  settings.distill.lr_head: 0.2 -> 0.3" in shown.output
+    assert "first apart in epoch 1: lr_head: 0.2 -> 0.3" in shown.output
+    assert "evaluate.all.mIoU: " in shown.output and "evaluate.unseen.car: " in shown.output
+    assert "weights:" in shown.output and "data:" not in shown.output
+    assert CliRunner().invoke(app, ["diff", folders[0], folders[0]]).output == "the runs do not differ\n"
+
+
+def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[]")
+    shown = CliRunner().invoke(app, ["diff", str(tmp_path), str(tmp_path)])
+    assert shown.exit_code == 1 and "is no report of a run" in shown.output
+    with pytest.raises(record.TrainerError, match="name the folder of a run"):
+        read_record(tmp_path / "nowhere")

@@ -1,0 +1,343 @@
+"""The reproduction report of a run, `runs/<recipe>/<task>/run.json`: all it takes to repeat it, and what it came to.
+
+It is assembled anew from what training and evaluation wrote (the log, the newest checkpoint, `evaluate*.json`) and from
+the manifests of the store, and is the source of nothing. The page of the pipeline's report and `diff` read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.fingerprint import differences, digest, sha256_file
+from manifests.store import Ref, Store
+from trainer import checkpoint, official, protocol
+from trainer.config import LabelledConfig, Recipe, Task, TrainerError
+
+FORMAT = 1
+FILE = "run.json"
+
+
+# -- what is recorded when a run starts --------------------------------------------------------------------------------
+
+
+def hardware() -> dict[str, Any]:
+    """Return what computes here: processor, cores, memory, threads, GPUs, and the system. No name of the machine."""
+    gpus = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            gpus.append({"name": properties.name, "memory_bytes": properties.total_memory})
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "system": platform.platform(),
+    }
+
+
+def processor() -> str:
+    """Return the name of the processor, as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def ancestor(path: Path) -> dict[str, Any]:
+    """Return what is known of the weights a run starts from, and of those they started from themselves.
+
+    Raises TrainerError if the checkpoint cannot be read.
+    """
+    document = official.read_document(path)
+    names = ("weights", "task", "recipe", "epoch", "epochs", "n_outputs", "teacher", "reads_labels", "initial")
+    return {"file": str(path), **{name: document[name] for name in names if name in document}}
+
+
+def reads_labels(
+    recipe: Recipe, task: Task, initial: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None
+) -> bool:
+    """Return whether true labels took part: in the task, in what it starts from, or by a simulated teacher."""
+    earlier = (initial or {}).get("reads_labels") or (teacher or {}).get("simulated")
+    return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier)
+
+
+def teacher_of(store: Store, ref: Ref, initial: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the teacher's settings: of the recipe's segments, or else of the run that the weights come from."""
+    table = ref.tables.get("segment")
+    manifest = store.read_manifest("segment", table.fingerprint) if table else None
+    if manifest is None:
+        return (initial or {}).get("teacher")
+    teacher: dict[str, Any] | None = manifest.identity.get("settings", {}).get("teacher")
+    return teacher
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def write_record(recipe: Recipe, task: Task, store: Store) -> Path | None:
+    """Write the report of a run and return its path, or None where there is no such run.
+
+    Raises TrainerError where it cannot be written.
+    """
+    folder = recipe.folder() / task
+    document = assemble(folder, store)
+    if document is None:
+        return None
+    path = folder / FILE
+    write_json(path, document)
+    return path
+
+
+def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
+    """Return the report of the run in a folder, or None if it has not been started."""
+    start, epochs = read_log(folder / "log.jsonl")
+    if start is None:
+        return None
+    newest = checkpoint.latest(folder)
+    kept = {checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)}
+    last = checkpoint.read_document(newest) if newest else None
+    done = last["epoch"] if last else 0
+    tables = {name: table["fingerprint"] for name, table in start["tables"].items()}
+    return {
+        "format": FORMAT,
+        "recipe": start["recipe"],
+        "task": start["task"],
+        "state": "finished" if done == start["epochs"] else f"{done} of {start['epochs']} epochs",
+        "result": last
+        and newest
+        and {
+            "file": newest.name,
+            "sha256": sha256_file(newest),
+            "weights": last["weights"],
+            "epoch": done,
+            "chosen": "the last epoch; no label chose it",
+        },
+        "reads_labels": start.get("reads_labels"),
+        "departures": start.get("departures"),
+        "seed": start["seed"],
+        "epochs": start["epochs"],
+        "frames": {**start["identity"]["frames"], "left_out": start.get("left_out", {})},
+        "config": start["config"],
+        "written": start.get("written", {}),
+        "initial": start.get("initial"),
+        "teacher": start.get("teacher"),
+        "tables": with_upstream(store, tables, start["tables"]),
+        "ontology": {**start["ontology"], "labels": start["identity"]["ontology"], "classes": start["class_names"]},
+        "versions": start["versions"],
+        "commit": start["commit"],
+        "device": start["device"],
+        "hardware": start.get("hardware"),
+        "curves": epochs,
+        "evaluations": read_evaluations(folder, start, {checkpoint.read_document(path)["weights"] for path in kept}),
+    }
+
+
+def read_log(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return the newest start of a run and the numbers of its epochs; of an epoch run twice those of the last time."""
+    start: dict[str, Any] | None = None
+    epochs: dict[int, dict[str, Any]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None, []
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off when the writer was killed; the next run wrote it anew
+            continue
+        kind = line.pop("event", None)
+        if kind == "start":
+            start = line
+        elif kind == "epoch":
+            epochs[line["epoch"]] = line
+    return start, [epochs[number] for number in sorted(epochs)]
+
+
+def with_upstream(store: Store, used: Mapping[str, str], shards: Mapping[str, Any]) -> dict[str, Any]:
+    """Return identity and making of the tables by name, and of all that they were made from."""
+    found: dict[str, Any] = {}
+    waiting = dict(used)
+    while waiting:
+        stage, fingerprint = waiting.popitem()
+        if stage in found:
+            continue
+        manifest = store.read_manifest(stage, fingerprint)
+        identity = dict(manifest.identity) if manifest else {}
+        made = manifest.made if manifest else {}
+        entry: dict[str, Any] = {"fingerprint": fingerprint, "settings": identity.get("settings")}
+        entry |= {
+            "version": identity.get("version"),
+            "commit": made.get("git_commit"),
+            "packages": made.get("packages"),
+        }
+        if stage in shards:
+            entry["shards"] = {"number": len(shards[stage]["shards"]), "digest": digest(shards[stage]["shards"])}
+        found[stage] = entry
+        waiting |= {name: need for name, need in identity.get("needs", {}).items() if name not in found}
+    return dict(sorted(found.items()))
+
+
+def read_evaluations(folder: Path, start: Mapping[str, Any], weights: set[str]) -> dict[str, Any]:
+    """Return the evaluations of a run's weights, and with those of a distillation the ones of its pseudo-labels."""
+    found = {}
+    for path in sorted(folder.parent.glob("evaluate*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        of = document.get("of")
+        target = start["tables"].get("target", {}).get("fingerprint")
+        of_target = start["task"] == "distill" and target in document.get("tables", {}).values()
+        if document.get("weights") in weights if of == "prediction" else of_target:
+            found[path.stem] = judged(document, start)
+    return found
+
+
+def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation with what the paper got, how it was tested, and what its labels were used for."""
+    config, task, split = start["config"], start["task"], document["split"]
+    dataset, version = config["data"]["dataset"], config["data"]["version"]
+    refine = document.get("refine", {}).get("name")
+    result = dict(document)
+    n_paper = protocol.VALIDATION_FRAMES.get(dataset)
+    result["departures"] = differences(
+        {"evaluate.split": "val", "evaluate.frames": n_paper},
+        {"evaluate.split": split, "evaluate.frames": document["frames"]},
+    )
+    result["test_time"] = {
+        "views": 1,
+        "augmentation": "none",
+        "class_0": "never predicted",
+        "points": "every point takes the class of its voxel",
+        "absent_class": document["absent"],
+        "refine": refine or "none",
+    }
+    result["labels"] = f"read to score split {split}; they chose nothing"
+    if document["of"] != "prediction":
+        return result
+    if document.get("epoch") != start["epochs"]:
+        result["labels"] = (
+            f"read to score epoch {document.get('epoch')} of {start['epochs']}, which is not the result; choosing an "
+            "epoch by this score would be a use of labels"
+        )
+    teacher = protocol.teacher_name(start.get("teacher"))
+    started_from = protocol.start_of(start.get("initial"))
+    paper = protocol.expected(task, dataset, version, started_from, teacher, refine is not None)
+    obtained = document["scores"]["all"]["mean_iou"]
+    if paper is not None and obtained is not None:
+        result["expected"] = {
+            "mean_iou_percent": paper.mean_iou_percent,
+            "obtained_percent": round(100 * obtained, 2),
+            "difference": round(100 * obtained - paper.mean_iou_percent, 2),
+            "row": paper.row,
+            "source": paper.source,
+        }
+    return result
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document that is there whole or not at all; raises TrainerError where that is not possible."""
+    scratch = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+# -- two runs side by side ---------------------------------------------------------------------------------------------
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a report, by its path or by that of the run's folder; raises TrainerError if there is none."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if document.get("format") != FORMAT or "task" not in document:
+            raise ValueError(f"it is not of format {FORMAT}")
+    except FileNotFoundError:
+        raise TrainerError(
+            f"{file}: there is no such report; name the folder of a run, say runs/city/distill"
+        ) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainerError(f"{file} is no report of a run: {error}") from None
+    return document
+
+
+def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what differs between two runs, `path: one -> other`, under headings; empty if nothing does.
+
+    Times and speeds are left out: they differ always.
+    """
+    groups = {
+        "run": ("recipe", "task", "state", "seed", "reads_labels"),
+        "settings": ("settings",),
+        "weights": ("weights", "initial", "teacher"),
+        "data": ("frames", "ontology", "tables"),
+        "versions": ("versions", "commit", "device", "hardware"),
+    }
+    runs = [
+        {
+            **document,
+            "settings": {**document.get("written", {}), **document["config"]},
+            "weights": (document.get("result") or {}).get("weights"),
+        }
+        for document in (one, other)
+    ]
+    found = {
+        heading: differences(*({name: run.get(name) for name in names} for run in runs))
+        for heading, names in groups.items()
+    }
+    found["curves"] = curve_differences(one.get("curves", ()), other.get("curves", ()))
+    found["results"] = differences(results_of(one), results_of(other))
+    return {heading: lines for heading, lines in found.items() if lines}
+
+
+def curve_differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return where two training curves part, and where they end."""
+    timing = ("time", "seconds", "frames_per_second", "data_wait_share")
+    a, b = ([{k: v for k, v in epoch.items() if k not in timing} for epoch in some] for some in (one, other))
+    lines = []
+    apart = next((number for number, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), None)
+    if apart is not None:
+        lines += [f"first apart in epoch {a[apart].get('epoch')}: {line}" for line in differences(a[apart], b[apart])]
+    if len(a) != len(b):
+        lines.append(f"epochs: {len(a)} -> {len(b)}")
+    if a and b and a[-1].get("total") != b[-1].get("total"):
+        lines.append(f"loss at the end: {a[-1].get('total')} -> {b[-1].get('total')}")
+    return lines
+
+
+def results_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of a run in %, by evaluation, part of the points, and class."""
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None else round(100 * value, 2)
+
+    return {
+        name: {
+            part: {"mIoU": percent(scores["mean_iou"]), "points": scores["points"]}
+            | {cls: percent(iou) for cls, iou in zip(evaluation["classes"], scores["iou"], strict=True)}
+            for part, scores in evaluation["scores"].items()
+        }
+        | {"split": evaluation["split"], "test_time": evaluation.get("test_time")}
+        for name, evaluation in document.get("evaluations", {}).items()
+    }
