@@ -1,8 +1,9 @@
 """Checkpoints: what a network has learnt and all that it takes to go on, as one safetensors file; no pickles.
 
-Tensors are named `model.<name>`, `momentum.<name>` (the optimiser's) and `random.<source>` (states of the random
-generators). Under the key `checkpoint` the header holds one JSON document: task, epoch, step, the recipe's sections,
-identities and shards of the tables that were seen, the class dictionary, versions, seed, and a digest of the weights.
+Tensors are named `model.<name>`, `optimiser.<what>.<name>` (what it keeps of every weight, such as `momentum_buffer`)
+and `random.<source>` (states of the random generators). Under the key `checkpoint` the header holds one JSON document:
+task, epoch, step, the recipe's sections, identities and shards of the tables that were seen, the class dictionary,
+versions, seed, and a digest of the weights.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, docum
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     for name, parameter in network.named_parameters():
-        momentum = optimiser.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum.detach().cpu().contiguous()
+        for what, value in optimiser.state[parameter].items():
+            if value is not None:
+                tensors[f"optimiser.{what}.{name}"] = value.detach().cpu().contiguous()
     tensors |= {f"random.{source}": state for source, state in random_states().items()}
     write(path, tensors, document)
 
@@ -175,10 +176,11 @@ def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.O
     Raises TrainerError if the checkpoint is of another network.
     """
     load_weights(checkpoint, network)
-    momenta = part(checkpoint.tensors, "momentum.")
-    for name, parameter in network.named_parameters():
-        if name in momenta:
-            optimiser.state[parameter]["momentum_buffer"] = momenta[name].to(parameter.device)
+    parameters = dict(network.named_parameters())
+    for key, value in part(checkpoint.tensors, "optimiser.").items():
+        what, _, name = key.partition(".")
+        counts = what == "step"  # AdamW counts on the CPU, wherever the weights are
+        optimiser.state[parameters[name]][what] = value if counts else value.to(parameters[name].device)
     set_random_states(part(checkpoint.tensors, "random."))
 
 

@@ -26,7 +26,7 @@ from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
 from trainer import checkpoint, data, official, protocol, record
-from trainer.config import Recipe, Task, TrainerError
+from trainer.config import Recipe, SgdConfig, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
 from trainer.minkunet import build_network, freeze_trunk, parameter_groups
 from trainer.objective import Objective, Terms
@@ -273,12 +273,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
     ).to(device)
     if objective.frozen_trunk:
         freeze_trunk(network)
-    optimiser = torch.optim.SGD(
-        parameter_groups(network, objective.lr_trunk, objective.lr_head),
-        momentum=settings.momentum,
-        dampening=settings.dampening,
-        weight_decay=settings.weight_decay,
-    )
+    optimiser = build_optimiser(parameter_groups(network, objective.lr_trunk, objective.lr_head), settings)
     full_rates = [group["lr"] for group in optimiser.param_groups]
     done = step = 0
     if earlier is not None:
@@ -353,6 +348,15 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
 def cosine(epoch: int, n_epochs: int) -> float:
     """Return the share of the full rate in epoch 0, 1, ...: from 1 down towards 0, (1 + cos(pi e / E)) / 2."""
     return (1 + math.cos(math.pi * epoch / n_epochs)) / 2
+
+
+def build_optimiser(groups: list[dict[str, Any]], settings: SgdConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of an objective over groups of parameters, each with a rate of its own."""
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups, momentum=settings.momentum, dampening=settings.dampening, weight_decay=settings.weight_decay
+    )
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

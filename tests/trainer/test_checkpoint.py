@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,23 @@ def step(network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     optimiser.step()
 
 
-def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+def adamw(network: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(network.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("make_optimiser", [sgd, adamw])
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(
+    tmp_path: Path, make_optimiser: Callable[[nn.Module], torch.optim.Optimizer]
+) -> None:
     network, path = Tiny(), tmp_path / "epoch-0001.safetensors"
-    optimiser = sgd(network)
+    optimiser = make_optimiser(network)
     step(network, optimiser)
     checkpoint.save(path, network, optimiser, DOCUMENT)
     step(network, optimiser)  # draws from torch's random state
     drawn = (np.random.rand(), random.random(), random.gauss(0, 1))
 
     again = Tiny()
-    optimiser_again = sgd(again)
+    optimiser_again = make_optimiser(again)
     checkpoint.restore(checkpoint.load(path), again, optimiser_again)
     step(again, optimiser_again)
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values()))  # noqa: B905

@@ -190,12 +190,13 @@ def interrupted_after_one_epoch(
     return caught.value
 
 
-@pytest.mark.parametrize("task", ["pretrain", "distill"])
+@pytest.mark.parametrize(("task", "optimiser"), [("pretrain", "sgd"), ("distill", "sgd"), ("distill", "adamw")])
 def test_one_epoch_and_one_resumed_equal_two_bit_for_bit(
-    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any, optimiser: str
 ) -> None:
-    whole = train(fleet.recipe(f"run.runs={tmp_path}/whole"), task, console)
-    recipe = fleet.recipe(f"run.runs={tmp_path}/parts")
+    chosen = f"{task}.optimiser={optimiser}"
+    whole = train(fleet.recipe(f"run.runs={tmp_path}/whole", chosen), task, console)
+    recipe = fleet.recipe(f"run.runs={tmp_path}/parts", chosen)
     stopped = interrupted_after_one_epoch(recipe, task, console, monkeypatch)
     assert "1 of 2 epochs are finished and kept" in str(stopped)
     torch.rand(5)  # whatever happens in between
