@@ -97,7 +97,7 @@ class CityConfig:
 
 SIZES: dict[str, CityConfig] = {
     "tiny": CityConfig(train_scenes=2, val_scenes=1, keyframes=2, image_width_px=400, image_height_px=225),
-    "demo": CityConfig(train_scenes=8, val_scenes=2, keyframes=5),
+    "demo": CityConfig(train_scenes=16, val_scenes=4, keyframes=3),
     "bench": CityConfig(train_scenes=40, val_scenes=10, keyframes=8),
 }
 """`tiny` for tests, `demo` for a first look on a laptop, `bench` to measure with."""
