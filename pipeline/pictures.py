@@ -265,6 +265,37 @@ def save_curves(
         figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
+def save_confusion(path: Path, matrix: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Write a confusion matrix as an SVG: of each true class (row) the share of its points that got each answer, in %.
+
+    `matrix` (n + 1, n + 1) counts points, rows are true classes, columns answers, 0 is no class; `names` are those of
+    all n + 1 classes. Points without a true class are left out, and so is a column or row without points.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows, columns = np.flatnonzero(matrix.sum(axis=1)), np.flatnonzero(matrix[1:].sum(axis=0))
+    rows = rows[rows > 0]
+    counts = matrix[np.ix_(rows, columns)]
+    shares = 100 * counts / np.maximum(matrix[rows].sum(axis=1, keepdims=True), 1)
+    side = 1.6 + 0.42 * max(len(rows), len(columns), 4)
+    with matplotlib.rc_context({"svg.hashsalt": "", "text.color": QUIET, "axes.labelcolor": QUIET}):
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axis = figure.add_subplot()
+        axis.pcolormesh(shares, cmap="Blues", vmin=0, vmax=100, edgecolors=QUIET, linewidth=0.3)
+        for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
+            share = shares[row, column]
+            colour = "white" if share > 55 else "#1c2128"
+            axis.text(column + 0.5, row + 0.5, f"{share:.0f}", color=colour, fontsize=8, ha="center", va="center")
+        labels = ["no answer" if index == 0 else names[index] for index in columns]
+        axis.set_xticks(np.arange(len(columns)) + 0.5, labels, rotation=60, ha="right", parse_math=False)
+        axis.set_yticks(np.arange(len(rows)) + 0.5, [names[index] for index in rows], parse_math=False)
+        axis.set(xlabel="answer", ylabel="truth", aspect="equal", ylim=(len(rows), 0))
+        axis.tick_params(colors=QUIET, length=0, labelsize=9)
+        axis.spines[:].set_visible(False)
+        figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+
+
 def classes_in(rows: Mapping[str, Row]) -> list[int]:
     """Return the classes that points of a frame bear in any table, ascending, 0 left out."""
     present: set[int] = set()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifests.config import ConfigError, listing
 from manifests.fingerprint import differences, plain
@@ -26,6 +27,7 @@ from pipeline.pictures import (
     changes,
     classes_in,
     panels,
+    save_confusion,
     save_curves,
     save_image,
     save_panel,
@@ -85,7 +87,7 @@ class Evaluation:
 
     `of` is "prediction" or "pseudo"; `before` are the scores before a refinement, empty where there was none, and
     `changed` counts the labels that it changed. `about` says of what they are, `stale` which tables are no longer those
-    of the recipe.
+    of the recipe. `confusion` counts points by truth (rows) and answer, class 0 first; None where it was not written.
     """
 
     of: str
@@ -95,16 +97,18 @@ class Evaluation:
     stale: tuple[str, ...]
     before: Mapping[str, Scores]
     changed: Mapping[str, int]
+    confusion: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training run: what was started, its curves, and facts in words."""
+    """One training run: what was started, its curves, facts in words, and its own report as the trainer wrote it."""
 
     task: str
     curves: tuple[Picture, ...]
     facts: Mapping[str, str]
     document: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,11 @@ def write_report(
             has=set(browser.tables),
             evaluations=[item for item in evaluations if not item.before],
             refined=[item for item in evaluations if item.before],
+            confusions=[
+                confusion_picture(item, scratch, number, recipe.ontology)
+                for number, item in enumerate(evaluations)
+                if item.confusion is not None and item.confusion[1:].any()
+            ],
             trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
             identities=identities,
         )
@@ -330,11 +339,18 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     about = f"{document['frames']} frames of split “{document['split']}”"
     if document.get("checkpoint"):
         about += f", {document['checkpoint']} (epoch {document['epoch']})"
+    result = read_record(path.parent / str(document.get("student", "distill"))).get("result") or {}
+    of_newest = result.get("weights") is not None and result["weights"] == document.get("weights")
     stale = [
         name
         for name, fingerprint in document["tables"].items()
-        if name not in browser.tables or browser.tables[name].fingerprint != fingerprint
+        if (name not in browser.tables or browser.tables[name].fingerprint != fingerprint)
+        and not (name == "predict" and of_newest)  # another student has predicted since
     ]
+    counts = document.get("confusion", {}).get("all")
+    confusion = np.array(counts, np.int64) if counts is not None else None
+    if confusion is not None and confusion.shape != (len(ontology.classes),) * 2:
+        raise ValueError(f"its confusion matrix has the shape {confusion.shape}")
     return Evaluation(
         of=document["of"],
         title=kind if path.stem == "-".join(words) else f"{kind} ({path.stem.removeprefix('evaluate-')})",
@@ -343,7 +359,18 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         stale=tuple(stale),
         before=before,
         changed={name: int(number) for name, number in refinement.get("changed", {}).items()},
+        confusion=confusion,
     )
+
+
+def confusion_picture(item: Evaluation, folder: Path, number: int, ontology: Ontology) -> Picture:
+    """Draw the confusion matrix of an evaluation into the folder's pictures."""
+    assert item.confusion is not None
+    file = f"{PICTURES}/confusion-{number}.svg"
+    save_confusion(folder / file, item.confusion, ontology.class_names)
+    n_points = int(item.confusion[1:].sum())
+    about = f"of each true class (row) the share of its points that got each answer, in %; {n_points:,} points"
+    return Picture(file, item.title, about, f"Confusion matrix, {item.title}: {about}")
 
 
 def scores_of(part: Mapping[str, Any]) -> Scores:
@@ -398,7 +425,53 @@ def training(path: Path, folder: Path, number: int) -> Training:
             save_curves(folder / file, values, what, single)
             last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in values.items())
             curves.append(Picture(file, what, last, f"{what} of {task} by step; at the end: {last}"))
-    return Training(task, tuple(curves), facts(start, epochs), indented(start))
+    record = read_record(path.parent)
+    try:
+        found = facts(start, epochs) | record_facts(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = facts(start, epochs) | {"report of the run": f"cannot be read: {type(error).__name__} {error}"}
+    return Training(task, tuple(curves), found, indented(start), indented(record) if record else "")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return the report that the trainer wrote of a run, by the run's folder; empty if there is none to be read."""
+    try:
+        document = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def record_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the report of a run says first: labels, departures from the paper, scores beside the paper's."""
+    if not record:
+        return {}
+    departures = record.get("departures")
+    found = {"true labels": "took part" if record.get("reads_labels") else "took no part"}
+    found["not as in the paper"] = (
+        "the paper has no such run" if departures is None else "; ".join(map(str, departures)) or "nothing"
+    )
+    result, hardware = record.get("result"), record.get("hardware")
+    if result:
+        found["result"] = f"weights {result['weights']}, {result['chosen']}"
+    for name, item in record.get("evaluations", {}).items():
+        obtained = item["scores"]["all"]["mean_iou"]
+        text = "no score" if obtained is None else f"mIoU {100 * obtained:.2f} %"
+        if "expected" in item:
+            paper = item["expected"]
+            text += f"; the paper has {paper['mean_iou_percent']:.2f} % ({paper['row']}; {paper['source']})"
+        differs = [*(departures or ()), *item.get("departures", ())]
+        text += (
+            f"; not comparable as it stands: {len(differs)} settings differ" if "expected" in item and differs else ""
+        )
+        found[name] = f"{text}. Labels were {item['labels']}" if "labels" in item else text
+    if hardware:
+        gpus = ", ".join(gpu["name"] for gpu in hardware["gpus"]) or "no GPU"
+        found["hardware"] = (
+            f"{hardware['processor']}, {hardware['usable_cores']} cores, {hardware['threads']} threads, "
+            f"{hardware['memory_bytes'] / 2**30:.0f} GiB, {gpus}"
+        )
+    return found
 
 
 def is_rate(name: str) -> bool:

@@ -25,11 +25,12 @@ from pipeline.browse import Browser
 from pipeline.frame import FrameError
 from pipeline.pools import make_pool
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import write_report
+from pipeline.report import ShownFrame, write_report
 from pipeline.runner import Runner
 from pipeline.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
 
+NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())
 HOSTILE = "no-<script>alert('x')</script>\"><img src=x onerror=y>"
 
 
@@ -179,6 +180,41 @@ def test_what_flat_interaction_did_is_shown_by_class_and_from_above(folder: Path
         assert f"Changed by flat interaction: {what}" in page.text
     assert "points that had no label got one" in page.text and "made right" in page.text
     assert len(page.alts) == 6 + 4 + 2 + 2
+
+
+def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in(folder)
+    n_classes = len(recipe.ontology.classes)
+    counts = np.zeros((n_classes, n_classes), int)
+    counts[4, 4], counts[4, 10], counts[0, 1] = 3, 1, 50  # of four points of cars, one was taken for a truck
+    add_runs(recipe, confusion={"all": counts.tolist()})
+    paper = {"mean_iou_percent": 47.42, "row": "SAN", "source": "README"}
+    scored = {"scores": {"all": {"mean_iou": 0.25}}, "labels": "read to score split val", "expected": paper}
+    record = {"reads_labels": False, "departures": ["distill.epochs: 5 -> 2"], "evaluations": {"evaluate": scored}}
+    record["result"] = {"weights": "feed", "chosen": "the last epoch; no label chose it"}
+    record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
+    run = Path(recipe.run.runs) / recipe.name / "distill" / "run.json"
+    run.write_text(json.dumps(record))
+    monkeypatch.setattr("pipeline.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
+    page = Page(write_report(recipe, folder / "out", 1))
+    for text in (
+        "true labels took no part",
+        "distill.epochs: 5 -> 2",
+        "mIoU 25.00 %; the paper has 47.42 % (SAN; README)",
+        "1 settings differ",
+        "the last epoch; no label chose it",
+        "CPU, 2 cores, 1 threads, 16 GiB, no GPU",
+        "The report of the run",
+        "4 points",
+    ):
+        assert text in page.text, text
+    drawn = (folder / "out" / "pictures" / "confusion-0.svg").read_text()
+    assert "<!-- car -->" in drawn and "<!-- truck -->" in drawn and "<!-- 75 -->" in drawn and "<!-- 25 -->" in drawn
+    assert "<!-- bus -->" not in drawn, "no point of it, and none taken for it"
+    run.write_text("[1]")
+    assert "The report of the run" not in Page(write_report(recipe, folder / "out", 1)).text
 
 
 def test_what_is_absent_is_said(folder: Path) -> None:
