@@ -27,7 +27,7 @@ DOORS = {
     "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
     "open_clip": re.compile(r"pipeline/teachers/\w+\.py"),
     "timm": re.compile(r"pipeline/teachers/\w+\.py"),
-    "transformers": re.compile(r"pipeline/teachers/\w+\.py"),
+    "transformers": re.compile(r"pipeline/teachers/pretrained\.py"),
     "torchvision": re.compile(r"pipeline/teachers/\w+\.py"),
     "open3d": re.compile(r"superpixels/ground\.py|pipeline/viewer\.py|pipeline/city/\w+\.py"),
     "rerun": re.compile(r"pipeline/viewer\.py"),

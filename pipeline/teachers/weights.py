@@ -148,6 +148,19 @@ def hub_file(repository: str, name: str, revision: str, setting: str) -> Path:
         ) from None
 
 
+def hub_folder(repository: str, revision: str, patterns: Iterable[str], setting: str) -> Path:
+    """Return a folder with the files of a Hugging Face repository at a commit that a pattern names; like `hub_file`."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # whatever the network, the hub or the disk may raise
+        raise ConfigError(
+            f"{setting}: files of {repository} could not be fetched ({first_line(error)}). Download them once on a "
+            "machine with network access and give the file's path and sha256, or copy the cache of huggingface_hub"
+        ) from None
+
+
 def read_tensors(path: Path, setting: str = "teacher.weights") -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by name, on the CPU, as they were saved.
 
