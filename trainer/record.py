@@ -12,7 +12,7 @@ import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -285,29 +285,32 @@ def read_record(path: Path) -> dict[str, Any]:
 def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return what differs between two runs, `path: one -> other`, under headings; empty if nothing does.
 
-    Times and speeds are left out: they differ always.
+    Times and speeds are left out: they differ always. Runs of two tasks are compared in what their sections share the
+    names of, as `training`.
     """
     groups = {
         "run": ("recipe", "task", "state", "seed", "reads_labels"),
         "settings": ("settings",),
-        "weights": ("weights", "initial", "teacher"),
+        "weights": ("started_from", "weights", "teacher"),
         "data": ("frames", "ontology", "tables"),
         "versions": ("versions", "commit", "device", "hardware"),
     }
-    runs = [
-        {
-            **document,
-            "settings": {**document.get("written", {}), **document["config"]},
-            "weights": (document.get("result") or {}).get("weights"),
-        }
-        for document in (one, other)
-    ]
-    found = {
-        heading: differences(*({name: run.get(name) for name in names} for run in runs))
-        for heading, names in groups.items()
-    }
+    runs = []
+    for document in (one, other):
+        settings = {**document.get("written", {}), **document["config"]}
+        if one["task"] != other["task"]:
+            settings = {name: values for name, values in settings.items() if name not in get_args(Task)}
+            settings["training"] = document["config"][document["task"]]
+        initial = document.get("initial") or {}
+        start = {name: initial.get(name) for name in ("task", "recipe", "epoch", "weights")}
+        weights = (document.get("result") or {}).get("weights")
+        runs.append({**document, "settings": settings, "started_from": start, "weights": weights})
+    found = {}
+    for heading, names in groups.items():
+        lines = differences(*({name: run.get(name) for name in names} for run in runs))
+        found[heading] = [line.removeprefix("settings.") for line in lines]
     found["curves"] = curve_differences(one.get("curves", ()), other.get("curves", ()))
-    found["results"] = differences(results_of(one), results_of(other))
+    found["results"] = result_differences(one, other)
     return {heading: lines for heading, lines in found.items() if lines}
 
 
@@ -326,18 +329,41 @@ def curve_differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[
     return lines
 
 
-def results_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores of a run in %, by evaluation, part of the points, and class."""
+def result_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return which scores of two runs differ, in %, and by how much; mIoU first, all points before parts of them."""
+    a, b = results_of(one), results_of(other)
+    lines = []
+    for name in [*a, *(name for name in b if name not in a)]:
+        if name not in a or name not in b:
+            lines.append(
+                f"{name}: {'scored' if name in a else 'not scored'} -> {'scored' if name in b else 'not scored'}"
+            )
+            continue
+        for what in [*a[name], *(what for what in b[name] if what not in a[name])]:
+            before, after = a[name].get(what), b[name].get(what)
+            if before == after:
+                continue
+            change = ""
+            if isinstance(before, float) and isinstance(after, float):
+                change = f" ({after - before:+.2f})"
+            lines.append(f"{name}, {what}: {before} -> {after}{change}")
+    return lines
+
+
+def results_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of a run in %, by what was scored and then by what they are of, `car of seen points`."""
 
     def percent(value: float | None) -> float | None:
         return None if value is None else round(100 * value, 2)
 
-    return {
-        name: {
-            part: {"mIoU": percent(scores["mean_iou"]), "points": scores["points"]}
-            | {cls: percent(iou) for cls, iou in zip(evaluation["classes"], scores["iou"], strict=True)}
-            for part, scores in evaluation["scores"].items()
-        }
-        | {"split": evaluation["split"], "test_time": evaluation.get("test_time")}
-        for name, evaluation in document.get("evaluations", {}).items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for evaluation in document.get("evaluations", {}).values():
+        refine = evaluation.get("refine", {}).get("name")
+        rows: dict[str, Any] = {"split": evaluation["split"], "test time": evaluation.get("test_time")}
+        for part, scores in evaluation["scores"].items():
+            rows[f"mIoU of {part} points"] = percent(scores["mean_iou"])
+            for name, iou in zip(evaluation["classes"], scores["iou"], strict=True):
+                rows[f"{name} of {part} points"] = percent(iou)
+            rows[f"number of {part} points"] = scores["points"]
+        found[evaluation["of"] + (f" + {refine}" if refine else "")] = rows
+    return found

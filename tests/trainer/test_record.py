@@ -134,7 +134,7 @@ def test_two_runs_of_the_same_do_not_differ(fleet: Any, console: Console) -> Non
     found = compare(report(fleet, "distill", "one"), report(fleet, "distill", "two"))
     assert found.keys() == {"settings"}
     (line,) = found["settings"]
-    assert line.startswith("settings.run.runs: ")
+    assert line.startswith("run.runs: ")
 
 
 def test_diff_says_what_was_set_otherwise_and_what_it_came_to(fleet: Any, console: Console) -> None:
@@ -146,11 +146,32 @@ def test_diff_says_what_was_set_otherwise_and_what_it_came_to(fleet: Any, consol
     folders = [str(fleet.folder / runs / "street/distill") for runs in ("one", "two")]
     shown = CliRunner().invoke(app, ["diff", *folders])
     assert shown.exit_code == 0, shown.output
-    assert "  settings.distill.lr_head: 0.2 -> 0.3" in shown.output
+    assert "  distill.lr_head: 0.2 -> 0.3" in shown.output
     assert "first apart in epoch 1: lr_head: 0.2 -> 0.3" in shown.output
-    assert "evaluate.all.mIoU: " in shown.output and "evaluate.unseen.car: " in shown.output
+    assert "prediction, mIoU of all points: " in shown.output and "prediction, car of unseen points: " in shown.output
     assert "weights:" in shown.output and "data:" not in shown.output
     assert CliRunner().invoke(app, ["diff", folders[0], folders[0]]).output == "the runs do not differ\n"
+
+
+def test_runs_of_two_tasks_are_compared_in_what_they_share(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("distill.epochs=1"), "distill", console)
+    train(fleet.recipe("supervised.epochs=1", "supervised.batch_size=2"), "supervised", console)
+    found = compare(report(fleet, "distill"), report(fleet, "supervised"))
+    assert {"training.batch_size: 3 -> 2", "training.lr_head: 0.2 -> 2.0"} < set(found["settings"])
+    assert not any(line.startswith(("distill.", "supervised.")) for line in found["settings"])
+    assert "reads_labels: false -> true" in found["run"] and "results" not in found
+
+
+def test_what_differs_in_scores_is_a_line_each() -> None:
+    def run(name: str, iou: float | None) -> dict[str, Any]:
+        scores = {"all": {"mean_iou": iou, "points": 7, "iou": [0.5]}}
+        return {"evaluations": {name: {"of": "prediction", "split": "val", "classes": ["car"], "scores": scores}}}
+
+    assert record.result_differences(run("evaluate", 0.25), run("evaluate-probe", 0.375)) == [
+        "prediction, mIoU of all points: 25.0 -> 37.5 (+12.50)"
+    ]
+    assert record.result_differences(run("a", None), run("a", 0.5)) == ["prediction, mIoU of all points: None -> 50.0"]
+    assert record.result_differences(run("a", 0.5), {}) == ["prediction: scored -> not scored"]
 
 
 def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:
