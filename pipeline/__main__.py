@@ -63,7 +63,12 @@ def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None
 
 @app.command()
 def run(
-    target: Annotated[str, typer.Argument(help=f"pack (= {', '.join(PACKED)}) or one of: {', '.join(STAGES)}.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help=f"pack (= {', '.join(PACKED)}) or one of: {', '.join(STAGES)}; or several, as in pack,label."
+        ),
+    ],
     recipe: RecipeArgument,
     set_: SetOption = None,
     again: Annotated[bool, typer.Option("--again", help="Build the target's shards even if they exist.")] = False,
@@ -71,7 +76,7 @@ def run(
     """Build what is missing of a table and of all that it needs. Kill it at any time and start it again."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
-        targets = expand([target])
+        targets = expand(target.split(","))
         watcher = ProgressWatcher(loaded.run.progress and console.is_terminal)
         with watcher.progress, make_pool(loaded) as pool:
             failures = Runner(loaded).run(targets, pool, watcher, targets if again else ())

@@ -67,10 +67,11 @@ ResumeOption = Annotated[
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start over.")]
 OfOption = Annotated[
-    Of,
+    list[Of] | None,
     typer.Option(
-        help="prediction: the network's answers; pseudo: the pseudo-labels that it learns from; majority, tree: what "
-        "the most frequent class, or a decision tree on intensity, height and range, makes of the same pseudo-labels."
+        help="prediction (default): the network's answers; pseudo: the pseudo-labels that it learns from; majority, "
+        "tree: what the most frequent class, or a decision tree on intensity, height and range, makes of the same "
+        "pseudo-labels. May be repeated."
     ),
 ]
 
@@ -152,14 +153,15 @@ def submit(
 
 @app.command()
 def evaluate(
-    recipe: RecipeArgument, override: SetOption = None, of: OfOption = Of.prediction, refine: RefineOption = None
+    recipe: RecipeArgument, override: SetOption = None, of: OfOption = None, refine: RefineOption = None
 ) -> None:
     """Score predictions or pseudo-labels against the true labels of evaluate.split, seen and unseen points apart."""
     with reported() as console:
         loaded = load(recipe, [*(override or ()), *([f"evaluate.refine={refine}"] if refine else [])])
         from trainer.evaluate import evaluate as run
 
-        run(loaded, console, of.value)
+        for what in of or [Of.prediction]:
+            run(loaded, console, what.value)
 
 
 @app.command()

@@ -33,11 +33,12 @@ class Line:
 
 
 def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
-    """Return the evaluations of some recipes; what several of them share (equal scores) is listed once.
+    """Return the evaluations of some recipes, those that were refined before and after; equal ones are listed once.
 
     Raises TrainerError if there are none, if one cannot be read, or if they are not of the same points.
     """
     found: list[tuple[int, Line, Mapping[str, Any]]] = []
+    judged = set()
     for recipe in recipes:
         for path in sorted(recipe.folder().glob("evaluate*.json")):
             document = read(path)
@@ -45,19 +46,21 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
                 raise TrainerError(
                     f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
                 )
-            refine = document.get("refine", {}).get("name", "")
-            student = document.get("student", "distill")
-            title = NAMES[document["of"]] + (f", {student}" if student != "distill" else "")
-            title += f" + {refine.upper()}" if refine else ""
+            title = NAMES[document["of"]]
             if document["of"] == "prediction" and len(recipes) > 1:
                 title = f"{title} ({recipe.name})"
             rank = list(NAMES).index(document["of"])
-            if not any(scores_of(document) == scores_of(other) for _, _, other in found):
-                found.append((rank, line(title, document), document))
+            versions = {title: document["scores"]}
+            if "refine" in document:
+                refined = f"{title} + {document['refine']['name'].upper()}"
+                versions = {title: document["scores_before"], refined: document["scores"]}
+            for name, scores in versions.items():
+                if not any(rank == other[0] and scores == other[2] for other in found):
+                    found.append((rank, line(name, scores), scores))
+            judged.add((document["split"], document["frames"], document["scores"]["all"]["points"]))
     if not found:
         names = ", ".join(recipe.name for recipe in recipes)
         raise TrainerError(f"there are no scores of {names} yet; run: make predict evaluate RECIPE={recipes[0].name}")
-    judged = {(document["split"], document["frames"], document["scores"]["all"]["points"]) for *_, document in found}
     if len(judged) > 1:
         raise TrainerError(
             f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, so they "
@@ -77,14 +80,8 @@ def read(path: Path) -> dict[str, Any]:
         raise TrainerError(f"{path} is no evaluation that can be read ({error}); run make evaluate again") from None
 
 
-def scores_of(document: Mapping[str, Any]) -> Any:
-    """Return what makes two evaluations the same."""
-    return document["of"], document.get("refine"), document["scores"]
-
-
-def line(title: str, document: Mapping[str, Any]) -> Line:
-    """Return one evaluation as a line of the table."""
-    scores = document["scores"]
+def line(title: str, scores: Mapping[str, Any]) -> Line:
+    """Return the scores of one evaluation as a line of the table."""
     return Line(
         title,
         {part: scores[part]["mean_iou"] for part in PARTS if part in scores},

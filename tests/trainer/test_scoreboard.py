@@ -13,31 +13,35 @@ from trainer.config import TrainerError
 from trainer.scoreboard import Line, class_table, read_lines, summary_table
 
 
-def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> None:
+def scores(mean_iou: float) -> dict[str, Any]:
     part = {"mean_iou": mean_iou, "iou": [mean_iou, None, 1.0], "points": 9}
+    return {"all": part, "seen": part, "unseen": part}
+
+
+def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> None:
     document = {
         "of": of,
         "frames": 2,
         "classes": ["car", "road", "wall"],
         "split": "val",
-        "scores": {"all": part, "seen": part, "unseen": part},
+        "scores": scores(mean_iou),
         **changes,
     }
     recipe.folder().mkdir(parents=True, exist_ok=True)
     (recipe.folder() / name).write_text(json.dumps(document))
 
 
-def test_lines_stand_in_the_order_of_what_is_scored(fleet: Any) -> None:
+def test_lines_stand_in_the_order_of_what_is_scored_before_and_after_refinement(fleet: Any) -> None:
     recipe = fleet.recipe()
     put(recipe, "evaluate-tree.json", "tree", 0.2)
     put(recipe, "evaluate.json", "prediction", 0.4)
-    put(recipe, "evaluate-afi.json", "prediction", 0.45, refine={"name": "afi"})
+    put(recipe, "evaluate-afi.json", "prediction", 0.45, refine={"name": "afi"}, scores_before=scores(0.4))
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
     lines = read_lines([recipe])
     assert [(line.title, line.mean_iou["seen"]) for line in lines] == [
         ("pseudo-labels", 0.5),
-        ("student + AFI", 0.45),
         ("student", 0.4),
+        ("student + AFI", 0.45),
         ("tree on intensity, height, range", 0.2),
     ]
 
@@ -54,8 +58,8 @@ def test_recipes_share_the_scores_that_are_equal(fleet: Any, tmp_path: Any) -> N
 
 
 def test_tables_show_percent_and_a_dash_for_nothing() -> None:
-    scores = {"seen": 0.5, "unseen": None, "all": 0.25}
-    lines = [Line("student", scores, {"seen": [0.5, None], "unseen": [None, 0.125]})]
+    mean_iou = {"seen": 0.5, "unseen": None, "all": 0.25}
+    lines = [Line("student", mean_iou, {"seen": [0.5, None], "unseen": [None, 0.125]})]
     console = Console(width=120, record=True, file=StringIO())
     console.print(summary_table(lines), class_table(lines, ["car", "road"]))
     shown = console.export_text()
