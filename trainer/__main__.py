@@ -173,10 +173,11 @@ def scores(
     apart."""
     with reported() as console:
         loaded = [load(recipe, override) for recipe in recipes]
-        from trainer.scoreboard import class_table, read_lines, summary_table
+        from trainer.scoreboard import class_tables, read_lines, summary_table
 
         lines = read_lines(loaded)
-        console.print(class_table(lines, loaded[0].ontology.class_names[1:]))
+        for table in class_tables(lines, loaded[0].ontology.class_names[1:]):
+            console.print(table)
         console.print(summary_table(lines))
 
 

@@ -15,8 +15,8 @@ from trainer.config import Recipe, TrainerError
 NAMES = {
     "pseudo": "pseudo-labels",
     "prediction": "student",
-    "majority": "the most frequent class",
-    "tree": "tree on intensity, height, range",
+    "majority": "most frequent class",
+    "tree": "decision tree",
 }
 """What is scored, in the order of the table."""
 
@@ -90,31 +90,34 @@ def line(title: str, scores: Mapping[str, Any]) -> Line:
 
 
 def summary_table(lines: Sequence[Line]) -> Table:
-    """Return mIoU in percent, a row per evaluation, a column per part of the points."""
+    """Return mIoU in percent, a numbered row per evaluation, a column per part of the points."""
     table = Table(title="mIoU in %")
+    table.add_column("", justify="right")
     table.add_column("")
     for name in PARTS.values():
         table.add_column(f"{name} points", justify="right")
-    for item in lines:
-        table.add_row(item.title, *(cell(item.mean_iou.get(part)) for part in PARTS))
+    for number, item in enumerate(lines, start=1):
+        table.add_row(str(number), item.title, *(cell(item.mean_iou.get(part), 2) for part in PARTS))
     return table
 
 
-def class_table(lines: Sequence[Line], class_names: Sequence[str]) -> Table:
-    """Return IoU in percent on seen / unseen points, a row per class (class 1 first), a column per evaluation."""
-    table = Table(title="IoU in %, seen / unseen points")
-    table.add_column("class")
-    for item in lines:
-        table.add_column(item.title, justify="right", overflow="fold")
-    for index, name in enumerate(class_names):
-        cells = []
-        for item in lines:
-            parts = ("seen", "unseen") if "seen" in item.iou else ("all",)
-            cells.append(" / ".join(cell(item.iou[part][index], 1) for part in parts))
-        table.add_row(name, *cells)
-    return table
+def class_tables(lines: Sequence[Line], class_names: Sequence[str]) -> list[Table]:
+    """Return IoU in percent, a table per part of the points, a row per class (class 1 first), a column per evaluation.
+
+    Columns bear the numbers of `summary_table`: seven titles side by side would not fit a terminal.
+    """
+    tables = []
+    for part in ("seen", "unseen") if any("seen" in item.iou for item in lines) else ("all",):
+        table = Table(title=f"IoU in %, {PARTS[part]} points")
+        table.add_column("class", no_wrap=True)
+        for number, _ in enumerate(lines, start=1):
+            table.add_column(str(number), justify="right")
+        for index, name in enumerate(class_names):
+            table.add_row(name, *(cell(item.iou[part][index], 1) if part in item.iou else "-" for item in lines))
+        tables.append(table)
+    return tables
 
 
-def cell(value: float | None, digits: int = 2) -> str:
+def cell(value: float | None, digits: int) -> str:
     """Return a share in percent; a score of nothing is a dash."""
     return "-" if value is None else f"{100 * value:.{digits}f}"

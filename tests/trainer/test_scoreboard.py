@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from trainer.config import TrainerError
-from trainer.scoreboard import Line, class_table, read_lines, summary_table
+from trainer.scoreboard import Line, class_tables, read_lines, summary_table
 
 
 def scores(mean_iou: float) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def test_lines_stand_in_the_order_of_what_is_scored_before_and_after_refinement(
         ("pseudo-labels", 0.5),
         ("student", 0.4),
         ("student + AFI", 0.45),
-        ("tree on intensity, height, range", 0.2),
+        ("decision tree", 0.2),
     ]
 
 
@@ -61,10 +61,11 @@ def test_tables_show_percent_and_a_dash_for_nothing() -> None:
     mean_iou = {"seen": 0.5, "unseen": None, "all": 0.25}
     lines = [Line("student", mean_iou, {"seen": [0.5, None], "unseen": [None, 0.125]})]
     console = Console(width=120, record=True, file=StringIO())
-    console.print(summary_table(lines), class_table(lines, ["car", "road"]))
+    console.print(summary_table(lines), *class_tables(lines, ["car", "road"]))
     shown = console.export_text()
     assert "50.00" in shown and "25.00" in shown
-    assert "50.0 / -" in shown and "- / 12.5" in shown
+    assert "50.0" in shown and "12.5" in shown
+    assert "unseen points" in shown
 
 
 def test_what_cannot_be_compared_is_refused(fleet: Any) -> None:
