@@ -48,7 +48,8 @@ ORDER = {
         ("__main__",),
     ),
     "trainer": (
-        ("voxels", "augment", "losses", "metrics", "sparse"),
+        ("voxels", "augment", "losses", "metrics", "torch_engine"),
+        ("sparse",),
         ("data", "minkunet"),
         ("objective",),
         ("supervised",),

@@ -1,6 +1,6 @@
 """Command line of the trainer: `python -m trainer pretrain|distill|...|predict|submit|evaluate|scores RECIPE`.
 
-Nothing heavy is imported before the recipe is read: the sparse engine is bit-exact on the CPU only where
+Nothing heavy is imported before the recipe is read: MinkowskiEngine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
 """
 
@@ -210,10 +210,10 @@ def import_(
     with reported() as console:
         loaded = load(recipe, override)
         from trainer.official import import_official
-        from trainer.sparse import ENGINES
+        from trainer.sparse import open_engine
 
         path = out or loaded.folder() / "imported" / f"{file.stem}.safetensors"
-        imported = import_official(loaded, file, path, ENGINES["minkowski"]())
+        imported = import_official(loaded, file, path, open_engine(loaded.network.engine))
         console.print(f"import: {imported.taken.sentence()}\nimport: {imported.path}")
 
 
@@ -242,9 +242,15 @@ def run_training(task: Task, recipe: str, override: list[str] | None, resume: Re
 
 
 def load(recipe: str, override: list[str] | None) -> Recipe:
-    """Return the recipe; where it asks for determinism, the environment is set before torch is imported."""
-    if read_recipe(recipe, override or ()).section("run", RunConfig).deterministic:
-        os.environ["OMP_NUM_THREADS"] = "1"
+    """Return the recipe; where it asks for determinism, the environment is set before torch is imported.
+
+    The engine in plain PyTorch repeats itself with any number of threads: with it one that is set already stays.
+    """
+    file = read_recipe(recipe, override or ())
+    if file.section("run", RunConfig).deterministic:
+        if file.sections.get("network", {}).get("engine") != "torch":
+            os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks of deterministic sums on a GPU
     from trainer.config import load_recipe
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.sparse import Engine, SparseTensor
+from trainer.sparse import ENGINES, Engine, SparseTensor
 
 _N_LEVELS = 4  # strided stages down, and as many up
 
@@ -43,16 +43,22 @@ class NetworkConfig:
         configures the first (0.05; 0.02 for fine-tuning) and leaves the second at torch's 0.1.
     ``stem_kernel_size``
         Odd edge length of the first convolution, in voxels.
+    ``engine``
+        What computes sparse convolutions: "minkowski" (MinkowskiEngine) or "torch" (plain PyTorch, needs nothing else).
+        Weights fit both; their results differ in the last bits.
     """
 
     name: str = "minkunet34c"
     batch_norm_momentum: float = 0.05
     block_batch_norm_momentum: float = 0.1
     stem_kernel_size: int = 3
+    engine: str = "minkowski"
 
     def __post_init__(self) -> None:
         if self.name not in ARCHITECTURES:
             raise ValueError(f"network.name is {self.name!r}; expected one of {tuple(ARCHITECTURES)}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"network.engine is {self.engine!r}; expected one of {tuple(ENGINES)}")
         for name in ("batch_norm_momentum", "block_batch_norm_momentum"):
             momentum: float = getattr(self, name)
             if not 0 < momentum <= 1:

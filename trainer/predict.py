@@ -22,8 +22,8 @@ from manifests.schema import PREDICT, signature
 from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
 from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
-from trainer.minkunet import build_network
-from trainer.sparse import ENGINES
+from trainer.minkunet import NetworkConfig, build_network
+from trainer.sparse import open_engine
 from trainer.train import N_INPUTS, deterministic, pin, progress_bar, resolve_device
 from trainer.voxels import VoxelConfig
 
@@ -51,7 +51,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     """
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
-    engine = ENGINES["minkowski"]()
+    engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine)
     tables = data.Tables(store, ref, ["points"])
     scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
@@ -88,7 +88,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in shards}
     committed = store.shards("predict", fingerprint)
     missing = [shard for shard in shards if (shard, keys[shard]) not in committed]
-    with deterministic(recipe.run.deterministic, device), progress_bar(console, recipe.run.progress) as bar:
+    with deterministic(recipe.run.deterministic, device, engine), progress_bar(console, recipe.run.progress) as bar:
         shown = bar.add_task("predict", total=sum(tables.file("points", shard).rows for shard in missing))
         for shard, rows in predicted_shards(recipe, tables, missing, network, device):
             with store.writer("predict", fingerprint, shard, keys[shard], PREDICT) as writer:
@@ -137,6 +137,7 @@ def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any
                 "weights": weights,
                 "voxels": changed_values(replace(recipe.voxels, label=VoxelConfig.label)),  # needs no labels
                 "network": recipe.network.name,
+                **changed_values(NetworkConfig(engine=recipe.network.engine)),
             },
             "needs": {"points": points},
         }

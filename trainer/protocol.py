@@ -7,7 +7,7 @@ from the README of that implementation; rows "random" and "SLidR" of transfer ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manifests.fingerprint import differences, plain
@@ -120,7 +120,8 @@ def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, Any
 def settings_of(
     voxels: VoxelConfig, network: NetworkConfig, augment: AugmentConfig, task: Task, settings: SgdConfig
 ) -> dict[str, Any]:
-    """Return the sections that a task reads, as far as they are compared."""
+    """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
+    network = replace(network, engine=NetworkConfig.engine)
     own = {name: value for name, value in asdict(settings).items() if name not in NOT_COMPARED}
     sections = {"voxels": asdict(voxels), "network": asdict(network), "augment": asdict(augment), task: own}
     result: dict[str, Any] = plain(sections)

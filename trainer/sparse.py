@@ -1,11 +1,13 @@
 """The one door to sparse convolutions: what a network asks of an engine, and the engine on MinkowskiEngine.
 
-A second engine is a class with the methods of :class:`Engine` and a line in :data:`ENGINES`.
+Another engine is a class with the methods of :class:`Engine` and a line in :data:`ENGINES`; the one in plain PyTorch is
+:mod:`trainer.torch_engine`.
 """
 
 import collections
 import collections.abc
 import functools
+import importlib.util
 import os
 import sys
 import warnings
@@ -17,6 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from manifests.config import ConfigError
+from trainer.torch_engine import TorchEngine, check_coords, check_distinct
+
 
 class SparseTensor(Protocol):
     """Features on voxels at one tensor stride; only the engine knows where the voxels are."""
@@ -24,6 +29,11 @@ class SparseTensor(Protocol):
     @property
     def F(self) -> Tensor:
         """Features, one row per voxel, (v, c)."""
+        ...
+
+    @property
+    def C(self) -> Tensor:
+        """Places, int32 (v, 4), row by row: frame of the batch, then three cells, multiples of the tensor stride."""
         ...
 
 
@@ -71,6 +81,16 @@ class Engine(Protocol):
         """Whether this build of the engine can run on the GPU that torch sees."""
         ...
 
+    def require_deterministic(self) -> None:
+        """Check that equal inputs will give bit-equal features and gradients on the CPU, run after run.
+
+        Raises
+        ------
+        RuntimeError
+            They will not; the message says what to do.
+        """
+        ...
+
 
 class Minkowski:
     """MinkowskiEngine 0.5.4 behind :class:`Engine`."""
@@ -78,13 +98,9 @@ class Minkowski:
     name = "minkowski"
 
     def tensor(self, coords: Tensor, features: Tensor) -> SparseTensor:
-        if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
-            raise ValueError(
-                f"coords are {coords.dtype} {tuple(coords.shape)}; expected int32 (v, 4): frame, then three cells"
-            )
+        check_coords(coords)
         tensor: Any = _minkowski().SparseTensor(features=features, coordinates=coords)
-        if len(tensor.F) != len(features):
-            raise ValueError(f"{len(features)} voxels share {len(tensor.F)} places; voxels of a frame must be distinct")
+        check_distinct(len(features), len(tensor.F))
         return tensor  # type: ignore[no-any-return]
 
     def replace(self, tensor: SparseTensor, features: Tensor) -> SparseTensor:
@@ -123,29 +139,36 @@ class Minkowski:
         # A build without CUDA can stand beside a torch with CUDA.
         return torch.cuda.is_available() and bool(_minkowski().is_cuda_available())
 
+    def require_deterministic(self) -> None:
+        """MinkowskiEngine adds up in the order in which its threads finish, and reads their number when it is imported;
+        ``torch.set_num_threads(1)`` comes too late. One thread costs nothing: its CPU kernels gain almost nothing from
+        a second."""
+        threads = os.environ.get("OMP_NUM_THREADS")
+        if threads != "1":
+            loaded = "is already loaded" if "MinkowskiEngine" in sys.modules else "is about to be loaded"
+            raise RuntimeError(
+                f"OMP_NUM_THREADS is {threads!r} and MinkowskiEngine {loaded}: its sums would differ from run to run "
+                "in the last bits. Start the process with OMP_NUM_THREADS=1, or train without asking for determinism."
+            )
 
-ENGINES: dict[str, Callable[[], Engine]] = {"minkowski": Minkowski}
+
+ENGINES: dict[str, Callable[[], Engine]] = {"minkowski": Minkowski, "torch": TorchEngine}
 
 
-def require_deterministic() -> None:
-    """Check that equal inputs will give bit-equal features and gradients on the CPU.
-
-    MinkowskiEngine adds up in the order in which its threads finish, and reads their number when it is imported;
-    ``torch.set_num_threads(1)`` comes too late. One thread costs nothing: its CPU kernels gain almost nothing from a
-    second.
+def open_engine(name: str) -> Engine:
+    """The engine of that name, the value of ``network.engine`` in a recipe.
 
     Raises
     ------
-    RuntimeError
-        ``OMP_NUM_THREADS`` is not "1" in the environment.
+    ConfigError
+        It needs a package that is not installed.
     """
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads != "1":
-        loaded = "is already loaded" if "MinkowskiEngine" in sys.modules else "is about to be loaded"
-        raise RuntimeError(
-            f"OMP_NUM_THREADS is {threads!r} and MinkowskiEngine {loaded}: its sums would differ from run to run in "
-            "the last bits. Start the process with OMP_NUM_THREADS=1, or train without asking for determinism."
+    if name == "minkowski" and not _installed("MinkowskiEngine"):
+        raise ConfigError(
+            'network.engine is "minkowski", but MinkowskiEngine is not installed; set network.engine to "torch", which '
+            "needs PyTorch alone, or run: make setup"
         )
+    return ENGINES[name]()
 
 
 def check_engine(engine: Engine, device: torch.device | str = "cpu", tolerance: float = 1e-4) -> float:
@@ -216,6 +239,13 @@ def _dense_rows(grid: Tensor, side: int, features: Tensor, *kernels: Tensor) -> 
     convolved = nn.functional.conv3d(dense(features), same, padding=1).permute(0, 2, 3, 4, 1)[frame, x, y, z]
     strided = nn.functional.conv3d(dense(convolved), down, stride=2)
     return nn.functional.conv_transpose3d(strided, up, stride=2).permute(0, 2, 3, 4, 1)[frame, x, y, z]
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from trainer.config import Recipe, SgdConfig, Task, TrainerError
 from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
 from trainer.minkunet import build_network, freeze_trunk, parameter_groups
 from trainer.objective import Objective, Terms
-from trainer.sparse import ENGINES, Engine, check_engine, require_deterministic
+from trainer.sparse import Engine, check_engine, open_engine
 from trainer.supervised import finetuning, full_supervision, probing
 
 N_INPUTS = 1  # a voxel's only feature is its intensity
@@ -209,7 +209,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
     data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
-    engine = ENGINES["minkowski"]()
+    engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine)
     recipe = recipe.seen_by(task)
     objective = OBJECTIVES[task](recipe, store, ref, device)
@@ -223,7 +223,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
     teacher = record.teacher_of(store, ref, ancestor)
     run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial, ancestor, teacher)
 
-    with locked(folder) as lock, deterministic(recipe.run.deterministic, device):
+    with locked(folder) as lock, deterministic(recipe.run.deterministic, device, engine):
         earlier = earlier_run(store, run, resume, fresh)
         if earlier is not None and earlier.document["epoch"] == objective.settings.epochs:
             console.print(
@@ -406,14 +406,14 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
+def deterministic(wanted: bool, device: torch.device, engine: Engine) -> Iterator[None]:
     """Within the block, equal inputs give equal bits; on a GPU as far as torch and the sparse engine can."""
     if not wanted:
         yield
         return
     if device.type == "cpu":
         try:
-            require_deterministic()
+            engine.require_deterministic()
         except RuntimeError as error:
             raise ConfigError(f"run.deterministic = true: {error}") from None
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -106,6 +106,8 @@ def test_determinism_is_set_up_before_torch_is_loaded(fleet: Any, monkeypatch: p
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     load(str(fleet.recipe_path), ["run.deterministic=false"])
     assert os.environ["OMP_NUM_THREADS"] == "3"
+    load(str(fleet.recipe_path), ["network.engine=torch"])
+    assert os.environ["OMP_NUM_THREADS"] == "3"
     load(str(fleet.recipe_path), None)
     assert os.environ["OMP_NUM_THREADS"] == "1"
 

@@ -21,14 +21,14 @@ from trainer.minkunet import (
     parameter_groups,
     unit_rows,
 )
-from trainer.sparse import Engine, Minkowski
+from trainer.sparse import ENGINES, Engine
 
 SMALL = NetworkConfig("minkunet_small")
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Minkowski()
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param]()
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -173,9 +173,10 @@ def test_head_and_trunk_share_out_the_parameters_and_follow_a_cosine(engine: Eng
         {"block_batch_norm_momentum": float("nan")},
         {"stem_kernel_size": 4},
         {"stem_kernel_size": 1},
+        {"engine": "spconv"},
     ],
 )
-def test_config_values_out_of_range_are_named(fields: dict[str, float]) -> None:
+def test_config_values_out_of_range_are_named(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(ValueError, match=f"network.{name} is"):
         NetworkConfig(**fields)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.sparse import ENGINES, Engine, Minkowski, SparseTensor, check_engine, require_deterministic
+from trainer.sparse import ENGINES, Engine, Minkowski, SparseTensor, check_engine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -53,9 +53,9 @@ def _cells(*cells: tuple[int, int, int, int]) -> Tensor:
     return torch.tensor(cells, dtype=torch.int32)
 
 
-@pytest.fixture
-def engine() -> Engine:
-    return Minkowski()
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param]()
 
 
 def test_voxels_keep_the_order_they_are_given_in(engine: Engine) -> None:
@@ -100,19 +100,49 @@ def test_an_engine_is_usable_on_cuda_only_if_torch_is(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("threads", [None, "", "2"])
-def test_more_than_one_thread_is_no_determinism(monkeypatch: pytest.MonkeyPatch, threads: str | None) -> None:
+def test_more_than_one_thread_is_no_determinism_of_minkowskiengine(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     with pytest.raises(RuntimeError, match="Start the process with OMP_NUM_THREADS=1"):
-        require_deterministic()
+        Minkowski().require_deterministic()
 
 
-def test_one_thread_is_determinism(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_one_thread_is_determinism(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    require_deterministic()
+    ENGINES[name]().require_deterministic()
 
 
-def test_the_network_module_loads_without_minkowskiengine() -> None:
-    code = "import sys, trainer.minkunet, trainer.sparse; sys.exit('MinkowskiEngine' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+_WITHOUT_MINKOWSKIENGINE = """
+import sys
+import torch
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0].startswith("MinkowskiEngine"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from trainer.minkunet import NetworkConfig, build_network
+from trainer.sparse import check_engine, open_engine
+
+engine = open_engine("torch")
+check_engine(engine)
+network = build_network(NetworkConfig("minkunet_small", engine="torch"), 1, 4, engine)
+cells = torch.cartesian_prod(torch.arange(2), *[torch.arange(-5, 5)] * 3).int()
+network(cells, torch.ones(len(cells), 1)).square().mean().backward()
+try:
+    open_engine("minkowski")
+except Exception as error:
+    print(error)
+"""
+
+
+def test_the_torch_engine_learns_where_minkowskiengine_is_not_installed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_MINKOWSKIENGINE], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "MinkowskiEngine is not installed" in done.stdout and 'network.engine to "torch"' in done.stdout
