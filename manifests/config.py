@@ -60,7 +60,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Section `[run]`: where things are kept and with what they are computed. Never part of an identity."""
+    """Section `[run]`: where things are kept and with what they are computed. Never part of an identity.
+
+    `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
+    `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
+    then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
+    worker of stage `segment` takes; above 0, teachers that can compute that half on it do.
+    """
 
     store: str = "store"
     runs: str = "runs"
@@ -69,6 +75,10 @@ class RunConfig:
     ray_address: str = "local"
     gpus_per_worker: float = 0.0
     device: str = "auto"
+    batch: int | None = None
+    decode_threads: int = 4
+    keep_encode: bool = True
+    segment_gpus: float = 0.0
     batch_size: int = 8
     loader_workers: int = 1
     deterministic: bool = True
@@ -83,8 +93,12 @@ class RunConfig:
             raise ValueError(f"run.batch_size is {self.batch_size}; it must be at least 1")
         if self.loader_workers < 0:
             raise ValueError(f"run.loader_workers is {self.loader_workers}; use 0 to load in the main process")
-        if self.gpus_per_worker < 0:
-            raise ValueError(f"run.gpus_per_worker is {self.gpus_per_worker}; it cannot be negative")
+        if self.gpus_per_worker < 0 or self.segment_gpus < 0:
+            raise ValueError("run.gpus_per_worker and run.segment_gpus cannot be negative")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"run.batch is {self.batch}; it must be at least 1")
+        if self.decode_threads < 1:
+            raise ValueError(f"run.decode_threads is {self.decode_threads}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,13 @@ def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None
         runner = Runner(load_recipe(recipe, set_ or ()))
         plans = runner.plan(expand(targets or ["pack"]))
         print_plan(plans)
+        for item in plans:
+            if item.stage.name == "encode":
+                console.print(
+                    f"encode keeps about {item.kilobytes_per_frame / 6:.0f} kB per image, for any class dictionary; "
+                    "run.keep_encode = false keeps none, and encodes again for every new one",
+                    markup=False,
+                )
         for twin in runner.recipe.ontology.duplicates():
             console.print(f"note: the class dictionary holds one prompt more than once: {twin}", markup=False)
         free = runner.store.free_bytes()

@@ -80,13 +80,13 @@ class RayPool:
         if not workers:
             raise RuntimeError(
                 f"stage {stage.name} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
-                "run.gpus_per_worker, or set it to 0 for the CPU"
+                "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
             )
         return workers
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
         """Yield every task with its outcome, as they come; raises ConfigError where the recipe is at fault."""
-        gpus = self._recipe.run.gpus_per_worker if stage.gpus else 0.0
+        gpus = stage.gpus(self._recipe) or 0.0
         if gpus != self._gpus:
             self._dismiss(self._idle)
             self._gpus = gpus

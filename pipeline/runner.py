@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, frame_of, frame_row
 from pipeline.recipe import Recipe
 from pipeline.stages import STAGES, with_upstream
-from pipeline.stages.base import FrameFunction, FrameInput, Stage
+from pipeline.stages.base import FrameInput, Stage, StreamFunction
 
 FRAMES_PER_SHARD = 64
 ALL = "all"  # the one shard of a table that all frames share
@@ -58,11 +59,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: the committed shard or why there is none, and the device that networks ran on."""
+    """What came of a task: the committed shard or why there is none; the device and batch that networks ran with."""
 
     shard: ShardFile | None
     failures: tuple[Failure, ...] = ()
     device: str = "cpu"
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Worker:
         self._stage: Stage | None = None
         self._store = Store.open(recipe.run.store)
         self._excluded = frozenset(recipe.data.exclude)
-        self._function: FrameFunction | None = None
+        self._function: StreamFunction | None = None
         self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
 
     def run(self, task: Task) -> Outcome:
@@ -163,18 +165,10 @@ class Worker:
 
     def _build_frames(self, task: Task, stage: Stage) -> Outcome:
         if self._function is None:
-            assert stage.prepare is not None
-            self._function = stage.prepare(self._recipe)
-        broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
-        readers = {
-            name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
-        }
-        columns = {need.table: need.read for need in stage.needs(self._recipe)}
+            self._function = stage.open(self._recipe)
         failures: list[Failure] = []
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
-            for position in range(task.n_frames):
-                upstream = {name: reader.row(position, columns.get(name)) for name, reader in readers.items()}
-                row = self._row(task, position, upstream, broadcast)
+            for row in self._rows(task, stage, self._function):
                 if row["status"] == "failed":
                     if row["frame_id"] not in self._excluded:
                         failures.append(Failure(task.stage, task.shard, row["frame_id"], row["reason"]))
@@ -184,28 +178,43 @@ class Worker:
                     writer.append(row, stage.count(row))
             if failures:
                 return Outcome(None, tuple(failures))
-            return Outcome(writer.commit(), device=device_name(self._recipe) if stage.gpus else "cpu")
+            device = "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
+            return Outcome(writer.commit(), device=device, batch=self._function.batch)
 
-    def _row(
-        self, task: Task, position: int, upstream: Mapping[str, Row], broadcast: Mapping[str, list[Row]]
-    ) -> dict[str, Any]:
-        assert self._function is not None
-        frame_id = task.frames[position].frame_id if task.frames else str(upstream["index"]["frame_id"])
-        for name, row in upstream.items():
-            if row["frame_id"] != frame_id:
-                raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
-            if row["status"] == "failed":
-                return failed_row(frame_id, row["reason"])
-        frame = task.frames[position] if task.frames else frame_of(upstream["index"])
-        try:
-            made = self._function(FrameInput(frame, upstream, broadcast))
-        except FrameError as error:
-            return failed_row(frame_id, f"{task.stage}: {error}")
-        except StoreError:
-            raise
-        except Exception as error:  # a fault of ours on one frame must not hide the others; it is named with its type
-            return failed_row(frame_id, f"{task.stage}: {cause_of(error)}")
-        return {"frame_id": frame_id, "status": "ok", "reason": None, **made}
+    def _rows(self, task: Task, stage: Stage, function: StreamFunction) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so."""
+        broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
+        readers = {
+            name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
+        }
+        columns = {need.table: need.read for need in stage.needs(self._recipe)}
+        waiting: deque[dict[str, Any] | str] = deque()  # rows of frames that failed before, ids of those under way
+
+        def inputs() -> Iterator[FrameInput]:
+            for position in range(task.n_frames):
+                rows = {name: reader.row(position, columns.get(name)) for name, reader in readers.items()}
+                frame_id = task.frames[position].frame_id if task.frames else str(rows["index"]["frame_id"])
+                failed = None
+                for name, row in rows.items():
+                    if row["frame_id"] != frame_id:
+                        raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
+                    failed = failed or (row["reason"] if row["status"] == "failed" else None)
+                if failed is not None:
+                    waiting.append(failed_row(frame_id, failed))
+                    continue
+                waiting.append(frame_id)
+                yield FrameInput(task.frames[position] if task.frames else frame_of(rows["index"]), rows, broadcast)
+
+        for made in function(inputs()):
+            while isinstance(row := waiting.popleft(), dict):
+                yield row
+            if isinstance(made, Exception):
+                yield failed_row(row, f"{task.stage}: {cause_of(made)}")
+            else:
+                yield {"frame_id": row, "status": "ok", "reason": None, **made}
+        for row in waiting:
+            assert isinstance(row, dict), "a stage made fewer rows than there are frames"
+            yield row
 
     def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
         if name not in self._broadcast or self._broadcast[name][0] != shard.key:
@@ -322,6 +331,11 @@ class Runner:
         rows["index"] = upstream["index"].fingerprint, index
         depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.index_columns)
         for need in stage.needs(self.recipe):
+            if need.how == "fused":  # the key that its shard would have
+                table = STAGES[need.table]
+                seen = self._index_digest(upstream["index"].fingerprint, index, table.index_columns)
+                depends[need.table] = digest({"table": digest(self.identity(table)), "index": seen})
+                continue
             source = done_shard(upstream[need.table], ALL if need.how == "broadcast" else shard)
             if source is None:
                 return None
@@ -382,9 +396,11 @@ class Runner:
                     watcher.stage_started(plan, sum(task.n_frames for task in tasks))
                 done: dict[str, ShardFile] = {}
                 devices: set[str] = set()
+                batches: set[int] = set()
                 for task, outcome in pool.run(stage, tasks):
                     failures += outcome.failures
                     devices.add(outcome.device)
+                    batches |= {outcome.batch} if outcome.batch else set()
                     if outcome.shard:
                         done[task.shard] = outcome.shard
                     if watcher:
@@ -396,12 +412,14 @@ class Runner:
                 plan = StagePlan(stage, plan.fingerprint, plan.identity, shards, (), plan.kilobytes_per_frame)
                 if watcher:
                     watcher.stage_finished(plan)
-                self._write_manifest(plan, started, pool, sorted(devices))
+                self._write_manifest(plan, started, pool, sorted(devices), sorted(batches))
             plans[stage.name] = plan
             self._move_ref(plans)
         return failures
 
-    def _write_manifest(self, plan: StagePlan, started: datetime, pool: Pool, devices: list[str]) -> None:
+    def _write_manifest(
+        self, plan: StagePlan, started: datetime, pool: Pool, devices: list[str], batches: list[int]
+    ) -> None:
         """List everything committed in the table's folder, whichever run made it."""
         shards = tuple(self.store.shards(plan.stage.name, plan.fingerprint).values())
         totals: dict[str, int] = {}
@@ -414,6 +432,7 @@ class Runner:
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "pool": type(pool).__name__,
             "devices": devices,
+            "batches": batches,
             "git_commit": git_commit(),
             "packages": package_versions(),
             "excluded": list(self.recipe.data.exclude),
@@ -542,7 +561,18 @@ def git_commit() -> str | None:
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results may depend on."""
     found = {}
-    for name in ("numpy", "scipy", "pyarrow", "pillow", "scikit-image", "torch", "open_clip_torch", "ray"):
+    for name in (
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "pillow",
+        "scikit-image",
+        "torch",
+        "open_clip_torch",
+        "timm",
+        "transformers",
+        "ray",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -35,5 +35,5 @@ def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage]:
         name = waiting.pop()
         if name not in wanted:
             wanted.add(name)
-            waiting += [need.table for need in STAGES[name].needs(recipe)]
+            waiting += [need.table for need in STAGES[name].needs(recipe) if need.how != "fused"]
     return [stage for name, stage in STAGES.items() if name in wanted]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from manifests.rows import Row
+from manifests.store import StoreError
 from pipeline.frame import Frame
 from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Need:
-    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named."""
+    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named.
+
+    `fused`: the stage makes that row itself on its way. The table's identity counts, and no table is read or written.
+    """
 
     table: str
-    how: Literal["row", "broadcast"] = "row"
+    how: Literal["row", "broadcast", "fused"] = "row"
     columns: tuple[str, ...] | None = None
 
     @property
@@ -40,15 +44,49 @@ FrameFunction = Callable[[FrameInput], Row]
 """Returns the stage's own columns of a frame's row (not frame_id, status, reason); raises FrameError if it can't."""
 
 
+class StreamFunction(Protocol):
+    """Makes the rows of many frames, reading some ahead, so that several of them can be under way at once."""
+
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+        """Yield, in order, the own columns of every frame's row, or why there are none.
+
+        Raises ConfigError where all frames would fail alike, StoreError, and whatever `inputs` raises.
+        """
+
+    @property
+    def batch(self) -> int | None:
+        """How many images go through a network at once; None where there is no network."""
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """The stream function of a stage that makes one row after the other."""
+
+    function: FrameFunction
+    batch: int | None = None
+
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+        """Yield the row of every frame or why there is none; raises StoreError."""
+        for one in inputs:
+            try:
+                yield self.function(one)
+            except StoreError:
+                raise
+            except Exception as error:  # a fault on one frame must not hide the others
+                yield error
+
+
 @dataclass(frozen=True)
 class Stage:
     """A table and how one row of it is made.
 
     `version` is raised when the code changes what the output means. `settings` are the recipe's values that can change
     a row; they enter the identity. `index_columns` are the columns of `index` that a row depends on: a shard is rebuilt
-    when they change for one of its frames, and only then. `prepare` runs once per worker and loads what is heavy.
+    when they change for one of its frames, and only then. `prepare` runs once per worker and loads what is heavy;
+    `stream` comes before it where it returns a way to make many rows at once, with the same bytes.
     `build` instead of `prepare` makes one table for all frames (the text vectors): it returns its rows. `refuse` gives
-    a sentence where the data set cannot have this table at all. `count` tells what to sum up over the rows.
+    a sentence where the data set cannot have this table at all. `count` tells what to sum up over the rows. `gpus` is
+    what a worker takes of a GPU; None where no network runs.
     """
 
     name: str
@@ -57,9 +95,15 @@ class Stage:
     needs: Callable[[Recipe], tuple[Need, ...]]
     settings: Callable[[Recipe], Mapping[str, Any]]
     prepare: Callable[[Recipe], FrameFunction] | None = None
+    stream: Callable[[Recipe], StreamFunction | None] = lambda recipe: None
     build: Callable[[Recipe], list[dict[str, Any]]] | None = None
     index_columns: tuple[str, ...] = ()
-    gpus: float = 0.0
+    gpus: Callable[[Recipe], float | None] = lambda recipe: None
     refuse: Callable[[Recipe, Sequence[Frame]], str | None] = lambda recipe, frames: None
     count: Callable[[Row], Mapping[str, int]] = lambda row: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
+
+    def open(self, recipe: Recipe) -> StreamFunction:
+        """Return what makes the rows of frames; loads what is heavy."""
+        assert self.prepare is not None, f"stage {self.name} builds one table for all frames"
+        return self.stream(recipe) or OneByOne(self.prepare(recipe))

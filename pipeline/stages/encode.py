@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from manifests.config import ConfigError
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.recipe import Recipe
-from pipeline.stages.base import FrameFunction, FrameInput, Stage
-from pipeline.teachers import TEACHERS
+from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
+from pipeline.teachers import TEACHERS, BatchTeacher, Teacher
+
+if TYPE_CHECKING:
+    from pipeline.teachers.batches import Batches
+
+
+def load(recipe: Recipe) -> Teacher:
+    """Return the recipe's teacher, ready to encode; raises ConfigError if it has no encode half."""
+    kind = TEACHERS[recipe.teacher.name]
+    if not kind.has_encode:
+        raise ConfigError(f"teacher {recipe.teacher.name} has nothing to encode; run `segment`, which does not need it")
+    return kind.load(recipe, "encode")
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that encodes the images of a frame; raises ConfigError if the teacher has no encode half."""
-    kind = TEACHERS[recipe.teacher.name]
-    if not kind.has_encode:
-        raise ConfigError(f"teacher {recipe.teacher.name} has nothing to encode; run `segment`, which does not need it")
-    teacher = kind.load(recipe, "encode")
+    return one_by_one(load(recipe))
 
-    def encode(inputs: FrameInput) -> Row:
-        return {"encoding": teacher.encode(inputs.frame)}
 
-    return encode
+def one_by_one(teacher: Teacher) -> FrameFunction:
+    """Return the function that encodes the images of a frame."""
+    return lambda inputs: {"encoding": teacher.encode(inputs.frame)}
+
+
+def stream(recipe: Recipe) -> StreamFunction:
+    """Return what encodes many frames, in batches across them where the teacher can; raises ConfigError."""
+    teacher = load(recipe)
+    if not isinstance(teacher, BatchTeacher):
+        return OneByOne(one_by_one(teacher))
+    from pipeline.teachers.batches import Batches
+
+    return InBatches(Batches(teacher, recipe.run.batch or teacher.batch, recipe.run.decode_threads))
+
+
+@dataclass(frozen=True, eq=False)
+class InBatches:
+    """Encodes many frames at once."""
+
+    batches: Batches
+
+    @property
+    def batch(self) -> int:
+        """How many images go through the network at once."""
+        return self.batches.size
+
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+        """Yield the row of every frame, or why there is none."""
+        for encoding in self.batches(one.frame for one in inputs):
+            yield encoding if isinstance(encoding, Exception) else {"encoding": encoding}
 
 
 STAGE = Stage(
@@ -30,7 +69,8 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=lambda recipe: {"teacher": dict(recipe.teacher.settings("encode"))},
     prepare=prepare,
+    stream=stream,
     index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),
-    gpus=1.0,
+    gpus=lambda recipe: recipe.run.gpus_per_worker,
     kilobytes_per_frame=lambda recipe: TEACHERS[recipe.teacher.name].kilobytes_per_frame(recipe),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.frame import FrameError
 from pipeline.recipe import Recipe
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages import encode
+from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage, StreamFunction
 from pipeline.teachers import TEACHERS
 from superpixels.segments import Segments
 
@@ -21,8 +25,13 @@ from superpixels.segments import Segments
 def needs(recipe: Recipe) -> tuple[Need, ...]:
     """Return the tables that segments are made from: the encode half if any, the prompts, and what else is needed."""
     kind = TEACHERS[recipe.teacher.name]
-    encode = (Need("encode"),) if kind.has_encode else ()
-    return (*encode, Need("text", "broadcast"), *map(Need, kind.needs(recipe)))
+    encoding = (Need("encode", "fused" if fused(recipe) else "row"),) if kind.has_encode else ()
+    return (*encoding, Need("text", "broadcast"), *map(Need, kind.needs(recipe)))
+
+
+def fused(recipe: Recipe) -> bool:
+    """Return whether this stage runs the encode half itself, so that no table holds it."""
+    return TEACHERS[recipe.teacher.name].has_encode and not recipe.run.keep_encode
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:
@@ -63,6 +72,60 @@ def prepare(recipe: Recipe) -> FrameFunction:
         return segments_row(views)
 
     return segment
+
+
+def stream(recipe: Recipe) -> StreamFunction | None:
+    """Return what encodes and segments many frames, where both halves are fused."""
+    if not fused(recipe):
+        return None
+    return Fused(encode.stream(recipe), prepare(recipe), recipe.run.decode_threads)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """Both halves in one go: while the network encodes later frames, threads find the segments of earlier ones."""
+
+    encode: StreamFunction
+    segment: FrameFunction
+    threads: int
+
+    @property
+    def batch(self) -> int | None:
+        """How many images go through the network at once."""
+        return self.encode.batch
+
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+        """Yield the row of every frame, or why there is none."""
+        reading: deque[FrameInput] = deque()
+        under_way: deque[Future[Row | Exception]] = deque()
+
+        def remembered() -> Iterator[FrameInput]:
+            for one in inputs:
+                reading.append(one)
+                yield one
+
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="segment") as threads:
+            for encoded in self.encode(remembered()):
+                under_way.append(threads.submit(self._finish, reading.popleft(), encoded))
+                while under_way[0].done() or len(under_way) > 2 * self.threads:
+                    yield under_way.popleft().result()
+                    if not under_way:
+                        break
+            for future in under_way:
+                yield future.result()
+
+    def _finish(self, one: FrameInput, encoded: Row | Exception) -> Row | Exception:
+        if isinstance(encoded, Exception):
+            return encoded
+        try:
+            return self.segment(replace(one, rows={**one.rows, "encode": encoded}))
+        except Exception as error:  # a fault on one frame must not hide the others
+            return error
+
+
+def gpus(recipe: Recipe) -> float | None:
+    """Return what a worker takes of a GPU: for the network where both halves are fused, else what the recipe gives."""
+    return recipe.run.gpus_per_worker if fused(recipe) else recipe.run.segment_gpus or None
 
 
 def segments_row(views: Sequence[Segments]) -> dict[str, npt.NDArray[Any]]:
@@ -128,6 +191,8 @@ STAGE = Stage(
     needs=needs,
     settings=settings,
     prepare=prepare,
+    stream=stream,
+    gpus=gpus,
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
     count=lambda row: {"segments": len(row["prompt_id"])},
     kilobytes_per_frame=kilobytes_per_frame,

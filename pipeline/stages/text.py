@@ -56,5 +56,5 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=settings,
     build=build,
-    gpus=1.0,
+    gpus=lambda recipe: recipe.run.gpus_per_worker,
 )

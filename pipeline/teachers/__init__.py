@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,9 @@ from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
 from pipeline.teachers.oracle import Oracle, OracleConfig
 
 if TYPE_CHECKING:
-    from pipeline.frame import Frame
+    import torch
+
+    from pipeline.frame import Camera, Frame
     from pipeline.recipe import Recipe
     from superpixels.segments import Segments
 
@@ -46,6 +48,36 @@ class Teacher(Protocol):
         `encoding` holds what `encode` returned, and the columns of the tables that the kind `needs`, named
         `<table>/<column>`; it is empty where there is neither.
         """
+
+
+@runtime_checkable
+class BatchTeacher(Teacher, Protocol):
+    """A teacher whose encode half is split, so that images of many frames share a batch: see pipeline.teachers.batches.
+
+    Stage `encode` uses the three parts where a teacher has them, and `encode` otherwise. `batch` images at once suit
+    its `device`. `fixed_batch` asks for batches of one size only, as a compiled network does.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def fixed_batch(self) -> bool: ...
+
+    def prepare(self, frame: Frame, camera: Camera) -> NDArray[Any]:
+        """Return what the network takes for one image, often uint8 (H, W, 3); on a CPU thread; raises FrameError."""
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return what the network makes of a batch on the device: by name, row i belongs to image i.
+
+        Data types must be NumPy's (no bfloat16). It is called in inference mode, by one thread.
+        """
+
+    def pack(self, camera: Camera, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the parts of an image's encoding, by name without camera; on a CPU thread; raises FrameError."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.recipe import Recipe, SegmentConfig
     from pipeline.teachers.dense import DenseTower
 
@@ -168,49 +169,64 @@ class ClipDense:
         assert self.towers is not None, "the teacher was loaded for another stage"
         return self.towers.text_vectors(prompts, self.templates)
 
-    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images or features.
+    @property
+    def device(self) -> torch.device:
+        """The device of the image tower."""
+        return self.image_tower.device
 
-        Images are decoded side by side, and those of equal size go through the tower together.
-        """
+    @property
+    def batch(self) -> int:
+        """Images at once: the views of a frame on a CPU, where more gain nothing; enough to fill a GPU otherwise."""
+        return 32 if self.device.type == "cuda" else 6
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether batches must be of one size."""
+        return False
+
+    @property
+    def image_tower(self) -> DenseTower:
+        """The image tower, where the teacher was loaded with it."""
         assert self.dense is not None, "the teacher was loaded for another stage"
-        with ThreadPoolExecutor(max_workers=max(len(frame.cameras), 1)) as threads:
-            images = list(threads.map(self.read, frame.cameras))
-        views: dict[tuple[int, ...], list[int]] = {}
-        for view, image in enumerate(images):
-            views.setdefault(image.shape, []).append(view)
-        grids: dict[int, npt.NDArray[Any]] = {}
-        for alike in views.values():
-            grids.update(zip(alike, self.dense(np.stack([images[view] for view in alike])), strict=True))
-        encoding = {}
-        for view, camera in enumerate(frame.cameras):
-            grid = grids[view]
-            if self.config.unit_cells:
-                grid = unit(grid)
-            with np.errstate(over="ignore"):
-                encoding[f"{camera.name}/grid"] = grid.astype(np.float16)
-            if not np.isfinite(encoding[f"{camera.name}/grid"]).all():
-                raise FrameError(
-                    f"{camera.image_path}: the features of {self.config.model} hold values that are not finite or "
-                    "beyond float16; check the weights, and set teacher.unit_cells = true"
-                )
-        return encoding
+        return self.dense
 
-    def read(self, camera: Camera) -> npt.NDArray[np.uint8]:
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images or features."""
+        from pipeline.teachers.batches import encode_frame
+
+        return encode_frame(self, frame)
+
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels.
 
         Rounding both sides to multiples of the patch changes the aspect ratio a little (1600 x 900 becomes 800 x 448).
         """
         from PIL import Image
 
-        assert self.dense is not None
         image = read_image(self.root, camera)
         scale = self.config.short_side_px / min(image.shape[:2])
         height, width = (
             patch * max(1, round(side * scale / patch))
-            for side, patch in zip(image.shape[:2], self.dense.patch_px, strict=True)
+            for side, patch in zip(image.shape[:2], self.image_tower.patch_px, strict=True)
         )
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 (b, h, w, d)."""
+        grid = self.image_tower(batch)
+        if self.config.unit_cells:
+            grid = grid / grid.norm(dim=-1, keepdim=True).clamp_min(float(np.finfo(np.float32).tiny))
+        return {"grid": grid.half()}
+
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the grid of an image; raises FrameError if it holds values that are not finite."""
+        grid = np.ascontiguousarray(outputs["grid"])
+        if not np.isfinite(grid).all():
+            raise FrameError(
+                f"{camera.image_path}: the features of {self.config.model} hold values that are not finite or "
+                "beyond float16; check the weights, and set teacher.unit_cells = true"
+            )
+        return {"grid": grid}
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
@@ -48,15 +46,14 @@ class DenseTower:
         height, width = self.visual.patch_size
         return int(height), int(width)
 
-    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the features of RGB images (b, H, W, 3): float32 (b, h, w, d), one per patch, of any length.
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features of RGB images (b, H, W, 3), uint8: float32 (b, h, w, d), one per patch, of any length.
 
         H and W are multiples of the patch. Image pixels of the patch in row i and column j give the vector [i, j].
         """
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features: npt.NDArray[np.float32] = self.features((pixels - self._mean) / self._std).float().cpu().numpy()
-        return features
+        pixels = images.permute(0, 3, 1, 2)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.features((pixels - self._mean) / self._std).float()
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features (b, h, w, d) of normalised images (b, 3, H, W)."""

@@ -19,7 +19,7 @@ from manifests.schema import described, metadata
 from manifests.store import ShardFile
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
-from pipeline.runner import Outcome, Runner, StagePlan, Task, Worker
+from pipeline.runner import Outcome, Runner, StagePlan, Task, Worker, digest_table
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 
@@ -409,3 +409,75 @@ def test_more_workers_than_gpus_is_a_sentence_and_no_endless_wait(recipe_of: Cal
     recipe = recipe_of("run.pool=ray", "run.workers=2", "run.gpus_per_worker=64")
     with RayPool(recipe) as pool, pytest.raises(RuntimeError, match="wants 64.0 GPUs a worker"):
         list(pool.run(STAGES["encode"], [Task("encode", "00", "scene", "00", 0)]))
+
+
+# -- encoding and segmenting in one go
+
+
+@pytest.fixture
+def street(root: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Makes a recipe with a tiny tower over both scenes, three frames."""
+    recipe = tmp_path / "street.toml"
+    recipe.write_text(
+        f'[data]\nroot = "{root}"\n[run]\nstore = "{tmp_path / "store"}"\n'
+        '[teacher]\nname = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\nshort_side_px = 64\n'
+        '[segment]\nscale = 0.05\n[text]\ntemplates = "single"\n'
+    )
+    return lambda *overrides: load_recipe(recipe, overrides)
+
+
+def segments(recipe: Recipe) -> dict[str, str]:
+    """A digest of every byte of the rows of table `segment`, by folder and scene."""
+    store = Runner(recipe).store
+    table = store.read_ref("street").table("segment")
+    return {
+        f"{table.fingerprint}/{shard.shard}": digest_table(store.read("segment", table.fingerprint, shard))
+        for shard in table.shards
+    }
+
+
+def test_fused_halves_write_no_encoding_and_the_same_segments(street: Callable[..., Recipe], tmp_path: Path) -> None:
+    apart = street("run.batch=4")
+    assert stages(build(apart, ["segment"])) == ["index", "text", "encode", "segment"]
+    fused = street("run.batch=4", "run.keep_encode=false", f"run.store={tmp_path / 'other'}")
+    assert stages(build(fused, ["segment"])) == ["index", "text", "segment"]
+    assert segments(fused) == segments(apart)
+    assert "encode" not in Runner(fused).store.read_ref("street").tables
+    assert build(fused, ["segment"]) == []
+
+
+def test_another_dictionary_calls_no_image_tower_and_equals_a_run_from_scratch(
+    street: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manifests import ontology
+    from pipeline.teachers.dense import DenseTower
+
+    source = Path(ontology.__file__).parent / "ontologies" / "nuscenes.toml"
+    changed = tmp_path / "changed.toml"
+    changed.write_text(source.read_text().replace('"hatch-back"', '"small red car"'))
+    other = f"data.ontology={changed}"
+    forward, images = DenseTower.__call__, []
+
+    def counted(self: DenseTower, batch: object) -> object:
+        images.append(len(batch))  # type: ignore[arg-type]
+        return forward(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DenseTower, "__call__", counted)
+    build(street(), ["segment"])
+    assert sum(images) == 18  # three frames with six images
+    images.clear()
+    assert stages(build(street(other), ["segment"])) == ["text", "segment"]
+    assert images == []
+    scratch = street(other, f"run.store={tmp_path / 'scratch'}")
+    build(scratch, ["segment"])
+    assert sum(images) == 18
+    assert segments(scratch) == segments(street(other))
+
+
+def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Recipe]) -> None:
+    build(street("run.batch=5", "run.device=cpu"), ["encode"])
+    runner = Runner(street())
+    table = runner.store.read_ref("street").table("encode")
+    manifest = runner.store.read_manifest("encode", table.fingerprint)
+    assert manifest is not None
+    assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [5])
