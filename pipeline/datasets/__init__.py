@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, DataConfig
+from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.datasets.semantic_kitti import SemanticKittiDataset
 from pipeline.frame import Frame
@@ -44,6 +45,7 @@ class Dataset(Protocol):
 
 
 DATASETS: dict[str, type[Dataset]] = {
+    "folder": FolderDataset,
     "nuscenes": NuScenesDataset,
     "semantic_kitti": SemanticKittiDataset,
 }

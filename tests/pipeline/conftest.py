@@ -16,6 +16,7 @@ from manifests.config import DataConfig, RunConfig
 from manifests.ontology import load_ontology
 from manifests.rows import from_table, to_table
 from pipeline.datasets import open_dataset
+from pipeline.datasets.nuscenes import CAMERAS
 from pipeline.frame import Frame
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages.base import FrameInput, Stage
@@ -79,6 +80,62 @@ def mirror(tmp_path: Path) -> Callable[..., Root]:
 def tiny(shared: Path, mirror: Callable[..., Root]) -> Root:
     """The simulated root: scene-0001 with two key frames and scene-0008 with one, labels, 1600 x 900 images."""
     return mirror(shared / "golden" / "nuscenes_tiny")
+
+
+@pytest.fixture
+def folder_layout(tmp_path: Path) -> Callable[[Path, str], Path]:
+    """Makes a root for data set `folder` out of one in nuScenes layout: the same files under other names, and the
+    tables' calibrations and poses, number by number, as one scene.toml for each scene."""
+
+    def pose(row: Mapping[str, Any]) -> str:
+        return f"{{ rotation = {row['rotation']}, translation = {row['translation']} }}"
+
+    def make(source: Path, version: str) -> Path:
+        root = tmp_path / "folder"
+        rows = {path.stem: json.loads(path.read_text()) for path in (source / version).glob("*.json")}
+        by_token = {name: {row["token"]: row for row in table} for name, table in rows.items()}
+        channel = {row["token"]: by_token["sensor"][row["sensor_token"]] for row in rows["calibrated_sensor"]}
+        labels = {row["sample_data_token"]: row["filename"] for row in rows.get("lidarseg", [])}
+        for scene in rows["scene"]:
+            lines = ['points = "points/{frame}.pcd.bin"', *(['labels = "labels/{frame}.bin"'] if labels else [])]
+            frames: list[str] = []
+            cameras: dict[str, str] = {}
+            folder = root / scene["name"]
+            for kind in ("points", "images", "labels"):
+                (folder / kind).mkdir(parents=True)
+            for sample in (row for row in rows["sample"] if row["scene_token"] == scene["token"]):
+                taken = [r for r in rows["sample_data"] if r["sample_token"] == sample["token"] and r["is_key_frame"]]
+                images: list[str] = []
+                for row in sorted(taken, key=lambda row: str(row["filename"])):
+                    sensor = channel[row["calibrated_sensor_token"]]
+                    calibration = by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
+                    at = f"world_from_ego = {pose(by_token['ego_pose'][row['ego_pose_token']])}"
+                    if sensor["modality"] == "camera":
+                        (folder / "images" / f"{row['token']}.jpg").symlink_to(source / row["filename"])
+                        images += [f"[frame.image.{sensor['channel']}]", f'file = "images/{row["token"]}.jpg"']
+                        images += [f"timestamp_us = {row['timestamp']}", at]
+                        cameras[sensor["channel"]] = "\n".join(
+                            [
+                                "[[camera]]",
+                                f'name = "{sensor["channel"]}"',
+                                'images = "images/{frame}.jpg"',
+                                f"intrinsics = {calibration['camera_intrinsic']}",
+                                f"ego_from_cam = {pose(calibration)}",
+                            ]
+                        )
+                    elif sensor["channel"] == "LIDAR_TOP":
+                        (folder / "points" / f"{sample['token']}.pcd.bin").symlink_to(source / row["filename"])
+                        if labels:
+                            link = folder / "labels" / f"{sample['token']}.bin"
+                            link.symlink_to(source / labels[row["token"]])
+                        mounted = f"ego_from_lidar = {pose(calibration)}"
+                        frames += ["[[frame]]", f'name = "{sample["token"]}"', f"timestamp_us = {row['timestamp']}", at]
+                frames += images
+            ordered = [cameras[name] for name in CAMERAS if name in cameras]
+            (folder / "scene.toml").write_text("\n".join([*lines, mounted, *ordered, *frames]))
+        return root
+
+    return make
 
 
 @pytest.fixture

@@ -14,16 +14,21 @@ from pipeline.datasets import DATASETS, Dataset, open_dataset
 from pipeline.frame import frame_of, frame_row
 
 # One small root with labels for each data set, relative to the shared folder. A new data set adds its line here.
+# That of `folder` is made from one in nuScenes layout.
 EXAMPLES = {
+    "folder": ("golden/nuscenes_tiny", "v1.0-trainval"),
     "nuscenes": ("golden/nuscenes_tiny", "v1.0-trainval"),
     "semantic_kitti": ("data/semantickitti-real", "1.0"),
 }
 
 
 @pytest.fixture(params=sorted(DATASETS))
-def example(request: pytest.FixtureRequest, shared: Path) -> Callable[[], Dataset]:
+def example(
+    request: pytest.FixtureRequest, shared: Path, folder_layout: Callable[[Path, str], Path]
+) -> Callable[[], Dataset]:
     folder, version = EXAMPLES[request.param]
-    return lambda: open_dataset(DataConfig(dataset=request.param, root=str(shared / folder), version=version))
+    root = folder_layout(shared / folder, version) if request.param == "folder" else shared / folder
+    return lambda: open_dataset(DataConfig(dataset=request.param, root=str(root), version=version))
 
 
 def test_every_data_set_has_an_example() -> None:

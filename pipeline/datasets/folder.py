@@ -1,0 +1,290 @@
+"""Your own logs as plain files: a folder per scene, with one TOML of cameras and poses. Described in docs/own-data.md.
+
+<root>/<scene>/scene.toml   what is where, when, and how the sensors stand to each other
+               points/      .npy, .bin, .pcd.bin, .pcd or .ply; any folder and names that scene.toml gives
+               images/      anything that Pillow reads, rectified
+               labels/      .npy, .bin or .label; need not be there
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import ConfigError, DataConfig, nearest
+from pipeline.datasets.clouds import read_cloud, read_point_labels
+from pipeline.frame import Camera, Frame, FrameError, inside, read_file
+from pipeline.geometry import Float64, compose_cam_from_lidar, inverse_pose, pose_matrix
+
+FILE = "scene.toml"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_FRAME = "{frame}"
+
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rig:
+    """What is the same for all frames of a scene; calibrations that make no sense are NaN, and `problems` says why.
+
+    `points`, `labels` and `images` are file names in the scene's folder, with {frame} in the place of the frame's name.
+    """
+
+    points: str
+    labels: str | None
+    ego_from_lidar: Float64
+    images: Mapping[str, str]
+    intrinsics: Mapping[str, Float64]
+    ego_from_cam: Mapping[str, Float64]
+    problems: tuple[str, ...]
+
+
+class FolderDataset:
+    """Logs in a plain layout: scenes by name, frames by time. `data.version` is a name without meaning here."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.root = Path(config.root)
+        self.cameras = config.cameras
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames scene by scene; see Dataset.frames."""
+        scenes = self.scenes()
+        documents = {scene: read_toml(self.root / scene / FILE) for scene in scenes}
+        rigs = {scene: rig_of(documents[scene], f"{scene}/{FILE}") for scene in scenes}
+        known = {camera for rig in rigs.values() for camera in rig.images}
+        missing = sorted(set(self.cameras) - known)
+        if missing:
+            raise ConfigError(
+                f"data.cameras names {missing[0]}; the scenes of {self.root} have {', '.join(sorted(known))}"
+            )
+        for scene in scenes:
+            where = f"{scene}/{FILE}"
+            frames = [frame_of_table(table, scene, rigs[scene], where) for table in tables(documents[scene], "frame")]
+            names = [frame.frame_id for frame in frames]
+            if len(set(names)) < len(names):
+                repeated = next(name for name in names if names.count(name) > 1)
+                raise ConfigError(f"{where}: two frames are named {repeated.partition('/')[2]}; names must differ")
+            for frame in sorted(frames, key=lambda one: (one.timestamp_us, one.frame_id)):
+                if self.cameras:
+                    frame = replace(frame, cameras=tuple(one for one in frame.cameras if one.name in self.cameras))
+                yield frame
+
+    def scenes(self) -> list[str]:
+        """Return the names of the scenes, ascending; raises ConfigError if there is none."""
+        try:
+            found = sorted(path.parent.name for path in self.root.glob(f"*/{FILE}"))
+            if not found:
+                raise ConfigError(
+                    f"data.root {self.root} holds no scene; expected a folder for each, with a file {FILE} in it "
+                    "(docs/own-data.md)"
+                )
+        except OSError as error:
+            raise ConfigError(f"data.root {self.root} cannot be read: {error.strerror or error}") from None
+        return found
+
+    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return xyz_m float32 (n, 3) and intensity float32 (n,) as stored; see Dataset.read_points."""
+        content = read_file(self.root, frame.lidar_path, frame.lidar_bytes)
+        try:
+            return read_cloud(inside(self.root, frame.lidar_path), content)
+        except ValueError as error:
+            raise FrameError(f"{frame.lidar_path}: {error}") from None
+
+    def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
+        """Return the label of each point, uint16 (n,); see Dataset.read_labels."""
+        if frame.label_path is None:
+            raise FrameError(f"{frame.scene}/{FILE} names no `labels`")
+        try:
+            return read_point_labels(Path(frame.label_path), read_file(self.root, frame.label_path, 0))
+        except ValueError as error:
+            raise FrameError(f"{frame.label_path}: {error}") from None
+
+
+def read_toml(path: Path) -> Table:
+    """Return the description of a scene; raises ConfigError for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def rig_of(document: Table, where: str) -> Rig:
+    """Return what holds for the whole scene; raises ConfigError for keys and values that are not as described."""
+    check_keys(document, {"points"}, {"labels", "ego_from_lidar", "camera", "frame"}, where)
+    problems: list[str] = []
+    ego_from_lidar = checked_pose(document.get("ego_from_lidar"), f"{where}: ego_from_lidar", problems)
+    images: dict[str, str] = {}
+    intrinsics: dict[str, Float64] = {}
+    ego_from_cam: dict[str, Float64] = {}
+    for camera in tables(document, "camera", where):
+        check_keys(camera, {"name", "images", "intrinsics"}, {"ego_from_cam", "cam_from_lidar"}, f"{where}: [[camera]]")
+        name = word(camera["name"], f"{where}: the name of a camera")
+        here = f"{where}: camera {name}"
+        if name in images:
+            raise ConfigError(f"{here} is there twice; names must differ")
+        if ("ego_from_cam" in camera) == ("cam_from_lidar" in camera):
+            raise ConfigError(f"{here}: give either ego_from_cam or cam_from_lidar")
+        images[name] = template(camera["images"], f"{here}: images")
+        intrinsics[name] = checked_matrix(camera["intrinsics"], f"{here}: intrinsics", problems)
+        if "ego_from_cam" in camera:
+            ego_from_cam[name] = checked_pose(camera["ego_from_cam"], f"{here}: ego_from_cam", problems)
+        else:
+            cam_from_lidar = checked_pose(camera["cam_from_lidar"], f"{here}: cam_from_lidar", problems)
+            ego_from_cam[name] = ego_from_lidar @ inverse_pose(cam_from_lidar)
+    return Rig(
+        points=template(document["points"], f"{where}: points"),
+        labels=template(document["labels"], f"{where}: labels") if "labels" in document else None,
+        ego_from_lidar=ego_from_lidar,
+        images=images,
+        intrinsics=intrinsics,
+        ego_from_cam=ego_from_cam,
+        problems=tuple(problems),
+    )
+
+
+def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
+    """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
+    check_keys(table, {"name", "timestamp_us"}, {"world_from_ego", "without", "image"}, f"{where}: [[frame]]")
+    name = word(table["name"], f"{where}: the name of a frame")
+    here = f"{where}: frame {name}"
+    timestamp_us = whole_number(table["timestamp_us"], f"{here}: timestamp_us")
+    problems = list(rig.problems)
+    world_from_ego = checked_pose(table.get("world_from_ego"), f"{here}: world_from_ego", problems)
+    images, without = table.get("image", {}), table.get("without", [])
+    if not isinstance(images, Mapping) or not isinstance(without, list):
+        raise ConfigError(f"{here}: image is a table by camera, and without a list of cameras")
+    for camera in (*images, *without):
+        if camera not in rig.images:
+            raise ConfigError(f"{here}: there is no camera {camera!r}{nearest(str(camera), tuple(rig.images))}")
+    cameras = []
+    for camera in rig.images:
+        if camera in without:
+            continue
+        own = images.get(camera, {})
+        check_keys(own, set(), {"file", "timestamp_us", "world_from_ego"}, f"{here}: image.{camera}")
+        path = own.get("file", rig.images[camera].replace(_FRAME, name))
+        world_from_ego_at_image = world_from_ego
+        if "world_from_ego" in own:
+            world_from_ego_at_image = checked_pose(own["world_from_ego"], f"{here}: image.{camera}", problems)
+        cameras.append(
+            Camera(
+                name=camera,
+                token=f"{scene}_{name}_{camera}",
+                image_path=f"{scene}/{relative(path, f'{here}: image.{camera}.file')}",
+                timestamp_us=whole_number(own.get("timestamp_us", timestamp_us), f"{here}: image.{camera}"),
+                intrinsics=rig.intrinsics[camera],
+                cam_from_lidar=compose_cam_from_lidar(
+                    ego_from_cam=rig.ego_from_cam[camera],
+                    world_from_ego_at_image=world_from_ego_at_image,
+                    world_from_ego_at_sweep=world_from_ego,
+                    ego_from_lidar=rig.ego_from_lidar,
+                )
+                if "world_from_ego" in own
+                else inverse_pose(rig.ego_from_cam[camera]) @ rig.ego_from_lidar,
+            )
+        )
+    return Frame(
+        frame_id=f"{scene}/{name}",
+        scene=scene,
+        timestamp_us=timestamp_us,
+        lidar_token=f"{scene}/{name}",
+        lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}",
+        label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels else None,
+        ego_from_lidar=rig.ego_from_lidar,
+        world_from_lidar=world_from_ego @ rig.ego_from_lidar,
+        cameras=tuple(cameras),
+        problems=tuple(problems),
+    )
+
+
+def checked_pose(value: Any, where: str, problems: list[str]) -> Float64:
+    """Return a pose (4, 4); the identity where none is given, NaN where it makes no sense, which joins the problems.
+
+    It is written as `{ rotation = [w, x, y, z], translation = [x, y, z] }` or as the rows of a 4 x 4 matrix.
+    """
+    try:
+        if value is None:
+            return np.eye(4)
+        if isinstance(value, Mapping):
+            if value.keys() != {"rotation", "translation"}:
+                raise ValueError(f"it has {', '.join(value) or 'nothing'}; expected rotation and translation")
+            return pose_matrix(value["rotation"], value["translation"])
+        matrix = np.array(value, np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise ValueError(f"it is {value!r}"[:80] + "; expected rotation and translation, or 4 x 4 numbers")
+        return matrix
+    except (ValueError, TypeError) as error:
+        problems.append(f"{where}: {error}")
+        return np.full((4, 4), np.nan)
+
+
+def checked_matrix(value: Any, where: str, problems: list[str]) -> Float64:
+    """Return a camera matrix (3, 3); NaN where it is none, which joins the problems."""
+    try:
+        return np.array(value, np.float64).reshape(3, 3)
+    except (ValueError, TypeError):
+        problems.append(f"{where}: it is {value!r}"[:120] + "; expected 3 x 3 numbers")
+        return np.full((3, 3), np.nan)
+
+
+def check_keys(table: Any, required: Collection[str], optional: Collection[str], where: str) -> None:
+    """Raise ConfigError unless a table has all keys that it must have, and none but those that it may have."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} is {table!r}; expected a table")
+    for key in table:
+        if key not in required and key not in optional:
+            known = sorted({*required, *optional})
+            raise ConfigError(
+                f"{where} has an unknown key `{key}`{nearest(key, known)}; it may have {', '.join(known)}"
+            )
+    missing = sorted(set(required) - table.keys())
+    if missing:
+        raise ConfigError(f"{where} lacks `{missing[0]}`")
+
+
+def tables(document: Table, key: str, where: str = "") -> list[Table]:
+    """Return an array of tables, [[key]]; empty where there is none."""
+    found = document.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise ConfigError(f"{where}: {key} is not an array of tables; write [[{key}]] above each")
+    return found
+
+
+def template(value: Any, where: str) -> str:
+    """Return a file name with {frame} in it; raises ConfigError for anything else."""
+    if not isinstance(value, str) or _FRAME not in value:
+        raise ConfigError(f"{where} is {value!r}; expected a file name with {_FRAME} in it, like points/{_FRAME}.npy")
+    return relative(value, where)
+
+
+def relative(value: Any, where: str) -> str:
+    """Return a file name that stays in the scene's folder; raises ConfigError for any other."""
+    path = PurePosixPath(value) if isinstance(value, str) else None
+    if path is None or not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
+        raise ConfigError(f"{where} is {value!r}; expected a file name within the folder of the scene")
+    return str(path)
+
+
+def word(value: Any, where: str) -> str:
+    """Return a name of letters, digits and _ . + -; raises ConfigError for any other."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ConfigError(f"{where} is {value!r}; expected a string of letters, digits, '_', '.', '+' and '-'")
+    return value
+
+
+def whole_number(value: Any, where: str) -> int:
+    """Return a time in microseconds; raises ConfigError unless it is a whole number of 64 bits."""
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} is {value!r}; expected microseconds, a whole number")
+    return value
