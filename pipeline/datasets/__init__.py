@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ class Dataset(Protocol):
 
     `frames` may need the data set's development kit and much memory; it is for the driver only. The `read_` methods are
     for workers: they need nothing but the frame, and raise FrameError for a file that is missing, damaged or outside
-    the root.
+    the root. `points_per_frame` is about how many points a sweep has, for estimates of what tables will take.
     """
+
+    points_per_frame: ClassVar[int]
 
     def __init__(self, config: DataConfig) -> None: ...
 

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,8 @@ class Rig:
 
 class FolderDataset:
     """Logs in a plain layout: scenes by name, frames by time. `data.version` is a name without meaning here."""
+
+    points_per_frame: ClassVar[int] = 100_000
 
     def __init__(self, config: DataConfig) -> None:
         self.root = Path(config.root)

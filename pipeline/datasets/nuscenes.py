@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ class NuScenesDataset:
     Where label files are is what the table `lidarseg` says; neither that table nor the files have to exist. Maps and
     boxes are not read.
     """
+
+    points_per_frame: ClassVar[int] = 35_000
 
     def __init__(self, config: DataConfig) -> None:
         self.root = Path(config.root)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,8 @@ class SemanticKittiDataset:
     of a sequence, x forward and z up. There is no vehicle frame in KITTI; ours lies on the road below the LiDAR.
     `data.version` is a name without meaning here.
     """
+
+    points_per_frame: ClassVar[int] = 121_000
 
     def __init__(self, config: DataConfig) -> None:
         self.root = Path(config.root)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manifests.rows import Row
 from manifests.schema import TABLES
-from pipeline.datasets import open_dataset
+from pipeline.datasets import DATASETS, open_dataset
 from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
@@ -28,5 +28,5 @@ STAGE = Stage(
     settings=lambda recipe: {"dataset": recipe.data.dataset},
     prepare=prepare,
     index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
-    kilobytes_per_frame=lambda recipe: 420.0,
+    kilobytes_per_frame=lambda recipe: 0.012 * DATASETS[recipe.data.dataset].points_per_frame,
 )

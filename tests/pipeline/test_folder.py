@@ -18,7 +18,7 @@ from pipeline.frame import Frame, FrameError
 from pipeline.pools import InlinePool
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import Runner
-from pipeline.stages.index import check_frame
+from pipeline.stages.index import check_frame, pose_problems
 
 SCENE = """\
 points = "points/{frame}.npy"
@@ -395,5 +395,6 @@ def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None
     assert [camera.name for camera in first.cameras] == ["front", "rear"]
     assert [camera.image_path for camera in second.cameras] == ["drive-07/front/late_000001.jpg"]
     assert first.problems == second.problems == ()
+    assert all(pose_problems(camera.cam_from_lidar) == [] for camera in (*first.cameras, *second.cameras))
     ahead, behind = np.array([20.0, 0, 0, 1]), np.array([-20.0, 0, 0, 1])
     assert (first.cameras[0].cam_from_lidar @ ahead)[2] > 15 < (first.cameras[1].cam_from_lidar @ behind)[2]
