@@ -45,6 +45,13 @@ PICTURES = "pictures"
 GENERATOR = "AFOV report"  # in the page's head: a folder is replaced only if it holds a report
 COUNTED_FRAMES = 200  # coverage and agreement are counted over this many frames at most, evenly chosen
 IMAGE_PX, PANEL_PX = 960, 800
+SCORED = {
+    "prediction": "Student",
+    "pseudo": "Pseudo-labels",
+    "tree": "Decision tree",
+    "majority": "Most frequent class",
+}
+"""What evaluations score, in the order of the page; the last two are yardsticks that learnt from the pseudo-labels."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def write_report(
             confusions=[
                 confusion_picture(item, scratch, number, recipe.ontology)
                 for number, item in enumerate(evaluations)
-                if item.confusion is not None and item.confusion[1:].any()
+                if item.confusion is not None and item.confusion[1:].any() and item.of != "majority"
             ],
             trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
             identities=identities,
@@ -319,6 +326,8 @@ def read_evaluations(runs: Path, browser: Browser, ontology: Ontology) -> tuple[
             found.append(evaluation(path, browser, ontology))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             unreadable.append(f"{path} is left out: {error}. Run: make evaluate RECIPE={browser.recipe}")
+    order = list(SCORED)
+    found.sort(key=lambda item: order.index(item.of) if item.of in order else len(order))
     return found, unreadable
 
 
@@ -332,8 +341,8 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     before = {name: scores_of(part) for name, part in document["scores_before"].items()} if refinement else {}
     if any(len(part.iou) != len(document["classes"]) for part in (*parts.values(), *before.values())):
         raise ValueError("it has not one IoU per class")
-    kind = {"prediction": "Student", "pseudo": "Pseudo-labels"}.get(document["of"], str(document["of"]))
-    words = ["evaluate", *(["pseudo"] if document["of"] == "pseudo" else [])]
+    kind = SCORED.get(document["of"], str(document["of"]))
+    words = ["evaluate", *([] if document["of"] == "prediction" else [document["of"]])]
     if refinement:
         kind, words = f"{kind} + {refinement['name'].upper()}", [*words, refinement["name"]]
     about = f"{document['frames']} frames of split “{document['split']}”"
