@@ -136,6 +136,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     console.print(score_table(recipe, of, results, before if refining else None))
     for note, n_frames in notes.items():
         console.print(f"{n_frames} frames: {note}")
+    console.print(f"true labels were {record.use_of_labels(document)}")
     console.print(f"{selection.sentence()}; written to {path}{f' and {report}' if report else ''}")
     if not seen_from:
         console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")

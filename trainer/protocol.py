@@ -25,7 +25,7 @@ from trainer.config import (
 from trainer.minkunet import NetworkConfig
 from trainer.voxels import VoxelConfig
 
-NOT_COMPARED = ("init", "seed", "keep_every")
+NOT_COMPARED = ("init", "seed", "keep_every", "engine")
 """Settings that are another experiment of the paper, that it does not give, or that change no result."""
 
 FRAMES: Mapping[tuple[str, Task], int] = {
@@ -122,10 +122,11 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
     network = replace(network, engine=NetworkConfig.engine)
-    own = {name: value for name, value in asdict(settings).items() if name not in NOT_COMPARED}
-    sections = {"voxels": asdict(voxels), "network": asdict(network), "augment": asdict(augment), task: own}
-    result: dict[str, Any] = plain(sections)
-    return result
+    sections: dict[str, Any] = {"voxels": voxels, "network": network, "augment": augment, task: settings}
+    return {
+        section: {name: value for name, value in plain(asdict(values)).items() if name not in NOT_COMPARED}
+        for section, values in sections.items()
+    }
 
 
 def start_of(initial: Mapping[str, Any] | None) -> str | None:

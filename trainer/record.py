@@ -112,7 +112,11 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
     kept = {checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)}
     last = checkpoint.read_document(newest) if newest else None
     done = last["epoch"] if last else 0
-    tables = {name: table["fingerprint"] for name, table in start["tables"].items()}
+    weights = {checkpoint.read_document(path)["weights"] for path in kept}
+    evaluations = read_evaluations(folder, start, weights)
+    tables = {name: table for item in evaluations.values() for name, table in item["tables"].items()}
+    tables.pop("predict", None)  # a result, and no data
+    tables |= {name: table["fingerprint"] for name, table in start["tables"].items()}
     return {
         "format": FORMAT,
         "recipe": start["recipe"],
@@ -143,7 +147,7 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "device": start["device"],
         "hardware": start.get("hardware"),
         "curves": epochs,
-        "evaluations": read_evaluations(folder, start, {checkpoint.read_document(path)["weights"] for path in kept}),
+        "evaluations": evaluations,
     }
 
 
@@ -227,14 +231,9 @@ def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
         "absent_class": document["absent"],
         "refine": refine or "none",
     }
-    result["labels"] = f"read to score split {split}; they chose nothing"
+    result["labels"] = use_of_labels(document)
     if document["of"] != "prediction":
         return result
-    if document.get("epoch") != start["epochs"]:
-        result["labels"] = (
-            f"read to score epoch {document.get('epoch')} of {start['epochs']}, which is not the result; choosing an "
-            "epoch by this score would be a use of labels"
-        )
     teacher = protocol.teacher_name(start.get("teacher"))
     started_from = protocol.start_of(start.get("initial"))
     paper = protocol.expected(task, dataset, version, started_from, teacher, refine is not None)
@@ -248,6 +247,17 @@ def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
             "source": paper.source,
         }
     return result
+
+
+def use_of_labels(document: Mapping[str, Any]) -> str:
+    """Return what the labels of an evaluation were used for; an epoch that is not the last is marked."""
+    epoch, epochs = document.get("epoch"), document.get("epochs")
+    if document["of"] == "prediction" and epoch is not None and epochs is not None and epoch < epochs:
+        return (
+            f"read to score epoch {epoch} of {epochs}, which is not the result; choosing an epoch by this score would "
+            "be a use of labels"
+        )
+    return f"read to score split {document['split']}; they chose nothing"
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

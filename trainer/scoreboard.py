@@ -46,7 +46,8 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
                 raise TrainerError(
                     f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
                 )
-            title = NAMES[document["of"]]
+            student = document.get("student", "distill")
+            title = NAMES[document["of"]] + (f", {student}" if student != "distill" else "")
             if document["of"] == "prediction" and len(recipes) > 1:
                 title = f"{title} ({recipe.name})"
             rank = list(NAMES).index(document["of"])

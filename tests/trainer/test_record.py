@@ -72,6 +72,7 @@ def test_scores_come_in_with_what_the_paper_got(fleet: Any, console: Console) ->
     evaluate(recipe, console, "pseudo")
     found = report(fleet, "distill")
     assert found["evaluations"].keys() == {"evaluate", "evaluate-pseudo"}
+    assert found["tables"].keys() >= {"points", "target", "segment", "label"}
     scored = found["evaluations"]["evaluate"]
     obtained = 100 * result.scores["all"].mean_iou
     assert scored["expected"]["mean_iou_percent"] == 47.42
@@ -83,13 +84,14 @@ def test_scores_come_in_with_what_the_paper_got(fleet: Any, console: Console) ->
     assert found["initial"]["task"] == "pretrain" and found["initial"]["reads_labels"] is False
 
 
-def test_an_epoch_that_is_not_the_last_is_marked(fleet: Any, console: Console) -> None:
+def test_an_epoch_that_is_not_the_last_is_marked(fleet: Any, console: Console, capsys: Any) -> None:
     train(fleet.recipe("distill.keep_every=1"), "distill", console)
     first = fleet.recipe(f"predict.checkpoint={fleet.folder}/runs/street/distill/epoch-0001.safetensors")
     predict(first, console)
     evaluate(first, console)
     scored = report(fleet, "distill")["evaluations"]["evaluate"]
     assert "epoch 1 of 2, which is not the result" in scored["labels"] and "use of labels" in scored["labels"]
+    assert "true labels were read to score epoch 1 of 2, which is not the result" in capsys.readouterr().out
 
 
 def test_labels_are_never_forgotten(fleet: Any, console: Console) -> None:
