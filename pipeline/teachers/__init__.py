@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
 from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
 from pipeline.teachers.oracle import Oracle, OracleConfig
+from pipeline.teachers.san import San, SanConfig
 
 if TYPE_CHECKING:
     import torch
@@ -112,4 +113,5 @@ TEACHERS: dict[str, TeacherKind] = {
     "oracle": TeacherKind(
         OracleConfig, Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content
     ),
+    "san": TeacherKind(SanConfig, San.load, has_encode=True, kilobytes_per_frame=San.kilobytes_per_frame),
 }

@@ -45,6 +45,10 @@ def tiny_clip(root: Path) -> dict[str, Any]:
     return {"name": "clip_dense", "model": "tiny", "weights": "random:0", "short_side_px": 32}
 
 
+def tiny_san(root: Path) -> dict[str, Any]:
+    return {"name": "san", "model": "tiny", "weights": "random:0", "short_side_px": 64}
+
+
 def official_files(root: Path) -> dict[str, Any]:
     for name, (width, height) in SIZES.items():
         ids = np.ones((height, width), np.uint8)
@@ -70,6 +74,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "artifacts": official_files,
     "clip_dense": tiny_clip,
     "oracle": class_maps,
+    "san": tiny_san,
 }
 """Per teacher, its recipe section for the frame above, after writing what it needs into the data root."""
 

@@ -1,0 +1,125 @@
+"""Segments from mask queries: every query has a soft mask on a coarse grid; no mask is ever upsampled as a whole.
+
+SAN and FC-CLIP cut an image up by queries q with mask logits m_q. What a pixel p belongs to depends on sigmoid(m_q(p)),
+with the logits upsampled first, as the references do. The sigmoid is not linear, so all queries are needed at every
+pixel; they are made for a strip of pixel rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from superpixels.pooling import bilinear_matrix
+
+_STRIP_ROWS = 8
+ABSENT_LOGIT = -16.0
+"""Logit of a mask where it was cut off; its sigmoid is 1e-7."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskQueries:
+    """Mask logits of one image: on a grid, and how the grid is sampled at the pixels of a label map.
+
+    `logit` float (k, h, w). `query` None says that layer q is query q, so k = `n_queries`. Otherwise the masks are cut:
+    `query` (k, h, w) names the query of each logit, cell by cell, and all others are `ABSENT_LOGIT` there. `rows`
+    (H, h) and `columns` (W, w) are sparse and mix grid cells to pixels.
+    """
+
+    logit: npt.NDArray[np.floating[Any]]
+    query: npt.NDArray[np.integer[Any]] | None
+    n_queries: int
+    rows: csr_array
+    columns: csr_array
+
+    def __post_init__(self) -> None:
+        if self.logit.ndim != 3 or (self.rows.shape[1], self.columns.shape[1]) != self.logit.shape[1:]:
+            raise ValueError(
+                f"mask logits have shape {self.logit.shape}, but pixels are sampled from a grid of "
+                f"{self.rows.shape[1]} x {self.columns.shape[1]} cells"
+            )
+        if self.query is None and len(self.logit) != self.n_queries:
+            raise ValueError(f"there are {len(self.logit)} masks for {self.n_queries} queries")
+        if self.query is not None:
+            if self.query.shape != self.logit.shape:
+                raise ValueError(f"query {self.query.shape} and mask logits {self.logit.shape} differ in shape")
+            if self.query.min(initial=0) < 0 or self.query.max(initial=0) >= self.n_queries:
+                raise ValueError(f"the masks name queries beyond the {self.n_queries} there are")
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the label map."""
+        return int(self.rows.shape[0]), int(self.columns.shape[0])
+
+    def strips(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Yield the soft masks of a few pixel rows at a time: the rows, and sigmoid(m) as float32 (rows * W, q)."""
+        height, width = self.size_px
+        rows, columns = self.rows.astype(np.float32), self.columns.astype(np.float32)
+        for top in range(0, height, _STRIP_ROWS):
+            strip = slice(top, min(top + _STRIP_ROWS, height))
+            part = rows[strip]
+            first, last = int(part.indices.min()), int(part.indices.max()) + 1
+            wide = np.stack([columns @ cells for cells in self.cells(first, last)])
+            soft = part[:, first:last] @ wide.reshape(last - first, -1)
+            np.exp(np.negative(soft, out=soft), out=soft)
+            soft += 1
+            yield strip, np.reciprocal(soft, out=soft).reshape(-1, self.n_queries)
+
+    def cells(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        """Return the logits of all queries in some rows of the grid, float32 (rows, w, q)."""
+        logit = self.logit[:, first:last].astype(np.float32).transpose(1, 2, 0)
+        if self.query is None:
+            return np.ascontiguousarray(logit)
+        every = np.full((*logit.shape[:2], self.n_queries), ABSENT_LOGIT, np.float32)
+        np.put_along_axis(every, self.query[:, first:last].astype(np.int64).transpose(1, 2, 0), logit, axis=2)
+        return every
+
+
+def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> csr_array:
+    """Sparse (size_px, cells) matrix of one axis of bilinear upsampling.
+
+    With `padded_px` and `kept_px` it does what reference implementations do to images that were padded at their end:
+    cells to padded pixels, of which the first `kept_px` are kept and resampled to the final size.
+    """
+    if not padded_px:
+        return csr_array(bilinear_matrix(size_px, cells))
+    return csr_array(bilinear_matrix(size_px, kept_px)) @ csr_array(bilinear_matrix(padded_px, cells)[:kept_px])
+
+
+def prompt_argmax(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+    """The prompt of each pixel, (H, W): the largest of R(p) = sum_q probability[q] * sigmoid(m_q(p)).
+
+    `probability` (q, t) says how likely a query shows each prompt. Of equal sums the first prompt wins. This is
+    "semantic inference" of MaskFormer (Cheng et al., "Per-Pixel Classification is Not All You Need").
+    """
+    if len(probability) != masks.n_queries or not 1 <= probability.shape[1] <= 65535:
+        raise ValueError(
+            f"probabilities have shape {probability.shape}; expected ({masks.n_queries}, 1 to 65535 prompts)"
+        )
+    weights = np.ascontiguousarray(probability, np.float32)
+    best = np.empty(masks.size_px, np.uint16)
+    for strip, soft in masks.strips():
+        best[strip] = (soft @ weights).argmax(axis=1).reshape(-1, masks.size_px[1])
+    return best
+
+
+def query_shares(masks: MaskQueries, label_map: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[np.float64]:
+    """How much of every soft mask lies in every segment, (n, q): M[k, q] sums sigmoid(m_q) over pixels of segment k.
+
+    The label map (H, W) holds 0..n, 0 being no segment. With query embeddings e (q, d) the pooled dense feature map
+    sum_p sum_q sigmoid(m_q(p)) e_q of all segments is M e, and the map itself is never needed.
+    """
+    if label_map.shape != masks.size_px or not 0 <= label_map.min() <= label_map.max() <= n:
+        raise ValueError(f"the label map {label_map.shape} must be {masks.size_px} and hold ids 0..{n}")
+    shares = np.zeros((n + 1, masks.n_queries))
+    for strip, soft in masks.strips():
+        label = label_map[strip].ravel().astype(np.int64)
+        count = len(label)
+        inside = csr_array((np.ones(count, np.float32), (label, np.arange(count))), shape=(n + 1, count))
+        shares += inside @ soft
+    return shares[1:]

@@ -1,0 +1,125 @@
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import interpolate
+
+from superpixels.mask_queries import ABSENT_LOGIT, MaskQueries, prompt_argmax, query_shares, sampling
+from superpixels.segments import Segments, compact
+
+
+def masks_of(logit: np.ndarray, height: int, width: int, query: np.ndarray | None = None, n: int = 0) -> MaskQueries:
+    _, grid_h, grid_w = logit.shape
+    return MaskQueries(logit, query, n or len(logit), sampling(height, grid_h), sampling(width, grid_w))
+
+
+def dense(logit: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Soft masks (q, H, W), upsampled as a whole by torch, in float64."""
+    maps = torch.tensor(logit, dtype=torch.float64)[None]
+    return interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)[0].sigmoid().numpy()
+
+
+def soft_of(masks: MaskQueries) -> np.ndarray:
+    """What the strips give, put together: (q, H, W)."""
+    return np.concatenate([soft for _, soft in masks.strips()]).T.reshape(-1, *masks.size_px)
+
+
+def random_masks(seed: int, queries: int = 6, grid_h: int = 4, grid_w: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 4, (queries, grid_h, grid_w)).astype(np.float32)
+
+
+@given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 40))
+def test_strips_equal_the_masks_upsampled_as_a_whole(seed: int, height: int, width: int) -> None:
+    logit = random_masks(seed)
+    np.testing.assert_allclose(soft_of(masks_of(logit, height, width)), dense(logit, height, width), atol=1e-6)
+
+
+@given(st.integers(0, 1000))
+def test_the_argmax_by_strips_equals_that_of_the_whole(seed: int) -> None:
+    logit = random_masks(seed)
+    probability = np.random.default_rng(seed).dirichlet(np.ones(5), 6)
+    whole = np.einsum("qt,qhw->thw", probability, dense(logit, 30, 50))
+    best = prompt_argmax(masks_of(logit, 30, 50), probability)
+    margin = np.diff(np.sort(whole, axis=0)[-2:], axis=0)[0]  # float32 may settle a near tie otherwise
+    assert ((best == whole.argmax(axis=0)) | (margin < 1e-5)).all() and (margin < 1e-5).mean() < 0.01
+
+
+@given(st.integers(0, 1000))
+def test_linear_pooling_equals_pooling_a_dense_feature_map(seed: int) -> None:
+    logit = random_masks(seed)
+    rng = np.random.default_rng(seed)
+    embedding = rng.normal(size=(6, 16))
+    label_map = rng.integers(0, 4, (30, 50))
+    features = np.einsum("qd,qhw->dhw", embedding, dense(logit, 30, 50))
+    pooled = query_shares(masks_of(logit, 30, 50), label_map, 3) @ embedding
+    for k in range(3):
+        expected = features[:, label_map == k + 1].sum(axis=1)
+        cosine = pooled[k] @ expected / np.linalg.norm(pooled[k]) / np.linalg.norm(expected)
+        assert cosine == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(pooled[k], expected, rtol=1e-5, atol=1e-5 * np.linalg.norm(expected))
+
+
+def test_padding_is_cut_off_as_the_reference_does_it() -> None:
+    logit = random_masks(0, grid_h=2, grid_w=4)  # cells of 16 px: 32 x 64 px, of which 30 x 50 are image
+    padded = interpolate(torch.tensor(logit)[None], size=(32, 64), mode="bilinear", align_corners=False)
+    cut = interpolate(padded[:, :, :30, :50], size=(45, 75), mode="bilinear", align_corners=False)
+    masks = MaskQueries(logit, None, 6, sampling(45, 2, 32, 30), sampling(75, 4, 64, 50))
+    np.testing.assert_allclose(soft_of(masks), cut[0].sigmoid().numpy(), atol=1e-6)
+
+
+def test_cut_masks_are_absent_where_they_were_cut() -> None:
+    logit = random_masks(1, queries=300)
+    keep = np.argsort(-logit, axis=0)[:4]
+    full = np.full_like(logit, ABSENT_LOGIT)
+    np.put_along_axis(full, keep, np.take_along_axis(logit, keep, 0), 0)
+    cut = masks_of(np.take_along_axis(logit, keep, 0), 20, 30, keep, 300)
+    np.testing.assert_array_equal(soft_of(cut), soft_of(masks_of(full, 20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_queries": 7}, "6 masks for 7 queries"),
+        ({"rows": sampling(9, 5)}, "5 x 7 cells"),
+        ({"query": np.full((6, 4, 7), 6)}, "beyond the 6"),
+        ({"query": np.zeros((5, 4, 7), int)}, "differ in shape"),
+    ],
+)
+def test_masks_that_do_not_fit_together_are_refused(change: dict[str, Any], message: str) -> None:
+    values = {
+        "logit": random_masks(0),
+        "query": None,
+        "n_queries": 6,
+        "rows": sampling(9, 4),
+        "columns": sampling(9, 7),
+    }
+    with pytest.raises(ValueError, match=message):
+        MaskQueries(**(values | change))
+
+
+def test_what_does_not_fit_the_masks_is_refused() -> None:
+    masks = masks_of(random_masks(0), 8, 8)
+    with pytest.raises(ValueError, match=r"shape \(5, 3\); expected \(6, 1 to 65535 prompts\)"):
+        prompt_argmax(masks, np.ones((5, 3)))
+    with pytest.raises(ValueError, match="hold ids 0..1"):
+        query_shares(masks, np.full((8, 8), 2), 1)
+
+
+def test_an_image_as_san_sees_it_is_segmented_in_300_megabytes() -> None:
+    """1600 x 900 pixels at full size, 100 queries, 768 values, 175 prompts; NumPy reports its memory to tracemalloc."""
+    rng = np.random.default_rng(0)
+    blocks = rng.normal(0, 5, (100, 5, 9)).repeat(8, axis=1).repeat(8, axis=2).astype(np.float32)
+    embedding = rng.normal(size=(100, 768)).astype(np.float32)
+    probability = rng.dirichlet(np.full(175, 0.05), 100)
+    tracemalloc.start()
+    masks = masks_of(blocks, 900, 1600)
+    label_map, prompt = compact(prompt_argmax(masks, probability))
+    shares = query_shares(masks, label_map, len(prompt))
+    Segments.from_label_map(label_map, prompt, np.ones(len(prompt)), shares @ embedding)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
