@@ -66,6 +66,7 @@ class RunConfig:
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
     worker of stage `segment` takes; above 0, teachers that can compute that half on it do.
+    `checkpoint_minutes` and `checkpoint_steps` say how often training saves in the middle of an epoch; 0 is never.
     """
 
     store: str = "store"
@@ -81,6 +82,8 @@ class RunConfig:
     segment_gpus: float = 0.0
     batch_size: int = 8
     loader_workers: int = 1
+    checkpoint_minutes: float = 15.0
+    checkpoint_steps: int = 0
     deterministic: bool = True
     progress: bool = True
 
@@ -99,6 +102,11 @@ class RunConfig:
             raise ValueError(f"run.batch is {self.batch}; it must be at least 1")
         if self.decode_threads < 1:
             raise ValueError(f"run.decode_threads is {self.decode_threads}; it must be at least 1")
+        if self.checkpoint_minutes < 0 or self.checkpoint_steps < 0:
+            raise ValueError(
+                f"run.checkpoint_minutes is {self.checkpoint_minutes} and run.checkpoint_steps "
+                f"{self.checkpoint_steps}; both must be 0 (never) or more"
+            )
 
 
 @dataclass(frozen=True)

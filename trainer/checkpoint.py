@@ -1,9 +1,11 @@
 """Checkpoints: what a network has learnt and all that it takes to go on, as one safetensors file; no pickles.
 
-Tensors are named `model.<name>`, `optimiser.<what>.<name>` (what it keeps of every weight, such as `momentum_buffer`)
-and `random.<source>` (states of the random generators). Under the key `checkpoint` the header holds one JSON document:
+Tensors are named `model.<name>`, `optimiser.<what>.<name>` (what it keeps of every weight, such as `momentum_buffer`),
+`random.<source>` (states of the random generators) and, where a run keeps a moving average, `average.<name>`: the
+weights that count, `model.` being those it goes on from. Under the key `checkpoint` the header holds one JSON document:
 task, epoch, step, the recipe's sections, identities and shards of the tables that were seen, the class dictionary,
-versions, seed, and a digest of the weights.
+versions, seed, and a digest of the weights. One file is kept per epoch, and `running.safetensors` is the state in the
+middle of one.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the network, by name."""
-        return part(self.tensors, "model.")
+        """Parameters and buffers of the network to predict with and to start from, by name."""
+        return weights_of(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,17 @@ class InitialWeights:
         return text
 
 
-def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, document: Mapping[str, Any]) -> None:
+def save(
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    document: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint that is there whole or not at all, even where the process is killed meanwhile.
 
-    Raises TrainerError where it cannot be written (disk full, no rights); earlier files are left as they are.
+    `average` are the moving averages of the network's parameters, by name, where the run keeps them. Raises
+    TrainerError where it cannot be written (disk full, no rights); earlier files are left as they are.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
@@ -83,14 +92,17 @@ def save(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, docum
         for what, value in optimiser.state[parameter].items():
             if value is not None:
                 tensors[f"optimiser.{what}.{name}"] = value.detach().cpu().contiguous()
+    if average is not None:
+        averaged = weights | {name: tensor.cpu().contiguous() for name, tensor in average.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in averaged.items()}
     tensors |= {f"random.{source}": state for source, state in random_states().items()}
     write(path, tensors, document)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     """Write tensors, all contiguous on the CPU, and a document as a checkpoint; see `save`."""
-    weights = part(tensors, "model.")
-    header = json.dumps({"format": FORMAT, **document, "weights": weights_digest(weights)}, allow_nan=False)
+    digest = weights_digest(weights_of(tensors))
+    header = json.dumps({"format": FORMAT, **document, "weights": digest}, allow_nan=False)
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,30 +170,50 @@ def latest(folder: Path) -> Path | None:
     return epoch_path(folder, epochs[-1]) if epochs else None
 
 
+def running_path(folder: Path) -> Path:
+    """Return the file of the state in the middle of an epoch."""
+    return folder / "running.safetensors"
+
+
+def newest(folder: Path) -> Path | None:
+    """Return what a run goes on from: the state in the middle of an epoch or after one that has seen more steps.
+
+    None if there is neither; raises TrainerError for a file that cannot be read.
+    """
+    paths = [path for path in (latest(folder), running_path(folder)) if path is not None and path.is_file()]
+    return max(paths, key=lambda path: int(read_document(path)["step"]), default=None)  # of equals, the first
+
+
 def prune(folder: Path, keep_every: int) -> None:
     """Delete the checkpoints that are neither the newest nor of every `keep_every`-th epoch (0: of none).
+
+    To be called when an epoch is saved: the state in its middle goes too.
 
     What killed writers left goes too; the caller holds the lock of the run, so that nobody writes meanwhile.
     """
     for scratch in folder.glob(f"{_SCRATCH}*"):
         scratch.unlink(missing_ok=True)
+    running_path(folder).unlink(missing_ok=True)
     for epoch in finished_epochs(folder)[:-1]:
         if keep_every == 0 or epoch % keep_every:
             epoch_path(folder, epoch).unlink(missing_ok=True)
 
 
-def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Put network, optimiser and the process's random generators into the state that was saved.
 
-    Raises TrainerError if the checkpoint is of another network.
+    Returns the moving averages of parameters and buffers, by name, if there are any. Raises TrainerError if the
+    checkpoint is of another network.
     """
     load_weights(checkpoint, network)
+    network.load_state_dict(part(checkpoint.tensors, "model."))
     parameters = dict(network.named_parameters())
     for key, value in part(checkpoint.tensors, "optimiser.").items():
         what, _, name = key.partition(".")
         counts = what == "step"  # AdamW counts on the CPU, wherever the weights are
         optimiser.state[parameters[name]][what] = value if counts else value.to(parameters[name].device)
     set_random_states(part(checkpoint.tensors, "random."))
+    return part(checkpoint.tensors, "average.")
 
 
 def load_weights(checkpoint: Checkpoint, network: nn.Module) -> None:
@@ -250,6 +282,11 @@ def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose name starts so, without that start."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that count among the tensors of a checkpoint: the moving average, where there is one."""
+    return part(tensors, "average.") or part(tensors, "model.")
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from superpixels.flat_interaction import FlatInteractionConfig
 from trainer.augment import AugmentConfig
-from trainer.losses import Negatives, TmpConfig
+from trainer.losses import Lovasz, Negatives, TmpConfig
 from trainer.metrics import AbsentRule
 from trainer.minkunet import NetworkConfig
 from trainer.voxels import VoxelConfig
@@ -22,6 +22,7 @@ Student = Literal["distill", "probe", "finetune", "supervised"]
 """The tasks that end with a network that names classes."""
 Refinement = Literal["none", "afi"]
 Optimiser = Literal["sgd", "adamw"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class TrainerError(RuntimeError):
@@ -35,7 +36,10 @@ class SgdConfig:
     ``split``
         Scenes to learn from: a named split, "all", or a ``.txt`` file of scenes.
     ``epochs``, ``batch_size``
-        Passes over the frames; frames per step.
+        Passes over the frames; frames per step, on all devices together.
+    ``accumulate``
+        Parts in which a device goes through its frames of a step, one after the other, to hold less in memory. The loss
+        stays that of the whole step; batch norm sees a part.
     ``drop_last``
         Leave out an epoch's last batch where it is not full (unless it is the only one).
     ``optimiser``
@@ -44,6 +48,14 @@ class SgdConfig:
         As torch's SGD defines them; AdamW takes the last one only.
     ``seed``
         Of the initial weights, of the order of frames, and of the augmentation of every frame in every epoch.
+    ``precision``
+        Of the network's features on the way: "bfloat16" and "float16" (whose gradients are scaled, so that small ones
+        are not lost) where the engine and the layer allow it. Weights, losses and batch norm statistics are float32.
+    ``clip_norm``
+        Longest gradient, over all parameters; a longer one is shortened. 0 does nothing.
+    ``ema_decay``
+        Keep a moving average of the weights too, of which every step moves 1 - decay towards the new ones; it is what
+        the checkpoint gives to predict with and to start from. 0 keeps none.
     ``keep_every``
         Checkpoints to keep besides the last: 0 none, 1 every epoch (as the reference implementation does), 5 every
         fifth. It changes no result, so it may change between a run and its continuation.
@@ -59,6 +71,10 @@ class SgdConfig:
     weight_decay: float = 1e-4
     seed: int = 0
     keep_every: int = 0
+    accumulate: int = 1
+    precision: Precision = "float32"
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.split:
@@ -70,6 +86,16 @@ class SgdConfig:
         if not 0 <= self.momentum < 1 or not 0 <= self.dampening <= 1:
             raise ValueError(f"momentum is {self.momentum} and dampening {self.dampening}; expected [0, 1) and [0, 1]")
         check_rate("weight_decay", self.weight_decay)
+        check_rate("clip_norm", self.clip_norm)
+        if self.accumulate < 1 or self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}; a step of {self.batch_size} frames is gone through in 1 to "
+                f"{self.batch_size} parts"
+            )
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}; choose one of {get_args(Precision)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected [0, 1), for example 0.999")
         if self.seed < 0 or self.keep_every < 0:
             raise ValueError(f"seed is {self.seed} and keep_every {self.keep_every}; both must be 0 or more")
 
@@ -93,10 +119,38 @@ class PretrainConfig(TmpConfig, SgdConfig):
         TmpConfig.__post_init__(self)
         SgdConfig.__post_init__(self)
         check_rate("lr", self.lr)
+        if self.negatives == "global" and self.accumulate > 1:
+            raise ValueError(
+                f'negatives is "global" and accumulate {self.accumulate}: superpoints cannot be told from those of '
+                'parts that are not there yet; set negatives to "frame", or accumulate to 1'
+            )
 
 
 @dataclass(frozen=True)
-class DistillConfig(SgdConfig):
+class ClassesConfig(SgdConfig):
+    """What the tasks that learn classes share, by cross-entropy plus Lovász.
+
+    ``lovasz``
+        ``"batch"``: the IoU that the Lovász term bounds is that of the whole step, on whichever devices it lies
+        (parity: the official runs hold it on one); ``"scan"``: that of each sweep, and the term is the mean over
+        sweeps, so nothing has to be gathered.
+    """
+
+    lovasz: Lovasz = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lovasz not in get_args(Lovasz):
+            raise ValueError(f"lovasz is {self.lovasz!r}; choose one of {get_args(Lovasz)}")
+        if self.lovasz == "batch" and self.accumulate > 1:
+            raise ValueError(
+                f'lovasz is "batch" and accumulate {self.accumulate}: the IoU of a whole step cannot be known part by '
+                'part; set lovasz to "scan", or accumulate to 1'
+            )
+
+
+@dataclass(frozen=True)
+class DistillConfig(ClassesConfig):
     """Section ``[distill]``: learning the pseudo-labels of table ``target``, cross-entropy plus Lovász.
 
     ``lr_head`` is the rate of the layer ``final``, ``lr_trunk`` of all others. ``init`` is where the weights start:
@@ -116,7 +170,7 @@ class DistillConfig(SgdConfig):
 
 
 @dataclass(frozen=True)
-class LabelledConfig(SgdConfig):
+class LabelledConfig(ClassesConfig):
     """What the tasks that learn true labels share; ``init`` as in DistillConfig, or "distill".
 
     ``every_scene``, ``every_scan``

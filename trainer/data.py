@@ -264,6 +264,15 @@ class Batch:
     features: Tensor
 
     @property
+    def taught(self) -> Tensor:
+        """The frame of every row that teaches, (k,) int64: what losses count by."""
+        return self.voxel_frame[:0]
+
+    def silent(self) -> Self:
+        """Return the batch with nothing that teaches."""
+        return self
+
+    @property
     def coords(self) -> Tensor:
         """Frame and cell of every voxel, (v, 4) int32: what the network takes."""
         return torch.column_stack([self.voxel_frame.to(self.cells.dtype), self.cells])
@@ -290,12 +299,26 @@ class PairBatch(Batch):
     superpoint_prompt: Tensor
     superpoint_frame: Tensor = field(metadata=OF_FRAME)
 
+    @property
+    def taught(self) -> Tensor:
+        return self.superpoint_frame[torch.bincount(self.pair_superpoint, minlength=len(self.superpoint_frame)) > 0]
+
+    def silent(self) -> Self:
+        return replace(self, pair_voxel=self.pair_voxel[:0], pair_superpoint=self.pair_superpoint[:0])
+
 
 @dataclass(frozen=True)
 class TargetBatch(Batch):
     """For the learning of classes: `labels` (v,) int64, the class that every voxel is to learn, 0 none."""
 
     labels: Tensor
+
+    @property
+    def taught(self) -> Tensor:
+        return self.voxel_frame[self.labels > 0]
+
+    def silent(self) -> Self:
+        return replace(self, labels=torch.zeros_like(self.labels))
 
 
 @dataclass(frozen=True)
@@ -446,22 +469,69 @@ class BatchDataset(Dataset[Batch | Exception]):
             raise StoreError(f"frame {frame.frame_id}: {error}") from None
 
 
-class EpochOrder(Sampler[BatchKey]):
-    """The batches of one epoch, frames shuffled by (seed, epoch); set `epoch` before iterating."""
+@dataclass(frozen=True)
+class Part:
+    """Frames that go through the network at once. `silent`: they are there for company only and teach nothing, where a
+    batch has fewer frames than there are processes to share them."""
 
-    def __init__(self, n_frames: int, batch_size: int, seed: int, drop_last: bool) -> None:
+    numbers: tuple[int, ...]
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch: all of its frames, and the parts of it that this process computes, one after the other."""
+
+    numbers: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+class EpochOrder(Sampler[BatchKey]):
+    """The batches of one epoch, frames shuffled by (seed, epoch), in the parts that one of several processes loads.
+
+    Set `epoch` before iterating, and `first`, the batch to begin with. Neither the order of frames nor what makes a
+    batch depends on how many processes share it, nor on how many parts each of them cuts its share into.
+    """
+
+    def __init__(
+        self,
+        n_frames: int,
+        batch_size: int,
+        seed: int,
+        drop_last: bool,
+        *,
+        rank: int = 0,
+        n_ranks: int = 1,
+        n_parts: int = 1,
+    ) -> None:
         n_batches = n_frames // batch_size if drop_last else -(-n_frames // batch_size)
         self._n_batches = max(n_batches, 1)
         self._n_frames, self._batch_size, self._seed = n_frames, batch_size, seed
-        self.epoch = 0
+        self._rank, self._n_ranks, self._n_parts = rank, n_ranks, n_parts
+        self.epoch = self.first = 0
 
     def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
         return self._n_batches
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def steps(self) -> Iterator[Step]:
+        """Yield the batches of the epoch from the first one to do."""
         order = np.random.default_rng([self._seed, self.epoch]).permutation(self._n_frames).tolist()
-        for start in range(0, self._n_batches * self._batch_size, self._batch_size):
-            yield self.epoch, tuple(order[start : start + self._batch_size])
+        for number in range(self.first, self._n_batches):
+            numbers = tuple(order[number * self._batch_size : (number + 1) * self._batch_size])
+            share = cut(numbers, self._n_ranks)[self._rank]
+            n_parts = min(self._n_parts, -(-len(numbers) // self._n_ranks))  # as many in every process
+            parts = (Part(part) if part else Part(numbers[:1], silent=True) for part in cut(share, n_parts))
+            yield Step(numbers, tuple(parts))
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return ((self.epoch, part.numbers) for step in self.steps() for part in step.parts)
+
+
+def cut(numbers: tuple[int, ...], n_parts: int) -> list[tuple[int, ...]]:
+    """Return the numbers in parts, in order, of which none is more than one longer than another."""
+    ends = [len(numbers) * part // n_parts for part in range(n_parts + 1)]
+    return [numbers[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
 @contextmanager

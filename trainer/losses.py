@@ -1,6 +1,7 @@
 """Objectives as functions of network output and batch: contrastive pre-training (TMP), and segmentation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Negatives = Literal["batch", "frame"]
+Negatives = Literal["frame", "local", "global"]
+Lovasz = Literal["batch", "scan"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,10 @@ class TmpConfig:
     ``temperature`` of both softmaxes; ``image_weight`` and ``text_weight`` of the two terms.
 
     ``negatives``
-        ``"batch"``: a superpoint is told from all others of the device's batch; ``"frame"``: from those of its own
-        frame, and the loss is the mean over frames, which makes the loss independent of how frames are laid out over
-        devices (the official runs hold one frame per device, where both agree).
+        What a superpoint is told from. ``"frame"``: those of its own frame, and the loss is the mean over frames.
+        ``"global"``: all others of the batch, on whichever device they are. Neither depends on how frames are laid out
+        over devices. ``"local"`` does, as the reference implementation: all others that its device holds, and the loss
+        is the mean over devices. (The official runs hold one frame on a device, where it equals ``"frame"``.)
     ``mask_same_prompt``
         Other superpoints with the same prompt are no negatives.
     ``renormalise``
@@ -32,7 +35,7 @@ class TmpConfig:
     temperature: float = 0.07
     image_weight: float = 0.5
     text_weight: float = 0.5
-    negatives: Negatives = "batch"
+    negatives: Negatives = "local"
     mask_same_prompt: bool = False
     renormalise: bool = False
     target_weight: float = 0.2
@@ -51,6 +54,33 @@ class TmpConfig:
         if self.negatives not in get_args(Negatives):
             raise ValueError(f"negatives is {self.negatives!r}; expected one of {get_args(Negatives)}")
         _check_target(self.target_weight, self.target_power, self.clamp_cosines)
+
+
+class Counts(NamedTuple):
+    """Rows that teach (labelled voxels, or superpoints with points), and frames and parts of the batch with any."""
+
+    n_rows: int
+    n_frames: int
+    n_parts: int
+
+
+def counts(frame_of_row: Tensor) -> Counts:
+    """The counts of one part of a batch; ``frame_of_row`` (k,) int64 is the frame of every row that teaches."""
+    return Counts(len(frame_of_row), int(torch.bincount(frame_of_row).count_nonzero()), int(len(frame_of_row) > 0))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The batch that the rows at hand are a part of; a loss is their share of its loss, so that the shares add up.
+
+    Parts are cut along frames: by device, and where memory is short, on a device one after the other. ``counts`` are
+    of all parts together. ``gather`` joins the rows (n, ...) of all ``n_ranks`` devices, gradients included, and says
+    where one's own begin; every device has to call it as often.
+    """
+
+    counts: Counts
+    n_ranks: int = 1
+    gather: Callable[[Tensor], tuple[Tensor, int]] = lambda rows: (rows, 0)
 
 
 class TmpTerms(NamedTuple):
@@ -78,11 +108,11 @@ def pool_superpoints(
     in row ``pair_superpoint``; both are (m,) int64, in any order. A superpoint without pairs is a zero row. The 1e-6
     under the mean is the reference implementation's.
     """
-    counts = torch.bincount(pair_superpoint, minlength=n_superpoints)
+    n_pairs = torch.bincount(pair_superpoint, minlength=n_superpoints)
     order = torch.argsort(pair_superpoint, stable=True)
     # A bag sums rows where they lie: three times as fast as gathering m x d numbers first, with equal bits.
-    sums = F.embedding_bag(pair_voxel[order], voxel_features.float(), counts.cumsum(0) - counts, mode="sum")
-    return sums / (counts[:, None] + 1e-6), counts
+    sums = F.embedding_bag(pair_voxel[order], voxel_features.float(), n_pairs.cumsum(0) - n_pairs, mode="sum")
+    return sums / (n_pairs[:, None] + 1e-6), n_pairs
 
 
 def tmp_loss(
@@ -95,6 +125,7 @@ def tmp_loss(
     text: Tensor,
     target: Tensor,
     config: TmpConfig,
+    whole: Whole | None = None,
 ) -> TmpTerms:
     """How well superpoints find their masks among the batch's and their prompt among all; 0 if no superpoint has a
     point.
@@ -112,27 +143,35 @@ def tmp_loss(
     superpoint_prompt, superpoint_frame : (s,) int64 row of ``text``, and frame within the batch
     text : (p, d) prompt vectors, any length
     target : (p, p) from :func:`soft_text_target`
+    whole : the batch that these rows are a part of; by default they are all of it
     """
-    pooled, counts = pool_superpoints(voxel_features, pair_voxel, pair_superpoint, len(superpoint_prompt))
-    valid = counts > 0
-    if not valid.any():
+    pooled, n_pairs = pool_superpoints(voxel_features, pair_voxel, pair_superpoint, len(superpoint_prompt))
+    valid = n_pairs > 0
+    points = F.normalize(pooled[valid], dim=1) if config.renormalise else pooled[valid]
+    prompt, frame = superpoint_prompt[valid], superpoint_frame[valid]
+    whole = whole or Whole(counts(frame))
+    vectors, prompt_of_mask, first = superpoint_vector[valid].to(points), prompt, 0
+    if config.negatives == "global":
+        (vectors, first), (prompt_of_mask, _) = whole.gather(vectors), whole.gather(prompt)
+    if len(points) == 0:
         zero = voxel_features.sum() * 0
         return TmpTerms(zero, zero, zero)
-    points = F.normalize(pooled[valid], dim=1) if config.renormalise else pooled[valid]
-    masks = F.normalize(superpoint_vector[valid].to(points), dim=1)
-    prompt, frame = superpoint_prompt[valid], superpoint_frame[valid]
 
-    excluded = torch.zeros(len(points), len(points), dtype=torch.bool, device=points.device)
-    row_weight = torch.full((len(points),), 1 / len(points), device=points.device)
+    row = torch.arange(len(points), device=points.device)
+    excluded = torch.zeros(len(points), len(vectors), dtype=torch.bool, device=points.device)
     if config.negatives == "frame":
         excluded |= frame[:, None] != frame
         rows_in_frame = torch.bincount(frame)
-        row_weight = 1 / (rows_in_frame[frame] * (rows_in_frame > 0).sum())
+        row_weight = 1 / (rows_in_frame[frame] * whole.counts.n_frames)
+    else:
+        n_rows = whole.counts.n_rows if config.negatives == "global" else len(points) * whole.counts.n_parts
+        row_weight = torch.full((len(points),), 1 / n_rows, device=points.device)
     if config.mask_same_prompt:
-        excluded |= prompt[:, None] == prompt
-        excluded.fill_diagonal_(False)
+        excluded |= prompt[:, None] == prompt_of_mask
+        excluded[row, first + row] = False
+    masks = F.normalize(vectors, dim=1)
     affinity = (points @ masks.T / config.temperature).masked_fill(excluded, -torch.inf)
-    image = (row_weight * (affinity.logsumexp(1) - affinity.diagonal())).sum()
+    image = (row_weight * (affinity.logsumexp(1) - affinity[row, first + row])).sum()
 
     prompts = F.normalize(text.to(points), dim=1)
     log_probability = (points @ prompts.T / config.temperature).log_softmax(1)
@@ -168,19 +207,36 @@ def _check_target(weight: float, power: float, clamp: bool) -> None:
         raise ValueError(f"a negative cosine has no power {power}; clamp the cosines or choose a whole number")
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore: int = 0) -> SegmentationTerms:
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    frame: Tensor | None = None,
+    lovasz: Lovasz = "batch",
+    ignore: int = 0,
+    whole: Whole | None = None,
+) -> SegmentationTerms:
     """Cross-entropy plus Lovász-softmax over the rows whose label is not ``ignore``; 0 if there is no such row.
 
-    ``logits`` (v, c), ``labels`` (v,) int64. The softmax runs over all c columns, that of the ignored label included.
+    ``logits`` (v, c), ``labels`` and ``frame`` (v,) int64; without ``frame`` the rows are of one. The softmax runs over
+    all c columns, that of the ignored label included. The Lovász term bounds the IoU of the whole batch, or with
+    ``lovasz`` "scan" that of each frame, of which it is the mean. ``whole`` is the batch that these rows are a part of;
+    by default they are all of it.
     """
-    valid = labels != ignore
-    if not valid.any():
+    taught = labels != ignore
+    frame = torch.zeros_like(labels)[taught] if frame is None else frame[taught]
+    whole = whole or Whole(counts(frame))
+    rows, labels = logits[taught].float(), labels[taught].long()
+    if whole.counts.n_rows == 0:
         zero = logits.sum() * 0
         return SegmentationTerms(zero, zero, zero)
-    logits, labels = logits[valid].float(), labels[valid].long()
-    cross_entropy = F.cross_entropy(logits, labels)
-    lovasz = lovasz_softmax(logits.softmax(1), labels)
-    return SegmentationTerms(cross_entropy + lovasz, cross_entropy, lovasz)
+    cross_entropy = F.cross_entropy(rows, labels, reduction="sum") / whole.counts.n_rows
+    probabilities = rows.softmax(1)
+    if lovasz == "batch":
+        term = lovasz_softmax(whole.gather(probabilities)[0], whole.gather(labels)[0]) / whole.n_ranks
+    else:
+        scans = [lovasz_softmax(probabilities[frame == one], labels[frame == one]) for one in torch.unique(frame)]
+        term = torch.stack([probabilities.sum() * 0, *scans]).sum() / whole.counts.n_frames
+    return SegmentationTerms(cross_entropy + term, cross_entropy, term)
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer import data
 from trainer.config import SgdConfig, Task
+from trainer.losses import Whole
 
 
 class Terms(Protocol):
@@ -24,7 +25,7 @@ class Terms(Protocol):
 @dataclass(frozen=True)
 class Objective:
     """What is learnt from what: tables of frames, tables that all frames share, how a row becomes a sample, the
-    network's head, and the loss of a batch.
+    network's head, and the loss of a part of a batch, as its share of the loss of the whole.
 
     `init` says where weights start (see DistillConfig), `every` from which part of the split it learns. With
     `frozen_trunk` only the layer `final` learns, and the network stays in evaluation mode.
@@ -39,7 +40,7 @@ class Objective:
     normalise_output: bool
     lr_trunk: float
     lr_head: float
-    loss: Callable[[Tensor, Any], Terms]
+    loss: Callable[[Tensor, Any, Whole], Terms]
     init: str = ""
     every: data.Every = data.Every()
     frozen_trunk: bool = False

@@ -22,9 +22,10 @@ from manifests.schema import PREDICT, signature
 from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
 from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
+from trainer.learner import N_INPUTS
 from trainer.minkunet import NetworkConfig, build_network
 from trainer.sparse import open_engine
-from trainer.train import N_INPUTS, deterministic, pin, progress_bar, resolve_device
+from trainer.train import deterministic, pin, progress_bar, resolve_device
 from trainer.voxels import VoxelConfig
 
 VERSION = 1

@@ -18,7 +18,7 @@ from manifests.store import Ref, Store
 from trainer import data
 from trainer.augment import AugmentConfig
 from trainer.config import LabelledConfig, Recipe, Task
-from trainer.losses import segmentation_loss
+from trainer.losses import Whole, segmentation_loss
 from trainer.objective import Objective, Terms
 from trainer.voxels import VoxelConfig
 
@@ -57,8 +57,8 @@ def supervision(
     """
     data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
 
-    def loss(output: Tensor, batch: data.TargetBatch) -> Terms:
-        return segmentation_loss(output, batch.labels)
+    def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
 
     return Objective(
         task=task,

@@ -6,11 +6,12 @@ import fcntl
 import json
 import math
 import os
-import random
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,18 +23,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError, RunConfig, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
 from trainer import checkpoint, data, official, protocol, record
-from trainer.config import Recipe, SgdConfig, Task, TrainerError
-from trainer.losses import segmentation_loss, soft_text_target, tmp_loss
-from trainer.minkunet import build_network, freeze_trunk, parameter_groups
+from trainer.config import Recipe, Task, TrainerError
+from trainer.learner import Learner
+from trainer.losses import Counts, Whole, counts, segmentation_loss, soft_text_target, tmp_loss
 from trainer.objective import Objective, Terms
+from trainer.ranks import ALONE, Ranks, joined
 from trainer.sparse import Engine, check_engine, open_engine
 from trainer.supervised import finetuning, full_supervision, probing
 
-N_INPUTS = 1  # a voxel's only feature is its intensity
 LOG_EVERY = 20  # steps between two lines of the log
 
 
@@ -47,7 +48,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
     groups = torch.from_numpy(recipe.ontology.group_of_prompt.astype(np.int64)).to(device)
     target = soft_text_target(text, groups, settings.target_weight, settings.target_power, settings.clamp_cosines)
 
-    def loss(output: Tensor, batch: data.PairBatch) -> Terms:
+    def loss(output: Tensor, batch: data.PairBatch, whole: Whole) -> Terms:
         return tmp_loss(
             output,
             batch.pair_voxel,
@@ -58,6 +59,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
             text,
             target,
             settings,
+            whole,
         )
 
     return Objective(
@@ -86,8 +88,8 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
     settings = recipe.distill
     n_outputs = len(recipe.ontology.classes)
 
-    def loss(output: Tensor, batch: data.TargetBatch) -> Terms:
-        return segmentation_loss(output, batch.labels)
+    def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
 
     return Objective(
         task="distill",
@@ -131,8 +133,10 @@ class Run:
     folder: Path
     engine: Engine
     device: torch.device
+    ranks: Ranks
     tables: data.Tables
     selection: data.Selection
+    excluded: frozenset[str]
     used: Mapping[str, TableRef]
     initial: Path | None
     ancestor: Mapping[str, Any] | None
@@ -165,6 +169,11 @@ class Run:
         )
         return identity
 
+    def place(self) -> str:
+        """Return what computes: the device, and how many processes share the work."""
+        alone = self.ranks.size == 1
+        return str(self.device) if alone else f"{self.device.type}, {self.ranks.size} processes sharing every batch"
+
     def document(self) -> dict[str, Any]:
         """Return what log and checkpoints record of the run."""
         recipe = self.recipe
@@ -192,6 +201,7 @@ class Run:
             "versions": checkpoint.versions(),
             "commit": checkpoint.git_commit(),
             "device": str(self.device),
+            "ranks": self.ranks.size,
             "hardware": record.hardware(),
         }
 
@@ -199,50 +209,81 @@ class Run:
 def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto", fresh: bool = False) -> Path:
     """Train until the last epoch is done and return its checkpoint; go on where an earlier run of the recipe stopped.
 
-    `resume` "auto" continues after the last finished epoch of the same configuration, "never" refuses to; `fresh` moves
-    an earlier run aside and starts over. Into the folder of the run go `log.jsonl`, `tensorboard/` and one checkpoint
-    per epoch. The store gets the ref `runs/<recipe>-<task>`, which keeps the tables from being collected.
+    `resume` "auto" continues from the last state that the same configuration saved, "never" refuses to; `fresh` moves
+    an earlier run aside and starts over. Into the folder of the run go `log.jsonl`, `tensorboard/`, one checkpoint per
+    epoch, and the state in the middle of one as often as `[run]` asks, and when Ctrl-C or SIGTERM ends the run. The
+    store gets the ref `runs/<recipe>-<task>`, which keeps the tables from being collected. Started by `torchrun`, all
+    processes train together; the first one prints and writes.
 
     Raises StoreError for tables that are missing or damaged, ConfigError for a recipe that cannot be run here, and
     TrainerError for anything else that the user can mend. KeyboardInterrupt carries a sentence on what is kept.
     """
-    store = Store.open(recipe.run.store)
+    with joined() as ranks, ExitStack() as held:
+        if not ranks.is_first:
+            console = Console(quiet=True)
+        store = Store.open(recipe.run.store)
+        run = prepare(recipe, task, store, ranks)
+        held.enter_context(deterministic(recipe.run.deterministic, run.device, run.engine))
+        lock = ranks.from_first(lambda: held.enter_context(locked(run.folder)))
+        path = ranks.from_first(lambda: earlier_run(store, run, resume, fresh))
+        earlier = checkpoint.load(path) if path else None
+        n_epochs = run.objective.settings.epochs
+        if earlier is not None and earlier.document["epoch"] == n_epochs:
+            console.print(f"{task}: {earlier.path} is finished ({n_epochs} epochs); --fresh starts anew")
+            return earlier.path
+        console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
+        if ranks.is_first:
+            store.write_ref(pin(recipe, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
+        try:
+            path = learn(run, earlier, lock if ranks.is_first else None, console)
+        except KeyboardInterrupt:
+            if ranks.is_first:
+                record.write_record(run.recipe, task, store)
+            raise KeyboardInterrupt(what_is_kept(run)) from None
+        if ranks.is_first:
+            say_how_it_was_run(run, record.write_record(run.recipe, task, store), console)
+        return path
+
+
+def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
+    """Return the run of a task; raises like `train`."""
     ref = store.read_ref(recipe.name)
     data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine)
-    device = resolve_device(recipe.run.device, engine)
+    device = resolve_device(recipe.run.device, engine, ranks)
     recipe = recipe.seen_by(task)
     objective = OBJECTIVES[task](recipe, store, ref, device)
     tables = data.Tables(store, ref, objective.stages)
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = data.select_frames(tables, objective.settings.split, recipe.data.dataset, excluded, objective.every)
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
-    folder = recipe.folder() / task
     initial = initial_checkpoint(recipe, task, objective.init)
     ancestor = record.ancestor(initial) if initial else None
-    teacher = record.teacher_of(store, ref, ancestor)
-    run = Run(recipe, objective, folder, engine, device, tables, selection, used, initial, ancestor, teacher)
+    return Run(
+        recipe=recipe,
+        objective=objective,
+        folder=recipe.folder() / task,
+        engine=engine,
+        device=device,
+        ranks=ranks,
+        tables=tables,
+        selection=selection,
+        excluded=excluded,
+        used=used,
+        initial=initial,
+        ancestor=ancestor,
+        teacher=record.teacher_of(store, ref, ancestor),
+    )
 
-    with locked(folder) as lock, deterministic(recipe.run.deterministic, device, engine):
-        earlier = earlier_run(store, run, resume, fresh)
-        if earlier is not None and earlier.document["epoch"] == objective.settings.epochs:
-            console.print(
-                f"{task}: {earlier.path} is finished ({objective.settings.epochs} epochs); --fresh starts anew"
-            )
-            return earlier.path
-        console.print(f"{task}: {selection.sentence()}, on {device}")
-        store.write_ref(pin(recipe, task), Ref(recipe.name, used, tuple(sorted(excluded))))
-        try:
-            path = learn(run, earlier, lock, console)
-            say_how_it_was_run(run, record.write_record(recipe, task, store), console)
-            return path
-        except KeyboardInterrupt:
-            record.write_record(recipe, task, store)
-            done = max(checkpoint.finished_epochs(folder), default=0)
-            raise KeyboardInterrupt(
-                f"interrupted; {done} of {objective.settings.epochs} epochs are finished and kept in {folder}. The "
-                "same command goes on from there"
-            ) from None
+
+def what_is_kept(run: Run) -> str:
+    """Return the sentence for a run that was interrupted."""
+    done = max(checkpoint.finished_epochs(run.folder), default=0)
+    middle = " and the state in the middle of the next one" if checkpoint.running_path(run.folder).is_file() else ""
+    return (
+        f"interrupted; {done} of {run.objective.settings.epochs} epochs{middle} are finished and kept in {run.folder}. "
+        "The same command goes on from there"
+    )
 
 
 def say_how_it_was_run(run: Run, report: Path | None, console: Console) -> None:
@@ -253,91 +294,103 @@ def say_how_it_was_run(run: Run, report: Path | None, console: Console) -> None:
     console.print(f"{run.objective.task}: the report of the run is {report}")
 
 
-def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: Console) -> Path:
+def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, console: Console) -> Path:
     """Train from the start, or from an earlier checkpoint of the run, to the last epoch; return its checkpoint.
 
     `lock` is the file descriptor of the run's lock, which is not for the workers to hold.
     """
-    recipe, objective, device = run.recipe, run.objective, run.device
-    settings, n_frames = objective.settings, len(run.selection.frames)
+    recipe, objective, ranks = run.recipe, run.objective, run.ranks
+    settings, frames = objective.settings, run.selection.frames
 
-    seed_everything(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
-    network = build_network(
-        recipe.network,
-        N_INPUTS,
-        objective.n_outputs,
-        run.engine,
-        normalise_output=objective.normalise_output,
-        generator=generator,
-    ).to(device)
-    if objective.frozen_trunk:
-        freeze_trunk(network)
-    optimiser = build_optimiser(parameter_groups(network, objective.lr_trunk, objective.lr_head), settings)
-    full_rates = [group["lr"] for group in optimiser.param_groups]
-    done = step = 0
+    learner = Learner(objective, recipe.network, run.engine, run.device, ranks)
+    order = data.EpochOrder(
+        len(frames),
+        settings.batch_size,
+        settings.seed,
+        settings.drop_last,
+        rank=ranks.rank,
+        n_ranks=ranks.size,
+        n_parts=settings.accumulate,
+    )
+    done, step, so_far = 0, 0, SoFar()
     if earlier is not None:
-        checkpoint.restore(earlier, network, optimiser)
+        learner.restore(earlier)
         done, step = earlier.document["epoch"], earlier.document["step"]
-        console.print(f"going on after epoch {done} of {settings.epochs}")
+        so_far = SoFar(**earlier.document.get("so_far", {}))
+        middle = f" and {so_far.batches} of {len(order)} batches of the next" if so_far.batches else ""
+        console.print(f"going on after epoch {done} of {settings.epochs}{middle}")
     elif run.initial is not None:
-        taken = checkpoint.load_initial(network, official.load(run.initial), recipe.voxels)
+        taken = checkpoint.load_initial(learner.network, official.load(run.initial), recipe.voxels)
         console.print(f"starting from {run.initial}: {taken.sentence()}")
-
-    frames = data.BatchDataset(run.tables, run.selection.frames, objective.make_sample, settings.seed)
-    order = data.EpochOrder(n_frames, settings.batch_size, settings.seed, settings.drop_last)
-    order.epoch = done
+    if ranks.size > 1 and run.device.type == "cpu" and not objective.frozen_trunk:
+        console.print("on CPUs, batch norm counts the frames of each process apart; on GPUs, those of all together")
+    order.epoch, order.first = done, so_far.batches
     document = run.document()
+    saved = time.perf_counter()
+
+    def save(path: Path, epoch: int, **more: Any) -> None:
+        learner.save(path, {**document, "epoch": epoch, "step": step, **more})
+
     with data.load_batches(
-        frames, order, recipe.run.loader_workers, pin=device.type == "cuda", at_start=partial(os.close, lock)
+        data.BatchDataset(run.tables, frames, objective.make_sample, settings.seed),
+        order,
+        recipe.run.loader_workers,
+        pin=run.device.type == "cuda",
+        at_start=partial(os.close, lock) if lock is not None else None,
     ) as loader:
         batches = iter(loader)  # forks the workers, before the log and the progress bar start their threads
-        with Log(run.folder, step) as log, progress_bar(console, recipe.run.progress) as bar:
+        with (
+            Log(run.folder if ranks.is_first else None, step) as log,
+            progress_bar(console, recipe.run.progress and ranks.is_first) as bar,
+            Stop(ranks) as stop,
+        ):
             left_out = {reason: list(names) for reason, names in run.selection.dropped.items()}
-            log.event("start", **document, epoch=done, frames=n_frames, left_out=left_out)
-            shown = bar.add_task("", total=(settings.epochs - done) * len(order))
+            log.event("start", **document, epoch=done, batch=so_far.batches, frames=len(frames), left_out=left_out)
+            shown = bar.add_task("", total=(settings.epochs - done) * len(order), completed=so_far.batches)
 
             for epoch in range(done + 1, settings.epochs + 1):
-                network.train(not objective.frozen_trunk)
-                for group, full_rate in zip(optimiser.param_groups, full_rates, strict=True):
-                    group["lr"] = full_rate * cosine(epoch - 1, settings.epochs)
-                sums: dict[str, float] = {}
-                n_seen, waited_s, started = 0, 0.0, time.perf_counter()
+                learner.start_epoch(cosine(epoch - 1, settings.epochs))
+                started = time.perf_counter() - so_far.elapsed_s
 
-                for _ in range(len(order)):
+                for batch in order.steps():
                     asked = time.perf_counter()
-                    batch = data.checked_batch(next(batches)).each(partial(to_device, device=device))
-                    waited_s += time.perf_counter() - asked
+                    parts = [data.checked_batch(next(batches)) for _ in batch.parts]
+                    parts = [one.silent() if part.silent else one for one, part in zip(parts, batch.parts, strict=True)]
+                    so_far.waited_s += time.perf_counter() - asked
+                    whole, ending = agree(ranks, parts, stop.asked)
+                    if ending:
+                        if ranks.is_first:
+                            save(checkpoint.running_path(run.folder), epoch - 1, so_far=asdict(so_far))
+                        raise KeyboardInterrupt
 
-                    terms = objective.loss(network(batch.coords, batch.features), batch)
-                    values = named_values(terms)
+                    values = learner.find_gradients(parts, whole)
                     if not all(map(math.isfinite, values.values())):
-                        raise TrainerError(non_finite(values, batch.frame_ids, epoch))
-                    optimiser.zero_grad(set_to_none=True)
-                    torch.autograd.backward(terms.total)
-                    optimiser.step()
+                        names = [frames[number].frame_id for number in batch.numbers]
+                        raise TrainerError(non_finite(values, names, epoch))
+                    learner.follow_gradients()
 
                     step += 1
-                    n_seen += len(batch.frame_ids)
-                    sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+                    so_far.add(values, len(batch.numbers), time.perf_counter() - started)
                     if step % LOG_EVERY == 0:
                         log.scalars("step", step, epoch, values)
                     bar.update(shown, advance=1, description=f"epoch {epoch}/{settings.epochs}  {values['total']:.3f}")
+                    if ranks.is_first and is_due(recipe.run, step, time.perf_counter() - saved):
+                        save(checkpoint.running_path(run.folder), epoch - 1, so_far=asdict(so_far))
+                        saved = time.perf_counter()
 
-                elapsed_s = time.perf_counter() - started
-                means = {name: value / len(order) for name, value in sums.items()}
-                path = checkpoint.epoch_path(run.folder, epoch)
-                checkpoint.save(path, network, optimiser, {**document, "epoch": epoch, "step": step, "loss": means})
-                checkpoint.prune(run.folder, settings.keep_every)
-                rates = {f"lr_{group['name']}": group["lr"] for group in optimiser.param_groups}
-                speed = {"frames_per_second": n_seen / elapsed_s, "data_wait_share": waited_s / elapsed_s}
-                log.scalars("epoch", step, epoch, {**means, **rates, **speed, "seconds": elapsed_s})
+                means, speed = so_far.means(), so_far.speed()
+                if ranks.is_first:
+                    save(checkpoint.epoch_path(run.folder, epoch), epoch, loss=means)
+                    checkpoint.prune(run.folder, settings.keep_every)
+                log.scalars("epoch", step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
                 console.print(
-                    f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, {n_seen / elapsed_s:.1f} frames/s, "
+                    f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, "
+                    f"{speed['frames_per_second']:.1f} frames/s, "
                     f"{speed['data_wait_share']:.0%} of the time waiting for data"
                 )
+                saved, so_far = time.perf_counter(), SoFar()
                 if epoch < settings.epochs:
-                    order.epoch = epoch
+                    order.epoch, order.first = epoch, 0
                     batches = iter(loader)
     return checkpoint.epoch_path(run.folder, settings.epochs)
 
@@ -345,32 +398,77 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int, console: C
 # -- the parts of the loop ---------------------------------------------------------------------------------------------
 
 
+@dataclass
+class SoFar:
+    """What has been done of an epoch: batches and frames, the sum of every term of the loss, and time."""
+
+    batches: int = 0
+    frames: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    waited_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add(self, values: Mapping[str, float], n_frames: int, elapsed_s: float) -> None:
+        """Count a batch, the last of which ended that long after the epoch began."""
+        self.batches += 1
+        self.frames += n_frames
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+        self.elapsed_s = elapsed_s
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of every term over the batches."""
+        return {name: value / self.batches for name, value in self.sums.items()}
+
+    def speed(self) -> dict[str, float]:
+        """Return frames a second, and which share of the time went by waiting for data."""
+        return {"frames_per_second": self.frames / self.elapsed_s, "data_wait_share": self.waited_s / self.elapsed_s}
+
+
+class Stop:
+    """Notes Ctrl-C and SIGTERM, so that a run can end between two steps; a second one ends a run that is alone at once.
+
+    (`torchrun` passes on what the terminal has sent to every process already, and ends those that take 30 s.)
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks, self.asked = ranks, False
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked and self._ranks.size == 1:
+            raise KeyboardInterrupt
+        if not self.asked and self._ranks.is_first:
+            os.write(sys.stderr.fileno(), b"trainer: saving before the next step, then ending\n")
+        self.asked = True
+
+
+def agree(ranks: Ranks, parts: Sequence[data.Batch], ending: bool) -> tuple[Whole, bool]:
+    """Return what the parts of all processes hold together, and whether any of them was asked to end."""
+    found = [counts(part.taught) for part in parts]
+    totals = [sum(column) for column in zip(*found, strict=True)]
+    *totals, n_ending = ranks.sum(torch.tensor([*totals, int(ending)])).tolist()
+    return Whole(Counts(*totals), ranks.size, ranks.gather), n_ending > 0
+
+
+def is_due(run: RunConfig, step: int, since_s: float) -> bool:
+    """Return whether the middle of an epoch is to be saved, so many seconds after anything was."""
+    by_step = run.checkpoint_steps > 0 and step % run.checkpoint_steps == 0
+    return by_step or (run.checkpoint_minutes > 0 and since_s >= 60 * run.checkpoint_minutes)
+
+
 def cosine(epoch: int, n_epochs: int) -> float:
     """Return the share of the full rate in epoch 0, 1, ...: from 1 down towards 0, (1 + cos(pi e / E)) / 2."""
     return (1 + math.cos(math.pi * epoch / n_epochs)) / 2
 
 
-def build_optimiser(groups: list[dict[str, Any]], settings: SgdConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of an objective over groups of parameters, each with a rate of its own."""
-    if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        groups, momentum=settings.momentum, dampening=settings.dampening, weight_decay=settings.weight_decay
-    )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; from page-locked memory it travels while the GPU computes."""
-    return tensor.to(device, non_blocking=True)
-
-
-def named_values(terms: Terms) -> dict[str, float]:
-    """Return the terms of a loss as numbers, fetched from the device at once."""
-    named = terms._asdict()
-    return dict(zip(named, torch.stack([value.detach() for value in named.values()]).tolist(), strict=True))
-
-
-def non_finite(values: Mapping[str, float], frame_ids: tuple[str, ...], epoch: int) -> str:
+def non_finite(values: Mapping[str, float], frame_ids: Sequence[str], epoch: int) -> str:
     """Return the sentence for a loss that is not a number."""
     terms = ", ".join(f"{name} {value}" for name, value in values.items())
     return (
@@ -379,8 +477,10 @@ def non_finite(values: Mapping[str, float], frame_ids: tuple[str, ...], epoch: i
     )
 
 
-def resolve_device(name: str, engine: Engine) -> torch.device:
+def resolve_device(name: str, engine: Engine, ranks: Ranks = ALONE) -> torch.device:
     """Return the device of `run.device`: "auto" is the GPU where torch and the engine can both use one.
+
+    Of several processes on a machine each gets a GPU of its own.
 
     On a GPU the engine is compared with dense convolutions first: it is built from source there, and forks of it have
     been wrong. Raises ConfigError for a device that is not there, RuntimeError for an engine that computes wrongly.
@@ -393,16 +493,17 @@ def resolve_device(name: str, engine: Engine) -> torch.device:
         raise ConfigError(
             f'run.device is "{name}", but torch or the {engine.name} engine has no GPU here; set it to "cpu" or "auto"'
         )
+    if device.type == "cuda" and ranks.size > 1:
+        if ranks.local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes (torchrun --nproc-per-node)"
+            )
+        device = torch.device("cuda", ranks.local)
+        torch.cuda.set_device(device)
     if device.type == "cuda":
         check_engine(engine, device)
     return device
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the process's own generators (Python, NumPy, torch); what the trainer draws has generators of its own."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextmanager
@@ -498,14 +599,14 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> checkpoint.Checkpoint | None:
+def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> Path | None:
     """Return the checkpoint to go on from, or None to start; `fresh` moves an earlier run aside first.
 
     Raises TrainerError if the folder holds a run of another configuration, or one that may not be continued.
     """
     if fresh and run.folder.exists():
         move_aside(store, run)
-    path = checkpoint.latest(run.folder)
+    path = checkpoint.newest(run.folder)
     if path is None:
         return None
     if resume == "never":
@@ -520,7 +621,7 @@ def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> checkpoint.
             f"{run.folder} holds a run of another configuration:{listed}\nSet these back to go on, or pass --fresh to "
             "move it aside and start over; nothing is lost"
         )
-    return checkpoint.load(path)
+    return path
 
 
 def move_aside(store: Store, run: Run) -> None:
@@ -538,11 +639,14 @@ def move_aside(store: Store, run: Run) -> None:
 class Log:
     """The log of a run: one JSON object a line in `log.jsonl`, and the same numbers for TensorBoard."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """`step` is the number of steps done; what TensorBoard holds beyond it was lost with an interrupted epoch."""
+    def __init__(self, folder: Path | None, step: int) -> None:
+        """`step` is the number of steps done; what TensorBoard holds beyond it was lost. Without a folder, nothing is
+        written."""
         self._folder, self._step = folder, step
 
     def __enter__(self) -> Log:
+        if self._folder is None:
+            return self
         # takes two seconds to import
         from torch.utils.tensorboard import SummaryWriter
 
@@ -552,17 +656,22 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
-        self._file.close()
+        if self._folder is not None:
+            self._board.close()
+            self._file.close()
 
     def event(self, kind: str, **values: Any) -> None:
         """Add a line with the time of day."""
+        if self._folder is None:
+            return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._file.write(json.dumps({"event": kind, "time": now, **values}, allow_nan=False) + "\n")
         self._file.flush()
 
     def scalars(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Add a line of numbers, and a point to a curve of each."""
+        if self._folder is None:
+            return
         self.event(kind, epoch=epoch, step=step, **values)
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)

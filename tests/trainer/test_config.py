@@ -23,10 +23,10 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_a_recipe_is_read_with_its_dictionary(fleet: Any) -> None:
-    recipe = fleet.recipe("pretrain.negatives=batch", "distill.epochs=7")
+    recipe = fleet.recipe("pretrain.negatives=local", "distill.epochs=7")
     assert recipe.name == "street"
     assert recipe.ontology.class_names == ("ignore", "car", "road", "wall")
-    assert recipe.pretrain.negatives == "batch"
+    assert recipe.pretrain.negatives == "local"
     assert recipe.distill.epochs == 7
     assert recipe.folder() == fleet.folder / "runs" / "street"
 

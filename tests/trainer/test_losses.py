@@ -140,7 +140,7 @@ def _random_batch(seed: int, n_superpoints: int = 12) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("negatives", ["batch", "frame"])
+@pytest.mark.parametrize("negatives", ["local", "frame", "global"])
 @given(seed=st.integers(0, 50))
 def test_the_order_of_superpoints_and_pairs_does_not_matter(negatives: str, seed: int) -> None:
     batch, config = _random_batch(seed), TmpConfig(negatives=negatives)
@@ -162,7 +162,7 @@ def test_superpoints_without_points_do_not_contribute() -> None:
         "superpoint_prompt": torch.cat([batch["superpoint_prompt"], torch.tensor([0, 1])]),
         "superpoint_frame": torch.cat([batch["superpoint_frame"], torch.tensor([2, 5])]),
     }
-    for negatives in ("batch", "frame"):
+    for negatives in ("local", "frame", "global"):
         config = TmpConfig(negatives=negatives)
         assert tmp_loss(**batch | extra, config=config) == tmp_loss(**batch, config=config)
 
