@@ -135,7 +135,13 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile
     sections = read_sections(path, ())
     for override in overrides:
         name, key, value = parse_override(override)
-        sections.setdefault(name, {})[key] = value
+        *parents, last = key.split(".")
+        table = sections.setdefault(name, {})
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {override}: {name}.{parent} is a value and holds no settings")
+        table[last] = value
     return RecipeFile(path.stem, sections)
 
 
@@ -208,8 +214,10 @@ def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def convert(where: str, value: Any, kind: Any) -> Any:
-    """Return a TOML value as the annotated type: bool, int, float, str, Literal, tuples and unions of these."""
+    """Return a TOML value as the annotated type: bool, int, float, str, Literal, dataclasses, tuples and unions."""
     origin = typing.get_origin(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return parse_section(where, value, kind)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(kind):
             try:

@@ -6,7 +6,8 @@ A dictionary is data, a TOML file of three kinds of tables. The chain is prompt 
                ("#rrggbb"), ``ground`` (may a ground plane carry it; default false).
 ``[[fine]]``   fine classes, what data sets label. Keys: ``name``, ``class``, ``raw`` (labels as stored; default none).
                Without any such table every class is its own fine class.
-``[[group]]``  prompts that name one fine class. Keys: ``name``, ``fine``, ``thing`` (countable or not), ``prompts``.
+``[[group]]``  prompts that name one fine class. Keys: ``name``, ``fine``, ``thing`` (countable or not), ``prompts``,
+               ``concepts`` (noun phrases for models that search for one thing at a time; default none).
 """
 
 from __future__ import annotations
@@ -55,12 +56,17 @@ class FineClass:
 
 @dataclass(frozen=True)
 class Group:
-    """Prompts that name the same fine class; ``thing`` groups hold countable objects."""
+    """Prompts that name the same fine class; ``thing`` groups hold countable objects.
+
+    ``concepts`` are a few short noun phrases, chosen so that together they find all of it. Models such as SAM 3, whose
+    cost grows with every phrase, are asked for these instead of the prompts; a group without any is not asked for.
+    """
 
     name: str
     fine: str
     thing: bool
     prompts: tuple[str, ...]
+    concepts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,9 @@ class Ontology:
             for prompt in group.prompts:
                 if not prompt.strip():
                     raise ValueError(f"{what}: group {group.name!r} has an empty prompt; write a word or remove it")
+            for concept in group.concepts:
+                if not concept.strip():
+                    raise ValueError(f"{what}: group {group.name!r} has an empty concept; write a word or remove it")
         owner: dict[int, str] = {}
         for fine in self.fine:
             for raw in fine.raw:
@@ -249,6 +258,10 @@ class Ontology:
         """What prompt vectors depend on, as plain JSON: the ordered prompts."""
         return list(self.prompts)
 
+    def concept_content(self) -> list[list[Any]]:
+        """What masks made from concepts depend on, as plain JSON: the groups that have any, in order, and theirs."""
+        return [[g.name, list(g.concepts)] for g in self.groups if g.concepts]
+
     def label_content(self) -> dict[str, Any]:
         """What labels made from prompts depend on, as plain JSON: classes, fine classes, and the maps to them."""
         return {
@@ -305,9 +318,13 @@ def parse_ontology(table: Mapping[str, Any]) -> Ontology:
     ]
     groups = [
         Group(
-            entry.get("name", str), entry.get("fine", str), entry.get("thing", bool), tuple(entry.items("prompts", str))
+            entry.get("name", str),
+            entry.get("fine", str),
+            entry.get("thing", bool),
+            tuple(entry.items("prompts", str)),
+            tuple(entry.items("concepts", str, [])),
         )
-        for entry in top.tables("group", {"name", "fine", "thing", "prompts"})
+        for entry in top.tables("group", {"name", "fine", "thing", "prompts", "concepts"})
     ]
     return Ontology(
         name=top.get("name", str),

@@ -284,8 +284,10 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
     kind_of = {str(item.get("name")): TEACHERS.get(str(item.get("name"))) for item in teachers}
     simulated = {str(item.get("name")) for item in teachers if item.get("simulated")}
     simulated |= {name for name, kind in kind_of.items() if kind and kind.simulated}
-    random = {str(item["weights"]) for item in teachers if str(item.get("weights")).startswith("random:")}
-    supervised = {name for name, kind in kind_of.items() if kind and kind.supervised}
+    parts = [part for item in teachers for part in (item, *item.values()) if isinstance(part, Mapping)]
+    random = {str(part["weights"]) for part in parts if str(part.get("weights")).startswith("random:")}
+    supervised = {f"{item.get('name')} ({item.get('trained_on')})" for item in teachers if item.get("supervised")}
+    proposed = {str(item["trained_on"]) for item in teachers if "trained_on" in item and not item.get("supervised")}
     if simulated:
         found.append(
             f"The teacher “{listing(sorted(simulated))}” is simulated: its segments are made from the true labels and "
@@ -295,7 +297,15 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
     if random:
         found.append(f"The teacher has random weights ({listing(sorted(random))}): its segments mean nothing.")
     if supervised:
-        found.append(f"The teacher “{listing(sorted(supervised))}” learnt from labels of driving scenes.")
+        found.append(
+            f"The teacher “{listing(sorted(supervised))}” is supervised: it learnt from labels of driving scenes, "
+            "drawn by people, so scores say nothing about label-free learning."
+        )
+    if proposed:
+        found.append(
+            f"The teacher learnt where objects end from the labels of {listing(sorted(proposed))}: people drew them, "
+            "in everyday photographs and not in driving scenes. What objects are called, it did not take from them."
+        )
     if "label" not in browser.tables:
         found.append(
             f"There are no true labels here, so nothing is compared with the truth. Where the data set has them: make "

@@ -67,7 +67,10 @@ STAGE = Stage(
     version=1,
     schema=TABLES["encode"],
     needs=lambda recipe: (),
-    settings=lambda recipe: {"teacher": dict(recipe.teacher.settings("encode"))},
+    settings=lambda recipe: {
+        "teacher": dict(recipe.teacher.settings("encode")),
+        **TEACHERS[recipe.teacher.name].content(recipe, "encode"),
+    },
     prepare=prepare,
     stream=stream,
     index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
 from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
+from pipeline.teachers.composite import Composite, CompositeConfig
 from pipeline.teachers.oracle import Oracle, OracleConfig
 from pipeline.teachers.san import San, SanConfig
 
@@ -30,7 +31,9 @@ class TeacherConfig(Protocol):
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
 
-        Planning calls it: it may digest small local files and must never download. Weights enter as their sha256.
+        `supervised` is True among them where weights learnt from labels of driving scenes: whoever shows results has
+        to say so. Planning calls it: it may digest small local files and must never download. Weights enter as their
+        sha256.
         """
 
 
@@ -51,12 +54,11 @@ class Teacher(Protocol):
         """
 
 
-@runtime_checkable
-class BatchTeacher(Teacher, Protocol):
-    """A teacher whose encode half is split, so that images of many frames share a batch: see pipeline.teachers.batches.
+class ImageNetwork(Protocol):
+    """What makes the parts of an encoding from images, in three steps that overlap: see pipeline.teachers.batches.
 
-    Stage `encode` uses the three parts where a teacher has them, and `encode` otherwise. `batch` images at once suit
-    its `device`. `fixed_batch` asks for batches of one size only, as a compiled network does.
+    `batch` images at once suit its `device`. `fixed_batch` asks for batches of one size only, as a compiled network
+    does.
     """
 
     @property
@@ -81,24 +83,31 @@ class BatchTeacher(Teacher, Protocol):
         """Return the parts of an image's encoding, by name without camera; on a CPU thread; raises FrameError."""
 
 
+@runtime_checkable
+class BatchTeacher(Teacher, ImageNetwork, Protocol):
+    """A teacher whose encode half is one network, so that images of many frames share a batch.
+
+    Stage `encode` uses the three steps where a teacher has them, and `encode` otherwise.
+    """
+
+
 @dataclass(frozen=True)
 class TeacherKind:
     """How a teacher is set up: its recipe section, and how a worker loads it for stage "text", "encode" or "segment".
 
     Loading for "segment" should leave out what only the encode half needs. `ready_made` teachers read finished
-    segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `supervised` ones learnt from
-    labels of driving scenes. `simulated` ones know the truth and look at no image: whoever shows results has to say so;
-    section `[text]` does not apply. `kilobytes_per_frame` estimates a row of table `encode`.
+    segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth
+    and look at no image: whoever shows results has to say so; section `[text]` does not apply. `kilobytes_per_frame`
+    estimates a row of table `encode`.
 
-    `needs` names further tables, whose columns of the frame `segment` is handed. `content` returns what rows of "text"
-    or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
+    `needs` names further tables, whose columns of the frame `segment` is handed. `content` returns what rows of "text",
+    "encode" or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
     """
 
     config: type[Any]
     load: Callable[[Recipe, str], Teacher]
     has_encode: bool
     ready_made: bool = False
-    supervised: bool = False
     simulated: bool = False
     needs: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     content: Callable[[Recipe, str], Mapping[str, Any]] = lambda recipe, stage: {}
@@ -109,6 +118,13 @@ TEACHERS: dict[str, TeacherKind] = {
     "artifacts": TeacherKind(ArtifactsConfig, Artifacts.load, has_encode=False, ready_made=True),
     "clip_dense": TeacherKind(
         ClipDenseConfig, ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame
+    ),
+    "composite": TeacherKind(
+        CompositeConfig,
+        Composite.load,
+        has_encode=True,
+        content=Composite.content,
+        kilobytes_per_frame=Composite.kilobytes_per_frame,
     ),
     "oracle": TeacherKind(
         OracleConfig, Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content

@@ -56,14 +56,14 @@ class Pixels:
         from PIL import Image
 
         filtered = Image.fromarray(image).resize((width, height), Image.Resampling(self.resample))
-        return np.asarray(filtered)
+        return np.array(filtered)
 
-    def tensor(self, images: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-        """Return RGB images (b, H, W, 3) as the network sees them, float32 (b, 3, H, W)."""
+    def tensor(self, images: torch.Tensor) -> torch.Tensor:
+        """Return RGB images, uint8 (b, H, W, 3), as the network sees them, float32 (b, 3, H, W)."""
         import torch
 
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std))
-        return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2) * self.factor - mean) / std
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
+        return ((images * self.factor - mean) / std).permute(0, 3, 1, 2)
 
 
 def check_weights(weights: Weights) -> None:
@@ -108,6 +108,8 @@ def load_network(weights: Weights, classes: Mapping[str, str], device: str) -> N
     ensure_torchvision()
     import transformers
 
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a missing file, broken JSON and unknown kinds share no base class

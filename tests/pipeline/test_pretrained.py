@@ -62,9 +62,9 @@ def test_a_folder_is_loaded_frozen_and_says_how_it_wants_its_images(saved: Path)
     assert not any(parameter.requires_grad for parameter in network.model.parameters())
     pixels = load_pixels(network)
     assert pixels.size == {"height": 448, "width": 448}
-    images = np.full((1, 2, 3, 3), 255, np.uint8)
-    torch.testing.assert_close(pixels.tensor(images, network.device), torch.ones(1, 3, 2, 3))  # TIPS wants 0..1
-    assert pixels.resized(images[0], 4, 6).shape == (4, 6, 3)
+    image = np.full((2, 3, 3), 255, np.uint8)
+    torch.testing.assert_close(pixels.tensor(torch.from_numpy(image[None])), torch.ones(1, 3, 2, 3))  # TIPS wants 0..1
+    assert pixels.resized(image, 4, 6).shape == (4, 6, 3)
 
 
 def test_the_files_beside_the_weights_are_part_of_the_identity(folder: Path) -> None:

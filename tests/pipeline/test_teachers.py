@@ -20,7 +20,11 @@ from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.teachers import TEACHERS
+from pipeline.teachers.clip_dense import ClipDenseConfig
+from pipeline.teachers.mask_sources import ProposerConfig, Sam3Config
+from pipeline.teachers.tips import TipsConfig
 from superpixels.segments import Segments
+from tests.pipeline.tiny_networks import save_network
 
 ONTOLOGY = parse_ontology(
     {
@@ -28,7 +32,9 @@ ONTOLOGY = parse_ontology(
         "version": 1,
         "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
         "fine": [{"name": "none", "class": "ignore", "raw": [0]}, {"name": "car", "class": "car", "raw": [1]}],
-        "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
+        "group": [
+            {"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"], "concepts": ["car"]}
+        ],
     }
 )
 SIZES = {"FRONT": (64, 48), "SIDE": (48, 64), "BACK": (64, 48)}  # width, height
@@ -70,27 +76,55 @@ def class_maps(root: Path) -> dict[str, Any]:
     return {"name": "oracle", "boundary_shift_px": 2.0, "synonyms": 0.5, "vector_noise": 0.5, "score_noise": 0.5}
 
 
+def superpixels_with_clip(root: Path) -> dict[str, Any]:
+    clip = ClipDenseConfig(model="tiny", weights="random:0", short_side_px=32)
+    return {"name": "composite", "masks": "slic", "clip_dense": clip}
+
+
+def sam3_with_tips(root: Path) -> dict[str, Any]:
+    sam3 = Sam3Config(**save_network("sam3", root / "sam3"), min_score=0.0, min_probability=0.1)
+    tips = TipsConfig(**save_network("tipsv2", root / "tips"), short_side_px=56)
+    return {"name": "composite", "masks": "sam3", "features": "tipsv2", "sam3": sam3, "tipsv2": tips}
+
+
+def proposals_with_clip(root: Path) -> dict[str, Any]:
+    settings = {"trained_on": "mapillary", "min_objectness": 0.0, "min_probability": 0.1}
+    proposer = ProposerConfig(**save_network("mask2former", root / "mask2former"), **settings)
+    return {**superpixels_with_clip(root), "masks": "proposer", "proposer": proposer}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "artifacts": official_files,
     "clip_dense": tiny_clip,
+    "composite": superpixels_with_clip,
+    "composite: sam3, tipsv2": sam3_with_tips,
+    "composite: proposer": proposals_with_clip,
     "oracle": class_maps,
     "san": tiny_san,
 }
-"""Per teacher, its recipe section for the frame above, after writing what it needs into the data root."""
+"""Per teacher, and after a colon which of its settings, its recipe section for the frame above, after writing what it
+needs into the data root."""
 
 
-@pytest.fixture(params=sorted(TEACHERS))
+@pytest.fixture(params=sorted({*TEACHERS, *EXAMPLES}))
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
-    name = request.param
+    example = request.param
+    name = example.partition(":")[0]
     assert name in EXAMPLES, f"teacher {name} has no example: add one to this file, and the contract is tested with it"
+    return recipe_of(example, tmp_path)
+
+
+def recipe_of(example: str, tmp_path: Path, **run: Any) -> Recipe:
+    """Write the images of all cameras and what an example needs, and return its recipe."""
+    name = example.partition(":")[0]
     rng = np.random.default_rng(0)
     for camera, (width, height) in SIZES.items():
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{camera}.png")
     return Recipe(
         name="test",
         data=DataConfig(root=str(tmp_path)),
-        run=RunConfig(device="cpu"),
-        teacher=TEACHERS[name].config(**EXAMPLES[name](tmp_path)),
+        run=RunConfig(device="cpu", **run),
+        teacher=TEACHERS[name].config(**EXAMPLES[example](tmp_path)),
         project=ProjectConfig(),
         text=TextConfig(),
         segment=SegmentConfig(),
@@ -169,7 +203,7 @@ def test_the_same_frame_gives_the_same_segments(recipe: Recipe) -> None:
 
 
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
-    heavy = ("torch", "open_clip", "torchvision", "timm")
+    heavy = ("torch", "open_clip", "torchvision", "timm", "transformers")
     code = f"import sys, pipeline.recipe; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

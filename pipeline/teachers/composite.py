@@ -1,0 +1,315 @@
+"""Teacher `composite`: masks from one network, and features that name them, or fill them, from another.
+
+Masks come from SAM 3, from Mask2Former or EoMT, or are superpixels (pipeline.teachers.mask_sources); features from a
+dense CLIP (pipeline.teachers.clip_dense) or TIPSv2 (pipeline.teachers.tips). Its encode half runs both networks. SAM 3
+has said for every mask what group of the class dictionary it shows, and features choose the prompt within the group;
+any other mask gets the prompt whose vector is nearest to the features pooled over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import changed_values
+from manifests.ontology import Ontology
+from pipeline.frame import Camera, Frame, FrameError
+from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_shape, softmax, unit
+from pipeline.teachers.mask_sources import (
+    Proposer,
+    ProposerConfig,
+    Sam3,
+    Sam3Config,
+    Slic,
+    SlicConfig,
+    checked_concepts,
+)
+from pipeline.teachers.templates import templates_of
+from pipeline.teachers.tips import Tips, TipsConfig
+from superpixels.pooling import segment_weights, strip_argmax
+from superpixels.segments import Segments, compact
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe, SegmentConfig
+    from pipeline.teachers import ImageNetwork
+
+MASKS = ("sam3", "proposer", "slic")
+FEATURES = ("clip_dense", "tipsv2")
+
+
+@dataclass(frozen=True)
+class CompositeConfig:
+    """Section `[teacher]` with `name = "composite"`.
+
+    `masks` picks "sam3", "proposer" (Mask2Former, EoMT) or "slic", and `features` "clip_dense" or "tipsv2"; the
+    settings of each are in a table of its name, `[teacher.sam3]` and so on, and only of what is picked. `logit_scale`
+    times the cosine is what the softmax behind `score` sees where features name the masks.
+    """
+
+    name: str = "composite"
+    masks: str = "sam3"
+    features: str = "clip_dense"
+    logit_scale: float = 40.0
+    sam3: Sam3Config = Sam3Config()
+    proposer: ProposerConfig = ProposerConfig()
+    slic: SlicConfig = SlicConfig()
+    clip_dense: ClipDenseConfig = ClipDenseConfig()
+    tipsv2: TipsConfig = TipsConfig()
+
+    def __post_init__(self) -> None:
+        if self.name != "composite":
+            raise ValueError(f'name is "{self.name}"; these are the settings of "composite"')
+        if self.masks not in MASKS or self.features not in FEATURES:
+            raise ValueError(
+                f'masks is "{self.masks}" and features "{self.features}"; choose of {", ".join(MASKS)} and of '
+                f"{', '.join(FEATURES)}"
+            )
+        if not 0 < self.logit_scale < float("inf"):
+            raise ValueError("logit_scale must be positive and finite")
+        for key in changed_values(self):
+            if key in MASKS + FEATURES and key not in (self.masks, self.features):
+                raise ValueError(
+                    f'[teacher.{key}] is given, but masks are "{self.masks}" and features "{self.features}"; remove it'
+                )
+        self.mask_config.check()
+        if self.features == "tipsv2":
+            self.tipsv2.check()
+
+    @property
+    def mask_config(self) -> Sam3Config | ProposerConfig | SlicConfig:
+        """The settings of the mask source that is picked."""
+        config: Sam3Config | ProposerConfig | SlicConfig = getattr(self, self.masks)
+        return config
+
+    @property
+    def feature_config(self) -> ClipDenseConfig | TipsConfig:
+        """The settings of the feature source that is picked."""
+        config: ClipDenseConfig | TipsConfig = getattr(self, self.features)
+        return config
+
+    @property
+    def min_probability(self) -> float:
+        """What the best region of a pixel must weigh; superpixels weigh 1."""
+        return 0.0 if isinstance(self.mask_config, SlicConfig) else self.mask_config.min_probability
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text", "encode" or "segment"; weights by digest.
+
+        Where labels of driving scenes taught the masks, it says `supervised`, for whoever shows results.
+        """
+        found: dict[str, Any] = {"name": self.name}
+        if stage != "segment":
+            found |= {"features": self.features, self.features: dict(self.feature_config.settings(stage))}
+        if stage == "encode":
+            found |= {"masks": self.masks, self.masks: self.mask_config.settings()}
+        if stage == "segment":
+            found |= {"masks": self.masks, "features": self.features, "min_probability": self.min_probability}
+            found |= {key: value for key, value in changed_values(self).items() if key == "logit_scale"}
+        if stage != "text" and isinstance(self.mask_config, ProposerConfig):
+            found["trained_on"] = self.mask_config.trained_on
+            if self.mask_config.supervised:
+                found["supervised"] = True
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """The loaded teacher; `masks` and `features` are None where a stage needs no network."""
+
+    config: CompositeConfig
+    ontology: Ontology
+    segmentation: SegmentConfig
+    masks: ImageNetwork | None
+    features: ClipDense | Tips | None
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: str) -> Composite:
+        """Return the teacher with what stage "text", "encode" or "segment" needs; raises ConfigError."""
+        config = recipe.teacher
+        assert isinstance(config, CompositeConfig)
+        masks = load_masks(config, recipe) if stage == "encode" else None
+        features = load_features(config, recipe, stage) if stage != "segment" else None
+        return cls(config, recipe.ontology, recipe.segment, masks, features)
+
+    @staticmethod
+    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
+        """Return what "encode" and "segment" depend on beside the section: what SAM 3 is asked for, and who owns it."""
+        assert isinstance(recipe.teacher, CompositeConfig)
+        if recipe.teacher.masks != "sam3" or stage == "text":
+            return {}
+        concepts = checked_concepts(recipe.ontology)
+        if stage == "encode":
+            return {"concepts": [phrases for _, phrases in concepts]}
+        return {
+            "concept_groups": [group for group, _ in concepts],
+            "groups": [[group.name, list(group.prompts)] for group in recipe.ontology.groups],
+        }
+
+    @staticmethod
+    def kilobytes_per_frame(recipe: Recipe) -> float:
+        """Return about how large the grids and the regions of six 16:9 images are, compressed."""
+        config = recipe.teacher
+        assert isinstance(config, CompositeConfig)
+        if isinstance(config.feature_config, ClipDenseConfig):
+            height, width, dims = grid_shape(config.feature_config)
+        else:
+            height = round(config.feature_config.short_side_px / 14)
+            width, dims = round(height * 16 / 9), 1024
+        regions = 40.0 if config.masks == "slic" else 60.0
+        return 6 * (height * width * dims * 2 / 1000 + regions)
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d)."""
+        assert self.features is not None, "the teacher was loaded for another stage"
+        return self.features.text(prompts)
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return `<camera>/grid`, `<camera>/region` and `<camera>/weight`; raises FrameError on bad images."""
+        from pipeline.teachers.batches import encode_frame
+
+        assert self.features is not None and self.masks is not None, "the teacher was loaded for another stage"
+        return self.features.encode(frame) | encode_frame(self.masks, frame)
+
+    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
+        return [self.segment_view(camera, encoding, text) for camera in frame.cameras]
+
+    def segment_view(
+        self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> Segments:
+        """Return the segments of one view.
+
+        A pixel goes to the region that weighs most there, the weights of the cells around it mixed bilinearly, or to
+        none. With `segment.split` "components" every 4-connected part of a region is a segment, else all regions with
+        one prompt are. Order, and with it every id, is by prompt and then by first pixel. A segment's vector is the sum
+        of its pixels' features, scaled to length 1; its score the mean over its pixels of the region's weight where
+        SAM 3 names it, and of the softmax probability of the name where features do.
+        """
+        missing = [part for part in ("grid", "region", "weight") if f"{camera.name}/{part}" not in encoding]
+        if missing:
+            raise FrameError(
+                f"table encode has no {camera.name}/{missing[0]}; it was made otherwise: run `encode` again"
+            )
+        grid, region, weight = (encoding[f"{camera.name}/{part}"] for part in ("grid", "region", "weight"))
+        if grid.ndim != 3 or grid.shape[2] != text.shape[1]:
+            raise FrameError(
+                f"{camera.name}/grid has shape {grid.shape}; expected (h, w, {text.shape[1]}), as prompt vectors have"
+            )
+        size = tuple(max(1, round(side * self.segmentation.scale)) for side in (camera.height_px, camera.width_px))
+        best, winning = winners(region, weight, size)
+        keep = winning >= self.config.min_probability
+        part_map, region_of_part = compact(
+            best, keep=keep, split="component" if self.segmentation.split == "components" else "prompt"
+        )
+        n = len(region_of_part)
+        cells = grid.reshape(-1, grid.shape[2]).astype(np.float32)
+        total = segment_weights(part_map, n, *grid.shape[:2]).astype(np.float32) @ cells
+        prompt, probability = self.names(unit(total), region_of_part, text)
+        area = np.bincount(part_map.ravel(), minlength=n + 1)[1:]
+        mass: npt.NDArray[Any] = probability * area
+        if self.config.masks == "sam3":
+            mass = np.bincount(part_map.ravel(), weights=winning.ravel(), minlength=n + 1)[1:]
+        segment_of_part = self.joined(part_map, prompt)
+        return gathered(part_map, segment_of_part, prompt, area, mass, total, max(1, self.segmentation.min_area_px))
+
+    def names(
+        self, vector: npt.NDArray[np.float32], region: npt.NDArray[np.int32], text: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the prompt of each part and its softmax probability, both (n,), from unit vectors (n, d).
+
+        Of prompts with one vector the first wins: it alone is compared, as rounding could tell the others apart.
+        """
+        distinct, row = np.unique(text, axis=0, return_inverse=True)
+        cosine = vector @ distinct.astype(np.float32).T
+        allowed = np.ones((len(vector), len(text)), bool)
+        if self.config.masks == "sam3":
+            groups = [group.name for group in self.ontology.groups]
+            asked = np.array([groups.index(name) for name, _ in checked_concepts(self.ontology)])
+            if region.max(initial=0) >= len(asked):
+                raise FrameError("table encode has regions of other concepts; run `encode` again")
+            allowed = self.ontology.group_of_prompt == asked[region][:, None]
+        prompt = np.where(allowed, cosine[:, row.ravel()], -np.inf).argmax(axis=1)
+        probability = softmax(np.float32(self.config.logit_scale) * cosine)[np.arange(len(vector)), row.ravel()[prompt]]
+        return prompt, probability
+
+    def joined(self, part_map: npt.NDArray[np.integer[Any]], prompt: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the segment 0..m-1 of each part, in order of prompt and then of first pixel."""
+        if self.segmentation.split == "class":
+            segment: npt.NDArray[np.int64] = np.unique(prompt, return_inverse=True)[1].ravel()
+            return segment
+        flat = part_map.ravel()
+        first = np.zeros(len(prompt) + 1, np.int64)
+        first[flat[::-1]] = np.arange(len(flat))[::-1]  # of several writes to one place the last stays: the first pixel
+        segment = np.empty(len(prompt), np.int64)
+        segment[np.lexsort((first[1:], prompt))] = np.arange(len(prompt))
+        return segment
+
+
+def winners(
+    region: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.uint8], size: tuple[int, ...]
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float32]]:
+    """Return the best region of each pixel and its weight in 0..1, both (H, W), from those kept of each cell (k, h, w).
+
+    Where one region is kept per cell, as of superpixels, a pixel is of the cell that covers it. Otherwise the weights
+    of a region are mixed bilinearly between cells, being 0 where the region is not among those kept.
+    """
+    k, height, width = region.shape
+    if k == 1:
+        row, column = (np.arange(to) * of // to for to, of in zip(size, (height, width), strict=True))
+        return region[0][row[:, None], column], weight[0][row[:, None], column].astype(np.float32) / 255
+    used, place = np.unique(region, return_inverse=True)
+    every = np.zeros((len(used), height, width), np.float32)
+    np.put_along_axis(every, place.reshape(region.shape), weight.astype(np.float32) / 255, axis=0)
+    best, winning = strip_argmax(every, *size)
+    return used[best], winning
+
+
+def gathered(
+    part_map: npt.NDArray[np.integer[Any]],
+    segment_of_part: npt.NDArray[np.int64],
+    prompt: npt.NDArray[np.int64],
+    area: npt.NDArray[np.integer[Any]],
+    mass: npt.NDArray[np.floating[Any]],
+    total: npt.NDArray[np.float32],
+    min_area_px: int,
+) -> Segments:
+    """Return segments made of parts, those of fewer than `min_area_px` pixels left out.
+
+    `part_map` (H, W) holds 0..n; aligned with parts 1..n: their segment, prompt, pixels, score times pixels, and sum of
+    features.
+    """
+    m = int(segment_of_part.max(initial=-1)) + 1
+    area_px = np.bincount(segment_of_part, weights=area, minlength=m)
+    score = np.bincount(segment_of_part, weights=mass, minlength=m) / np.maximum(area_px, 1)
+    vector = np.zeros((m, total.shape[1]), np.float32)
+    np.add.at(vector, segment_of_part, total)
+    prompt_of_segment = np.zeros(m, np.int64)
+    prompt_of_segment[segment_of_part] = prompt
+    large = area_px >= min_area_px
+    renamed = np.where(large, np.cumsum(large), 0)
+    label_map = np.concatenate([[0], renamed[segment_of_part]])[part_map]
+    return Segments.from_label_map(label_map, prompt_of_segment[large], score[large], vector[large])
+
+
+def load_masks(config: CompositeConfig, recipe: Recipe) -> ImageNetwork:
+    """Return the mask source of a recipe; raises ConfigError."""
+    root, device = Path(recipe.data.root), recipe.run.device
+    if config.masks == "sam3":
+        return Sam3.load(config.sam3, root, recipe.ontology, device)
+    if config.masks == "proposer":
+        return Proposer.load(config.proposer, root, device)
+    return Slic(config.slic, root)
+
+
+def load_features(config: CompositeConfig, recipe: Recipe, stage: str) -> ClipDense | Tips:
+    """Return the feature source of a recipe, for stage "text" or "encode"; raises ConfigError."""
+    if config.features == "clip_dense":
+        return ClipDense.load(dataclasses.replace(recipe, teacher=config.clip_dense), stage)
+    root, templates = Path(recipe.data.root), templates_of(recipe.text.templates)
+    return Tips.load(config.tipsv2, root, templates, recipe.run.device)

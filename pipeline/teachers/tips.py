@@ -1,0 +1,162 @@
+"""TIPSv2 as a source of dense features: a vision transformer whose patches were aligned with text by training.
+
+Its last block, as its authors use it for zero-shot segmentation, takes values only: attention becomes W_o v of each
+patch alone, and residual, layer scales and the MLP stay. Images are RGB in 0..1, of any size that is a multiple of the
+patch. Sentences are to come from the template set "tcl9".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.config import changed_values
+from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.teachers.pretrained import (
+    Network,
+    Pixels,
+    check_weights,
+    load_network,
+    load_pixels,
+    load_tokenizer,
+    weights_identity,
+)
+from pipeline.teachers.towers import Towers
+from pipeline.teachers.weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+CLASSES = {"tipsv2": "Tipsv2Model"}
+
+
+@dataclass(frozen=True)
+class TipsConfig:
+    """Section `[teacher.tipsv2]`.
+
+    `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
+    such as hub:google/tipsv2-b14/model.safetensors. `short_side_px` is the image's shorter side as the network sees
+    it; both sides are rounded to multiples of the patch.
+    """
+
+    weights: str = ""
+    weights_sha256: str = ""
+    weights_revision: str = ""
+    short_side_px: int = 448
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.short_side_px <= 4096:
+            raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
+
+    @property
+    def pinned(self) -> Weights:
+        """The weights and what pins them."""
+        return Weights(self.weights, self.weights_sha256, self.weights_revision, key="tipsv2.weights")
+
+    def check(self) -> None:
+        """Raise ValueError unless the weights are named and pinned."""
+        check_weights(self.pinned)
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text" or "encode"."""
+        changed = changed_values(self)
+        seen = ("short_side_px",) if stage == "encode" else ()
+        return {key: changed[key] for key in seen if key in changed} | weights_identity(self.pinned)
+
+
+@dataclass(frozen=True, eq=False)
+class Tips:
+    """The loaded network; an ImageNetwork for images, and an encoder of sentences."""
+
+    config: TipsConfig
+    root: Path
+    templates: tuple[str, ...]
+    network: Network
+    pixels: Pixels
+    fixed_batch: bool = False
+
+    @classmethod
+    def load(cls, config: TipsConfig, root: Path, templates: tuple[str, ...], device: str) -> Tips:
+        """Return the source; raises ConfigError for weights that do not fit."""
+        network = load_network(config.pinned, CLASSES, device)
+        return cls(config, root, templates, network, load_pixels(network))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
+
+    @property
+    def batch(self) -> int:
+        """Images at once."""
+        return 16 if self.device.type == "cuda" else 6
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch."""
+        return int(self.network.model.config.vision_config.patch_size)
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d)."""
+        tokenizer = load_tokenizer(self.network)
+        length = int(self.network.model.config.text_config.max_position_embeddings)
+
+        def tokens(sentences: Sequence[str]) -> torch.Tensor:
+            found = tokenizer(
+                list(sentences), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            )
+            ids: torch.Tensor = found.input_ids.where(found.attention_mask.bool(), -1)
+            return ids
+
+        return Towers(self, tokens, self.device).text_vectors(prompts, self.templates)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the vectors (n, d) of sentences, any length; tokens (n, 64) are -1 behind the sentence's end."""
+        found = self.network.model.get_text_features(tokens.clamp_min(0), attention_mask=(tokens >= 0).long())
+        vectors: torch.Tensor = found.pooler_output
+        return vectors
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images."""
+        from pipeline.teachers.batches import encode_frame
+
+        return encode_frame(self, frame)
+
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the network's size, uint8 (H, W, 3)."""
+        image = read_image(self.root, camera)
+        scale = self.config.short_side_px / min(image.shape[:2])
+        height, width = (self.patch_px * max(1, round(side * scale / self.patch_px)) for side in image.shape[:2])
+        return self.pixels.resized(image, height, width)
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return the unit features of every patch, float16 (b, h, w, d), of images uint8 (b, H, W, 3)."""
+        from torch.nn.functional import normalize
+
+        return {"grid": normalize(self.features(self.pixels.tensor(batch)), dim=-1).half()}
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features (b, h, w, d) of normalised images (b, 3, H, W)."""
+        vision = self.network.model.vision_model
+        tokens = vision.embeddings(pixels)
+        *layers, last = vision.encoder.layer
+        for layer in layers:
+            tokens = layer(tokens)
+        values = last.attention.v_proj(last.norm1(tokens))
+        tokens = tokens + last.layer_scale1(last.attention.o_proj(values))
+        tokens = tokens + last.layer_scale2(last.mlp(last.norm2(tokens)))
+        patches: torch.Tensor = vision.layernorm(tokens)[:, 1 + vision.config.num_register_tokens :]
+        height, width = (side // self.patch_px for side in pixels.shape[2:])
+        return patches.reshape(len(patches), height, width, -1)
+
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the grid of an image; raises FrameError if it holds values that are not finite."""
+        grid = np.ascontiguousarray(outputs["grid"])
+        if not np.isfinite(grid).all():
+            raise FrameError(f"{camera.image_path}: the features of TIPSv2 are not finite; check the weights")
+        return {"grid": grid}
