@@ -259,17 +259,25 @@ class EvaluateConfig:
 
     ``absent``: "exclude" (nuScenes devkit), "one" (parity with the reference implementation) or "zero" (SemanticKITTI).
     ``refine``: "none", or "afi" to score labels before and after flat interaction with the constants of ``[correct]``.
+    ``merge``: before "afi", let things that pseudo-labels show near the sensor replace predictions, by chance, the
+    surer the nearer (an option of the reference, off there too); ``merge_seed`` is the seed of these draws.
     """
 
     split: str = "val"
     absent: AbsentRule = "exclude"
     refine: Refinement = "none"
+    merge: bool = False
+    merge_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.absent not in get_args(AbsentRule):
             raise ValueError(f'absent is "{self.absent}"; choose one of {get_args(AbsentRule)}')
         if self.refine not in get_args(Refinement):
             raise ValueError(f'refine is "{self.refine}"; choose one of {get_args(Refinement)}')
+        if self.merge and self.refine == "none":
+            raise ValueError('merge is true, but nothing is refined; set refine = "afi", or merge = false')
+        if self.merge_seed < 0:
+            raise ValueError(f"merge_seed is {self.merge_seed}; it must be 0 or more")
 
 
 @dataclass(frozen=True)

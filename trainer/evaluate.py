@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from manifests.config import changed_values
 from manifests.fingerprint import plain
 from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
-from superpixels.flat_interaction import Refined, refine
+from superpixels.flat_interaction import Refined, merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
 from trainer import data, official, record
 from trainer.baselines import learn_baseline
@@ -62,7 +63,9 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     judged, origin, answer_of = answers(of, refining, recipe, store, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
     geometry = [ref.table("index"), ref.table("points")] if refining else []
-    joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry)}
+    images = pseudo_labels(store, ref, refining) if recipe.evaluate.merge and of == "prediction" else None
+    merged_from = [images] if images else []
+    joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
     tables = data.Tables(store, Ref(recipe.name, joined), list(joined))
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = data.select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
@@ -86,7 +89,8 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
                 for part, points in where.items():
                     counts_before[part].add(truth[points], answer[points])
                 if refining:
-                    found = refined(rows["points"]["xyz_m"], answer, rows["index"]["ego_from_lidar"], recipe)
+                    shown = rows[images.stage]["label"] if images else None
+                    found = refined(rows["points"]["xyz_m"], answer, shown, rows["index"], recipe)
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
@@ -94,7 +98,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
             if refining:
                 for part, points in where.items():
                     counts[part].add(truth[points], found.labels[points])
-                    changed[part] += int(found.changed[points].sum())
+                    changed[part] += int((found.labels != answer)[points].sum())
                 notes.update(found.notes)
     if not refining:
         counts = counts_before
@@ -107,6 +111,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         "refine": {
             "name": recipe.evaluate.refine,
             "settings": plain(changed_values(recipe.correct)),
+            "merge": {"table": images.stage, "seed": recipe.evaluate.merge_seed} if images else None,
             "changed": dict(changed),
             "notes": dict(notes),
         },
@@ -144,16 +149,28 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
 
 
 def refined(
-    xyz_m: NDArray[np.float32], label: NDArray[np.uint8], ego_from_lidar: NDArray[np.float64], recipe: Recipe
+    xyz_m: NDArray[np.float32],
+    label: NDArray[np.uint8],
+    image_label: NDArray[np.uint8] | None,
+    index: Mapping[str, Any],
+    recipe: Recipe,
 ) -> Refined:
-    """Return labels of a sweep after flat interaction; raises ValueError for a point that is not finite."""
+    """Return labels of a sweep after flat interaction, things in images merged in before where there are image labels.
+
+    `index` is the frame's row there: the pose of the LiDAR on the vehicle, and the name that the draws are seeded with.
+    Raises ValueError for a point that is not finite.
+    """
+    if image_label is not None:
+        things = tuple(np.flatnonzero(recipe.ontology.thing_of_class).tolist())
+        seed = recipe.evaluate.merge_seed + zlib.crc32(index["frame_id"].encode())
+        label = merge_image_labels(xyz_m, label, image_label, things, seed)
     return refine(
         xyz_m,
         label,
         recipe.correct,
         n_classes=len(recipe.ontology.classes) - 1,
         ground_classes=recipe.ontology.ground_class_ids,
-        sensor_height_m=height_of_sensor_m(ego_from_lidar),
+        sensor_height_m=height_of_sensor_m(index["ego_from_lidar"]),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from manifests.config import ConfigError
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.store import Manifest, Ref, StoreError, TableRef
@@ -134,6 +135,7 @@ def test_predictions_are_scored_before_and_after_flat_interaction(patchy: Any, c
     assert document["refine"] == {
         "name": "afi",
         "settings": {},
+        "merge": None,
         "changed": {"all": n_changed, **{part: document["refine"]["changed"][part] for part in ("seen", "unseen")}},
         "notes": {},
     }
@@ -147,6 +149,22 @@ def test_pseudo_labels_are_refined_too_and_gaps_get_labels(patchy: Any, console:
     assert (patchy.folder / "runs/street/evaluate-pseudo-afi.json").is_file()
     assert result.before is not None and result.before["unseen"].mean_iou == 0
     assert result.scores["unseen"].mean_iou > 0.3
+
+
+def test_things_in_images_are_merged_into_predictions_before_they_are_refined(patchy: Any, console: Console) -> None:
+    """All is called a wall; pseudo-labels show the cars that cameras see, and near ones are mostly believed."""
+    put_predictions(patchy, {name: np.full(1000, 3, np.uint8) for name in ("v0", "v1")})
+    settings = ("evaluate.refine=afi", "evaluate.merge=true", "correct.max_support=0")
+    document = evaluate(patchy.recipe(*settings), console).document
+    assert document["refine"]["merge"] == {"table": "target", "seed": 0}
+    hits, before = (np.diag(document[name]["seen"]) for name in ("confusion", "confusion_before"))
+    assert before[1] == 0 and hits[1] > 0.5 * np.sum(document["confusion"]["seen"], axis=1)[1]
+    unseen = evaluate(patchy.recipe(*settings), console).document["confusion"]["unseen"]
+    assert document["confusion"]["unseen"] == unseen, "the draws are seeded"
+    other = evaluate(patchy.recipe(*settings, "evaluate.merge_seed=1"), console).document
+    assert other["confusion"]["seen"] != document["confusion"]["seen"]
+    with pytest.raises(ConfigError, match='set refine = "afi"'):
+        patchy.recipe("evaluate.merge=true")
 
 
 def test_refinement_does_not_see_true_labels(patchy: Any, console: Console) -> None:
