@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench import afi
 from bench.checks import DifferentResults, check_labels, check_pairs, check_targets
 from bench.packed import OurWay, Source, recipe_for
 from bench.usual import UsualWay
@@ -39,6 +40,8 @@ SOURCES = (
     Source("simulated frames", GOLDEN / "nuscenes_tiny", GOLDEN / "superpixels_tiny"),
     Source("real frames", GOLDEN / "real_nuscenes" / "root", GOLDEN / "real_nuscenes" / "superpixels"),
 )
+AFI_SWEEP = GOLDEN / "afi_0.npz"
+AFI_REPEATS = 5  # at most: the dense way takes seconds
 PARITY_VOXELS = VoxelConfig(label="first")
 
 LABELS = "project + group, from files"
@@ -56,6 +59,8 @@ WIDTH = 140  # characters of the table where no terminal sets them
 TIMES_FASTER = 10.0
 SAMPLES_PER_SECOND = 100.0
 SHARE_OF_BYTES = 0.55
+AFI_TIMES_FASTER = 20.0
+AFI_PEAK_MB = 300.0
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,19 @@ def main(
             with tempfile.TemporaryDirectory(prefix="afov-bench-") as folder:
                 reports.append(bench_source(source, Path(folder), scenes, frames, repeats))
             print_report(console, reports[-1], repeats)
+        flat = afi.measure(min(repeats, AFI_REPEATS), AFI_SWEEP if AFI_SWEEP.is_file() else None)
+        print_afi(console, flat)
     except ConfigError as error:
         fail(str(error), 2)
     except (DifferentResults, StoreError, RuntimeError, OSError) as error:
         fail(str(error), 1)
     if json_path:
-        document = {"machine": facts, "repeats": repeats, "reports": [asdict(report) for report in reports]}
+        document = {
+            "machine": facts,
+            "repeats": repeats,
+            "reports": [asdict(report) for report in reports],
+            "flat interaction": asdict(flat) | {"goals": [asdict(goal) for goal in reached_by_afi(flat)]},
+        }
         json_path.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -323,8 +335,39 @@ def print_report(console: Console, report: Report, repeats: int) -> None:
     console.print(table)
     sizes = ", ".join(f"{name} {size:.0f}" for name, size in report.kilobytes_in_store.items())
     console.print(f"kB a frame in the store: {sizes}", soft_wrap=True)
-    for goal in report.goals:
+    print_goals(console, report.goals)
+
+
+def print_goals(console: Console, goals: Iterable[Goal]) -> None:
+    """Print which goals are met."""
+    for goal in goals:
         console.print(f"{'[green]met   [/]' if goal.met else '[red]missed[/]'} {goal.text}", soft_wrap=True)
+
+
+def reached_by_afi(report: afi.AfiReport) -> Iterator[Goal]:
+    """Yield the goals of flat interaction and whether they are met; those on time are for the same formulas."""
+    factor = report.times_faster("parity")
+    text = f"flat interaction: {factor:.1f} times less CPU time for the same labels (goal {AFI_TIMES_FASTER:g})"
+    yield Goal(text, factor >= AFI_TIMES_FASTER)
+    for way in ("parity", "default"):
+        peak_mb = report.cost(way).peak_mb
+        text = f"flat interaction, {way}: peak of {peak_mb:.0f} MB above imports (goal {AFI_PEAK_MB:g})"
+        yield Goal(text, peak_mb < AFI_PEAK_MB)
+
+
+def print_afi(console: Console, report: afi.AfiReport) -> None:
+    """Print what flat interaction costs, a line per way, how far the ways agree, and the goals."""
+    table = Table(title=f"flat interaction, {report.source}: {report.n_points:,} points; CPU time least / median")
+    table.add_column("way")
+    for heading in ("CPU ms", "CPU: dense / this", "peak MB above imports"):
+        table.add_column(heading, justify="right")
+    for cost in report.costs:
+        times = f"{1000 * cost.cpu_min_s:.0f} / {1000 * cost.cpu_median_s:.0f}"
+        table.add_row(cost.way, times, f"{report.times_faster(cost.way):.1f}", f"{cost.peak_mb:.0f}")
+    console.print(table)
+    golden = f", dense and the reference on {report.golden:.3%}" if report.golden is not None else ""
+    console.print(f"dense and parity agree on {report.agreement:.3%} of the points{golden}", soft_wrap=True)
+    print_goals(console, reached_by_afi(report))
 
 
 def machine_facts() -> dict[str, str]:

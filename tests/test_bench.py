@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import bench.packed
 import bench.run
+from bench.afi import AfiReport, Cost
 from bench.checks import DifferentResults, check_labels, check_pairs, check_targets
 from bench.packed import OurWay, Source
 from bench.usual import Sample, UsualWay, label_by_masks
@@ -140,6 +141,9 @@ def test_the_program_prints_every_way_and_writes_the_numbers(
 ) -> None:
     monkeypatch.setattr(bench.run, "SOURCES", bench.run.SOURCES[:1])
     monkeypatch.setattr(bench.packed, "SCENE_FRAMES", 2)
+    costs = tuple(Cost(way, cpu_s, cpu_s, 100.0) for way, cpu_s in (("dense", 4.0), ("parity", 0.16), ("default", 0.4)))
+    flat = AfiReport("golden sweep", 34_688, costs, 1.0, 0.99988)
+    monkeypatch.setattr(bench.run.afi, "measure", lambda *_: flat)  # takes a while; see tests/bench/test_afi.py
     done = run("--repeats", "1", "--frames", "1", "--scenes", "1", "--json", str(tmp_path / "numbers.json"))
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "numbers.json").read_text())
@@ -150,6 +154,9 @@ def test_the_program_prints_every_way_and_writes_the_numbers(
     for one in report["measured"]:
         assert one["cpu_min_ms"] > 0 and one["way"] in done.output
         assert (one["kilobytes"] > 100) == (one["job"] != bench.run.ARITHMETIC)
+    assert "25.0 times less CPU time for the same labels (goal 20)" in done.output and "99.988%" in done.output
+    assert document["flat interaction"]["n_points"] == 34_688
+    assert [goal["met"] for goal in document["flat interaction"]["goals"]] == [True, True, True]
     assert len(report["goals"]) == 6 and all(goal["text"] in done.output for goal in report["goals"])
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.afi import dense, street
+from bench.afi import dense, equal_share, street
+from bench.checks import DifferentResults
 
 
 @pytest.mark.parametrize("name", ["afi_0", "afi_n1000"])
@@ -20,3 +21,10 @@ def test_a_street_has_every_kind_of_surface_and_is_the_same_each_time() -> None:
     assert np.abs(xyz_m[label == 11, 2] + 1.84).max() < 0.15
     again, _ = street(0)
     np.testing.assert_array_equal(xyz_m, again)
+
+
+def test_ways_that_disagree_are_refused() -> None:
+    labels = np.arange(10_000)
+    assert equal_share("a and b", labels, np.where(labels < 2, -1, labels)) == pytest.approx(0.9998)
+    with pytest.raises(DifferentResults, match=r"a and b agree on 99.97% of the points; 99.98% needed"):
+        equal_share("a and b", labels, np.where(labels < 3, -1, labels))
