@@ -1,24 +1,33 @@
 """What flat interaction does to labels, measured: known labels are spoilt in eight ways, refined, and compared.
 
-`PYTHONPATH=. python bench/afi_study.py --kitti DIR --golden DIR --recipe NAME` (each source may be
-left out) writes the tables and the plot of docs/afi.md. Frames are split into a half to choose settings on and a half
-to report on; nothing is chosen on the second.
+`PYTHONPATH=. OMP_NUM_THREADS=1 python bench/afi_study.py --golden DIR --city DIR --kitti DIR` writes the tables and the
+plot of docs/afi.md; each source may be left out, and `--recipe NAME` adds any data set that has labels. Frames are
+split into a half to choose settings on and a half to report on; nothing is chosen on the second. `--cache FILE` keeps
+every count, so that a run that was stopped goes on, and a changed setting costs only its own row.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from manifests.ontology import Ontology, load_ontology
+from superpixels import flat_interaction, ground
 from superpixels.flat_interaction import FlatInteractionConfig, refine
 from superpixels.ground import height_of_sensor_m
+
+if TYPE_CHECKING:
+    from manifests.config import DataConfig
 
 Labels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
@@ -68,22 +77,49 @@ def simulated_frames(golden: Path) -> Iterator[StudyFrame]:
         yield StudyFrame(f"afi_{i}", "simulated", half, file["xyz"], truth, ontology, NUSCENES_HEIGHT_M)
 
 
+def city_frames(folder: Path) -> Iterator[StudyFrame]:
+    """Yield the sweeps of a synthetic city; where the folder holds none, one of size demo is written, small images."""
+    from manifests.config import DataConfig
+    from pipeline.city.config import city_config
+    from pipeline.city.generate import write_city
+
+    config = city_config("demo", image_size="160x90")
+    if not (folder / config.version).exists():
+        write_city(folder, config)
+    yield from labelled_frames("city", DataConfig(root=str(folder), version=config.version), load_ontology("nuscenes"))
+
+
 def recipe_frames(recipe_name: str) -> Iterator[StudyFrame]:
-    """Yield the labelled sweeps of a recipe's data set, the city's for example; every other scene is for choosing."""
-    from pipeline.datasets import open_dataset
+    """Yield the labelled sweeps of a recipe's data set."""
     from pipeline.recipe import load_recipe
 
     recipe = load_recipe(recipe_name)
-    dataset = open_dataset(recipe.data)
+    yield from labelled_frames(recipe.name, recipe.data, recipe.ontology)
+
+
+def labelled_frames(source: str, data: DataConfig, ontology: Ontology) -> Iterator[StudyFrame]:
+    """Yield the labelled sweeps of a data set; every other scene is for choosing."""
+    from pipeline.datasets import open_dataset
+
+    dataset = open_dataset(data)
     scenes: dict[str, str] = {}
     for frame in dataset.frames():
         if frame.label_path is None:
             continue
         half = scenes.setdefault(frame.scene, (CHOOSE, REPORT)[len(scenes) % 2])
         xyz_m, _ = dataset.read_points(frame)
-        truth = recipe.ontology.class_of_raw_labels(dataset.read_labels(frame))
+        truth = ontology.class_of_raw_labels(dataset.read_labels(frame))
         height_m = height_of_sensor_m(frame.ego_from_lidar)
-        yield StudyFrame(frame.frame_id, recipe.name, half, xyz_m, truth, recipe.ontology, height_m)
+        yield StudyFrame(frame.frame_id, source, half, xyz_m, truth, ontology, height_m)
+
+
+def evenly(frames: Iterable[StudyFrame], limits: Sequence[int]) -> list[StudyFrame]:
+    """Return at most so many frames of the half to choose on, and of the half to report on, evenly chosen."""
+    every, chosen = list(frames), []
+    for half, limit in zip((CHOOSE, REPORT), limits, strict=True):
+        some = [frame for frame in every if frame.half == half]
+        chosen += [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(limit, len(some))).round().astype(int))]
+    return chosen
 
 
 def clean(frame: StudyFrame, rng: np.random.Generator) -> Labels:
@@ -189,24 +225,35 @@ VARIANTS: dict[str, FlatInteractionConfig] = {
     "reference": REFERENCE,
     "default": DEFAULT,
     "no gate": UNGATED,
+    "gate of support 0.05 alone": replace(
+        DEFAULT, max_support=0.05, agreement=0.0, max_isolation=0.0, standing_radius_m=0.0
+    ),
     "1365 samples": replace(DEFAULT, samples=HALF_SAMPLES),
     "5460 samples": replace(DEFAULT, samples=DOUBLE_SAMPLES),
-    "collinear_cos 0.995": replace(DEFAULT, collinear_cos=0.995),
     "residual 0.01 at the finest level": replace(DEFAULT, residual=(0.01, 0.3, 0.01, 0.01)),
     "42 directions": replace(DEFAULT, directions=42),
+    "gaps filled by the winner alone": replace(DEFAULT, fill_share=0.0),
     "ring off": replace(DEFAULT, ring="off"),
+    "ring where things stand too": replace(DEFAULT, standing_radius_m=0.0),
     "ring all": replace(DEFAULT, ring="all"),
-    "margin 0.3": replace(DEFAULT, margin=0.3),
     "support 0": replace(DEFAULT, max_support=0.0),
-    "support 0.025": replace(DEFAULT, max_support=0.025),
-    "support 0.1": replace(DEFAULT, max_support=0.1),
+    "support 0.05": replace(DEFAULT, max_support=0.05),
     "support 0.2": replace(DEFAULT, max_support=0.2),
-    "support 0.4": replace(DEFAULT, max_support=0.4),
-    "no support test, margin 0.6": replace(DEFAULT, max_support=1.0, margin=0.6),
+    "agreement 0": replace(DEFAULT, agreement=0.0),
+    "agreement 0.8": replace(DEFAULT, agreement=0.8),
+    "isolation 1.25": replace(DEFAULT, max_isolation=1.25),
+    "isolation not tested": replace(DEFAULT, max_isolation=0.0),
 }
-GATES = ("support 0", "support 0.025", "default", "support 0.1", "support 0.2", "support 0.4")
-PLOTTED = ("reference", "no gate", "ring off", "ring all", *GATES)
-REPORTED = ("reference", "no gate", "default", "support 0", "support 0.025", "support 0.1", "support 0.2")
+GATES = ("support 0", "support 0.05", "default", "support 0.2", "agreement 0")
+PLOTTED = ("reference", "no gate", "ring off", "ring all", "gate of support 0.05 alone", *GATES)
+REPORTED = (
+    "reference",
+    "no gate",
+    "gate of support 0.05 alone",
+    "default",
+    "support 0",
+    "support 0.2",
+)
 
 
 @dataclass(frozen=True)
@@ -255,17 +302,62 @@ def mean_iou(counts: npt.NDArray[np.int64]) -> float:
     return float(100 * (hit[present] / union[present]).mean())
 
 
-def scores(chosen: Sequence[Case], how: Callable[[Case], Labels]) -> dict[tuple[str, str], float]:
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class Memory:
+    """What was counted before, in a file of one JSON document a line; without a file, nothing is kept.
+
+    A count is known by the points, the labels, the setting and the text of the modules that make it.
+    """
+
+    path: Path | None = None
+    known: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path and self.path.exists():
+            for line in self.path.read_text().splitlines():
+                self.known.update(json.loads(line))
+
+    def refined(self, case: Case, config: FlatInteractionConfig) -> tuple[Counts, Counts]:
+        """Return how often each class is called what, after flat interaction, of all and of the unlabelled points."""
+        digest = hashlib.sha256(repr((config, case.frame.sensor_height_m, code())).encode())
+        for values in (case.frame.xyz_m, case.labels, case.frame.truth):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        key = digest.hexdigest()[:24]
+        if key not in self.known:
+            every, hidden = counted(case, refined(case, config))
+            self.known[key] = [every.ravel().tolist(), hidden.ravel().tolist()]
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({key: self.known[key]}) + "\n")
+        side = case.frame.n_classes + 1
+        every, hidden = (np.array(values).reshape(side, side) for values in self.known[key])
+        return every, hidden
+
+
+@cache
+def code() -> str:
+    """Return the text of the modules whose results are kept."""
+    return "".join(Path(str(module.__file__)).read_text() for module in (flat_interaction, ground))
+
+
+def counted(case: Case, found: Labels) -> tuple[Counts, Counts]:
+    """Return how often each true class is called what: of all points, and of those whose label was missing."""
+    truth, hidden, n_classes = case.frame.truth, case.labels == 0, case.frame.n_classes
+    return confusion(truth, found, n_classes), confusion(truth[hidden], found[hidden], n_classes)
+
+
+def scores(chosen: Sequence[Case], how: Callable[[Case], tuple[Counts, Counts]]) -> dict[tuple[str, str], float]:
     """Return the mean IoU, %, by source and kind of error; as "unseen", the share of unseen points named right."""
-    totals: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
+    totals: dict[tuple[str, str], Counts] = {}
     for case in chosen:
-        found, source = how(case), case.frame.source
-        every = confusion(case.frame.truth, found, case.frame.n_classes)
+        source = case.frame.source
+        every, hidden = how(case)
         totals[source, case.error] = totals.get((source, case.error), 0) + every
         if case.error == UNSEEN:
-            hidden = case.labels == 0
-            part = confusion(case.frame.truth[hidden], found[hidden], case.frame.n_classes)
-            totals[source, "unseen"] = totals.get((source, "unseen"), 0) + part
+            totals[source, "unseen"] = totals.get((source, "unseen"), 0) + hidden
     return {
         key: float(100 * np.trace(total) / total.sum()) if key[1] == "unseen" else mean_iou(total)
         for key, total in totals.items()
@@ -314,19 +406,23 @@ def plot(rows: Mapping[str, Mapping[tuple[str, str], float]], sources: Sequence[
     plt.close(figure)
 
 
-def study(frames: Sequence[StudyFrame], folder: Path) -> str:
+def study(frames: Sequence[StudyFrame], folder: Path, memory: Memory) -> str:
     """Return the tables as Markdown and write the plot; see the module for what is compared."""
     sources = list(dict.fromkeys(frame.source for frame in frames))
     parts = []
     for half, names in ((CHOOSE, tuple(VARIANTS)), (REPORT, REPORTED)):
         chosen = cases([frame for frame in frames if frame.half == half])
-        rows: dict[str, Mapping[tuple[str, str], float]] = {"input": scores(chosen, lambda case: case.labels)}
+        rows: dict[str, Mapping[tuple[str, str], float]] = {
+            "input": scores(chosen, lambda case: counted(case, case.labels))
+        }
         for name in names:
-            rows[name] = scores(chosen, lambda case, config=VARIANTS[name]: refined(case, config))  # type: ignore[misc]
-        rows["nearest label"] = scores(chosen, nearest_label)
+            rows[name] = scores(chosen, partial(memory.refined, config=VARIANTS[name]))
+        rows["nearest label"] = scores(chosen, lambda case: counted(case, nearest_label(case)))
         for source in sources:
             count = sum(frame.source == source and frame.half == half for frame in frames)
-            parts += [f"### To {half} on: {source}, {count} sweep{'s' * (count > 1)}", "", table(rows, source), ""]
+            heading = f"### To {half} on: {source}, {count} sweep{'s' * (count > 1)}"
+            if count:
+                parts += [heading, "", table(rows, source), ""]
         if half == CHOOSE:
             plot(rows, sources, folder / "afi.png")
     return "\n".join(parts)
@@ -340,21 +436,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, help="a SemanticKITTI root: sequences/*/velodyne and labels")
     parser.add_argument("--golden", type=Path, help="the folder of the golden files afi_{0,1,2}.npz")
-    parser.add_argument("--recipe", help="a recipe whose data set has labels, for example city")
+    parser.add_argument("--city", type=Path, help="a synthetic city; it is written where the folder holds none")
+    parser.add_argument("--recipe", help="a recipe whose data set has labels")
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        nargs=2,
+        default=(2, 6),
+        metavar=("CHOOSE", "REPORT"),
+        help="at most so many of each half of a source (default: 2 6)",
+    )
+    parser.add_argument("--cache", type=Path, help="a file that keeps every count")
     parser.add_argument("--page", type=Path, default=Path("docs/afi.md"))
     options = parser.parse_args(arguments)
     frames: list[StudyFrame] = []
     if options.golden:
-        frames += simulated_frames(options.golden)
+        frames += evenly(simulated_frames(options.golden), options.sweeps)
+    if options.city:
+        frames += evenly(city_frames(options.city), options.sweeps)
     if options.kitti:
-        frames += kitti_frames(options.kitti)
+        frames += evenly(kitti_frames(options.kitti), options.sweeps)
     if options.recipe:
-        frames += recipe_frames(options.recipe)
+        frames += evenly(recipe_frames(options.recipe), options.sweeps)
     if {frame.half for frame in frames} != {CHOOSE, REPORT}:
-        parser.error("no labelled sweeps for both halves; name at least one of --kitti, --golden and --recipe")
+        parser.error("no labelled sweeps for both halves; name at least one of --golden, --city, --kitti and --recipe")
     before, _, rest = options.page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = study(frames, options.page.parent)
+    tables = study(frames, options.page.parent, Memory(options.cache))
     options.page.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
-from superpixels.ground import plane_inliers, ring_candidates
+from superpixels.ground import plane_inliers, ring_candidates, stood_on
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -54,15 +54,23 @@ class FlatInteractionConfig:
     Decoder: `decoder_neighbours` coarse samples per point; `residual` is the weight of a point's own evidence relative
     to the mean weight of what it is handed, per level, finest first.
 
-    Gate: a label is replaced only if the winner's score exceeds that of the old label by more than `margin` and at most
-    the share `max_support` of the `support_neighbours` nearest points bear the old label (1.0: no such test). `gated`
-    false replaces every label. Points without a label are filled wherever there is evidence.
+    Gate: a label is replaced only if the winner's score exceeds that of the old label by more than `margin`, at most
+    the share `max_support` of the `support_neighbours` nearest points bear the old label (1.0: no such test), at least
+    the share `agreement` of the `agreement_neighbours` nearest bear the winner (0.0: no such test), and the point does
+    not stand apart: the farthest of the latter is at most `max_isolation` times as far away as it is, in the median,
+    for these themselves (0.0: no such test). `gated` false replaces every label.
+
+    Gaps: a point without a label gets the winner wherever there is evidence; but where less than `fill_share` of a
+    surface leads to it, the label of the nearest point that has one (0.0: never).
 
     Ego ring, where the height of the sensor is known: points within `ego_radius_m` (horizontally) are the vehicle
     itself and give no evidence. Points of the ground plane between `ring_inner_m` and `ring_outer_m` end in a ground
     class or in none; `ring` says which of them lose their label for that: "all", those whose label is "contradicted"
     because it is no ground class, or, with "off", none, and the plane is not looked for. Candidates lie less than
     `ring_clearance_m` above the ground that the height lets expect; the plane is RANSAC's with the other constants.
+    Where something stands on the ground, its foot lies on the plane too: points of the ring are left alone that have
+    another within `standing_radius_m` (horizontally) and `standing_low_m` to `standing_high_m` above the plane (radius
+    0: no such test).
     """
 
     samples: tuple[int, ...] = (2730, 910, 303, 101)
@@ -80,7 +88,11 @@ class FlatInteractionConfig:
     gated: bool = True
     margin: float = 0.1
     support_neighbours: int = 40
-    max_support: float = 0.05
+    max_support: float = 0.1
+    agreement_neighbours: int = 5
+    agreement: float = 0.6
+    max_isolation: float = 1.5
+    fill_share: float = 0.2
     ego_radius_m: float = 2.0
     ring: str = "contradicted"
     ring_inner_m: float = 2.0
@@ -90,6 +102,9 @@ class FlatInteractionConfig:
     ring_residual_m: float = 0.1
     ring_trials: int = 20
     ring_seed: int = 42
+    standing_radius_m: float = 0.3
+    standing_low_m: float = 0.25
+    standing_high_m: float = 2.0
 
     def __post_init__(self) -> None:
         if not self.samples or min(self.samples) < 1 or list(self.samples) != sorted(self.samples, reverse=True):
@@ -102,10 +117,13 @@ class FlatInteractionConfig:
             raise ValueError(f'seed_point is "{self.seed_point}"; choose "first" or "content"')
         if self.ring not in RINGS:
             raise ValueError(f'ring is "{self.ring}"; choose "off", "contradicted" or "all"')
-        if min(self.neighbours, self.decoder_neighbours, self.support_neighbours) < 1 or self.directions < 2:
+        counts = self.neighbours, self.decoder_neighbours, self.support_neighbours, self.agreement_neighbours
+        if min(counts) < 1 or self.directions < 2:
             raise ValueError("every number of neighbours must be at least 1, and directions at least 2")
-        if not 0 < self.collinear_cos < 1 or not 0 <= self.max_support <= 1 or self.margin < 0:
-            raise ValueError("0 < collinear_cos < 1, 0 <= max_support <= 1 and margin >= 0 are required")
+        if not 0 < self.collinear_cos < 1 or min(self.margin, self.max_isolation, self.fill_share) < 0:
+            raise ValueError("0 < collinear_cos < 1, margin >= 0, max_isolation >= 0 and fill_share >= 0 are required")
+        if not 0 <= self.max_support <= 1 or not 0 <= self.agreement <= 1:
+            raise ValueError("max_support and agreement are shares; give 0 to 1")
 
     @classmethod
     def parity(cls) -> FlatInteractionConfig:
@@ -118,7 +136,9 @@ class FlatInteractionConfig:
             collinear_cos=0.995,
             residual=(0.01, 0.3, 0.01, 0.01),
             gated=False,
+            fill_share=0.0,
             ring="all",
+            standing_radius_m=0.0,
         )
 
 
@@ -271,7 +291,8 @@ def refine_in_order(
     evidence = (source[:, None] == np.arange(n_classes + 1)).astype(np.float32)
     evidence[:, 0] = 0
     tree = cKDTree(xyz_m)
-    *_, score = decode(encode(xyz_m, evidence, config, tree), config)
+    levels = encode(xyz_m, evidence, config, tree)
+    *_, score = decode(levels, config)
     score[np.ix_(ring, ~np.isin(np.arange(n_classes + 1), ground_classes))] = 0
     winner = score.argmax(axis=1)  # column 0 is zero, so this is 0 where there is no evidence
 
@@ -279,27 +300,63 @@ def refine_in_order(
     if config.gated:
         contested = np.flatnonzero((old != 0) & (winner != old))
         ahead = score[contested, winner[contested]] - score[contested, old[contested]]
-        losing, close = contested[ahead <= config.margin], contested[ahead > config.margin]
-        kept = np.concatenate([losing, close[supported(xyz_m, source, close, tree, config)]])
+        open_to = contested[ahead > config.margin]
+        lost = open_to[replaceable(xyz_m, source, winner, open_to, tree, config)]
+        kept = np.setdiff1d(contested, lost, assume_unique=True)
         winner[kept] = old[kept]
+    if config.fill_share and source.any():
+        gap = np.flatnonzero((old == 0) & (winner != 0))
+        gap = np.setdiff1d(gap, ring, assume_unique=True)
+        loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
+        known = np.flatnonzero(source)
+        winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
     return Refined(winner.astype(np.uint8), score[row, winner], winner != label, notes)
 
 
-def supported(
-    xyz_m: Floats, label: npt.NDArray[np.uint8], point: Ints, tree: cKDTree, config: FlatInteractionConfig
+def replaceable(
+    xyz_m: Floats,
+    label: npt.NDArray[np.uint8],
+    winner: Ints,
+    point: Ints,
+    tree: cKDTree,
+    config: FlatInteractionConfig,
 ) -> npt.NDArray[np.bool_]:
-    """Return for each of some points whether more than `max_support` of its nearest points bear its own label.
+    """Return for each of some points whether its surroundings let it lose its label to the winner, (p,).
 
-    The point itself does not count, nor do points without a label.
+    That is: hardly any of its nearest points share its label, most of the very nearest bear the winner, and it does not
+    stand apart from them. The point itself does not count, nor do points without a label.
     """
-    k = min(config.support_neighbours + 1, len(xyz_m))
-    if config.max_support >= 1 or not len(point):
-        return np.zeros(len(point), np.bool_)
-    near = tree.query(xyz_m[point], k)[1].reshape(len(point), k)
-    known = (label[near] != 0) & (near != point[:, None])
-    same = known & (label[near] == label[point, None])
-    backed: npt.NDArray[np.bool_] = same.sum(axis=1) > config.max_support * known.sum(axis=1)
-    return backed
+    free = np.ones(len(point), np.bool_)
+    k = min(max(config.support_neighbours, config.agreement_neighbours) + 1, len(xyz_m))
+    if k == 1 or not len(point):
+        return free
+    away_m, near = (found.reshape(len(point), k) for found in tree.query(xyz_m[point], k))
+    others = near != point[:, None]
+    bears = label[near]
+    if config.max_support < 1:
+        known = (bears != 0) & others
+        known[:, config.support_neighbours + 1 :] = False
+        same = known & (bears == label[point, None])
+        free &= same.sum(axis=1) <= config.max_support * known.sum(axis=1)
+    last = min(config.agreement_neighbours, k - 1)
+    if config.agreement:
+        known = (bears != 0) & others
+        known[:, last + 1 :] = False
+        same = known & (bears == winner[point, None])
+        free &= same.sum(axis=1) >= config.agreement * np.maximum(known.sum(axis=1), 1)
+    if config.max_isolation:
+        close, place = np.unique(near[free][:, 1 : last + 1], return_inverse=True)
+        usual_m = tree.query(xyz_m[close], last + 1)[0][:, last][place.reshape(-1, last)]
+        free[free] = away_m[free][:, last] <= config.max_isolation * np.median(usual_m, axis=1)
+    return free
+
+
+def reached(xyz_m: Floats, coarse: Level, config: FlatInteractionConfig) -> Floats:
+    """Return how much known surface leads to each point from the samples around it, (n,); 0 where none does."""
+    k = min(config.decoder_neighbours, len(coarse.xyz_m))
+    sender = cKDTree(coarse.xyz_m).query(xyz_m, k)[1].reshape(-1, k)
+    total: Floats = alignment(xyz_m, coarse, sender, config.collinear_cos).sum(axis=1)
+    return total
 
 
 def ego_ring(
@@ -320,7 +377,12 @@ def ego_ring(
     )
     if inlier is None:
         return none, (f"ego ring skipped: its {len(ring)} points lie on no plane",)
-    return ring[inlier], ()
+    ring = ring[inlier]
+    if config.standing_radius_m:
+        own = np.sqrt(xyz_m[:, 0] ** 2 + xyz_m[:, 1] ** 2) <= np.float32(config.ego_radius_m)
+        around = config.standing_radius_m, config.standing_low_m, config.standing_high_m
+        ring = ring[~stood_on(xyz_m[ring], xyz_m[~own], *around)]
+    return ring, ()
 
 
 def directions(n: int) -> Floats:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -57,3 +58,24 @@ def plane_inliers(
         return None
     inlier: npt.NDArray[np.bool_] = model.inlier_mask_
     return inlier
+
+
+def stood_on(ground_m: Floats, xyz_m: Floats, radius_m: float, low_m: float, high_m: float) -> npt.NDArray[np.bool_]:
+    """Return which points of a plane have another point above them, (g,): `low_m` to `high_m` above the plane and
+    within `radius_m` of the plumb line.
+
+    The plane is the one that fits `ground_m` (g, 3) best. Foot and shadowed side of a car, a wall or a fence are such
+    points, bare ground is not.
+    """
+    if not len(ground_m):
+        return np.zeros(0, np.bool_)
+    middle = ground_m.mean(axis=0, dtype=np.float64)
+    away = ground_m - middle
+    (a, b), *_ = np.linalg.lstsq(away[:, :2], away[:, 2], rcond=None)
+    height_m = xyz_m[:, 2] - middle[2] - a * (xyz_m[:, 0] - middle[0]) - b * (xyz_m[:, 1] - middle[1])
+    above = xyz_m[(height_m > low_m) & (height_m < high_m), :2]
+    if not len(above):
+        return np.zeros(len(ground_m), np.bool_)
+    away_m, _ = cKDTree(above).query(ground_m[:, :2], distance_upper_bound=radius_m)
+    found: npt.NDArray[np.bool_] = np.isfinite(away_m)
+    return found

@@ -56,7 +56,7 @@ def correct_frame(
 
 STAGE = Stage(
     name="correct",
-    version=1,
+    version=2,
     schema=TABLES["correct"],
     needs=lambda recipe: (Need("points"), Need("group")),
     settings=lambda recipe: {

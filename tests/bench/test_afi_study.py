@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,19 @@ import pytest
 
 import bench.afi_study as afi_study
 from bench.afi import street
-from bench.afi_study import ERRORS, UNSEEN, StudyFrame, cases, confusion, mean_iou, nearest_label, scores
+from bench.afi_study import (
+    ERRORS,
+    UNSEEN,
+    Memory,
+    StudyFrame,
+    cases,
+    confusion,
+    counted,
+    evenly,
+    mean_iou,
+    nearest_label,
+    scores,
+)
 from manifests.ontology import load_ontology
 
 
@@ -41,7 +54,16 @@ def test_a_gap_gets_the_nearest_label_and_the_share_that_is_right_is_scored() ->
     hidden = case.labels == 0
     assert filled.all() and (filled == case.labels)[~hidden].all()
     expected = 100 * (filled == case.frame.truth)[hidden].mean()
-    assert scores([case], nearest_label)["street", "unseen"] == pytest.approx(expected)
+    found = scores([case], lambda case: counted(case, nearest_label(case)))
+    assert found["street", "unseen"] == pytest.approx(expected)
+
+
+def test_frames_are_spread_over_each_half() -> None:
+    frames = [
+        replace(frame(0, half, every=1000), name=f"{half} {i}") for half in ("choose", "report") for i in range(5)
+    ]
+    assert [one.name for one in evenly(frames, (1, 2))] == ["choose 0", "report 0", "report 4"]
+    assert len(evenly(frames, (9, 9))) == 10
 
 
 def test_the_study_writes_a_table_for_each_half_and_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +72,11 @@ def test_the_study_writes_a_table_for_each_half_and_a_plot(tmp_path: Path, monke
     monkeypatch.setattr(afi_study, "REPORTED", ("default",))
     monkeypatch.setattr(afi_study, "PLOTTED", tuple(chosen))
     monkeypatch.setattr(afi_study, "GATES", ("default",))
-    text = afi_study.study([frame(0, "choose"), frame(1, "report")], tmp_path)
+    memory = Memory(tmp_path / "counts.jsonl")
+    text = afi_study.study([frame(0, "choose"), frame(1, "report")], tmp_path, memory)
+    monkeypatch.setattr(afi_study, "refined", lambda *_: pytest.fail("what was counted is known"))
+    again = afi_study.study([frame(0, "choose"), frame(1, "report")], tmp_path, Memory(tmp_path / "counts.jsonl"))
+    assert again == text
     assert text.count("### To ") == 2 and "| no gate |" in text and (tmp_path / "afi.png").stat().st_size > 1000
     cells = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert set(cells) == {len(ERRORS) + 3}

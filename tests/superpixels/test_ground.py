@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpixels.ground import height_of_sensor_m, plane_inliers, ring_candidates
+from superpixels.ground import height_of_sensor_m, plane_inliers, ring_candidates, stood_on
 
 PLANE = {"min_samples": 10, "residual_m": 0.1, "trials": 20, "seed": 42}
 
@@ -26,6 +26,15 @@ def test_the_ring_lies_between_two_distances_and_close_to_the_expected_ground() 
 def test_a_lower_sensor_expects_the_ground_nearer() -> None:
     xyz_m = np.array([[3, 0, -0.7], [3, 0, -0.3]], np.float32)
     assert ring_candidates(xyz_m, 1.0, 2.0, 5.0, 0.44).tolist() == [0]
+
+
+def test_ground_is_stood_on_where_a_point_is_right_above_it_but_not_far_above() -> None:
+    ground_m = np.array([[x, y, 0.1 * x - 1.8] for x in range(5) for y in range(5)], np.float32)  # a slope of 10 %
+    foot, shelf, bridge = [1.1, 1, -0.7], [2, 3, -1.5], [4, 4, 3.0]
+    found = stood_on(ground_m, np.concatenate([ground_m, [foot, shelf, bridge]]), 0.3, 0.25, 2.0)
+    assert ground_m[found, :2].tolist() == [[1, 1]], "0.1 m above is still the ground, 4.4 m above is another storey"
+    assert not stood_on(ground_m, ground_m, 0.3, 0.25, 2.0).any()
+    assert len(stood_on(ground_m[:0], ground_m, 0.3, 0.25, 2.0)) == 0
 
 
 @settings(max_examples=25)
