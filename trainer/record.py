@@ -105,15 +105,14 @@ def write_record(recipe: Recipe, task: Task, store: Store) -> Path | None:
 
 def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
     """Return the report of the run in a folder, or None if it has not been started."""
-    start, epochs = read_log(folder / "log.jsonl")
-    if start is None:
+    starts, epochs = read_log(folder / "log.jsonl")
+    if not starts:
         return None
-    newest = checkpoint.latest(folder)
-    kept = {checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)}
-    last = checkpoint.read_document(newest) if newest else None
-    done = last["epoch"] if last else 0
-    weights = {checkpoint.read_document(path)["weights"] for path in kept}
-    evaluations = read_evaluations(folder, start, weights)
+    start = starts[-1]
+    kept = [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
+    result = result_of(kept[-1], start["epochs"]) if kept else None
+    done = result["epoch"] if result else 0
+    evaluations = read_evaluations(folder, start, {checkpoint.read_document(path)["weights"] for path in kept})
     tables = {name: table for item in evaluations.values() for name, table in item["tables"].items()}
     tables.pop("predict", None)  # a result, and no data
     tables |= {name: table["fingerprint"] for name, table in start["tables"].items()}
@@ -122,15 +121,7 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "recipe": start["recipe"],
         "task": start["task"],
         "state": "finished" if done == start["epochs"] else f"{done} of {start['epochs']} epochs",
-        "result": last
-        and newest
-        and {
-            "file": newest.name,
-            "sha256": sha256_file(newest),
-            "weights": last["weights"],
-            "epoch": done,
-            "chosen": "the last epoch; no label chose it",
-        },
+        "result": result,
         "reads_labels": start.get("reads_labels"),
         "departures": start.get("departures"),
         "seed": start["seed"],
@@ -146,19 +137,36 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "commit": start["commit"],
         "device": start["device"],
         "hardware": start.get("hardware"),
+        "earlier_starts": [
+            {name: earlier.get(name) for name in ("time", "epoch", "versions", "commit", "device", "hardware")}
+            for earlier in starts[:-1]
+        ],
         "curves": epochs,
         "evaluations": evaluations,
     }
 
 
-def read_log(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Return the newest start of a run and the numbers of its epochs; of an epoch run twice those of the last time."""
-    start: dict[str, Any] | None = None
+def result_of(path: Path, epochs: int) -> dict[str, Any]:
+    """Return what a run came to: its newest checkpoint, which is its result where the run has ended."""
+    document = checkpoint.read_document(path)
+    ended = document["epoch"] == epochs
+    return {
+        "file": path.name,
+        "sha256": sha256_file(path),
+        "weights": document["weights"],
+        "epoch": document["epoch"],
+        "chosen": "the last epoch; no label chose it" if ended else "the newest epoch; the run has not ended",
+    }
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return every start of a run and the numbers of its epochs; of an epoch run twice those of the last time."""
+    starts: list[dict[str, Any]] = []
     epochs: dict[int, dict[str, Any]] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None, []
+        return [], []
     for text in lines:
         try:
             line = json.loads(text)
@@ -166,10 +174,10 @@ def read_log(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
             continue
         kind = line.pop("event", None)
         if kind == "start":
-            start = line
+            starts.append(line)
         elif kind == "epoch":
             epochs[line["epoch"]] = line
-    return start, [epochs[number] for number in sorted(epochs)]
+    return starts, [epochs[number] for number in sorted(epochs)]
 
 
 def with_upstream(store: Store, used: Mapping[str, str], shards: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,10 +121,16 @@ def test_an_interrupted_run_has_a_report_too(fleet: Any, console: Console, monke
         prune(folder, keep_every)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "prune", press)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "prune", press)
         train(fleet.recipe(), "distill", console)
-    assert report(fleet, "distill")["state"] == "1 of 2 epochs"
+    found = report(fleet, "distill")
+    assert found["state"] == "1 of 2 epochs" and found["result"]["chosen"] == "the newest epoch; the run has not ended"
+    train(fleet.recipe(), "distill", console)
+    found = report(fleet, "distill")
+    assert found["state"] == "finished" and found["result"]["chosen"] == "the last epoch; no label chose it"
+    (earlier,) = found["earlier_starts"]
+    assert earlier["epoch"] == 0 and earlier["hardware"] == found["hardware"]
 
 
 # -- two runs ----------------------------------------------------------------------------------------------------------
