@@ -64,7 +64,7 @@ class InBatches:
 
 STAGE = Stage(
     name="encode",
-    version=1,
+    version=2,
     schema=TABLES["encode"],
     needs=lambda recipe: (),
     settings=lambda recipe: {

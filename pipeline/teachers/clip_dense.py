@@ -1,4 +1,4 @@
-"""Teacher `clip_dense`: dense features of a CLIP vision transformer, compared with the vector of every prompt.
+"""Teacher `clip_dense`: dense features of a CLIP image tower, compared with the vector of every prompt.
 
 It needs open_clip and nothing else, and is training-free. Its encode half is the image tower, its segment half the
 comparison.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.templates import templates_of
-from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_towers
+from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_dino, load_towers
 from pipeline.teachers.weights import Weights
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe, SegmentConfig
     from pipeline.teachers.dense import DenseTower
 
+MODES = ("sc", "naclip", "clearclip", "sclip", "maskclip", "affinity", "vanilla", "convnext")
 _TOWER = ("model", "weights", "quick_gelu")
 _FIELDS = {
     "text": _TOWER,
-    "encode": (*_TOWER, "mode", "sigma", "short_side_px", "precision", "unit_cells"),
+    "encode": (
+        *_TOWER,
+        *("mode", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
+        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells"),
+    ),
     "segment": ("logit_scale",),
 }
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
@@ -48,11 +53,15 @@ class ClipDenseConfig:
     so that the same file elsewhere is the same teacher. `quick_gelu` must be said for a file, as it does not tell: true
     for OpenAI's, MetaCLIP's and DFN's weights, false for LAION's and DataComp's.
 
-    `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `short_side_px` is the image's
-    shorter side as the tower sees it; both sides are rounded to multiples of the patch. `precision` "bf16" runs the
-    image tower in bfloat16 where torch deems it safe. `unit_cells` scales the features of each cell to length 1, so
-    that all pixels of a segment count the same. `logit_scale` times the cosine is what the softmax behind `score`
-    sees; it moves no segment.
+    `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `calibrate_outliers` and
+    `calibrate_layers` are the two parts of "sc" that can be left out: filling patches out of place, and the sum of
+    layers. `dino` and `dino_weights` name the second network of "affinity", a model of timm, and its file, pinned
+    likewise. `short_side_px` is the image's shorter side as the tower sees it; both sides are rounded to multiples of
+    the patch. With `window_px` the tower sees windows of that size every `stride_px` (default: side by side), for
+    example 560, 336 and 224: better and slower. `precision` "bf16" runs the image tower in bfloat16 where torch deems
+    it safe; `compile` has torch compile it, in batches of one size. `unit_cells` scales the features of each cell to
+    length 1, so that all pixels of a segment count the same. `logit_scale` times the cosine is what the softmax behind
+    `score` sees; it moves no segment.
     """
 
     name: str = "clip_dense"
@@ -61,10 +70,19 @@ class ClipDenseConfig:
     weights_sha256: str = ""
     weights_revision: str = ""
     quick_gelu: bool | None = None
-    mode: str = "naclip"
+    mode: str = "sc"
     sigma: float = 5.0
+    calibrate_outliers: bool = True
+    calibrate_layers: bool = True
+    dino: str = "vit_base_patch8_224.dino"
+    dino_weights: str = ""
+    dino_weights_sha256: str = ""
+    dino_weights_revision: str = ""
     short_side_px: int = 448
+    window_px: int | None = None
+    stride_px: int | None = None
     precision: str = "fp32"
+    compile: bool = False
     unit_cells: bool = True
     logit_scale: float = 40.0
 
@@ -90,8 +108,18 @@ class ClipDenseConfig:
             )
         if implied and self.quick_gelu is False:
             raise ValueError(f'quick_gelu is false, but model "{self.model}" means QuickGELU; take the name without it')
-        if self.mode not in ("naclip", "maskclip", "vanilla"):
-            raise ValueError(f'mode is "{self.mode}"; choose "naclip", "maskclip" or "vanilla"')
+        if self.mode not in MODES:
+            raise ValueError(f'mode is "{self.mode}"; choose one of {", ".join(MODES)}')
+        if (self.mode == "affinity") != bool(self.dino_weights):
+            raise ValueError('dino_weights are given if, and only if, mode is "affinity"')
+        if self.mode == "affinity" and self.pinned_dino.is_tag:
+            raise ValueError(
+                f'dino_weights are "{self.dino_weights}"; give a path, hub:OWNER/NAME/FILE, or random:SEED'
+            )
+        if self.stride_px is not None and (self.window_px is None or not 0 < self.stride_px <= self.window_px):
+            raise ValueError("stride_px needs window_px, and lies between 1 and window_px, so that no gap is left")
+        if self.window_px is not None and not 8 <= self.window_px <= 4096:
+            raise ValueError(f"window_px is {self.window_px}; expected 8 to 4096")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
         if not (0 < self.sigma < float("inf") and 0 < self.logit_scale < float("inf")):
@@ -104,6 +132,11 @@ class ClipDenseConfig:
         """The weights and what pins them."""
         return Weights(self.weights, self.weights_sha256, self.weights_revision)
 
+    @property
+    def pinned_dino(self) -> Weights:
+        """The weights of the second network and what pins them."""
+        return Weights(self.dino_weights, self.dino_weights_sha256, self.dino_weights_revision, "dino_weights")
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
         values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
@@ -111,6 +144,10 @@ class ClipDenseConfig:
             values.pop("quick_gelu", None)
         if self.weights_sha256 and stage != "segment":
             values["weights"] = self.pinned.identity
+        if "dino_weights" in values:
+            values |= {"dino": self.dino, "dino_weights": self.pinned_dino.identity}
+        else:
+            values.pop("dino", None)
         return {"name": self.name, **values}
 
 
@@ -121,13 +158,19 @@ def implies_quick_gelu(model: str) -> bool:
 
 def grid_shape(config: ClipDenseConfig) -> tuple[int, int, int]:
     """Return about how many cells and values a 16:9 image gives, (h, w, d), for estimates made without open_clip."""
+    convolutional = "convnext" in config.model
     if config.model in TINY_CONFIGS:
         tiny = TINY_CONFIGS[config.model]
         patch, dims = tiny["vision_cfg"].get("patch_size", 32), tiny["embed_dim"]
+    elif convolutional:
+        patch, dims = 32, next((dims for size, dims in (("xx", 1024), ("large", 768)) if size in config.model), 640)
     else:
         found = re.match(r"ViT-(bigG|[SMBLHgG])-(\d+)", config.model)
         size, patch = (found[1], int(found[2])) if found else ("L", 16)
         dims = {"S": 384, "M": 512, "B": 512, "L": 768, "H": 1024, "g": 1024}.get(size, 1280)
+    if config.mode == "affinity":
+        found = re.search(r"patch(\d+)", config.dino)
+        patch = int(found[1]) if found else patch
     height = max(1, round(config.short_side_px / patch))
     return height, round(height * 16 / 9), dims
 
@@ -152,9 +195,21 @@ class ClipDense:
         if stage != "segment":
             towers = load_towers(config.model, config.pinned, config.quick_gelu, recipe.run.device)
         if towers and stage == "encode":
-            from pipeline.teachers.dense import DenseTower
+            from pipeline.teachers.dense import Calibration, DenseTower
 
-            dense = DenseTower(towers, config.mode, config.sigma, bf16=config.precision == "bf16")
+            affinity = config.mode == "affinity"
+            dense = DenseTower(
+                towers,
+                config.mode,
+                config.sigma,
+                bf16=config.precision == "bf16",
+                unit=config.unit_cells,
+                window_px=config.window_px,
+                stride_px=config.stride_px,
+                calibration=Calibration(config.calibrate_outliers, config.calibrate_layers),
+                dino=load_dino(config.dino, config.pinned_dino, recipe.run.device) if affinity else None,
+                compiled=config.compile,
+            )
         return cls(config, Path(recipe.data.root), templates_of(recipe.text.templates), recipe.segment, towers, dense)
 
     @staticmethod
@@ -177,12 +232,14 @@ class ClipDense:
     @property
     def batch(self) -> int:
         """Images at once: the views of a frame on a CPU, where more gain nothing; enough to fill a GPU otherwise."""
-        return 32 if self.device.type == "cuda" else 6
+        if self.device.type != "cuda":
+            return 6
+        return 32 if self.config.window_px is None else 8
 
     @property
     def fixed_batch(self) -> bool:
-        """Whether batches must be of one size."""
-        return False
+        """Whether batches must be of one size: a compiled tower is compiled anew for every other."""
+        return self.config.compile
 
     @property
     def image_tower(self) -> DenseTower:
@@ -213,10 +270,7 @@ class ClipDense:
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 (b, h, w, d)."""
-        grid = self.image_tower(batch)
-        if self.config.unit_cells:
-            grid = grid / grid.norm(dim=-1, keepdim=True).clamp_min(float(np.finfo(np.float32).tiny))
-        return {"grid": grid.half()}
+        return {"grid": self.image_tower(batch).half()}
 
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the grid of an image; raises FrameError if it holds values that are not finite."""

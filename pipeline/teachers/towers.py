@@ -1,4 +1,7 @@
-"""CLIP towers: the one door to open_clip. Models and checkpoints are checked here, before they can be quietly wrong."""
+"""CLIP towers: the one door to open_clip; and DINO, from timm.
+
+Models and checkpoints are checked here, before they can be quietly wrong.
+"""
 
 from __future__ import annotations
 
@@ -195,6 +198,68 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
             "machine with network access and give the file's path and sha256, or copy the cache of huggingface_hub"
         ) from None
     return weights.verified(Path(found))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetwork:
+    """A frozen vision transformer of timm, without text: what it makes of patches says which of them are alike."""
+
+    network: Any
+    patch_px: tuple[int, int]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the patch features (b, h, w, c) of images (b, 3, H, W) in 0..255, resized to whole patches."""
+        from torch.nn.functional import interpolate
+
+        size = [max(1, round(side / patch)) for side, patch in zip(pixels.shape[2:], self.patch_px, strict=True)]
+        wanted = [cells * patch for cells, patch in zip(size, self.patch_px, strict=True)]
+        pixels = pixels.to(self.mean.dtype)
+        if list(pixels.shape[2:]) != wanted:
+            pixels = interpolate(pixels, size=wanted, mode="bilinear", align_corners=False, antialias=True)
+        tokens = self.network.forward_features((pixels - self.mean) / self.std)
+        patches: torch.Tensor = tokens[:, self.network.num_prefix_tokens :]
+        return patches.reshape(len(patches), *size, -1)
+
+
+def load_dino(model: str, weights: Weights, device: str = "auto") -> ImageNetwork:
+    """Return a vision transformer of timm (or "tiny") with the weights of a file or `random:SEED`; raises ConfigError.
+
+    Meant for networks that learnt without labels, such as "vit_base_patch8_224.dino", in timm's own key names.
+    """
+    import torch
+
+    ensure_torchvision()
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights.seed or 0)
+        if model == TINY:
+            network: Any = timm.models.vision_transformer.VisionTransformer(
+                img_size=32, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0, dynamic_img_size=True
+            )
+        else:
+            name = model.partition(".")[0]
+            if name not in timm.list_models() or not name.startswith("vit_"):
+                raise ConfigError(
+                    f'teacher.dino is "{model}"; expected a vision transformer of timm {timm.__version__}, for example '
+                    '"vit_base_patch8_224.dino"'
+                )
+            network = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True)
+    if weights.seed is None:
+        path = weights.file()
+        fill(network, read_tensors(path, "teacher.dino_weights"), f"teacher.dino_weights: {path} is not of {model}")
+    target = pick_device(device)
+    scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if model == TINY else network.pretrained_cfg
+    mean, std = (torch.tensor(scale[key]) for key in ("mean", "std"))
+    height, width = network.patch_embed.patch_size
+    return ImageNetwork(
+        network.requires_grad_(False).eval().to(target),
+        (int(height), int(width)),
+        mean.view(3, 1, 1).to(target) * 255,
+        std.view(3, 1, 1).to(target) * 255,
+    )
 
 
 def activation_name(quick_gelu: bool) -> str:

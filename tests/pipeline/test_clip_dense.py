@@ -75,7 +75,14 @@ def segment(recipe: Recipe, frame: Frame, encoding: dict[str, np.ndarray], text:
     ("values", "message"),
     [
         ({"name": "san"}, 'these are the settings of "clip_dense"'),
-        ({"mode": "sc"}, 'choose "naclip", "maskclip" or "vanilla"'),
+        ({"mode": "mask"}, "choose one of sc, naclip, clearclip, sclip, maskclip, affinity, vanilla, convnext"),
+        ({"mode": "affinity"}, "dino_weights are given if, and only if"),
+        ({"dino_weights": "random:0"}, "dino_weights are given if, and only if"),
+        ({"mode": "affinity", "dino_weights": "dino"}, "give a path, hub:OWNER/NAME/FILE, or random:SEED"),
+        ({"mode": "affinity", "dino_weights": "d.pt"}, "dino_weights_sha256 is missing"),
+        ({"stride_px": 112}, "stride_px needs window_px"),
+        ({"window_px": 224, "stride_px": 336}, "so that no gap is left"),
+        ({"window_px": 4}, "window_px is 4; expected 8 to 4096"),
         ({"precision": "fp16"}, 'choose "fp32" or "bf16"'),
         ({"sigma": 0.0}, "must be positive"),
         ({"logit_scale": float("inf")}, "expected a finite number"),
@@ -117,19 +124,37 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "quick_gelu": True,
         "mode": "vanilla",
         "sigma": 4.0,
+        "calibrate_outliers": False,
+        "calibrate_layers": False,
         "short_side_px": 560,
+        "window_px": 336,
+        "compile": True,
         "precision": "bf16",
         "unit_cells": False,
         "logit_scale": 100.0,
     }
     assert other.keys() == {field.name for field in fields(ClipDenseConfig)} - {
         "name",
-        "weights_revision",
-    }  # the digest stands for the file
+        *TOLD_BELOW,
+    }
     base = ClipDenseConfig(model="ViT-B-16", weights="laion2b_s34b_b88k")
     for name, value in other.items():
         after = replace(base, **{name: value})
         assert any(after.settings(stage) != base.settings(stage) for stage in ("text", "encode", "segment")), name
+
+
+TOLD_BELOW = {"weights_revision", "stride_px", "dino", *(f"dino_weights{end}" for end in ("", "_sha256", "_revision"))}
+
+
+def test_settings_that_need_others_take_part_too() -> None:
+    windows = ClipDenseConfig(weights="random:0", window_px=336)
+    assert replace(windows, stride_px=224).settings("encode") != windows.settings("encode")
+    affinity = ClipDenseConfig(weights="random:0", mode="affinity", dino="tiny", dino_weights="random:1")
+    assert affinity.settings("encode").items() >= {"dino": "tiny", "dino_weights": "random:1"}.items()
+    assert replace(affinity, dino="vit_small_patch8_224.dino").settings("encode") != affinity.settings("encode")
+    pinned = replace(affinity, dino_weights="a/dino.pt", dino_weights_sha256=SHA)
+    assert pinned.settings("encode")["dino_weights"] == f"sha256:{SHA}"
+    assert "dino" not in replace(windows, dino="tiny").settings("encode")  # not used by this mode
 
 
 def test_pinned_weights_are_known_by_their_digest_wherever_they_lie() -> None:
@@ -150,6 +175,7 @@ def test_pinned_weights_are_known_by_their_digest_wherever_they_lie() -> None:
         ("ViT-B-16-quickgelu", 448, (28, 50, 512)),
         ("ViT-L-14-336-quickgelu", 448, (32, 57, 768)),
         ("tiny", 224, (28, 50, 32)),
+        ("convnext_large_d_320", 896, (28, 50, 768)),
     ],
 )
 def test_the_size_of_a_grid_is_known_without_loading_a_tower(

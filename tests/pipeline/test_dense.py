@@ -1,14 +1,29 @@
+import hashlib
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate, layer_norm
 
-from pipeline.teachers.dense import MODES, DenseTower
-from pipeline.teachers.towers import TINY, Towers, load_towers
+from manifests.config import ConfigError
+from pipeline.teachers.affinity import anomalies, attention, filled, neighbours, similarity
+from pipeline.teachers.clip_dense import MODES
+from pipeline.teachers.dense import Calibration, DenseTower, Windows
+from pipeline.teachers.towers import (
+    TINY,
+    TINY_CONFIGS,
+    ImageNetwork,
+    Towers,
+    ensure_torchvision,
+    load_dino,
+    load_towers,
+)
 from pipeline.teachers.weights import Weights
 
+PATCH_MODES = tuple(mode for mode in MODES if mode not in ("affinity", "convnext"))
 SIZES = [(32, 32), (24, 40), (8, 8)]
 
 
@@ -30,6 +45,13 @@ def normalised(pixels: np.ndarray) -> torch.Tensor:
     """CLIP's normalisation, written from its published constants."""
     scaled = (pixels / 255 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
     return torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
+def open_clip_model(**config: Any) -> Any:
+    ensure_torchvision()
+    import open_clip
+
+    return open_clip.CLIP(**config).eval()
 
 
 def before_last_block(visual: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
@@ -123,7 +145,7 @@ def test_positions_are_interpolated_at_other_sizes_and_the_class_position_is_kep
         torch.testing.assert_close(found[1:, channel], expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PATCH_MODES)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_every_patch_of_an_image_of_any_size_gets_a_vector(towers: Towers, mode: str, height: int, width: int) -> None:
     features = run(DenseTower(towers, mode), images(height, width))
@@ -132,7 +154,7 @@ def test_every_patch_of_an_image_of_any_size_gets_a_vector(towers: Towers, mode:
     assert np.isfinite(features).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PATCH_MODES)
 def test_an_image_is_the_same_alone_and_in_a_batch(towers: Towers, mode: str) -> None:
     dense, pixels = DenseTower(towers, mode), images(24, 40, n=3)
     together = run(dense, pixels)
@@ -142,8 +164,254 @@ def test_an_image_is_the_same_alone_and_in_a_batch(towers: Towers, mode: str) ->
 
 def test_bfloat16_stays_close(towers: Towers) -> None:
     pixels = images(32, 32)
-    exact, rough = run(DenseTower(towers), pixels), run(DenseTower(towers, bf16=True), pixels)
+    exact, rough = run(DenseTower(towers, "naclip"), pixels), run(DenseTower(towers, "naclip", bf16=True), pixels)
     assert rough.dtype == np.float32
     assert not np.array_equal(exact, rough)
     cosine = (exact * rough).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(rough, axis=-1)
     assert cosine.min() > 0.99
+
+
+# -- one mode after the other
+
+
+@torch.no_grad()
+def test_clearclip_is_query_query_attention(towers: Towers) -> None:
+    visual, pixels = towers.model.visual, images(32, 32)
+    tokens = before_last_block(visual, pixels)
+    queries, values = heads(visual, tokens, part=0), heads(visual, tokens, part=2)
+    weights = torch.softmax(queries @ queries.transpose(2, 3) / math.sqrt(queries.shape[-1]), dim=-1)
+    expected = finish(visual, weights @ values).reshape(2, 4, 4, 32)
+    np.testing.assert_allclose(run(DenseTower(towers, "clearclip"), pixels), expected, atol=3e-5)
+
+
+@torch.no_grad()
+def test_sclip_adds_two_attentions_in_a_block_that_is_otherwise_whole(towers: Towers) -> None:
+    visual, pixels = towers.model.visual, images(32, 32)
+    block, tokens = visual.transformer.resblocks[-1], before_last_block(visual, pixels)
+    queries, keys, values = (heads(visual, tokens, part) for part in range(3))
+    weights = sum(
+        torch.softmax(one @ one.transpose(2, 3) / math.sqrt(one.shape[-1]), dim=-1) for one in (queries, keys)
+    )
+    after = tokens + block.attn.out_proj(torch.cat(list((weights @ values).unbind(1)), dim=-1))
+    after = after + block.mlp(block.ln_2(after))
+    expected = (visual.ln_post(after)[:, 1:] @ visual.proj).numpy().reshape(2, 4, 4, 32)
+    np.testing.assert_allclose(run(DenseTower(towers, "sclip"), pixels), expected, atol=3e-5)
+
+
+@torch.no_grad()
+def test_sc_follows_its_recipe() -> None:
+    """The recipe once more, image by image and head by head, for a tower of four blocks: layers 3, 1, and 1 to 3."""
+    tiny = TINY_CONFIGS[TINY]
+    torch.manual_seed(0)
+    clip = open_clip_model(**{**tiny, "vision_cfg": {**tiny["vision_cfg"], "image_size": 64}})
+    towers, pixels = Towers(clip, None, torch.device("cpu")), images(64, 64)
+    visual = clip.visual
+    tokens, layers = visual._embeds(normalised(pixels)), []
+    for block in visual.transformer.resblocks[:-1]:
+        tokens = block(tokens)
+        layers.append(tokens)
+    block, expected = visual.transformer.resblocks[-1], []
+    for image in range(2):
+        third, first = layers[2][image], layers[0][image]
+        bad = anomalies(third[None, 1:])
+        patches = filled(third[None, 1:], bad, (8, 8))[0]
+        cosine = similarity(patches[None])[0]  # layer 3 is both the one before the last and the one that merges
+        near = torch.where(cosine >= 0.4, cosine, torch.zeros(()))
+        patches = near / near.sum(dim=1, keepdim=True) @ patches
+        shifted = 3 * (cosine - cosine.mean())
+        alike = torch.softmax(shifted.masked_fill(shifted <= 0, float("-inf")), dim=1)
+        smooth = similarity(first[None, 1:])[0]
+        smooth = torch.where(smooth >= 0.4, smooth, torch.zeros(()))
+        smooth = smooth / smooth.sum(dim=1, keepdim=True)
+        keys = heads(visual, patches[None], part=1)[0]
+        total = sum(layer[image] for layer in layers)
+        output = torch.zeros(64, 64)
+        for values_of, cls in ((patches, third[0]), (total[1:], total[0])):
+            values = heads(visual, values_of[None], part=2)[0]
+            mixed = []
+            for key, value in zip(keys, values, strict=True):
+                own = torch.softmax(key @ key.T / math.sqrt(key.shape[1]), dim=1)
+                mixed.append((alike / 2 + own / 2) @ value)
+            output += smooth @ (block.attn.out_proj(torch.cat(mixed, dim=1)) + 0.3 * cls)
+        expected.append((visual.ln_post(output) @ visual.proj).numpy().reshape(8, 8, 32))
+    np.testing.assert_allclose(run(DenseTower(towers, "sc"), pixels), np.stack(expected), atol=5e-5)
+
+
+def test_the_layers_of_sc_grow_with_the_depth() -> None:
+    assert Calibration().for_depth(12) == (9, 4, 4, 10)
+    assert Calibration().for_depth(24) == (18, 8, 8, 20)
+    assert Calibration().for_depth(4) == (3, 1, 1, 3)
+
+
+def test_the_parts_of_sc_can_be_left_out(towers: Towers) -> None:
+    pixels = images(64, 64)
+    full, one, other = (
+        run(DenseTower(towers, calibration=Calibration(*parts)), pixels)
+        for parts in ((True, True), (False, True), (True, False))
+    )
+    assert not np.allclose(full, one, atol=1e-4) and not np.allclose(full, other, atol=1e-4)
+
+
+# -- what the similarity of patches says
+
+
+def test_a_patch_out_of_place_is_found_and_filled_from_good_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 100, 8, generator=generator) * 0.1
+    tokens[0, 44] += 9  # row 4, column 4
+    tokens[0, 45] += 9
+    bad = anomalies(tokens, nearest=10)
+    assert bad[0, [44, 45]].all() and bad.sum() == 5
+    bad = torch.zeros(1, 100, dtype=torch.bool)
+    bad[0, [44, 45]] = True
+    repaired = filled(tokens, bad, (10, 10))
+    around = [33, 34, 35, 43, 53, 54, 55]
+    torch.testing.assert_close(repaired[0, 44], tokens[0, around].mean(dim=0))
+    assert torch.equal(repaired[0, around], tokens[0, around])
+    assert torch.equal(filled(tokens, torch.ones_like(bad), (10, 10)), tokens)  # no good neighbour anywhere
+
+
+def test_the_outlier_factor_compares_distances_to_the_kth_neighbour() -> None:
+    tokens = torch.tensor([[[0.0], [1.0], [3.0], [7.0]]])  # on a line
+    # squared distances to the second neighbour: 9, 4, 9, 36; factor: mean density of the two neighbours over one's own
+    factor = torch.tensor([(1 / 4 + 1 / 9) / 2 * 9, (1 / 9 + 1 / 9) / 2 * 4, (1 / 4 + 1 / 9) / 2 * 9, 36 * 13 / 72])
+    assert factor.argmax() == 3
+    assert anomalies(tokens, nearest=2, share=0.25).tolist() == [[False, False, False, True]]
+
+
+def test_equal_patches_attend_to_all_alike() -> None:
+    cosine = similarity(torch.ones(1, 6, 4))
+    torch.testing.assert_close(attention(cosine, gamma=3.0, beta=1.2), torch.full((1, 6, 6), 1 / 6))
+    torch.testing.assert_close(neighbours(cosine, 0.4), torch.full((1, 6, 6), 1 / 6))
+
+
+def test_patches_that_are_unlike_leave_each_other_alone() -> None:
+    cosine = similarity(torch.eye(3)[None])
+    assert torch.equal(attention(cosine, gamma=3.0, beta=1.0), torch.eye(3)[None])
+    assert torch.equal(neighbours(cosine, 0.4), torch.eye(3)[None])
+
+
+# -- with a second network
+
+
+@pytest.fixture(scope="module")
+def dino() -> ImageNetwork:
+    return load_dino(TINY, Weights("random:0"), device="cpu")
+
+
+def test_affinity_lives_on_the_grid_of_the_second_network(towers: Towers, dino: ImageNetwork) -> None:
+    tower = DenseTower(towers, "affinity", dino=dino)
+    pixels = images(24, 40, n=3)
+    features = run(tower, pixels)
+    assert features.shape == (3, 6, 10, 32)  # patches of 4 pixels, those of the tower have 8
+    np.testing.assert_allclose(run(tower, pixels[1:2])[0], features[1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_affinity_to_a_network_that_sees_no_difference_is_the_mean_over_the_image(towers: Towers) -> None:
+    visual, pixels = towers.model.visual, images(32, 32)
+    tower = DenseTower(towers, "affinity", dino=lambda pixels: torch.ones(len(pixels), 4, 4, 3))  # type: ignore[arg-type]
+    mean = heads(visual, before_last_block(visual, pixels), part=2)[:, :, 1:].mean(dim=2, keepdim=True)
+    expected = finish(visual, mean.expand(-1, -1, 17, -1)).reshape(2, 4, 4, 32)
+    np.testing.assert_allclose(run(tower, pixels), expected, atol=3e-5)
+
+
+def test_affinity_needs_a_second_network(towers: Towers) -> None:
+    with pytest.raises(ConfigError, match="needs a second network; set dino and dino_weights"):
+        DenseTower(towers, "affinity")
+    with pytest.raises(ConfigError, match='teacher.dino is "resnet50"; expected a vision transformer of timm'):
+        load_dino("resnet50", Weights("random:0"), device="cpu")
+
+
+def test_a_network_of_timm_comes_back_as_it_was_saved(tmp_path: Path, dino: ImageNetwork) -> None:
+    torch.save(dino.network.state_dict(), tmp_path / "dino.pt")
+    pinned = hashlib.sha256((tmp_path / "dino.pt").read_bytes()).hexdigest()
+    loaded = load_dino(TINY, Weights(str(tmp_path / "dino.pt"), pinned, key="dino_weights"), device="cpu")
+    pixels = torch.from_numpy(images(24, 40)).permute(0, 3, 1, 2)
+    assert torch.equal(loaded(pixels), dino(pixels))
+
+
+def test_too_many_patches_are_refused_before_they_fill_the_memory(towers: Towers) -> None:
+    with pytest.raises(ConfigError, match="100 x 100 are too many .*set window_px and stride_px"):
+        run(DenseTower(towers, "sc"), images(800, 800, n=1))
+
+
+# -- windows
+
+
+@pytest.mark.parametrize(
+    ("axis", "starts"),
+    [
+        (Windows(8, 4, 2), [0, 2, 4]),
+        (Windows(9, 4, 2), [0, 2, 4, 5]),
+        (Windows(4, 4, 2), [0]),
+        (Windows(3, 4, 2), [0]),
+        (Windows(7, 3, 3), [0, 3, 4]),
+    ],
+)
+def test_windows_cover_everything(axis: Windows, starts: list[int]) -> None:
+    assert axis.starts == starts
+    assert {start + cell for start in starts for cell in range(axis.size)} >= set(range(axis.length))
+
+
+def test_where_windows_overlap_their_features_are_averaged(towers: Towers) -> None:
+    pixels = images(32, 48)
+    found = run(DenseTower(towers, "naclip", unit=True, window_px=32, stride_px=16), pixels)
+    left, right = (run(DenseTower(towers, "naclip", unit=True), pixels[:, :, at : at + 32]) for at in (0, 16))
+    np.testing.assert_allclose(found[:, :, :2], left[:, :, :2], atol=1e-5)
+    both = left[:, :, 2:] + right[:, :, :2]
+    np.testing.assert_allclose(found[:, :, 2:4], both / np.linalg.norm(both, axis=-1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(found[:, :, 4:], right[:, :, 2:], atol=1e-5)
+
+
+def test_one_window_is_the_whole_image(towers: Towers) -> None:
+    pixels = images(24, 32)
+    windowed, whole = (run(DenseTower(towers, unit=True, window_px=size), pixels) for size in (32, None))
+    np.testing.assert_allclose(windowed, whole, atol=1e-6)
+
+
+def test_windows_of_affinity_are_put_together_on_the_finer_grid(towers: Towers, dino: ImageNetwork) -> None:
+    assert run(DenseTower(towers, "affinity", dino=dino, window_px=16), images(32, 48)).shape == (2, 8, 12, 32)
+
+
+def test_windows_must_begin_where_patches_do(towers: Towers) -> None:
+    with pytest.raises(ConfigError, match="teacher.stride_px is 12, which is no multiple of the patch of 8 x 8 pixels"):
+        DenseTower(towers, window_px=32, stride_px=12)
+
+
+# -- ConvNeXt
+
+
+@pytest.fixture(scope="module")
+def convnext() -> Towers:
+    return load_towers("tiny-convnext", Weights("random:0"), device="cpu")
+
+
+@torch.no_grad()
+def test_a_convnext_cell_is_what_the_head_gives_for_an_image_of_that_cell(convnext: Towers) -> None:
+    visual, pixels = convnext.model.visual, images(64, 96)
+    found = run(DenseTower(convnext, "convnext"), pixels)
+    assert found.shape == (2, 2, 3, 32)
+    one_cell = run(DenseTower(convnext, "convnext"), images(32, 32))
+    np.testing.assert_allclose(one_cell[:, 0, 0], visual(normalised(images(32, 32))).numpy(), atol=3e-5)
+    mean = visual.trunk.forward_features(normalised(pixels)).mean(dim=(2, 3), keepdim=True)
+    pooled = visual.head(visual.trunk.head(mean)).numpy()  # the mean of the map, not of what the head makes of it
+    np.testing.assert_allclose(visual(normalised(pixels)).numpy(), pooled, atol=3e-5)
+
+
+def test_a_mode_that_the_tower_cannot_do_is_refused(towers: Towers, convnext: Towers) -> None:
+    with pytest.raises(ConfigError, match='teacher.model is a ConvNeXt; set mode = "convnext"'):
+        DenseTower(convnext, "sc")
+    with pytest.raises(ConfigError, match="teacher.model is a vision transformer; choose another mode"):
+        DenseTower(towers, "convnext")
+
+
+# -- compiled
+
+
+@pytest.mark.parametrize("mode", ["sc", "naclip", "clearclip"])
+def test_the_tower_is_one_graph_for_the_compiler(towers: Towers, mode: str) -> None:
+    tower, pixels = DenseTower(towers, mode), images(64, 72)
+    plain = run(tower, pixels)
+    tower._features = torch.compile(tower._plain, fullgraph=True, dynamic=False, backend="aot_eager")
+    np.testing.assert_allclose(run(tower, pixels), plain, atol=1e-5)
