@@ -161,7 +161,7 @@ class Composite:
         else:
             height = round(config.feature_config.short_side_px / 14)
             width, dims = round(height * 16 / 9), 1024
-        regions = 40.0 if config.masks == "slic" else 60.0
+        regions = {"slic": 30.0, "proposer": 120.0, "sam3": 170.0}[config.masks]  # docs/teachers.md
         return 6 * (height * width * dims * 2 / 1000 + regions)
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:

@@ -18,7 +18,10 @@ from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame
+from pipeline.pools import RayPool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.runner import Outcome, Task, Worker
+from pipeline.stages import STAGES
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.clip_dense import ClipDenseConfig
 from pipeline.teachers.mask_sources import ProposerConfig, Sam3Config
@@ -202,9 +205,77 @@ def test_the_same_frame_gives_the_same_segments(recipe: Recipe) -> None:
             np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
 
 
+def test_an_image_is_encoded_alike_whatever_goes_with_it(recipe: Recipe) -> None:
+    """Batches of other sizes may round otherwise: by little, and in few places where the result is a whole number."""
+    _, together, _ = run(recipe, frame_of("FRONT", "SIDE", "BACK"))
+    _, alone, _ = run(recipe, frame_of("BACK"))
+    assert {name for name in together if name.startswith("BACK/")} == alone.keys()
+    for name, array in alone.items():
+        if np.issubdtype(array.dtype, np.floating):
+            np.testing.assert_allclose(together[name].astype(np.float32), array.astype(np.float32), atol=2e-3)
+        else:
+            assert (together[name] == array).mean() > 0.98
+
+
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
     heavy = ("torch", "open_clip", "torchvision", "timm", "transformers")
     code = f"import sys, pipeline.recipe; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example(Task):
+    """A recipe of which a worker is to run every half of the teacher, on one frame."""
+
+    recipe: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran(Outcome):
+    """What came of it: every array by a name."""
+
+    arrays: Any = None
+
+
+class TeacherWorker(Worker):
+    """Runs teachers instead of stages."""
+
+    def run(self, task: Task) -> Ran:
+        assert isinstance(task, Example)
+        return Ran(None, arrays=arrays_of(task.recipe, task.frames[0]))
+
+
+def arrays_of(recipe: Recipe, frame: Frame) -> dict[str, np.ndarray]:
+    text, encoding, views = run(recipe, frame)
+    segments = {
+        f"{view}/{field.name}": np.asarray(getattr(one, field.name))
+        for view, one in enumerate(views)
+        for field in dataclasses.fields(one)
+    }
+    return {"text": text, **encoding, **segments}
+
+
+def test_on_ray_every_teacher_gives_what_it_gives_here_to_the_last_bit(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    frame = frame_of("FRONT", "SIDE")
+    recipes = {}
+    for number, example in enumerate(sorted(EXAMPLES)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        recipes[example] = recipe_of(example, folder, pool="ray", workers=1, store=str(tmp_path / "store"))
+    tasks = [Example("segment", "", example, "", 1, (frame,), recipe=one) for example, one in recipes.items()]
+    try:
+        with RayPool(next(iter(recipes.values())), TeacherWorker) as pool:
+            found = {task.shard: outcome for task, outcome in pool.run(STAGES["segment"], tasks)}
+    finally:
+        ray.shutdown()
+    assert found.keys() == EXAMPLES.keys()
+    for example, outcome in found.items():
+        assert isinstance(outcome, Ran), outcome.failures
+        here = arrays_of(recipes[example], frame)
+        assert outcome.arrays.keys() == here.keys()
+        for name, array in here.items():
+            np.testing.assert_array_equal(outcome.arrays[name], array, err_msg=f"{example}: {name}")
+            assert outcome.arrays[name].dtype == array.dtype
