@@ -94,7 +94,7 @@ def save(
                 tensors[f"optimiser.{what}.{name}"] = value.detach().cpu().contiguous()
     if average is not None:
         averaged = weights | {name: tensor.cpu().contiguous() for name, tensor in average.items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in averaged.items()}
+        tensors |= {f"average.{name}": tensor.clone() for name, tensor in averaged.items()}  # buffers stand in both
     tensors |= {f"random.{source}": state for source, state in random_states().items()}
     write(path, tensors, document)
 

@@ -69,6 +69,18 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     assert (np.random.rand(), random.random(), random.gauss(0, 1)) == drawn
 
 
+def test_a_moving_average_is_what_a_checkpoint_gives(tmp_path: Path) -> None:
+    network, path = Tiny(), tmp_path / "one.safetensors"
+    average = {name: parameter.detach() + 1 for name, parameter in network.named_parameters()}
+    checkpoint.save(path, network, sgd(network), DOCUMENT, average)
+    weights, own = checkpoint.load(path).weights, network.state_dict()
+    assert weights.keys() == own.keys(), "buffers have no average of their own"
+    assert all(torch.equal(weights[name], average.get(name, own[name])) for name in own)
+    again = Tiny()
+    assert checkpoint.restore(checkpoint.load(path), again, sgd(again)).keys() == own.keys()
+    assert torch.equal(again.final.weight, network.final.weight), "training goes on from the last step"
+
+
 def test_the_document_is_read_without_the_tensors(tmp_path: Path) -> None:
     network, path = Tiny(), tmp_path / "one.safetensors"
     checkpoint.save(path, network, sgd(network), DOCUMENT | {"seed": 7})
