@@ -29,10 +29,7 @@ DOORS = {
     "timm": re.compile(r"pipeline/teachers/\w+\.py"),
     "transformers": re.compile(r"pipeline/teachers/pretrained\.py"),
     "torchvision": re.compile(r"pipeline/teachers/\w+\.py"),
-    # datasets/clouds.py decodes the .pcd and .ply files of people's own logs, in all their flavours
-    "open3d": re.compile(
-        r"superpixels/ground\.py|pipeline/viewer\.py|pipeline/city/\w+\.py|pipeline/datasets/clouds\.py"
-    ),
+    "open3d": re.compile(r"superpixels/ground\.py|pipeline/viewer\.py|pipeline/city/\w+\.py"),
     "rerun": re.compile(r"pipeline/viewer\.py"),
     "MinkowskiEngine": re.compile(r"trainer/sparse\.py"),
     "MinkowskiEngineBackend": re.compile(r"trainer/sparse\.py"),

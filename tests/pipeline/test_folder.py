@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from manifests.config import ConfigError, DataConfig
 from manifests.store import Store
+from pipeline.datasets.clouds import read_cloud, unpack_lzf
 from pipeline.datasets.folder import FolderDataset
 from pipeline.frame import Frame, FrameError
 from pipeline.pools import InlinePool
@@ -212,6 +215,18 @@ FILES = {
     "pcd as text": ("points/a.pcd", (PCD.format(kind="ascii") + TEXT).encode(), 1),
     "ply": ("points/a.ply", PLY.format(kind="binary_little_endian", intensity="intensity").encode() + PLY_BODY, 2),
     "ply as text": ("points/a.ply", (PLY.format(kind="ascii", intensity="scalar_Intensity") + PLY_TEXT).encode(), 2),
+    "ply from afar": (
+        "points/a.ply",
+        PLY.format(kind="binary_big_endian", intensity="intensity").encode()
+        + np.array(PLY_ROWS, ">f4,>f4,>f4,u1").tobytes(),
+        2,
+    ),
+    "padded pcd": (
+        "points/a.pcd",
+        PCD.format(kind="binary").replace("ring", "_").replace("COUNT 1 1 1 1 1", "COUNT 1 1 1 1 3").encode()
+        + np.array([(*row, (1, 2, 3)) for row in ROWS], [*((n, "<f4") for n in "xyzi"), ("_", "<u2", (3,))]).tobytes(),
+        1,
+    ),
     "ply of something else": (
         "points/a.ply",
         PLY.format(kind="binary_little_endian", intensity="age").encode() + PLY_BODY,
@@ -229,18 +244,53 @@ def test_points_are_read_from_every_kind_of_file_in_its_order(root: Path, kind: 
     np.testing.assert_array_equal(intensity, scale * POINTS[:, 3])
 
 
-def test_a_compressed_pcd_of_open3d_keeps_its_points_nan_included(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flavour", ["pcd", "pcd compressed", "pcd ascii", "ply", "ply ascii"])
+def test_what_open3d_writes_is_read_nan_included(root: Path, tmp_path: Path, flavour: str) -> None:
     import open3d as o3d
 
     points = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
-    points[7] = np.nan
+    points[7], points[20:400, 1] = np.nan, 2.5  # what repeats is packed
+    ring = np.arange(500, dtype=np.uint16) % 32
     cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(points))
-    o3d.t.io.write_point_cloud(str(tmp_path / "a.pcd"), cloud, write_ascii=False, compressed=True)
-    content = (tmp_path / "a.pcd").read_bytes()
-    assert b"binary_compressed" in content
-    np.testing.assert_array_equal(read(root, "points/a.pcd", content)[0], points)
-    with pytest.raises(FrameError, match="points/a.pcd: it is truncated: its header promises 500 points"):
-        read(root, "points/a.pcd", content[:-9])
+    cloud.point["intensity"] = o3d.core.Tensor(np.linspace(0, 1, 500, dtype=np.float32)[:, None])
+    cloud.point["ring"] = o3d.core.Tensor(ring[:, None])
+    kind, _, how = flavour.partition(" ")
+    path = tmp_path / f"a.{kind}"
+    o3d.t.io.write_point_cloud(str(path), cloud, write_ascii=how == "ascii", compressed=how == "compressed")
+    content = path.read_bytes()
+    xyz_m, intensity = read(root, f"points/a.{kind}", content)
+    tolerance = 1e-5 if how == "ascii" else 0
+    np.testing.assert_allclose(xyz_m, points, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(intensity, np.linspace(0, 1, 500), rtol=0, atol=tolerance + 1e-7)
+    with pytest.raises(FrameError, match=f"points/a.{kind}: it is truncated: its header promises 500 points"):
+        read(root, f"points/a.{kind}", content[: len(content) * 9 // 10])
+
+
+def test_lzf_repeats_patterns_and_names_damage() -> None:
+    # two literals; then 4 bytes from 2 back, which overlap what they write; then 7 + 1 + 2 bytes of the last one
+    packed = bytes([1, 65, 66, 2 << 5, 1, 7 << 5, 1, 0])
+    assert unpack_lzf(packed, 16) == b"ABABAB" + b"B" * 10
+    for damaged, size in ((packed, 17), (packed[:-1], 16), (bytes([1 << 5, 0]), 3), (b"", 1)):
+        with pytest.raises(ValueError, match="its compressed part is damaged"):
+            unpack_lzf(damaged, size)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_damage_is_a_sentence_or_other_points(data: st.DataObject) -> None:
+    name, content, _ = data.draw(st.sampled_from([*FILES.values()]))
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(damaged)))
+        damaged[at : at + data.draw(st.integers(0, 4))] = data.draw(
+            st.sampled_from([b"", b"\n", b"9999999999", b"-1", b"x"])
+        )
+    try:
+        xyz_m, intensity = read_cloud(Path(name), bytes(damaged))
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert xyz_m.shape == (len(intensity), 3) and xyz_m.dtype == intensity.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -258,11 +308,20 @@ def test_a_compressed_pcd_of_open3d_keeps_its_points_nan_included(root: Path, tm
         ("points/a.pcd", PCD.format(kind="binary").encode() + PCD_BODY[:-1], "truncated: its header promises 3 points"),
         ("points/a.pcd", (PCD.format(kind="ascii") + TEXT[:20]).encode(), "truncated: its header promises 3 points"),
         ("points/a.pcd", b"hello", "its header has no line DATA"),
-        ("points/a.pcd", PCD.replace("POINTS 3", "POINTS many").encode(), "its header lacks POINTS, SIZE or DATA"),
+        (
+            "points/a.pcd",
+            PCD.replace("POINTS 3", "POINTS many").encode(),
+            "its header lacks FIELDS, TYPE, SIZE, POINTS",
+        ),
         ("points/a.ply", FILES["ply"][1][:-20], "truncated: its header promises 3 points"),
         ("points/a.ply", FILES["ply as text"][1][:-30], "truncated: its header promises 3 points"),
-        ("points/a.ply", b"ply\nformat ascii 1.0\nend_header\n", "no element `vertex` first"),
+        ("points/a.ply", b"ply\nformat ascii 1.0\nend_header\n", "its first element is not `vertex`"),
         ("points/a.ply", FILES["ply"][1].replace(b"vertex 3", b"vertex 9999999999"), "promises 9999999999 points"),
+        ("points/a.pcd", (PCD.format(kind="ascii") + TEXT.replace("5.0", "five")).encode(), "a word that is no number"),
+        ("points/a.pcd", PCD.format(kind="zipped").encode(), "its DATA is 'zipped'; expected ascii, binary"),
+        ("points/a.pcd", PCD.format(kind="ascii").replace("FIELDS x", "FIELDS w").encode() + TEXT.encode(), "no x, y"),
+        ("points/a.ply", PLY.format(kind="morse", intensity="i").encode(), "its format is 'morse'; expected ascii"),
+        ("points/a.ply", FILES["ply"][1].replace(b"property float x", b"property list uchar int x"), "no number of a"),
         ("points/a.las", b"", "points are read from files that end in .npy, .pcd.bin, .bin, .pcd, .ply"),
     ],
 )
