@@ -11,7 +11,7 @@ OUT ?= export/$(RECIPE)
 SIZE ?= demo
 PY := .venv/bin/python
 
-STAGES := index points project text encode segment group correct pairs target label pack
+STAGES := index points project text encode segment group vote correct pairs target label pack
 QUESTIONS := plan verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict submit evaluate scores
@@ -84,6 +84,7 @@ text: ## a vector for each prompt
 encode: ## the teacher's half that needs no vocabulary
 segment: ## open-vocabulary masks
 group: ## masks to superpoints, and a pseudo-label for each point
+vote: ## pseudo-labels made consistent over time
 correct: ## pseudo-labels after flat interaction (AFI)
 pairs: ## what pretraining needs
 target: ## what distillation needs

@@ -178,6 +178,12 @@ PREDICT = table(
     array("confidence", "|u1", ("n_points",), "softmax probability of the predicted class in 1/255", "1/255"),
 )
 
+VOTE = table(
+    array("label", "|u1", ("n_points",), "pseudo-label after the vote of the sweeps before and after, 0 none"),
+    array("confidence", "|u1", ("n_points",), "share of the votes, lower where there are few", "1/255"),
+    array("changed", "|b1", ("n_points",), "the label is not the one it was before, or there was none"),
+)
+
 CORRECT = table(
     array("label", "|u1", ("n_points",), "pseudo-label after flat interaction, 0 none"),
     array("score", "|u1", ("n_points",), "share of the evidence at the point that speaks for the label", "1/255"),
@@ -197,6 +203,7 @@ TABLES: dict[str, pa.Schema] = {
     "target": TARGET,
     "label": LABEL,
     "predict": PREDICT,
+    "vote": VOTE,
     "correct": CORRECT,
 }
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
-from manifests.rows import Row
 from pipeline.browse import FrameRows
+from pipeline.stages.group import agreement
 
 Counts = NDArray[np.int64]
 
@@ -66,18 +65,3 @@ def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
         agreed_of_class=agreed_of_class,
         points_of_class=points_of_class,
     )
-
-
-def agreement(project: Row, group: Row, ontology: Ontology) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which points belong to superpoints of several cameras, and for which of them all are of one class, (n,).
-
-    A point lies in at most one superpoint of a camera, so several superpoints are several cameras. Class 0 (sky, say)
-    is a class like any other here: a point that is sky to one camera and a wall to another is disputed.
-    """
-    n_points, n_classes = len(group["label"]), len(ontology.classes)
-    point: NDArray[Any] = project["point"][group["pair"]].astype(np.int64)
-    named = ontology.class_of_prompt[group["superpoint_prompt"]][group["pair_superpoint"]]
-    n_superpoints = np.bincount(point, minlength=n_points)
-    n_names = np.bincount(np.unique(point * n_classes + named) // n_classes, minlength=n_points)
-    shared = n_superpoints > 1
-    return shared, shared & (n_names == 1)

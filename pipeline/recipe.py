@@ -11,6 +11,7 @@ from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from pipeline.teachers import TEACHERS, TeacherConfig
 from superpixels.flat_interaction import FlatInteractionConfig
+from superpixels.voting import VotingConfig
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class GroupConfig:
 class TargetConfig:
     """Section `[target]`: which labels distillation learns.
 
-    `labels`: "group", the pseudo-labels as cameras give them (the reference's way), or "correct", the same after flat
-    interaction, which also names points that no camera sees.
+    `labels`: "group", the pseudo-labels as cameras give them (the reference's way); "vote", the same after a vote of
+    the sweeps before and after; "correct", after flat interaction; "vote+correct", after the vote and then flat
+    interaction. All but the first also name points that no camera sees.
     """
 
-    labels: Literal["group", "correct"] = "group"
+    labels: Literal["group", "vote", "correct", "vote+correct"] = "group"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Recipe:
     group: GroupConfig
     ontology: Ontology
     correct: FlatInteractionConfig = FlatInteractionConfig()
+    vote: VotingConfig = VotingConfig()
     target: TargetConfig = TargetConfig()
 
 
@@ -131,5 +134,6 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         group=file.section("group", GroupConfig),
         ontology=ontology,
         correct=file.section("correct", FlatInteractionConfig),
+        vote=file.section("vote", VotingConfig),
         target=file.section("target", TargetConfig),
     )

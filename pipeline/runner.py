@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -22,7 +22,7 @@ from manifests.fingerprint import DIGITS, canonical, differences, digest
 from manifests.rows import Row, failed_row
 from manifests.schema import signature
 from manifests.splits import load_split
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, shard_name
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, scene_of, shard_name
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, frame_of, frame_row
 from pipeline.recipe import Recipe
@@ -35,7 +35,10 @@ ALL = "all"  # the one shard of a table that all frames share
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to build: what a worker needs to know. `frames` is the data set's own listing, for `index` only."""
+    """One shard to build: what a worker needs to know. `frames` is the data set's own listing, for `index` only.
+
+    `before` and `after` are the shards next to it in its scene, of the tables that a window is needed of.
+    """
 
     stage: str
     fingerprint: str
@@ -45,6 +48,8 @@ class Task:
     frames: tuple[Frame, ...] = ()
     rows: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
     broadcast: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
+    before: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
+    after: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,26 +189,37 @@ class Worker:
     def _rows(self, task: Task, stage: Stage, function: StreamFunction) -> Iterator[dict[str, Any]]:
         """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so."""
         broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
-        readers = {
-            name: self._store.open_shard(name, fingerprint, shard) for name, (fingerprint, shard) in task.rows.items()
-        }
-        columns = {need.table: need.read for need in stage.needs(self._recipe)}
+        needs = stage.needs(self._recipe)
+        columns = {need.table: need.read for need in needs}
+        reach = max((need.reach for need in needs if need.how == "window"), default=0)
+        here = ShardInputs(self._store, task.rows, columns, task.frames, broadcast)
+        before, after = (
+            ShardInputs(self._store, tables, columns, (), broadcast) for tables in (task.before, task.after)
+        )
         waiting: deque[dict[str, Any] | str] = deque()  # rows of frames that failed before, ids of those under way
 
         def inputs() -> Iterator[FrameInput]:
+            near: dict[int, FrameInput | dict[str, Any]] = {}  # by position in this shard, below 0 in the one before
+            first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
             for position in range(task.n_frames):
-                rows = {name: reader.row(position, columns.get(name)) for name, reader in readers.items()}
-                frame_id = task.frames[position].frame_id if task.frames else str(rows["index"]["frame_id"])
-                failed = None
-                for name, row in rows.items():
-                    if row["frame_id"] != frame_id:
-                        raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
-                    failed = failed or (row["reason"] if row["status"] == "failed" else None)
-                if failed is not None:
-                    waiting.append(failed_row(frame_id, failed))
+                for other in range(max(position - reach, first), min(position + reach + 1, stop)):
+                    if other in near:
+                        continue
+                    if other < 0:
+                        near[other] = before.read(before.n_frames + other)
+                    elif other < task.n_frames:
+                        near[other] = here.read(other)
+                    else:
+                        near[other] = after.read(other - task.n_frames)
+                near.pop(position - reach - 1, None)
+                one = near[position]
+                if isinstance(one, dict):
+                    waiting.append(one)
                     continue
-                waiting.append(frame_id)
-                yield FrameInput(task.frames[position] if task.frames else frame_of(rows["index"]), rows, broadcast)
+                waiting.append(one.frame.frame_id)
+                others = sorted(other for other in near if other != position)
+                around = tuple(item for other in others if isinstance(item := near[other], FrameInput))
+                yield replace(one, around=around) if reach else one
 
         for made in function(inputs()):
             while isinstance(row := waiting.popleft(), dict):
@@ -220,6 +236,40 @@ class Worker:
         if name not in self._broadcast or self._broadcast[name][0] != shard.key:
             self._broadcast[name] = shard.key, self._store.rows(name, fingerprint, shard)
         return list(self._broadcast[name][1])
+
+
+class ShardInputs:
+    """The rows that one shard of a scene has in some tables, frame by frame; without tables it has no frames."""
+
+    def __init__(
+        self,
+        store: Store,
+        tables: Mapping[str, tuple[str, ShardFile]],
+        columns: Mapping[str, tuple[str, ...] | None],
+        frames: Sequence[Frame],
+        broadcast: Mapping[str, list[Row]],
+    ) -> None:
+        """`columns` are those to read of a table; `frames` stand for table `index` while that is being made."""
+        self._readers = {name: store.open_shard(name, *source) for name, source in tables.items()}
+        self._columns, self._frames, self._broadcast = columns, frames, broadcast
+        self.n_frames = tables["index"][1].rows if tables else len(frames)
+
+    def read(self, position: int) -> FrameInput | dict[str, Any]:
+        """Return a frame with its rows, or the failed row of one that failed before.
+
+        Raises StoreError if a shard is damaged, or if its rows are those of other frames.
+        """
+        rows = {name: reader.row(position, self._columns.get(name)) for name, reader in self._readers.items()}
+        frame_id = self._frames[position].frame_id if self._frames else str(rows["index"]["frame_id"])
+        failed = None
+        for name, row in rows.items():
+            if row["frame_id"] != frame_id:
+                raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
+            failed = failed or (row["reason"] if row["status"] == "failed" else None)
+        if failed is not None:
+            return failed_row(frame_id, failed)
+        frame = self._frames[position] if self._frames else frame_of(rows["index"])
+        return FrameInput(frame, rows, self._broadcast)
 
 
 class Runner:
@@ -325,6 +375,7 @@ class Runner:
             return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
         rows: dict[str, tuple[str, ShardFile]] = {}
         broadcast: dict[str, tuple[str, ShardFile]] = {}
+        halo: dict[str, dict[str, tuple[str, ShardFile]]] = {"before": {}, "after": {}}
         index = done_shard(upstream["index"], shard)
         if index is None:
             return None
@@ -343,7 +394,31 @@ class Runner:
             # the content and not only the key: a network's shard may be built again with other bits, and rows of
             # one table are positions in another
             depends[need.table] = [source.key, source.sha256]
-        return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast)
+            if need.how != "window":
+                continue
+            for side, beside in self._beside(shard).items():
+                for name in ("index", need.table):
+                    source = done_shard(upstream[name], beside)
+                    if source is None:
+                        return None
+                    halo[side][name] = upstream[name].fingerprint, source
+                    depends[f"{name} {side}"] = (
+                        self._index_digest(upstream["index"].fingerprint, source, stage.index_columns)
+                        if name == "index"
+                        else [source.key, source.sha256]
+                    )
+        return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast, **halo)
+
+    def _beside(self, shard: str) -> dict[str, str]:
+        """Return the shards of the same scene just "before" and "after" a shard, as far as there are any."""
+        shards = list(self.listing())
+        place = shards.index(shard)
+        near = {"before": place - 1, "after": place + 1}
+        return {
+            side: shards[other]
+            for side, other in near.items()
+            if 0 <= other < len(shards) and scene_of(shards[other]) == scene_of(shard)
+        }
 
     def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
         """Return a digest of frame ids, status and some further columns of a shard of `index`."""

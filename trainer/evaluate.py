@@ -190,8 +190,8 @@ def pseudo_labels(store: Store, ref: Ref, refining: bool) -> TableRef:
     """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet."""
     target = ref.table("target")
     manifest = store.read_manifest(target.stage, target.fingerprint)
-    corrected = manifest is not None and "correct" in manifest.identity.get("needs", {})
-    return ref.table("group") if refining and corrected else target
+    needs = manifest.identity.get("needs", {}) if manifest else {}
+    return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
 
 
 def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.recipe import Recipe
-from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text
+from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
 from pipeline.stages.base import Stage
 
 STAGES: dict[str, Stage] = {
@@ -17,6 +17,7 @@ STAGES: dict[str, Stage] = {
         encode.STAGE,
         segment.STAGE,
         group.STAGE,
+        vote.STAGE,
         correct.STAGE,
         pairs.STAGE,
         target.STAGE,

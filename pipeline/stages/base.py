@@ -18,12 +18,14 @@ from pipeline.recipe import Recipe
 class Need:
     """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named.
 
+    `window`: that row, and those of up to `reach` frames of the same scene before and after, in the next shards too.
     `fused`: the stage makes that row itself on its way. The table's identity counts, and no table is read or written.
     """
 
     table: str
-    how: Literal["row", "broadcast", "fused"] = "row"
+    how: Literal["row", "broadcast", "fused", "window"] = "row"
     columns: tuple[str, ...] | None = None
+    reach: int = 0
 
     @property
     def read(self) -> tuple[str, ...] | None:
@@ -33,11 +35,16 @@ class Need:
 
 @dataclass(frozen=True)
 class FrameInput:
-    """What a frame function gets: the frame, and per needed table the row of that frame, or all rows of a broadcast."""
+    """What a frame function gets: the frame, and per needed table the row of that frame, or all rows of a broadcast.
+
+    `around`: where the stage needs a window, the frames before and after in order of time, with their rows of the
+    tables it is about; frames that failed are left out.
+    """
 
     frame: Frame
     rows: Mapping[str, Row] = field(default_factory=dict)
     broadcast: Mapping[str, list[Row]] = field(default_factory=dict)
+    around: tuple[FrameInput, ...] = ()
 
 
 FrameFunction = Callable[[FrameInput], Row]

@@ -20,7 +20,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that corrects the pseudo-labels of a frame."""
 
     def correct(inputs: FrameInput) -> Row:
-        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows["group"]["label"]
+        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows[source(recipe)]["label"]
         height_m = height_of_sensor_m(inputs.frame.ego_from_lidar)
         return correct_frame(xyz_m, label, height_m, recipe.correct, recipe.ontology)
 
@@ -54,11 +54,16 @@ def correct_frame(
     }
 
 
+def source(recipe: Recipe) -> str:
+    """Return the table whose labels are corrected."""
+    return "vote" if recipe.target.labels == "vote+correct" else "group"
+
+
 STAGE = Stage(
     name="correct",
     version=2,
     schema=TABLES["correct"],
-    needs=lambda recipe: (Need("points"), Need("group")),
+    needs=lambda recipe: (Need("points"), Need(source(recipe))),
     settings=lambda recipe: {
         **changed_values(recipe.correct),
         "n_classes": len(recipe.ontology.classes) - 1,

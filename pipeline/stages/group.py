@@ -131,6 +131,21 @@ def in_255ths(score: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
     return np.where(score > 0, np.maximum(scaled, 1), 0).astype(np.uint8)
 
 
+def agreement(project: Row, group: Row, ontology: Ontology) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which points belong to superpoints of several cameras, and for which of them all are of one class, (n,).
+
+    A point lies in at most one superpoint of a camera, so several superpoints are several cameras. Class 0 (sky, say)
+    is a class like any other here: a point that is sky to one camera and a wall to another is disputed.
+    """
+    n_points, n_classes = len(group["label"]), len(ontology.classes)
+    point: npt.NDArray[np.int64] = project["point"][group["pair"]].astype(np.int64)
+    named = ontology.class_of_prompt[group["superpoint_prompt"]][group["pair_superpoint"]]
+    n_superpoints = np.bincount(point, minlength=n_points)
+    n_names = np.bincount(np.unique(point * n_classes + named) // n_classes, minlength=n_points)
+    shared = n_superpoints > 1
+    return shared, shared & (n_names == 1)
+
+
 STAGE = Stage(
     name="group",
     version=1,

@@ -16,9 +16,9 @@ def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that takes the targets of a frame from its pseudo-labels."""
 
     def take(inputs: FrameInput) -> Row:
-        group = inputs.rows["group"]
-        label, confidence = group["label"], group["confidence"]
-        if recipe.target.labels == "correct":
+        before = inputs.rows["vote" if "vote" in inputs.rows else "group"]
+        label, confidence = before["label"], before["confidence"]
+        if "correct" in inputs.rows:
             label, confidence = corrected(confidence, inputs.rows["correct"])
         seen = np.zeros(len(label), np.bool_)
         seen[inputs.rows["project"]["point"]] = True
@@ -38,14 +38,19 @@ def corrected(confidence: npt.NDArray[np.uint8], correct: Row) -> tuple[npt.NDAr
     return label, np.where(label > 0, sure, 0).astype(np.uint8)
 
 
-LABELS = {"group": (), "correct": (Need("correct"),)}
-"""What each choice of `target.labels` needs besides `group`, whose confidence untouched labels keep."""
+LABELS = {
+    "group": (Need("group"),),
+    "vote": (Need("vote"),),
+    "correct": (Need("group"), Need("correct")),
+    "vote+correct": (Need("vote"), Need("correct")),
+}
+"""What each choice of `target.labels` needs: labels that flat interaction does not touch keep their confidence."""
 
 STAGE = Stage(
     name="target",
     version=1,
     schema=TABLES["target"],
-    needs=lambda recipe: (Need("group"), *LABELS[recipe.target.labels], Need("project")),
+    needs=lambda recipe: (*LABELS[recipe.target.labels], Need("project")),
     settings=lambda recipe: changed_values(recipe.target),
     prepare=prepare,
     count=lambda row: {"points": len(row["seen"]), "seen_points": int(row["seen"].sum())},

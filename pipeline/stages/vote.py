@@ -1,0 +1,74 @@
+"""Stage `vote`: pseudo-labels made consistent over time, by the sweeps before and after in the same scene."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from manifests.config import changed_values
+from manifests.rows import Row
+from manifests.schema import TABLES
+from pipeline.frame import FrameError
+from pipeline.recipe import Recipe
+from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages.group import agreement
+from superpixels.voting import Ballot, vote
+
+
+def prepare(recipe: Recipe) -> FrameFunction:
+    """Return the function that puts the pseudo-labels of a frame to the vote of its neighbours in time."""
+
+    def voted(inputs: FrameInput) -> Row:
+        own, *others = (ballot(one, inputs, recipe) for one in (inputs, *inputs.around))
+        try:
+            found = vote(own, others, len(recipe.ontology.classes) - 1, recipe.vote)
+        except ValueError as error:
+            raise FrameError(str(error)) from error
+        confidence = np.rint(found.confidence * 255)
+        return {
+            "label": found.label,
+            "confidence": np.where(found.label > 0, np.maximum(confidence, 1), 0).astype(np.uint8),
+            "changed": found.changed,
+        }
+
+    return voted
+
+
+def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
+    """Return what a frame has to say: its pseudo-labels, weighted by confidence and by how far its cameras agree."""
+    group = one.rows["group"]
+    shared, agreed = agreement(one.rows["project"], group, recipe.ontology)
+    disputed = np.where(shared & ~agreed, recipe.vote.disputed, 1.0)
+    return Ballot(
+        xyz_m=one.rows["points"]["xyz_m"],
+        label=group["label"],
+        weight=group["confidence"] / 255 * disputed,
+        here_from_lidar=np.linalg.inv(here.frame.world_from_lidar) @ one.frame.world_from_lidar,
+        ago_s=(here.frame.timestamp_us - one.frame.timestamp_us) / 1e6,
+    )
+
+
+def needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that are read of a frame and of those around it."""
+    columns = {
+        "points": ("xyz_m",),
+        "project": ("point",),
+        "group": ("superpoint_prompt", "pair", "pair_superpoint", "label", "confidence"),
+    }
+    return tuple(Need(name, "window", chosen, recipe.vote.reach) for name, chosen in columns.items())
+
+
+STAGE = Stage(
+    name="vote",
+    version=1,
+    schema=TABLES["vote"],
+    needs=needs,
+    settings=lambda recipe: {**changed_values(recipe.vote), "classes": recipe.ontology.class_of_prompt.tolist()},
+    prepare=prepare,
+    index_columns=("n_points", "timestamp_us", "world_from_lidar"),
+    count=lambda row: {
+        "points": len(row["label"]),
+        "labelled_points": int(np.count_nonzero(row["label"])),
+        "changed_points": int(row["changed"].sum()),
+    },
+    kilobytes_per_frame=lambda recipe: 30.0,
+)

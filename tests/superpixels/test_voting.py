@@ -1,0 +1,137 @@
+"""Labels put to the vote over time: who is heard, who is not, and what comes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superpixels.voting import Ballot, RangeImage, VotingConfig, vote
+
+CAR, WALL = 1, 2
+HERE = np.eye(4)
+PLAIN = VotingConfig(range_half_m=1e9, time_half_s=1e9, coarse_voxel_m=0.0, margin=0.0, prior=0.0)
+
+
+def ballot(xyz_m: Any, label: Any, weight: float = 1.0, here_from_lidar: Any = HERE, ago_s: float = 0.0) -> Ballot:
+    points = np.asarray(xyz_m, np.float32).reshape(-1, 3)
+    labels = np.full(len(points), label, np.uint8) if np.isscalar(label) else np.asarray(label, np.uint8)
+    return Ballot(points, labels, np.full(len(points), weight), here_from_lidar, ago_s)
+
+
+def wall(x_m: float, n: int = 21) -> Any:
+    """A wall across the view at a distance, points half a metre apart."""
+    y, z = np.meshgrid(np.linspace(-5, 5, n), np.linspace(-1, 1, 5))
+    return np.stack([np.full(y.size, x_m), y.ravel(), z.ravel()], axis=1)
+
+
+def test_a_wrong_name_is_outvoted_by_other_sweeps() -> None:
+    own = ballot(wall(8), np.where(np.arange(105) == 50, CAR, WALL))
+    voted = vote(own, [ballot(wall(8), WALL)] * 3, 2, PLAIN)
+    assert voted.label.tolist() == [WALL] * 105
+    assert np.flatnonzero(voted.changed).tolist() == [50]
+    # three others against the own label, which counts once in its voxel and once more for itself
+    assert voted.confidence[50] == pytest.approx(3 / 5)
+    assert voted.confidence[0] == pytest.approx(1)
+
+
+def test_two_to_two_keeps_the_label() -> None:
+    voted = vote(ballot([[8, 0, 0]], CAR), [ballot([[8, 0, 0]], WALL)] * 2, 2, PLAIN)
+    assert voted.label.tolist() == [CAR] and not voted.changed.any()
+
+
+def test_what_no_camera_saw_gets_what_others_saw_there() -> None:
+    voted = vote(ballot(wall(8), 0), [ballot(wall(8), WALL)], 2, PLAIN)
+    assert (voted.label == WALL).all() and voted.changed.all()
+    alone = vote(ballot(wall(8), 0), [], 2, PLAIN)
+    assert not alone.label.any() and not alone.confidence.any() and not alone.changed.any()
+
+
+def test_points_that_find_no_vote_in_their_voxel_look_farther() -> None:
+    own, other = ballot([[8.05, 0.05, 0.05]], 0), ballot([[8.35, 0.05, 0.05]], WALL)
+    assert vote(own, [other], 2, PLAIN).label.tolist() == [0]
+    farther = VotingConfig(coarse_voxel_m=1.0)
+    assert vote(own, [other], 2, farther).label.tolist() == [WALL]
+
+
+def test_sweeps_are_brought_into_one_frame() -> None:
+    there_from_here = np.eye(4)
+    there_from_here[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # a quarter turn
+    there_from_here[:3, 3] = [3, -2, 0.5]
+    seen_there = wall(8) @ there_from_here[:3, :3].T + there_from_here[:3, 3]
+    other = ballot(seen_there, WALL, here_from_lidar=np.linalg.inv(there_from_here))
+    assert (vote(ballot(wall(8), 0), [other], 2, PLAIN).label == WALL).all()
+
+
+def test_a_place_is_looked_through_where_all_returns_lie_beyond() -> None:
+    image = RangeImage(np.array([[20.0, 0, 0], [20, 0.1, 0]]), VotingConfig(azimuth_deg=1, elevation_deg=1.5))
+    place = np.array([[10.0, 0.02, 0], [19.8, 0.02, 0], [30, 0.02, 0], [0, 10, 0]])
+    assert image.looks_through(place).tolist() == [True, False, False, False], "nothing returned from the last one"
+
+
+def test_what_has_driven_away_does_not_smear_over_what_stands_there_now() -> None:
+    # a car stood where this sweep sees a wall through; its side was in one voxel with a lamp post that still stands
+    post, car = [10, 1.19, 0.1], [[10, y, 0.1] for y in (0.3, 0.6, 1.01)]
+    own = ballot([*wall(20, 201), post], [*[0] * 1005, 0])
+    gone = ballot(car, CAR)
+    assert vote(own, [gone], 2, VotingConfig(through_m=1e9)).label[-1] == CAR, "without the test it smears"
+    assert vote(own, [gone], 2, VotingConfig()).label[-1] == 0
+
+
+def test_what_has_come_is_not_named_by_sweeps_that_looked_through_its_place() -> None:
+    # a car has come; before, this place showed a wall behind it and one point of a hedge in the same voxel
+    own = ballot([[10.0, 0.0, 0.1]], 0)
+    before = ballot([*wall(20, 201), [10.05, 0.19, 0.1]], [*[0] * 1005, WALL])
+    assert vote(own, [before], 2, VotingConfig(through_m=1e9)).label.tolist() == [WALL]
+    assert vote(own, [before], 2, VotingConfig()).label.tolist() == [0]
+
+
+def test_near_sure_and_recent_votes_count_more() -> None:
+    config = VotingConfig(coarse_voxel_m=0, margin=0)
+    place = [[8, 0, 0]]
+    assert vote(ballot(place, 0), [ballot(place, CAR, 0.9), ballot(place, WALL, 0.5)], 2, config).label[0] == CAR
+    late = [ballot(place, CAR, ago_s=3.0), ballot(place, WALL, ago_s=-0.5)]
+    assert vote(ballot(place, 0), late, 2, config).label[0] == WALL
+    far_from_lidar = np.eye(4)
+    far_from_lidar[0, 3] = -92.0  # its sensor was 92 m farther ahead
+    afar = ballot([[100, 0, 0]], CAR, here_from_lidar=far_from_lidar)
+    assert vote(ballot(place, 0), [afar, ballot(place, WALL)], 2, config).label[0] == WALL
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_the_order_of_points_and_of_sweeps_does_not_matter(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sweeps = [
+        Ballot(rng.uniform(-4, 4, (60, 3)).astype(np.float32), rng.integers(0, 3, 60, np.uint8), rng.random(60), HERE)
+        for _ in range(3)
+    ]
+    once = vote(sweeps[0], sweeps[1:], 2)
+    order = rng.permutation(60)
+    shuffled = [Ballot(b.xyz_m[order], b.label[order], b.weight[order], HERE) for b in sweeps]
+    again = vote(shuffled[0], shuffled[:0:-1], 2)
+    np.testing.assert_array_equal(once.label[order], again.label)
+    np.testing.assert_allclose(once.confidence[order], again.confidence, atol=1e-6)
+    assert ((once.confidence > 0) == (once.label > 0)).all() and (once.confidence <= 1).all()
+
+
+def test_an_empty_sweep_is_no_trouble() -> None:
+    nothing = ballot([], 0)
+    assert len(vote(nothing, [], 2).label) == 0
+    assert len(vote(nothing, [ballot(wall(8), WALL)], 2).label) == 0
+    assert vote(ballot([[8, 0, 0]], CAR), [nothing], 2).label.tolist() == [CAR]
+
+
+def test_bad_ballots_and_settings_get_a_sentence() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        vote(ballot([[np.nan, 0, 0]], CAR), [], 2)
+    with pytest.raises(ValueError, match=r"label 3; expected 0..2"):
+        vote(ballot([[1, 0, 0]], 3), [], 2)
+    with pytest.raises(ValueError, match="a ballot has shapes"):
+        vote(Ballot(np.zeros((2, 3)), np.zeros(1, np.uint8), np.zeros(2), HERE), [], 2)
+    for wrong in ({"reach": -1}, {"voxel_m": 0}, {"disputed": 1.5}, {"margin": -0.1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            VotingConfig(**wrong)  # type: ignore[arg-type]
