@@ -47,7 +47,7 @@ def read_cloud(path: Path, content: bytes) -> Cloud:
     """Return the points in a file, whose content has been read already; raises ValueError saying what is wrong."""
     for ending, read in READERS.items():
         if path.name.endswith(ending):
-            xyz, intensity = read(path, content)
+            xyz, intensity = read(content)
             if not len(xyz):
                 raise ValueError("there is no point in it")
             with np.errstate(over="ignore"):  # what is too large becomes infinite, which `index` reports by its point
@@ -55,7 +55,7 @@ def read_cloud(path: Path, content: bytes) -> Cloud:
     raise ValueError(f"points are read from files that end in {', '.join(READERS)}; convert it to one of them")
 
 
-def read_npy(path: Path, content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def read_npy(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the points of an array (n, 3 or more): x, y, z, intensity, or of a structured one by these names."""
     array = load_npy(content)
     if array.dtype.names:
@@ -84,10 +84,10 @@ def load_npy(content: bytes) -> npt.NDArray[Any]:
     return loaded
 
 
-def flat_reader(n_columns: int) -> Callable[[Path, bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def flat_reader(n_columns: int) -> Callable[[bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     """Return a reader of bare float32: x, y, z, intensity and perhaps more for every point."""
 
-    def read(path: Path, content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def read(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         if len(content) % (4 * n_columns):
             raise ValueError(
                 f"{len(content)} bytes is not a multiple of {4 * n_columns}, the {n_columns} float32 of a point; it is "
@@ -99,7 +99,7 @@ def flat_reader(n_columns: int) -> Callable[[Path, bytes], tuple[npt.NDArray[Any
     return read
 
 
-def read_pcd(path: Path, content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def read_pcd(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the points of a .pcd file: text, binary or compressed. Source: the format's page at pointclouds.org."""
     header, body = header_and_body(content, b"DATA")
     entries = {words[0]: words[1:] for words in header if words}
@@ -172,7 +172,7 @@ def unpack_lzf(packed: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def read_ply(path: Path, content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def read_ply(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the vertices of a .ply file, text or binary, which must be its first element."""
     header, body = header_and_body(content, b"end_header")
     elements = [words for words in header if words[:1] == ["element"]]
@@ -242,7 +242,7 @@ def header_and_body(content: bytes, last: bytes) -> tuple[list[list[str]], bytes
     raise ValueError(f"its header has no line {last.decode()}; it is truncated, or another kind of file")
 
 
-READERS: Mapping[str, Callable[[Path, bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {
+READERS: Mapping[str, Callable[[bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {
     ".npy": read_npy,
     ".pcd.bin": flat_reader(5),  # as nuScenes has it: x, y, z, intensity, ring
     ".bin": flat_reader(4),  # as KITTI has it
