@@ -483,6 +483,8 @@ def record_facts(record: Mapping[str, Any]) -> dict[str, str]:
         text += (
             f"; not comparable as it stands: {len(differs)} settings differ" if "expected" in item and differs else ""
         )
+        trained_on = item.get("also_trained_on")
+        text += f"; {len(trained_on)} of its {len(item['shards'])} scenes were also trained on" if trained_on else ""
         found[name] = f"{text}. Labels were {item['labels']}" if "labels" in item else text
     if hardware:
         gpus = ", ".join(gpu["name"] for gpu in hardware["gpus"]) or "no GPU"

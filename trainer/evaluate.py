@@ -124,6 +124,7 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         "split": recipe.evaluate.split,
         "absent": recipe.evaluate.absent,
         "frames": len(selection.frames),
+        "shards": list(dict.fromkeys(frame.shard for frame in selection.frames)),
         "left_out": {reason: list(names) for reason, names in selection.dropped.items()},
         **origin,
         "tables": {stage: table.fingerprint for stage, table in joined.items()},

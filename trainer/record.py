@@ -136,9 +136,10 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "versions": start["versions"],
         "commit": start["commit"],
         "device": start["device"],
+        "processes": start.get("ranks", 1),
         "hardware": start.get("hardware"),
         "earlier_starts": [
-            {name: earlier.get(name) for name in ("time", "epoch", "versions", "commit", "device", "hardware")}
+            {name: earlier.get(name) for name in ("time", "epoch", "versions", "commit", "device", "ranks", "hardware")}
             for earlier in starts[:-1]
         ],
         "curves": epochs,
@@ -240,6 +241,8 @@ def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
         "refine": refine or "none",
     }
     result["labels"] = use_of_labels(document)
+    learnt = {name for table in start["tables"].values() for name in table["shards"]}
+    result["also_trained_on"] = [name for name in document.get("shards", ()) if name in learnt]
     if document["of"] != "prediction":
         return result
     teacher = protocol.teacher_name(start.get("teacher"))
@@ -311,7 +314,7 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[
         "settings": ("settings",),
         "weights": ("started_from", "weights", "teacher"),
         "data": ("frames", "ontology", "tables"),
-        "versions": ("versions", "commit", "device", "hardware"),
+        "versions": ("versions", "commit", "device", "processes", "hardware"),
     }
     runs = []
     for document in (one, other):

@@ -192,6 +192,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     add_runs(recipe, confusion={"all": counts.tolist()})
     paper = {"mean_iou_percent": 47.42, "row": "SAN", "source": "README"}
     scored = {"scores": {"all": {"mean_iou": 0.25}}, "labels": "read to score split val", "expected": paper}
+    scored |= {"shards": ["a", "b"], "also_trained_on": ["b"]}
     record = {"reads_labels": False, "departures": ["distill.epochs: 5 -> 2"], "evaluations": {"evaluate": scored}}
     record["result"] = {"weights": "feed", "chosen": "the last epoch; no label chose it"}
     record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
@@ -204,6 +205,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
         "distill.epochs: 5 -> 2",
         "mIoU 25.00 %; the paper has 47.42 % (SAN; README)",
         "1 settings differ",
+        "1 of its 2 scenes were also trained on",
         "the last epoch; no label chose it",
         "CPU, 2 cores, 1 threads, 16 GiB, no GPU",
         "The report of the run",

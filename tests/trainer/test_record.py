@@ -114,6 +114,16 @@ def test_scores_of_every_student_have_a_place_of_their_own(fleet: Any, console: 
     assert shown.exit_code == 0 and "student, probe" in shown.output
 
 
+def test_scenes_that_were_trained_on_are_marked(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("distill.epochs=1"), "distill", console)
+    recipe = fleet.recipe("distill.epochs=1", "predict.split=all", "evaluate.split=all")
+    predict(recipe, console)
+    evaluate(recipe, console)
+    scored = report(fleet, "distill")["evaluations"]["evaluate"]
+    assert scored["shards"] == ["scene-0061", "scene-0655", "scene-0103"]
+    assert scored["also_trained_on"] == ["scene-0061", "scene-0655"]
+
+
 def test_an_interrupted_run_has_a_report_too(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     prune = checkpoint.prune
 
