@@ -239,11 +239,11 @@ def official_iou(written: Path, root: Path, scans: list[str]) -> list[float]:
 
 
 def test_semantic_kitti_goes_through_clip_and_flat_interaction(shared: Path, workplace: Path) -> None:
-    """`encode` and `correct` are no part of the test above; sequence 01 has few cars and no labels are read."""
+    """`encode`, `correct` and `vote` are no part of the test above; sequence 01 has few cars and no labels are read."""
     teacher = 'name = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\nshort_side_px = 112'
     recipe = kitti_recipe(shared, workplace, "kitti_clip", "01\n", teacher, 'templates = "single"')
-    for stage in ("pack", "correct"):
+    for stage in ("pack", "correct", "vote"):
         done = command("pipeline", "run", stage, recipe)
         assert done.exit_code == 0, done.output
     refs = json.loads((workplace / "store" / "refs" / "kitti_clip.json").read_text())
-    assert {"encode", "pairs", "target", "correct"} <= refs["tables"].keys() and "label" not in refs["tables"]
+    assert {"encode", "pairs", "target", "correct", "vote"} <= refs["tables"].keys() and "label" not in refs["tables"]

@@ -157,12 +157,12 @@ def rig_of(document: Table, where: str) -> Rig:
 
 def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
     """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
-    check_keys(table, {"name", "timestamp_us"}, {"world_from_ego", "without", "image"}, f"{where}: [[frame]]")
+    check_keys(table, {"name", "timestamp_us", "world_from_ego"}, {"without", "image"}, f"{where}: [[frame]]")
     name = word(table["name"], f"{where}: the name of a frame")
     here = f"{where}: frame {name}"
     timestamp_us = whole_number(table["timestamp_us"], f"{here}: timestamp_us")
     problems = list(rig.problems)
-    world_from_ego = checked_pose(table.get("world_from_ego"), f"{here}: world_from_ego", problems)
+    world_from_ego = checked_pose(table["world_from_ego"], f"{here}: world_from_ego", problems)
     images, without = table.get("image", {}), table.get("without", [])
     if not isinstance(images, Mapping) or not isinstance(without, list):
         raise ConfigError(f"{here}: image is a table by camera, and without a list of cameras")

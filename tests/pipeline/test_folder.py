@@ -49,6 +49,7 @@ without = ["front"]
 [[frame]]
 name = "a"
 timestamp_us = 1000000
+world_from_ego = { rotation = [1, 0, 0, 0], translation = [0, 0, 0] }
 [frame.image.front]
 file = "elsewhere/1.png"
 timestamp_us = 1000050
