@@ -35,6 +35,9 @@ FRAMES: Mapping[tuple[str, Task], int] = {
 }
 """Frames that the paper's runs learn from, where their number is known."""
 
+GROUPING: Mapping[str, Mapping[str, Any]] = {"group": {"policy": "last_camera", "occluded": True}, "target": {}}
+"""How the paper's pseudo-labels and superpoints are made: settings of tables that are not our defaults."""
+
 VALIDATION_FRAMES = {"nuscenes": 6_019, "semantic_kitti": 4_071}
 
 VERSIONS = {"nuscenes": "v1.0-trainval"}
@@ -81,10 +84,17 @@ class Expected:
     source: str
 
 
-def departures(recipe: Recipe, task: Task, n_frames: int, initial: Mapping[str, Any] | None) -> list[str] | None:
+def departures(
+    recipe: Recipe,
+    task: Task,
+    n_frames: int,
+    initial: Mapping[str, Any] | None,
+    made: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str] | None:
     """Return in what a run differs from the paper's, `section.setting: paper's -> its own`; None without such a run.
 
-    `recipe` is as the task sees it, `initial` describes the weights it starts from (see `start_of`).
+    `recipe` is as the task sees it, `initial` describes the weights it starts from (see `start_of`), and `made` are the
+    settings, other than defaults, that tables were made with, by name; those that are not there are not compared.
     """
     dataset = recipe.data.dataset
     paper = paper_settings(task, dataset, start_of(initial))
@@ -93,6 +103,12 @@ def departures(recipe: Recipe, task: Task, n_frames: int, initial: Mapping[str, 
     own = settings_of(recipe.voxels, recipe.network, recipe.augment, task, recipe.settings(task))
     if dataset in VERSIONS:
         paper["data"], own["data"] = {"version": VERSIONS[dataset]}, {"version": recipe.data.version}
+    for name, settings in GROUPING.items():
+        if made and name in made:
+            keys = (settings.keys() | made[name].keys()) - {"ontology"}
+            paper[name], own[name] = (
+                {key: some.get(key, "default") for key in keys} for some in (settings, made[name])
+            )
     if (dataset, task) in FRAMES:
         paper["frames"], own["frames"] = FRAMES[dataset, task], n_frames
     return differences(paper, own)

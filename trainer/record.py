@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 
 from manifests.fingerprint import differences, digest, sha256_file
-from manifests.store import Ref, Store
+from manifests.store import Ref, Store, TableRef
 from trainer import checkpoint, official, protocol
 from trainer.config import LabelledConfig, Recipe, Task, TrainerError
 
@@ -84,6 +84,12 @@ def teacher_of(store: Store, ref: Ref, initial: Mapping[str, Any] | None) -> dic
         return (initial or {}).get("teacher")
     teacher: dict[str, Any] | None = manifest.identity.get("settings", {}).get("teacher")
     return teacher
+
+
+def made_with(store: Store, used: Mapping[str, TableRef]) -> dict[str, dict[str, Any]]:
+    """Return the settings, other than defaults, of the tables a run learns from and of those they were made from."""
+    found = with_upstream(store, {name: table.fingerprint for name, table in used.items()}, {})
+    return {name: entry["settings"] for name, entry in found.items() if entry["settings"] is not None}
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,17 @@ def test_every_departure_is_named() -> None:
     ]
 
 
+def test_how_pseudo_labels_were_made_counts_too() -> None:
+    recipe = load_recipe("nuscenes_san_parity")
+    parity = {"group": {"policy": "last_camera", "occluded": True, "ontology": {}}, "target": {}, "points": {"x": 1}}
+    assert departures(recipe, "distill", 28_130, TMP, parity) == []
+    assert departures(recipe, "distill", 28_130, TMP, {"group": {}, "target": {"labels": "vote"}}) == [
+        'group.occluded: true -> "default"',
+        'group.policy: "last_camera" -> "default"',
+        'target.labels: "default" -> "vote"',
+    ]
+
+
 def test_what_the_paper_did_not_run_has_no_departures() -> None:
     recipe: Recipe = load_recipe("kitti_downstream")
     assert departures(recipe, "supervised", 10, None) is None
