@@ -71,8 +71,12 @@ def ancestor(path: Path) -> dict[str, Any]:
 def reads_labels(
     recipe: Recipe, task: Task, initial: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None
 ) -> bool:
-    """Return whether true labels took part: in the task, in what it starts from, or by a simulated teacher."""
-    earlier = (initial or {}).get("reads_labels") or (teacher or {}).get("simulated")
+    """Return whether true labels took part: in the task, in what it starts from, or in its teacher.
+
+    A simulated teacher knows those of this data set; a supervised one learnt from those of other driving scenes.
+    """
+    known = teacher or {}
+    earlier = (initial or {}).get("reads_labels") or known.get("simulated") or known.get("supervised")
     return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier)
 
 

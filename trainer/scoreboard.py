@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from manifests.store import Store, StoreError
 from trainer.config import Recipe, TrainerError
+from trainer.record import teacher_of
 
 NAMES = {
     "pseudo": "pseudo-labels",
@@ -40,6 +42,7 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
     found: list[tuple[int, Line, Mapping[str, Any]]] = []
     judged = set()
     for recipe in recipes:
+        mark = ", supervised teacher" if has_supervised_teacher(recipe) else ""
         for path in sorted(recipe.folder().glob("evaluate*.json")):
             document = read(path)
             if document["classes"] != list(recipe.ontology.class_names[1:]):
@@ -50,6 +53,8 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
             title = NAMES[document["of"]] + (f", {student}" if student != "distill" else "")
             if document["of"] == "prediction" and len(recipes) > 1:
                 title = f"{title} ({recipe.name})"
+            if document["of"] in ("pseudo", "prediction"):
+                title += mark
             rank = list(NAMES).index(document["of"])
             versions = {title: document["scores"]}
             if "refine" in document:
@@ -68,6 +73,16 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
             "cannot stand in one table; run make evaluate for each of them again"
         )
     return [item for _, item, _ in sorted(found, key=lambda entry: entry[0])]
+
+
+def has_supervised_teacher(recipe: Recipe) -> bool:
+    """Return whether labels of driving scenes taught the recipe's teacher, as far as its tables are there to tell."""
+    store = Store.open(recipe.run.store)
+    try:
+        teacher = teacher_of(store, store.read_ref(recipe.name), None)
+    except StoreError:
+        return False
+    return bool((teacher or {}).get("supervised"))
 
 
 def read(path: Path) -> dict[str, Any]:

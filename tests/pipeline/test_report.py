@@ -249,12 +249,18 @@ def test_words_from_outside_stay_words(folder: Path, tiny: Any) -> None:
     assert "script" not in page.tags and "x" not in page.files
 
 
-def test_a_simulated_teacher_and_random_weights_are_named_first(folder: Path) -> None:
+def test_what_teachers_knew_before_and_random_weights_are_named_first(folder: Path) -> None:
     recipe = recipe_in(folder)
     browser = Browser.open(Store.open(recipe.run.store), recipe.name)
     for teacher, sentence in (
         ({"name": "oracle", "simulated": True}, "The teacher “oracle” is simulated"),
         ({"name": "clip_dense", "weights": "random:3"}, "random weights (random:3)"),
+        ({"name": "composite", "clip_dense": {"weights": "random:4"}}, "random weights (random:4)"),
+        (
+            {"name": "composite", "trained_on": "mapillary", "supervised": True},
+            "The teacher “composite (mapillary)” is supervised: it learnt from labels of driving scenes",
+        ),
+        ({"name": "composite", "trained_on": "coco"}, "where objects end from the labels of coco"),
     ):
         table = browser.tables["segment"]
         settings = {"settings": {"teacher": teacher}}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from manifests.store import Manifest, Store, TableRef
 from trainer.config import TrainerError
+from trainer.record import reads_labels
 from trainer.scoreboard import Line, class_tables, read_lines, summary_table
 
 
@@ -55,6 +58,23 @@ def test_recipes_share_the_scores_that_are_equal(fleet: Any, tmp_path: Any) -> N
     assert [line.title for line in read_lines([first, second])] == [
         "pseudo-labels", "student (street)", "student (street)",
     ]  # fmt: skip
+
+
+def test_what_a_supervised_teacher_made_is_marked_and_yardsticks_are_not(fleet: Any) -> None:
+    recipe = fleet.recipe()
+    put(recipe, "evaluate-tree.json", "tree", 0.2)
+    put(recipe, "evaluate.json", "prediction", 0.4)
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
+    store = Store.open(recipe.run.store)
+    ref = store.read_ref(recipe.name)
+    table = TableRef("segment", "5" * 12, ())
+    identity = {"settings": {"teacher": {"name": "composite", "trained_on": "mapillary", "supervised": True}}}
+    store.write_manifest(Manifest("segment", table.fingerprint, identity, ()))
+    store.write_ref(recipe.name, replace(ref, tables={**ref.tables, "segment": table}))
+    assert [line.title for line in read_lines([recipe])] == [
+        "pseudo-labels, supervised teacher", "student, supervised teacher", "decision tree",
+    ]  # fmt: skip
+    assert reads_labels(recipe, "distill", None, identity["settings"]["teacher"])
 
 
 def test_tables_show_percent_and_a_dash_for_nothing() -> None:
