@@ -54,7 +54,7 @@ class Teacher(Protocol):
         """
 
 
-class ImageNetwork(Protocol):
+class ImageEncoder(Protocol):
     """What makes the parts of an encoding from images, in three steps that overlap: see pipeline.teachers.batches.
 
     `batch` images at once suit its `device`. `fixed_batch` asks for batches of one size only, as a compiled network
@@ -84,7 +84,7 @@ class ImageNetwork(Protocol):
 
 
 @runtime_checkable
-class BatchTeacher(Teacher, ImageNetwork, Protocol):
+class BatchTeacher(Teacher, ImageEncoder, Protocol):
     """A teacher whose encode half is one network, so that images of many frames share a batch.
 
     Stage `encode` uses the three steps where a teacher has them, and `encode` otherwise.

@@ -23,7 +23,7 @@ from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame
 
 if TYPE_CHECKING:
-    from pipeline.teachers import ImageNetwork
+    from pipeline.teachers import ImageEncoder
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class Batches:
     that asks for it by `fixed_batch` gets the last ones filled up to `size`.
     """
 
-    def __init__(self, teacher: ImageNetwork, size: int, threads: int, clock: Clock | None = None) -> None:
+    def __init__(self, teacher: ImageEncoder, size: int, threads: int, clock: Clock | None = None) -> None:
         self.teacher = teacher
         self.size = size
         self.threads = threads
@@ -241,7 +241,7 @@ class Batches:
         return _Results(host, wait)
 
 
-def encode_frame(teacher: ImageNetwork, frame: Frame) -> dict[str, NDArray[Any]]:
+def encode_frame(teacher: ImageEncoder, frame: Frame) -> dict[str, NDArray[Any]]:
     """Return the encoding of one frame, its images batched together; raises what went wrong."""
     [found] = Batches(teacher, teacher.batch, max(1, len(frame.cameras)))([frame])
     if isinstance(found, Exception):

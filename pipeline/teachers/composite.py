@@ -37,7 +37,7 @@ from superpixels.segments import Segments, compact
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe, SegmentConfig
-    from pipeline.teachers import ImageNetwork
+    from pipeline.teachers import ImageEncoder
 
 MASKS = ("sam3", "proposer", "slic")
 FEATURES = ("clip_dense", "tipsv2")
@@ -125,7 +125,7 @@ class Composite:
     config: CompositeConfig
     ontology: Ontology
     segmentation: SegmentConfig
-    masks: ImageNetwork | None
+    masks: ImageEncoder | None
     features: ClipDense | Tips | None
 
     @classmethod
@@ -297,7 +297,7 @@ def gathered(
     return Segments.from_label_map(label_map, prompt_of_segment[large], score[large], vector[large])
 
 
-def load_masks(config: CompositeConfig, recipe: Recipe) -> ImageNetwork:
+def load_masks(config: CompositeConfig, recipe: Recipe) -> ImageEncoder:
     """Return the mask source of a recipe; raises ConfigError."""
     root, device = Path(recipe.data.root), recipe.run.device
     if config.masks == "sam3":

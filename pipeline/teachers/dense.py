@@ -23,6 +23,7 @@ Except in "sclip" and "vanilla" the block's residual and its MLP are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,40 @@ class Windows:
         """First cell of each; the windows cover the axis."""
         last = max(self.length - self.size, 0)
         return sorted({*range(0, last, self.stride), last})
+
+
+def in_windows(
+    features: Callable[[torch.Tensor], torch.Tensor],
+    pixels: torch.Tensor,
+    patch_px: tuple[int, int],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+) -> torch.Tensor:
+    """Return the features (b, h, w, d) of images (b, c, H, W), seen in windows; where these overlap, averaged.
+
+    `features` gives those of window-sized images, all at once; `window` and `stride` are in cells of `patch_px`.
+    """
+    down, across = patch_px
+    size = pixels.shape[2] // down, pixels.shape[3] // across
+    rows, columns = (Windows(*axis).starts for axis in zip(size, window, stride, strict=True))
+    tall, wide = (min(one, whole) for one, whole in zip(window, size, strict=True))
+    places = [(slice(row, row + tall), slice(column, column + wide)) for row in rows for column in columns]
+    parts = [
+        pixels[:, :, row.start * down : row.stop * down, column.start * across : column.stop * across]
+        for row, column in places
+    ]
+    found = features(torch.cat(parts))
+    found = found.reshape(len(places), len(pixels), *found.shape[1:])
+    fine = found.shape[2] // tall, found.shape[3] // wide  # "affinity" lives on a finer grid
+    total = found.new_zeros(len(pixels), size[0] * fine[0], size[1] * fine[1], found.shape[-1])
+    count = found.new_zeros(size[0] * fine[0], size[1] * fine[1], 1)
+    for one, (row, column) in zip(found, places, strict=True):
+        row, column = (
+            slice(axis.start * more, axis.stop * more) for axis, more in zip((row, column), fine, strict=True)
+        )
+        total[:, row, column] += one
+        count[row, column] += 1
+    return total / count
 
 
 class DenseTower:
@@ -150,27 +185,9 @@ class DenseTower:
         pixels = images.permute(0, 3, 1, 2)
         if self.window is None or self.stride is None:
             return self._scaled(self._whole(pixels))
-        down, across = self.patch_px
-        size = pixels.shape[2] // down, pixels.shape[3] // across
-        rows, columns = (Windows(*axis).starts for axis in zip(size, self.window, self.stride, strict=True))
-        tall, wide = (min(one, whole) for one, whole in zip(self.window, size, strict=True))
-        places = [(slice(row, row + tall), slice(column, column + wide)) for row in rows for column in columns]
-        parts = [
-            pixels[:, :, row.start * down : row.stop * down, column.start * across : column.stop * across]
-            for row, column in places
-        ]
-        found = self._scaled(self._whole(torch.cat(parts)))
-        found = found.reshape(len(places), len(pixels), *found.shape[1:])
-        fine = found.shape[2] // tall, found.shape[3] // wide  # "affinity" lives on a finer grid
-        total = found.new_zeros(len(pixels), size[0] * fine[0], size[1] * fine[1], found.shape[-1])
-        count = found.new_zeros(size[0] * fine[0], size[1] * fine[1], 1)
-        for one, (row, column) in zip(found, places, strict=True):
-            row, column = (
-                slice(axis.start * more, axis.stop * more) for axis, more in zip((row, column), fine, strict=True)
-            )
-            total[:, row, column] += one
-            count[row, column] += 1
-        return self._scaled(total / count)
+        return self._scaled(
+            in_windows(lambda part: self._scaled(self._whole(part)), pixels, self.patch_px, self.window, self.stride)
+        )
 
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:
         return normalize(features, dim=-1) if self.unit else features

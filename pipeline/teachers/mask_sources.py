@@ -1,6 +1,6 @@
 """Where the masks of teacher `composite` come from: SAM 3, proposers such as Mask2Former and EoMT, or SLIC.
 
-A source is an ImageNetwork (see pipeline.teachers) that cuts an image into regions. What it keeps of an image is the
+A source is an ImageEncoder (see pipeline.teachers) that cuts an image into regions. What it keeps of an image is the
 same for all: on a grid of its own, for every cell the few regions that want it most and how much, `region` uint16
 (k, h, w) and `weight` uint8 (k, h, w) in 1/255. What a region is, the source says: for SAM 3 a group of the class
 dictionary, found by its concepts; for all others a number without a meaning, which features have to name.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
+from manifests.config import ConfigError, changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.pretrained import (
     Network,
@@ -41,15 +41,22 @@ class TipsConfig:
 
     `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
     such as hub:google/tipsv2-b14/model.safetensors. `short_side_px` is the image's shorter side as the network sees
-    it; both sides are rounded to multiples of the patch.
+    it; both sides are rounded to multiples of the patch. It is seen in square windows of `window_px` every `stride_px`,
+    whose features are averaged where they overlap; 0 shows the image whole.
     """
 
     weights: str = ""
     weights_sha256: str = ""
     weights_revision: str = ""
     short_side_px: int = 448
+    window_px: int = 448
+    stride_px: int = 336
 
     def __post_init__(self) -> None:
+        if self.window_px < 0 or (self.window_px and not 0 < self.stride_px <= self.window_px):
+            raise ValueError(
+                "window_px is 0 or more, and stride_px lies between 1 and window_px, so that no gap is left"
+            )
         if not 8 <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
 
@@ -65,13 +72,13 @@ class TipsConfig:
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "encode"."""
         changed = changed_values(self)
-        seen = ("short_side_px",) if stage == "encode" else ()
+        seen = ("short_side_px", "window_px", "stride_px") if stage == "encode" else ()
         return {key: changed[key] for key in seen if key in changed} | weights_identity(self.pinned)
 
 
 @dataclass(frozen=True, eq=False)
 class Tips:
-    """The loaded network; an ImageNetwork for images, and an encoder of sentences."""
+    """The loaded network; an ImageEncoder for images, and an encoder of sentences."""
 
     config: TipsConfig
     root: Path
@@ -84,6 +91,12 @@ class Tips:
     def load(cls, config: TipsConfig, root: Path, templates: tuple[str, ...], device: str) -> Tips:
         """Return the source; raises ConfigError for weights that do not fit."""
         network = load_network(config.pinned, CLASSES, device)
+        patch = int(network.model.config.vision_config.patch_size)
+        if config.window_px % patch or config.stride_px % patch:
+            raise ConfigError(
+                f"teacher.tipsv2: window_px {config.window_px} and stride_px {config.stride_px} must be multiples of "
+                f"the patch of {patch} pixels; windows must begin where patches do"
+            )
         return cls(config, root, templates, network, load_pixels(network))
 
     @property
@@ -138,7 +151,21 @@ class Tips:
         """Return the unit features of every patch, float16 (b, h, w, d), of images uint8 (b, H, W, 3)."""
         from torch.nn.functional import normalize
 
-        return {"grid": normalize(self.features(self.pixels.tensor(batch)), dim=-1).half()}
+        from pipeline.teachers.dense import in_windows
+
+        pixels = self.pixels.tensor(batch)
+        if not self.config.window_px:
+            return {"grid": self.unit_features(pixels).half()}
+        window, stride = (size // self.patch_px for size in (self.config.window_px, self.config.stride_px))
+        patch = self.patch_px, self.patch_px
+        found = in_windows(self.unit_features, pixels, patch, (window, window), (stride, stride))
+        return {"grid": normalize(found, dim=-1).half()}
+
+    def unit_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features of normalised images (b, 3, H, W), scaled to length 1, (b, h, w, d)."""
+        from torch.nn.functional import normalize
+
+        return normalize(self.features(pixels), dim=-1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features (b, h, w, d) of normalised images (b, 3, H, W)."""

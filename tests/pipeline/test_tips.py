@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame
 from pipeline.teachers.tips import Tips, TipsConfig
 from tests.pipeline.tiny_networks import save_network
@@ -75,6 +76,25 @@ def test_prompts_become_unit_vectors_and_padding_does_not_count(tips: Tips) -> N
     with torch.inference_mode():
         short = tips.encode_text(tokens[1:, :2])
         torch.testing.assert_close(tips.encode_text(tokens)[1:], short, atol=1e-5, rtol=0)
+
+
+def test_windows_cover_the_image_and_one_as_large_as_it_is_the_image(settings: dict[str, Any], tmp_path: Path) -> None:
+    def grid(window_px: int, stride_px: int) -> np.ndarray:
+        config = TipsConfig(**settings, window_px=window_px, stride_px=stride_px)
+        with torch.inference_mode():
+            return Tips.load(config, tmp_path, ("{}",), "cpu").forward(image)["grid"].float().numpy()
+
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 28, 42, 3), dtype=np.uint8))
+    whole = grid(0, 14)
+    np.testing.assert_allclose(grid(56, 56), whole, atol=1e-3)  # scaled to length 1 once more
+    seen = grid(28, 14)
+    assert seen.shape == whole.shape == (1, 2, 3, 16)
+    np.testing.assert_allclose(np.linalg.norm(seen, axis=-1), 1, atol=2e-3)
+    assert not np.array_equal(seen, whole)  # patches see less
+    with pytest.raises(ConfigError, match=r"window_px 30 and stride_px 14 must be multiples of the patch of 14 pixels"):
+        grid(30, 14)
+    with pytest.raises(ValueError, match="so that no gap is left"):
+        grid(14, 28)
 
 
 def test_only_what_matters_to_a_stage_is_in_its_identity(settings: dict[str, Any]) -> None:
