@@ -7,7 +7,7 @@ A kernel map lists, offset by offset, which input row meets which output row. It
 made once for a batch and serves every layer of its kind there, forward and backward.
 """
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise, product
 from typing import Any
@@ -50,17 +50,20 @@ class KernelMap:
     n_inputs: int
     n_outputs: int
 
+    @functools.cached_property
     def reversed(self) -> "KernelMap":
         """The map of the transposed convolution: inputs and outputs change places."""
         return KernelMap(self.outputs, self.inputs, self.bounds, self.centre, self.n_outputs, self.n_inputs)
 
-    def steps(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+    @functools.cached_property
+    def steps(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
         """Offset, input rows and output rows, at most :data:`_ROWS_AT_ONCE` pairs at a time on a CPU."""
         size = _ROWS_AT_ONCE if self.inputs.device.type == "cpu" else max(1, len(self.inputs))
-        for j, (start, stop) in enumerate(pairwise(self.bounds)):
-            for first in range(start, stop, size):
-                last = min(first + size, stop)
-                yield j, self.inputs[first:last], self.outputs[first:last]
+        return tuple(
+            (j, self.inputs[first : min(first + size, stop)], self.outputs[first : min(first + size, stop)])
+            for j, (start, stop) in enumerate(pairwise(self.bounds))
+            for first in range(start, stop, size)
+        )
 
 
 class Level:
@@ -91,7 +94,8 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Voxels:
-    """Features (v, c) on the voxels of a level; ``given`` (v,) holds the row that each given voxel has become."""
+    """Features (v, c) on the voxels of a level; ``given`` (v,) holds the row that each given voxel has become,
+    None where their order was kept."""
 
     F: Tensor
     level: Level
@@ -116,7 +120,10 @@ class TorchEngine:
     def tensor(self, coords: Tensor, features: Tensor) -> Voxels:
         check_coords(coords)
         cells = coords.long()
-        keys, order = torch.sort(_keys(cells, reach=0)[0])
+        keys = _keys(cells, reach=0)[0]
+        if bool((keys[1:] > keys[:-1]).all()):
+            return Voxels(features, Level(cells, stride=1))
+        keys, order = torch.sort(keys)
         check_distinct(len(keys), len(keys) - int((keys[1:] == keys[:-1]).sum()))
         given = torch.empty_like(order)
         given[order] = torch.arange(len(order), device=order.device)
@@ -135,8 +142,8 @@ class TorchEngine:
         return TransposedConvolution(n_inputs, n_outputs, kernel_size, stride)
 
     def input_rows(self, output: Any, source: Any) -> Tensor:
-        rows: Tensor = output.F.index_select(0, source.given)
-        return rows
+        rows: Tensor = output.F
+        return rows if source.given is None else rows.index_select(0, source.given)
 
     def cuda_usable(self) -> bool:
         return torch.cuda.is_available()
@@ -192,15 +199,23 @@ class TransposedConvolution(_Layer):
                 f"voxels of stride {x.level.stride} came from no convolution of stride {self.stride}; a transposed "
                 "convolution goes back to the voxels of one"
             )
-        return Voxels(convolve(x.F, self.kernel, finer.coarser(self.stride)[1].reversed()), finer)
+        return Voxels(convolve(x.F, self.kernel, finer.coarser(self.stride)[1].reversed), finer)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
 
 
 def convolve(features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
-    """Output (n_outputs, c_out): for every pair of the map, its input row times the kernel of its offset."""
-    output: Tensor = _Convolve.apply(features, kernel, kernel_map)  # type: ignore[no-untyped-call]
+    """Output (n_outputs, c_out): for every pair of the map, its input row times the kernel of its offset.
+
+    Under autocast it multiplies in the lower precision, as torch's own layers do; sums over offsets are float32 always.
+    """
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        features, kernel = features.to(dtype), kernel.to(dtype)
+    with torch.autocast(device, enabled=False):
+        output: Tensor = _Convolve.apply(features, kernel, kernel_map)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -209,36 +224,58 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, kernel: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(features, kernel)
         ctx.kernel_map = kernel_map
-        if kernel_map.centre is None:
-            output = features.new_zeros(kernel_map.n_outputs, kernel.shape[2])
-        else:
-            output = features @ kernel[kernel_map.centre]
-        for j, inputs, outputs in kernel_map.steps():
-            output.index_add_(0, outputs, features.index_select(0, inputs) @ kernel[j])
-        return output
+        kernels = kernel.unbind(0)
+        shape = (kernel_map.n_outputs, kernel.shape[2])
+        sums = _start(features, kernels, kernel_map.centre, shape)
+        for j, inputs, outputs in kernel_map.steps:
+            sums.index_add_(0, outputs, torch.mm(features.index_select(0, inputs), kernels[j]).to(sums.dtype))
+        return sums.to(features.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, kernel = ctx.saved_tensors
         kernel_map: KernelMap = ctx.kernel_map
-        of_features = of_kernel = None
-        gradient = gradient.contiguous()
         centre = kernel_map.centre
-        transposed = kernel.transpose(1, 2)
+        gradient = gradient.contiguous()
+        kernels = kernel.transpose(1, 2).unbind(0)
+        of_features = of_kernel = None
         if ctx.needs_input_grad[0]:
-            of_features = torch.zeros_like(features) if centre is None else gradient @ transposed[centre]
+            of_features = _start(gradient, kernels, centre, tuple(features.shape))
         if ctx.needs_input_grad[1]:
-            of_kernel = torch.zeros_like(kernel)
+            of_kernel = torch.zeros_like(kernel, dtype=_sum_dtype(kernel))
             if centre is not None:
-                torch.mm(features.t(), gradient, out=of_kernel[centre])
-        for j, inputs, outputs in kernel_map.steps():
+                _add_product(of_kernel[centre], features.t(), gradient)
+        of_kernels = of_kernel.unbind(0) if of_kernel is not None else ()
+        for j, inputs, outputs in kernel_map.steps:
             rows = gradient.index_select(0, outputs)
             if of_features is not None:
-                of_features.index_add_(0, inputs, rows @ transposed[j])
-            if of_kernel is not None:
-                of_kernel[j].addmm_(features.index_select(0, inputs).t(), rows)
-        return of_features, of_kernel, None
+                of_features.index_add_(0, inputs, torch.mm(rows, kernels[j]).to(of_features.dtype))
+            if of_kernels:
+                _add_product(of_kernels[j], features.index_select(0, inputs).t(), rows)
+        return (
+            None if of_features is None else of_features.to(features.dtype),
+            None if of_kernel is None else of_kernel.to(kernel.dtype),
+            None,
+        )
+
+
+def _sum_dtype(rows: Tensor) -> torch.dtype:
+    """float32 for half precision, else that of the rows: up to 27 products come together in an output."""
+    return torch.promote_types(rows.dtype, torch.float32)
+
+
+def _start(rows: Tensor, kernels: tuple[Tensor, ...], centre: int | None, shape: tuple[int, ...]) -> Tensor:
+    """What the sums of a convolution start from: the products of the centre, which need no gathering, or zeros."""
+    dtype = _sum_dtype(rows)
+    return rows.new_zeros(shape, dtype=dtype) if centre is None else torch.mm(rows, kernels[centre]).to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 # -- kernel maps -------------------------------------------------------------------------------------------------------

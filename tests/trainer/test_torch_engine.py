@@ -161,6 +161,24 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(run, [leaf.double().requires_grad_() for leaf in leaves])
 
 
+def test_under_autocast_products_are_bfloat16_and_weights_learn_in_float32() -> None:
+    engine, cells = TorchEngine(), _cells()
+    generator = torch.Generator().manual_seed(1)
+    layer = engine.convolution(8, 16, 3, 1)
+    with torch.no_grad():
+        layer.kernel.normal_(generator=generator)
+    features = torch.randn(len(cells), 8, generator=generator)
+    found = []
+    for wanted in (False, True):
+        leaf = features.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=wanted):
+            output = layer(engine.tensor(cells, leaf)).F
+        assert output.dtype == (torch.bfloat16 if wanted else torch.float32)
+        found.append((output.float(), *torch.autograd.grad(output.float().square().mean(), (leaf, layer.kernel))))
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32 and 0 < _apart(rounded, exact) < 0.02
+
+
 def test_no_voxels_give_no_rows() -> None:
     network = build_network(NetworkConfig("minkunet_small"), 1, 4, TorchEngine()).eval()
     assert network(torch.zeros(0, 4, dtype=torch.int32), torch.zeros(0, 1)).shape == (0, 4)
