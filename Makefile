@@ -76,6 +76,9 @@ demo: setup ## the whole method on a synthetic city, to a table of scores and a 
 	printf '\nThe teacher was simulated: these numbers show the method at work, not what label-free learning reaches.\n'; \
 	printf 'Done in %d min %d s. Look at it: %s/reports/city/index.html\n' $$((seconds / 60)) $$((seconds % 60)) "$$PWD"
 
+city: setup ## a synthetic city in nuScenes format, in data/city; ARGS="--size tiny --seed 1"
+	@$(PY) -m pipeline city data/city $(ARGS)
+
 ##@ Building tables, each with what it needs: make pack RECIPE=nuscenes_mini
 index: ## list the frames and check every file
 points: ## the sweeps as the trainer reads them

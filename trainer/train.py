@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -451,7 +450,7 @@ class Stop:
         if self.asked and self._ranks.size == 1:
             raise KeyboardInterrupt
         if not self.asked and self._ranks.is_first:
-            os.write(sys.stderr.fileno(), b"trainer: saving before the next step, then ending\n")
+            os.write(2, b"trainer: saving before the next step, then ending\n")
         self.asked = True
 
 

@@ -42,7 +42,8 @@ def test_gaps_are_filled_and_stray_labels_repaired(recipe_over: Any, run_stage: 
 
 
 def test_the_constants_of_the_recipe_decide(recipe_over: Any, run_stage: Any, shared: Path) -> None:
-    golden = np.load(shared / "golden" / "afi_1.npz")
+    with np.load(shared / "golden" / "afi_1.npz") as file:
+        golden = {name: file[name] for name in ("xyz", "labels_in", "labels_out_exact_knn")}
     recipe = recipe_over("/r", correct=FlatInteractionConfig.parity())
     row = run_stage(STAGE, recipe, FRAME, **rows(golden["xyz"], golden["labels_in"]))
     np.testing.assert_array_equal(row["label"], golden["labels_out_exact_knn"])

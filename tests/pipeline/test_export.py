@@ -206,9 +206,10 @@ def test_golden_files_come_back_and_so_do_their_point_labels(shared: Path, tmp_p
             Image.open(golden / "superpixels_tiny" / f"{path.stem}.png") as theirs,
         ):
             np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-    for expected in map(np.load, golden.glob("superpoints_scene-*.npz")):
-        labels = np.load(once / "lidarseg_ov" / f"{expected['lidar_token']}_lidarseg.npy")
-        np.testing.assert_array_equal(labels, expected["label_set_float64"])
+    for path in golden.glob("superpoints_scene-*.npz"):
+        with np.load(path) as expected:
+            labels = np.load(once / "lidarseg_ov" / f"{expected['lidar_token']}_lidarseg.npy")
+            np.testing.assert_array_equal(labels, expected["label_set_float64"])
 
 
 def command(*words: object) -> Result:
