@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.report import write_report
 from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
 from pipeline.stages import PACKED, STAGES
+from pipeline.teacher_speed import LARGE, LARGE_BATCHES, SMALL, bench_recipe, measure, write_frames
+from pipeline.teachers import TEACHERS
 from pipeline.viewer import view_frames, write_recording
 
 app = typer.Typer(
@@ -240,6 +243,19 @@ def city(
         )
 
 
+@app.command("bench-teacher")
+def bench_teacher(
+    name: Annotated[str, typer.Argument(help="A teacher, as recipes name it.")],
+    set_: SetOption = None,
+    images: Annotated[int, typer.Option(min=1, help="How many images go through, six to a frame.")] = 96,
+    image_size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Their size on disk.")] = "1600x900",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images at once; may be repeated.")] = None,
+) -> None:
+    """Measure images a second of each part of a teacher, on noise with random weights; on a CPU a small tower runs."""
+    with sentences():
+        measure_teacher(name, set_ or (), images, image_size, batch or [])
+
+
 @app.command()
 def docs(
     path: Annotated[Path, typer.Argument(help="Where to write.")] = Path("docs/data.md"),
@@ -248,6 +264,55 @@ def docs(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(data_document(), encoding="utf-8")
     console.print(f"wrote {path}")
+
+
+def measure_teacher(name: str, overrides: Sequence[str], images: int, image_size: str, batches: list[int]) -> None:
+    """Print a line per tower and batch; raises ConfigError for a teacher that has nothing to measure."""
+    if name not in TEACHERS or not TEACHERS[name].has_encode:
+        able = ", ".join(sorted(one for one, kind in TEACHERS.items() if kind.has_encode))
+        raise ConfigError(f'"{name}" is no teacher with a network; there are {able}')
+    width, cross, height = image_size.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ConfigError(f'--image-size is "{image_size}"; expected WIDTHxHEIGHT, for example 1600x900')
+    with tempfile.TemporaryDirectory(prefix="afov-bench-") as folder:
+        root = Path(folder)
+        from pipeline.teachers.towers import pick_device
+
+        on_gpu = pick_device(bench_recipe(name, root, SMALL.get(name, ({},))[0], overrides).run.device).type == "cuda"
+        cases = (LARGE if on_gpu else SMALL).get(name)
+        if cases is None:
+            if not any(one.startswith("teacher.") for one in overrides):
+                raise ConfigError(
+                    f"no tower is set up for teacher {name}; name its settings with --set teacher.KEY=VALUE"
+                )
+            cases = ({},)
+        if not on_gpu:
+            console.print(
+                "There is no GPU here: a small tower runs on the CPU, and says nothing about a GPU.", soft_wrap=True
+            )
+        frames = write_frames(root, images, int(width), int(height))
+        table = Table(title=f"{name}, {images} images of {image_size}, random weights; images a second")
+        for heading in ("tower", "batch", "whole", "decode", "model", "pack", "post", "network runs"):
+            table.add_column(heading, justify="right")
+        sizes: Sequence[int | None] = batches or (LARGE_BATCHES if on_gpu else [None])
+        for number, case in enumerate(cases, 1):
+            for size in sizes:
+                speed = measure(bench_recipe(name, root, case, overrides), frames, size)
+                if size == sizes[0]:
+                    console.print(f"{number}: {speed.what} on {speed.device}", markup=False, soft_wrap=True)
+                parts = (speed.wall_s, speed.decode_s, speed.model_s, speed.pack_s, speed.post_s)
+                rates = (speed.rate(seconds) for seconds in parts)
+                table.add_row(
+                    *(str(number), str(speed.batch or "-")),
+                    *("-" if rate is None else f"{rate:.1f}" for rate in rates),
+                    "-" if speed.busy is None else f"{speed.busy:.0%}",
+                )
+        console.print(table)
+        console.print(
+            "whole: stage encode without writing; decode and pack: one thread (run.decode_threads of them work side by "
+            "side); post: stage segment, one thread; network runs: share of the whole time.",
+            soft_wrap=True,
+        )
 
 
 def data_document() -> str:

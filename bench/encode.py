@@ -1,0 +1,91 @@
+"""Stage `encode` beside the bare loop of forward passes: what reading, packing and writing cost on top of the network.
+
+`make bench` prints the numbers. The bare loop runs the same tower over batches that lie in memory already; the stage
+reads JPEG files, resizes, fills the same batches, and writes and commits a shard.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from manifests.store import Store
+from pipeline.stages import encode
+from pipeline.stages.base import FrameInput
+from pipeline.teacher_speed import bench_recipe, write_frames
+
+IMAGES = 12
+BATCH = 6
+TOWER = {"model": "ViT-B-16-quickgelu", "weights": "random:0", "short_side_px": 224}
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Least seconds of either way over the repeats, for all images, CPU and wall."""
+
+    bare_cpu_s: float
+    bare_wall_s: float
+    stage_cpu_s: float
+    stage_wall_s: float
+
+    @property
+    def cpu(self) -> float:
+        """How many times the CPU time of the bare loop the stage takes."""
+        return self.stage_cpu_s / self.bare_cpu_s
+
+    @property
+    def wall(self) -> float:
+        """How many times the wall time of the bare loop the stage takes."""
+        return self.stage_wall_s / self.bare_wall_s
+
+
+def encode_overhead(repeats: int = 2, images: int = IMAGES, tower: dict[str, object] | None = None) -> Overhead:
+    """Measure both ways in turns, after one batch that does not count; raises RuntimeError if a frame fails."""
+    import torch
+
+    from pipeline.teachers.batches import Batches
+
+    with tempfile.TemporaryDirectory(prefix="afov-bench-") as folder:
+        root = Path(folder)
+        frames = write_frames(root, images, 1600, 900)
+        recipe = bench_recipe("clip_dense", root, tower or TOWER, [f"run.batch={BATCH}", 'run.device="cpu"'])
+        stage = encode.stream(recipe)
+        assert isinstance(stage, encode.InBatches) and isinstance(stage.batches, Batches)
+        teacher = stage.batches.teacher
+        pixels = [teacher.prepare(frame, camera) for frame in frames for camera in frame.cameras]
+        batches = [torch.from_numpy(np.stack(pixels[at : at + BATCH])) for at in range(0, len(pixels), BATCH)]
+        store = Store.open(str(root / "store"))
+
+        def bare() -> None:
+            with torch.inference_mode():
+                for batch in batches:
+                    teacher.forward(batch)
+
+        def whole() -> None:
+            with store.writer("encode", "00", "noise", "00", encode.STAGE.schema) as writer:
+                for frame, row in zip(frames, stage(FrameInput(frame) for frame in frames), strict=True):
+                    if isinstance(row, Exception):
+                        raise RuntimeError(f"frame {frame.frame_id}: {row}")
+                    writer.append({"frame_id": frame.frame_id, "status": "ok", "reason": None, **row})
+                writer.commit()
+
+        with torch.inference_mode():
+            teacher.forward(batches[0])
+        times: dict[str, list[tuple[float, float]]] = {"bare": [], "stage": []}
+        for _ in range(repeats):
+            times["bare"].append(timed(bare))
+            times["stage"].append(timed(whole))
+    (bare_cpu, bare_wall), (stage_cpu, stage_wall) = (np.min(times[way], axis=0) for way in ("bare", "stage"))
+    return Overhead(float(bare_cpu), float(bare_wall), float(stage_cpu), float(stage_wall))
+
+
+def timed(function: Callable[[], None]) -> tuple[float, float]:
+    """Return CPU seconds of this process, all threads, and wall seconds of a call."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    function()
+    return time.process_time() - cpu, time.perf_counter() - wall

@@ -1,0 +1,182 @@
+"""How fast a teacher is, part by part, on images made of noise and with random weights: `bench-teacher`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests.config import ConfigError, DataConfig, RunConfig, parse_override, parse_section
+from manifests.ontology import load_ontology
+from pipeline.frame import Camera, Frame
+from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.teachers import TEACHERS, BatchTeacher, Teacher
+
+PICTURES = 12  # files on disk; more images are these again
+VIEWS = 6
+
+_B16 = {"model": "ViT-B-16-quickgelu", "weights": "random:0", "precision": "bf16"}
+_L14 = {"model": "ViT-L-14-quickgelu", "weights": "random:0", "precision": "bf16"}
+_WINDOWS = {"short_side_px": 560, "window_px": 336, "stride_px": 224}
+SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "clip_dense": ({"model": "tiny", "weights": "random:0", "short_side_px": 112},),
+    "san": ({"model": "tiny", "weights": "random:0", "short_side_px": 128},),
+}
+"""Per teacher, the `[teacher]` sections that are measured on a CPU: towers of a few layers."""
+LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "clip_dense": (
+        {**_B16, "mode": "naclip"},
+        {**_B16, "mode": "sc"},
+        {**_B16, **_WINDOWS, "mode": "sc"},
+        {**_L14, "mode": "sc"},
+        {**_L14, **_WINDOWS, "mode": "sc"},
+    ),
+    "san": ({"weights": "random:0", "precision": "bf16"},),
+}
+"""The same on a GPU: real sizes, bfloat16."""
+LARGE_BATCHES = (16, 64)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured. Seconds are summed over threads; None where a teacher's parts cannot be told apart."""
+
+    what: str
+    device: str
+    batch: int | None
+    images: int
+    wall_s: float
+    decode_s: float | None
+    model_s: float | None
+    pack_s: float | None
+    post_s: float
+
+    @property
+    def busy(self) -> float | None:
+        """Share of the time that the network is running."""
+        return None if self.model_s is None else self.model_s / self.wall_s
+
+    def rate(self, seconds: float | None) -> float | None:
+        """Images a second of a part."""
+        return self.images / seconds if seconds else None
+
+
+def bench_recipe(name: str, root: Path, teacher: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe over noise images for a `[teacher]` section; overrides are of `teacher`, `run` and `segment`."""
+    sections: dict[str, dict[str, Any]] = {"teacher": {**teacher, "name": name}, "run": {}, "segment": {}}
+    for override in overrides:
+        section, key, value = parse_override(override)
+        if section not in sections:
+            raise ConfigError(f"--set {override}: only teacher, run and segment matter here")
+        sections[section][key] = value
+    return Recipe(
+        name="bench",
+        data=DataConfig(root=str(root)),
+        run=parse_section("run", sections["run"], RunConfig),
+        teacher=parse_section("teacher", sections["teacher"], TEACHERS[name].config),
+        project=ProjectConfig(),
+        text=TextConfig(),
+        segment=parse_section("segment", sections["segment"], SegmentConfig),
+        group=GroupConfig(),
+        ontology=load_ontology("nuscenes"),
+    )
+
+
+def write_frames(root: Path, images: int, width_px: int, height_px: int) -> list[Frame]:
+    """Write JPEG files of smooth noise and return frames of six images each, `images` in all or a few more."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        coarse = rng.integers(0, 256, (max(1, height_px // 20), max(1, width_px // 20), 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((width_px, height_px), Image.Resampling.BICUBIC)
+        grain = rng.integers(-12, 13, (height_px, width_px, 1))
+        Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(root / f"{number}.jpg")
+    names = itertools.cycle(f"{number}.jpg" for number in range(PICTURES))
+    return [
+        Frame(
+            *(f"{number}", "noise", 0, "", "", None, np.eye(4), np.eye(4)),
+            tuple(
+                Camera(f"view{view}", "", next(names), 0, np.eye(3), np.eye(4), 0, width_px, height_px)
+                for view in range(VIEWS)
+            ),
+        )
+        for number in range(-(-images // VIEWS))
+    ]
+
+
+def measure(recipe: Recipe, frames: Sequence[Frame], batch: int | None) -> Speed:
+    """Return the speed of a recipe's teacher on frames; `batch` None takes the recipe's, else the teacher's own.
+
+    What runs once is left out: loading, and a batch before the clock starts. "post" is the segment half, one frame
+    after the other, with random vectors for the prompts of the class dictionary.
+    """
+    kind = TEACHERS[recipe.teacher.name]
+    if not kind.has_encode:
+        raise ConfigError(f"teacher {recipe.teacher.name} has no network to measure")
+    teacher = kind.load(recipe, "encode")
+    encode, parts = encoder(teacher, recipe, batch)
+    first = next(encode(frames[: -(-(batch or VIEWS) // VIEWS)]))  # memory, kernels, compilation
+    parts.clear()
+    start = time.perf_counter()
+    for _ in encode(frames):
+        pass
+    wall_s = time.perf_counter() - start
+    found = dict(parts)
+    dims = kind.load(recipe, "text").text(("car",)).shape[1]
+    text = np.random.default_rng(0).normal(size=(len(recipe.ontology.prompts), dims)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    half = kind.load(recipe, "segment")
+    half.segment(frames[0], first, text)
+    start = time.perf_counter()
+    half.segment(frames[0], first, text)
+    images = sum(len(frame.cameras) for frame in frames)
+    return Speed(
+        what=", ".join(f"{key} {value}" for key, value in recipe.teacher.settings("encode").items() if key != "name"),
+        device=found.get("device", recipe.run.device),
+        batch=found.get("batch"),
+        images=images,
+        wall_s=wall_s,
+        decode_s=found.get("decode_s"),
+        model_s=found.get("model_s"),
+        pack_s=found.get("pack_s"),
+        post_s=(time.perf_counter() - start) * images / len(frames[0].cameras),
+    )
+
+
+def encoder(
+    teacher: Teacher, recipe: Recipe, batch: int | None
+) -> tuple[Callable[[Sequence[Frame]], Iterator[Mapping[str, Any]]], dict[str, Any]]:
+    """Return what encodes frames, and the dict where it leaves the seconds of its parts, its device and its batch."""
+    parts: dict[str, Any] = {}
+
+    def whole(frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
+        for frame in frames:
+            yield teacher.encode(frame)
+
+    def in_batches(frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
+        from pipeline.teachers.batches import Batches, Clock
+
+        assert isinstance(teacher, BatchTeacher)
+        clock = Clock()
+        batches = Batches(teacher, batch or recipe.run.batch or teacher.batch, recipe.run.decode_threads, clock)
+        for encoding in batches(frames):
+            if isinstance(encoding, Exception):
+                raise encoding
+            yield encoding
+        parts.update(
+            {
+                "decode_s": clock.decode_s,
+                "model_s": clock.model_s,
+                "pack_s": clock.pack_s,
+                "device": str(teacher.device),
+                "batch": batches.size,
+            }
+        )
+
+    return (in_batches if isinstance(teacher, BatchTeacher) else whole), parts
