@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.checks import DifferentResults
 from manifests.store import Store
 from pipeline.stages import encode
 from pipeline.stages.base import FrameInput
 from pipeline.teacher_speed import bench_recipe, write_frames
 
-IMAGES = 12
+IMAGES = 24
 BATCH = 6
 TOWER = {"model": "ViT-B-16-quickgelu", "weights": "random:0", "short_side_px": 224}
 
@@ -44,8 +45,12 @@ class Overhead:
         return self.stage_wall_s / self.bare_wall_s
 
 
-def encode_overhead(repeats: int = 2, images: int = IMAGES, tower: dict[str, object] | None = None) -> Overhead:
-    """Measure both ways in turns, after one batch that does not count; raises RuntimeError if a frame fails."""
+def measure(repeats: int = 2, images: int = IMAGES, tower: dict[str, object] | None = None) -> Overhead:
+    """Measure both ways in turns, after one batch that does not count.
+
+    Raises DifferentResults unless the stage keeps what the bare loop computes, bit for bit, and RuntimeError if a frame
+    fails.
+    """
     import torch
 
     from pipeline.teachers.batches import Batches
@@ -61,17 +66,21 @@ def encode_overhead(repeats: int = 2, images: int = IMAGES, tower: dict[str, obj
         batches = [torch.from_numpy(np.stack(pixels[at : at + BATCH])) for at in range(0, len(pixels), BATCH)]
         store = Store.open(str(root / "store"))
 
+        computed: list[np.ndarray] = []
+        kept: list[np.ndarray] = []
+
         def bare() -> None:
             with torch.inference_mode():
-                for batch in batches:
-                    teacher.forward(batch)
+                computed[:] = [grid for batch in batches for grid in teacher.forward(batch)["grid"].numpy()]
 
         def whole() -> None:
+            kept.clear()
             with store.writer("encode", "00", "noise", "00", encode.STAGE.schema) as writer:
                 for frame, row in zip(frames, stage(FrameInput(frame) for frame in frames), strict=True):
                     if isinstance(row, Exception):
                         raise RuntimeError(f"frame {frame.frame_id}: {row}")
                     writer.append({"frame_id": frame.frame_id, "status": "ok", "reason": None, **row})
+                    kept.extend(row["encoding"][f"{camera.name}/grid"] for camera in frame.cameras)
                 writer.commit()
 
         with torch.inference_mode():
@@ -80,6 +89,8 @@ def encode_overhead(repeats: int = 2, images: int = IMAGES, tower: dict[str, obj
         for _ in range(repeats):
             times["bare"].append(timed(bare))
             times["stage"].append(timed(whole))
+            if not all(map(np.array_equal, computed, kept)) or len(computed) != len(kept):
+                raise DifferentResults("stage encode keeps other grids than the tower gives for the same batches")
     (bare_cpu, bare_wall), (stage_cpu, stage_wall) = (np.min(times[way], axis=0) for way in ("bare", "stage"))
     return Overhead(float(bare_cpu), float(bare_wall), float(stage_cpu), float(stage_wall))
 

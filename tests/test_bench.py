@@ -16,6 +16,8 @@ import bench.packed
 import bench.run
 from bench.afi import AfiReport, Cost
 from bench.checks import DifferentResults, check_labels, check_pairs, check_targets
+from bench.encode import Overhead
+from bench.encode import measure as measure_encode
 from bench.packed import OurWay, Source
 from bench.usual import Sample, UsualWay, label_by_masks
 from manifests.ontology import load_ontology
@@ -144,6 +146,8 @@ def test_the_program_prints_every_way_and_writes_the_numbers(
     costs = tuple(Cost(way, cpu_s, cpu_s, 100.0) for way, cpu_s in (("dense", 4.0), ("parity", 0.16), ("default", 0.4)))
     flat = AfiReport("golden sweep", 34_688, costs, 1.0, 0.99988)
     monkeypatch.setattr(bench.run.afi, "measure", lambda *_: flat)  # takes a while; see tests/bench/test_afi.py
+    network = Overhead(20.0, 21.0, 21.0, 23.1)
+    monkeypatch.setattr(bench.run.encode, "measure", lambda *_: network)  # likewise
     done = run("--repeats", "1", "--frames", "1", "--scenes", "1", "--json", str(tmp_path / "numbers.json"))
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "numbers.json").read_text())
@@ -157,6 +161,8 @@ def test_the_program_prints_every_way_and_writes_the_numbers(
     assert "25.0 times less CPU time for the same labels (goal 20)" in done.output and "99.988%" in done.output
     assert document["flat interaction"]["n_points"] == 34_688
     assert [goal["met"] for goal in document["flat interaction"]["goals"]] == [True, True, True]
+    assert "1.050 times the CPU time of its bare network (goal 1.1)" in done.output and "1.10 times)" in done.output
+    assert [goal["met"] for goal in document["encode"]["goals"]] == [True]
     assert len(report["goals"]) == 6 and all(goal["text"] in done.output for goal in report["goals"])
 
 
@@ -192,3 +198,9 @@ def test_more_than_one_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     done = run()
     assert done.exit_code == 2 and "make bench" in done.output
+
+
+def test_the_stage_and_the_bare_network_give_the_same_grids() -> None:
+    found = measure_encode(1, 12, {"model": "tiny", "weights": "random:0", "short_side_px": 32})
+    assert min(found.bare_cpu_s, found.bare_wall_s, found.stage_cpu_s, found.stage_wall_s) > 0
+    assert found.cpu == found.stage_cpu_s / found.bare_cpu_s

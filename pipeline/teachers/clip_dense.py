@@ -18,7 +18,7 @@ import numpy.typing as npt
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.templates import templates_of
-from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_dino, load_towers
+from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
 from pipeline.teachers.weights import Weights
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
@@ -36,7 +36,7 @@ _FIELDS = {
     "encode": (
         *_TOWER,
         *("mode", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
-        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells"),
+        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept"),
     ),
     "segment": ("logit_scale",),
 }
@@ -61,7 +61,8 @@ class ClipDenseConfig:
     example 560, 336 and 224: better and slower. `precision` "bf16" runs the image tower in bfloat16 where torch deems
     it safe; `compile` has torch compile it, in batches of one size. `unit_cells` scales the features of each cell to
     length 1, so that all pixels of a segment count the same. `logit_scale` times the cosine is what the softmax behind
-    `score` sees; it moves no segment.
+    `score` sees; it moves no segment. `kept` "int8" halves table `encode`: only the direction of a cell's vector is
+    kept, in steps of 1/127 of its largest value.
     """
 
     name: str = "clip_dense"
@@ -84,6 +85,7 @@ class ClipDenseConfig:
     precision: str = "fp32"
     compile: bool = False
     unit_cells: bool = True
+    kept: str = "float16"
     logit_scale: float = 40.0
 
     def __post_init__(self) -> None:
@@ -122,6 +124,10 @@ class ClipDenseConfig:
             raise ValueError(f"window_px is {self.window_px}; expected 8 to 4096")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
+        if self.kept not in ("float16", "int8"):
+            raise ValueError(f'kept is "{self.kept}"; choose "float16" or "int8"')
+        if self.kept == "int8" and not self.unit_cells:
+            raise ValueError('kept = "int8" keeps directions only, so it needs unit_cells = true')
         if not (0 < self.sigma < float("inf") and 0 < self.logit_scale < float("inf")):
             raise ValueError("sigma and logit_scale must be positive and finite")
         if not 8 <= self.short_side_px <= 4096:
@@ -185,6 +191,7 @@ class ClipDense:
     segmentation: SegmentConfig
     towers: Towers | None
     dense: DenseTower | None
+    segment_device: torch.device | None = None  # where pixels are named; None: by NumPy
 
     @classmethod
     def load(cls, recipe: Recipe, stage: str) -> ClipDense:
@@ -210,14 +217,18 @@ class ClipDense:
                 dino=load_dino(config.dino, config.pinned_dino, recipe.run.device) if affinity else None,
                 compiled=config.compile,
             )
-        return cls(config, Path(recipe.data.root), templates_of(recipe.text.templates), recipe.segment, towers, dense)
+        segment_device = None
+        if stage == "segment" and recipe.run.segment_gpus:
+            segment_device = pick_device(recipe.run.device)
+        root, templates = Path(recipe.data.root), templates_of(recipe.text.templates)
+        return cls(config, root, templates, recipe.segment, towers, dense, segment_device)
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:
-        """Return about how large the grids of six 16:9 images are, float16."""
+        """Return about how large the grids of six 16:9 images are."""
         assert isinstance(recipe.teacher, ClipDenseConfig)
         height, width, dims = grid_shape(recipe.teacher)
-        return 6 * height * width * dims * 2 / 1000
+        return 6 * height * width * dims * (1 if recipe.teacher.kept == "int8" else 2) / 1000
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return one unit vector per prompt, float32 (p, d)."""
@@ -248,7 +259,7 @@ class ClipDense:
         return self.dense
 
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images or features."""
+        """Return `<camera>/grid`, float16 or int8 (h, w, d), for every camera; raises FrameError on bad images."""
         from pipeline.teachers.batches import encode_frame
 
         return encode_frame(self, frame)
@@ -269,18 +280,26 @@ class ClipDense:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 (b, h, w, d)."""
-        return {"grid": self.image_tower(batch).half()}
+        """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 or int8 (b, h, w, d).
+
+        `finite` (b,) tells whether all of an image's values are numbers within float16.
+        """
+        grid = self.image_tower(batch)
+        kept = grid.half()
+        finite = kept.isfinite().flatten(1).all(dim=1)
+        if self.config.kept == "int8":
+            largest = grid.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30)
+            kept = (grid * (127 / largest)).round().char()
+        return {"grid": kept, "finite": finite}
 
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the grid of an image; raises FrameError if it holds values that are not finite."""
-        grid = np.ascontiguousarray(outputs["grid"])
-        if not np.isfinite(grid).all():
+        if not outputs["finite"]:
             raise FrameError(
                 f"{camera.image_path}: the features of {self.config.model} hold values that are not finite or "
                 "beyond float16; check the weights, and set teacher.unit_cells = true"
             )
-        return {"grid": grid}
+        return {"grid": np.ascontiguousarray(outputs["grid"])}
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.
@@ -290,6 +309,16 @@ class ClipDense:
         _, first = np.unique(text, axis=0, return_index=True)
         distinct = np.sort(first)
         return [self.segment_view(camera, encoding, text[distinct], distinct) for camera in frame.cameras]
+
+    def best_prompt(
+        self, cosine: npt.NDArray[np.float32], height_px: int, width_px: int
+    ) -> npt.NDArray[np.integer[Any]]:
+        """Return the prompt of largest cosine for every pixel, (H, W), from cosines (T, h, w) on the grid."""
+        if self.segment_device is None:
+            return strip_argmax(cosine, height_px, width_px)[0]
+        from pipeline.teachers.dense import upsampled_argmax
+
+        return upsampled_argmax(cosine, height_px, width_px, self.segment_device)
 
     def segment_view(
         self,
@@ -310,14 +339,14 @@ class ClipDense:
         name = f"{camera.name}/grid"
         if name not in encoding:
             raise FrameError(f"table encode has no {name}; it was made for other cameras: run `encode` again")
-        grid = encoding[name].astype(np.float32)
+        grid = grid_kept(encoding[name])
         if grid.ndim != 3 or grid.shape[2] != text.shape[1]:
             raise FrameError(
                 f"{name} has shape {grid.shape}; expected (h, w, {text.shape[1]}), as the prompt vectors have"
             )
         height, width, _ = grid.shape
         cosine = unit(grid) @ text.T
-        prompt_map, _ = strip_argmax(
+        prompt_map = self.best_prompt(
             cosine.transpose(2, 0, 1),
             max(1, round(camera.height_px * self.segmentation.scale)),
             max(1, round(camera.width_px * self.segmentation.scale)),
@@ -336,6 +365,12 @@ class ClipDense:
             score=of_winner / weights.sum(axis=1),  # a row of weights sums to the segment's area
             vector=weights @ grid.reshape(height * width, -1),
         )
+
+
+def grid_kept(grid: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the features of cells (h, w, d) from how table `encode` keeps them: int8 holds directions only."""
+    cells = grid.astype(np.float32)
+    return unit(cells) if grid.dtype == np.int8 else cells
 
 
 def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from manifests.config import changed_values
 from manifests.ontology import Ontology
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_shape, softmax, unit
+from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_kept, grid_shape, softmax, unit
 from pipeline.teachers.mask_sources import (
     Proposer,
     ProposerConfig,
@@ -208,7 +208,7 @@ class Composite:
             best, keep=keep, split="component" if self.segmentation.split == "components" else "prompt"
         )
         n = len(region_of_part)
-        cells = grid.reshape(-1, grid.shape[2]).astype(np.float32)
+        cells = grid_kept(grid).reshape(-1, grid.shape[2])
         total = segment_weights(part_map, n, *grid.shape[:2]).astype(np.float32) @ cells
         prompt, probability = self.names(unit(total), region_of_part, text)
         area = np.bincount(part_map.ravel(), minlength=n + 1)[1:]

@@ -27,12 +27,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate, linear, normalize, pad, scaled_dot_product_attention
 
 from manifests.config import ConfigError
 from pipeline.teachers.affinity import MOST_PATCHES, anomalies, attention, filled, neighbours, similarity
 from pipeline.teachers.towers import ImageNetwork, Towers, pixel_statistics
+from superpixels.pooling import bilinear_matrix
 
 _WITH_RESIDUAL = ("sclip", "vanilla")
 _CONVNEXT_STRIDE_PX = 32
@@ -337,3 +340,25 @@ def joined(block: Any, mixed: torch.Tensor) -> torch.Tensor:
     """Return the output (b, n, width) of a block's attention for values (b, heads, n, e) that were mixed per head."""
     output: torch.Tensor = block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
     return output
+
+
+def upsampled_argmax(
+    cosine: npt.NDArray[np.float32], height_px: int, width_px: int, device: torch.device, rows_per_strip: int = 64
+) -> npt.NDArray[np.uint16]:
+    """Return the best prompt of each pixel, (H, W), of scores (T, h, w) upsampled bilinearly, computed on a device.
+
+    What superpixels.pooling.strip_argmax gives on a CPU, but for pixels whose two best prompts differ in the last bits
+    only: a GPU adds in another order.
+    """
+    scores = torch.from_numpy(np.ascontiguousarray(cosine)).to(device)
+    down, across = (
+        torch.from_numpy(bilinear_matrix(size, cells)).to(device, scores.dtype)
+        for size, cells in zip((height_px, width_px), cosine.shape[1:], strict=True)
+    )
+    wide = scores @ across.T
+    strips = [
+        torch.einsum("ph,thw->tpw", down[top : top + rows_per_strip], wide).argmax(dim=0)
+        for top in range(0, height_px, rows_per_strip)
+    ]
+    best: npt.NDArray[np.uint16] = torch.cat(strips).cpu().numpy().astype(np.uint16)
+    return best

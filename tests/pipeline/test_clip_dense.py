@@ -85,6 +85,8 @@ def segment(recipe: Recipe, frame: Frame, encoding: dict[str, np.ndarray], text:
         ({"window_px": 4}, "window_px is 4; expected 8 to 4096"),
         ({"precision": "fp16"}, 'choose "fp32" or "bf16"'),
         ({"sigma": 0.0}, "must be positive"),
+        ({"kept": "uint4"}, 'choose "float16" or "int8"'),
+        ({"kept": "int8", "unit_cells": False}, "needs unit_cells = true"),
         ({"logit_scale": float("inf")}, "expected a finite number"),
         ({"short_side_px": 4}, "expected 8 to 4096"),
         ({"weights_sha256": "abc"}, "64 hexadecimal digits"),
@@ -131,6 +133,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "compile": True,
         "precision": "bf16",
         "unit_cells": False,
+        "kept": "int8",
         "logit_scale": 100.0,
     }
     assert other.keys() == {field.name for field in fields(ClipDenseConfig)} - {
@@ -357,3 +360,28 @@ def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
         segment(recipe, frame, {}, np.eye(3, dtype=np.float32))
     with pytest.raises(FrameError, match=r"shape \(2, 4, 3\); expected \(h, w, 5\)"):
         segment(recipe, frame, two_halves(UP, EAST), np.eye(5, dtype=np.float32))
+
+
+def test_directions_kept_as_bytes_name_nearly_every_pixel_alike(tmp_path: Path, street: Frame) -> None:
+    exact, rough = recipe_at(tmp_path), recipe_at(tmp_path, kept="int8")
+    text = np.random.default_rng(0).normal(size=(175, 32)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    halves, bytes_ = encode(exact, street), encode(rough, street)
+    assert bytes_["FRONT/grid"].dtype == np.int8 and np.abs(bytes_["FRONT/grid"]).max() == 127
+    assert ClipDense.kilobytes_per_frame(rough) == ClipDense.kilobytes_per_frame(exact) / 2
+    pairs = zip(segment(exact, street, halves, text), segment(rough, street, bytes_, text), strict=True)
+    same = [one.prompt_id[one.label_map() - 1] == other.prompt_id[other.label_map() - 1] for one, other in pairs]
+    assert np.concatenate([one.ravel() for one in same]).mean() > 0.95
+
+
+def test_pixels_are_named_on_a_device_as_by_numpy(tmp_path: Path, street: Frame) -> None:
+    recipe = recipe_at(tmp_path)
+    on_device = replace(recipe, run=replace(recipe.run, segment_gpus=0.5))
+    text = np.random.default_rng(0).normal(size=(175, 32)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    encoding = encode(recipe, street)
+    assert ClipDense.load(on_device, "segment").segment_device is not None
+    views = segment(recipe, street, encoding, text), segment(on_device, street, encoding, text)
+    for one, other in zip(*views, strict=True):
+        named = [view.prompt_id[view.label_map() - 1] for view in (one, other)]
+        assert (named[0] == named[1]).mean() > 0.999
