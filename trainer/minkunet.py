@@ -175,7 +175,7 @@ class MinkUNet(nn.Module):
         for up, norm, block, _ in _up_names():
             x = self._normalised(self.get_submodule(up)(x), norm)
             x = self.get_submodule(block)(self.engine.concatenate(x, skips.pop()))
-        output: Tensor = self.final(self.engine.input_rows(x, source))
+        output: Tensor = self.final(self.engine.input_rows(x, source)).float()
         return unit_rows(output) if self.normalise_output else output
 
     def _normalised(self, x: SparseTensor, norm: str) -> SparseTensor:

@@ -93,20 +93,20 @@ class Engine(Protocol):
 
 
 class Minkowski:
-    """MinkowskiEngine 0.5.4 behind :class:`Engine`."""
+    """MinkowskiEngine 0.5.4 behind :class:`Engine`; it convolves in float32, also under autocast."""
 
     name = "minkowski"
 
     def tensor(self, coords: Tensor, features: Tensor) -> SparseTensor:
         check_coords(coords)
-        tensor: Any = _minkowski().SparseTensor(features=features, coordinates=coords)
+        tensor: Any = _minkowski().SparseTensor(features=features.float(), coordinates=coords)
         check_distinct(len(features), len(tensor.F))
         return tensor  # type: ignore[no-any-return]
 
     def replace(self, tensor: SparseTensor, features: Tensor) -> SparseTensor:
         voxels: Any = tensor
         return _minkowski().SparseTensor(  # type: ignore[no-any-return]
-            features=features,
+            features=features.float(),
             coordinate_map_key=voxels.coordinate_map_key,
             coordinate_manager=voxels.coordinate_manager,
         )

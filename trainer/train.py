@@ -242,8 +242,9 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         try:
             path = learn(run, earlier, lock if ranks.is_first else None, console)
         except KeyboardInterrupt:
-            if ranks.is_first:
-                record.write_record(run.recipe, task, store)
+            if not ranks.is_first:
+                raise KeyboardInterrupt(f"rank {ranks.rank} ends with the others") from None
+            record.write_record(run.recipe, task, store)
             raise KeyboardInterrupt(what_is_kept(run)) from None
         if ranks.is_first:
             say_how_it_was_run(run, record.write_record(run.recipe, task, store), console)
@@ -364,7 +365,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
                     so_far.waited_s += time.perf_counter() - asked
                     whole, ending = agree(ranks, parts, stop.asked)
                     if ending:
-                        if ranks.is_first:
+                        if ranks.is_first and so_far.batches:
                             save(checkpoint.running_path(run.folder), epoch - 1, so_far=asdict(so_far))
                         raise KeyboardInterrupt
 

@@ -1,6 +1,8 @@
 """From packed tables to batches."""
 
+import ast
 import os
+import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -231,6 +233,63 @@ def test_every_epoch_shows_every_frame_once_in_another_order() -> None:
 def test_the_last_batch_is_dropped_only_if_there_is_another() -> None:
     assert [len(numbers) for _, numbers in data.EpochOrder(10, 4, 0, drop_last=True)] == [4, 4]
     assert [len(numbers) for _, numbers in data.EpochOrder(3, 4, 0, drop_last=True)] == [3]
+
+
+def test_processes_share_a_batch_whose_frames_do_not_depend_on_them() -> None:
+    def steps(rank: int, n_ranks: int, n_parts: int = 1) -> list[data.Step]:
+        order = data.EpochOrder(5, 2, seed=3, drop_last=False, rank=rank, n_ranks=n_ranks, n_parts=n_parts)
+        return list(order.steps())
+
+    alone = steps(0, 1)
+    first, second = steps(0, 2), steps(1, 2)
+    for whole, one, other in zip(alone[:2], first, second, strict=False):
+        assert whole.numbers == one.numbers == other.numbers
+        assert whole.parts == (data.Part(whole.numbers),)
+        assert one.parts[0].numbers + other.parts[0].numbers == whole.numbers
+    # the last frame is alone: the first process goes along without anything to learn
+    assert first[2].parts == (data.Part(alone[2].numbers, silent=True),)
+    assert second[2].parts == (data.Part(alone[2].numbers),)
+    assert [[part.numbers for part in step.parts] for step in steps(0, 1, n_parts=2)] == [
+        [(number,) for number in step.numbers] for step in alone
+    ]
+
+
+def test_an_epoch_goes_on_from_any_of_its_batches(fleet: Any) -> None:
+    order = data.EpochOrder(5, 2, 0, drop_last=False)
+    order.first = 1
+    with data.load_batches(dataset(fleet), order, 0, pin=False) as loader:
+        rest = [data.checked_batch(batch) for batch in loader]
+    assert all(equal(one, other) for one, other in zip(rest, loaded(fleet, 0, (0,))[1:], strict=True))
+
+
+def test_what_is_silent_teaches_nothing(fleet: Any) -> None:
+    (batch, *_) = loaded(fleet, 0, (0,))
+    assert len(batch.taught) > 0
+    assert len(batch.silent().taught) == 0
+    rows = [fleet.points_row("a0"), fleet.target_row("a0")]
+    target = data.target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0))
+    assert len(target.taught) == np.count_nonzero(target.labels)
+    assert len(target.silent().taught) == 0
+
+
+def test_loading_opens_no_image(fleet: Any) -> None:
+    opened: list[str] = []
+    listening = True
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if listening and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    loaded(fleet, 0, (0,))
+    listening = False
+    assert [name for name in opened if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))] == []
+    assert not Path(fleet.recipe().data.root).exists(), "and there are none: the tables are all there is"
+    trees = [ast.parse(path.read_text()) for path in Path(data.__file__).parent.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert imported.isdisjoint({"PIL", "cv2", "imageio", "skimage", "torchvision", "matplotlib"})
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

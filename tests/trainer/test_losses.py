@@ -1,6 +1,7 @@
 """Objectives: contrastive pre-training and segmentation."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.losses import (
+    Counts,
     TmpConfig,
     TmpTerms,
+    Whole,
     lovasz_softmax,
     pool_superpoints,
     segmentation_loss,
@@ -292,6 +295,74 @@ def test_both_softmaxes_equal_the_reference_implementation() -> None:
         np.testing.assert_allclose(got, golden[gradient], atol=1e-5 * np.abs(golden[gradient]).max())
 
 
+def _in_parts(batch: dict[str, Tensor], config: TmpConfig) -> TmpTerms:
+    """The sum of the shares of a batch's frames, each gone through alone."""
+    with_points = torch.bincount(batch["pair_superpoint"], minlength=len(batch["superpoint_frame"])) > 0
+    frames = batch["superpoint_frame"][with_points]
+    whole = Whole(Counts(len(frames), len(frames.unique()), len(frames.unique())))
+    shares = []
+    for frame in batch["superpoint_frame"].unique():
+        kept = batch["superpoint_frame"][batch["pair_superpoint"]] == frame
+        alone = batch | {name: batch[name][kept] for name in ("pair_voxel", "pair_superpoint")}
+        shares.append(tmp_loss(**alone, config=config, whole=whole))
+    return TmpTerms(*(torch.stack(terms).sum() for terms in zip(*shares, strict=True)))
+
+
+def test_the_shares_of_parts_add_up_to_the_loss_of_the_whole() -> None:
+    batch = _random_batch(1)
+    for one, other in zip(
+        _in_parts(batch, TmpConfig(negatives="frame")),
+        tmp_loss(**batch, config=TmpConfig(negatives="frame")),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_local_negatives_are_those_of_a_device_and_the_loss_is_the_mean_over_devices() -> None:
+    batch = _random_batch(1)  # with a frame on each device, a device's negatives are its frame's
+    for one, other in zip(
+        _in_parts(batch, TmpConfig(negatives="local")),
+        tmp_loss(**batch, config=TmpConfig(negatives="frame")),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_global_negatives_are_those_of_every_device() -> None:
+    config = TmpConfig(negatives="global", mask_same_prompt=True)
+    batch, other = _random_batch(1), _random_batch(2)
+    joined = {
+        name: torch.cat([batch[name], other[name] + shift])
+        for name, shift in (("voxel_features", 0), ("pair_voxel", 40), ("pair_superpoint", 12), ("superpoint_frame", 3))
+    } | {name: torch.cat([batch[name], other[name]]) for name in ("superpoint_vector", "superpoint_prompt")}
+    together = tmp_loss(**batch | joined, config=config)
+
+    def owned(part: dict[str, Tensor]) -> Tensor:
+        return torch.bincount(part["pair_superpoint"], minlength=12) > 0
+
+    n_rows = int(owned(batch).sum() + owned(other).sum())
+
+    def gather_from(parts: tuple[dict[str, Tensor], ...], own: int) -> Callable[[Tensor], tuple[Tensor, int]]:
+        def gather(rows: Tensor) -> tuple[Tensor, int]:
+            name = "superpoint_vector" if rows.ndim == 2 else "superpoint_prompt"
+            everything = [part[name][owned(part)] for part in parts]
+            assert torch.equal(everything[own], rows)
+            return torch.cat(everything), sum(len(one) for one in everything[:own])
+
+        return gather
+
+    shares = [
+        tmp_loss(
+            **part | {"text": batch["text"], "target": batch["target"]},
+            config=config,
+            whole=Whole(Counts(n_rows, 6, 2), 2, gather_from((batch, other), own)),
+        )
+        for own, part in enumerate((batch, other))
+    ]
+    for term, parts in zip(together, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(term, torch.stack(parts).sum())
+
+
 # --- Segmentation ---
 
 
@@ -319,6 +390,21 @@ def test_a_batch_without_labels_costs_nothing_and_pulls_nowhere() -> None:
     terms.total.backward()
     assert [term.item() for term in terms] == [0, 0, 0]
     assert logits.grad is not None and (logits.grad == 0).all()
+
+
+def test_scan_by_scan_the_lovasz_term_is_the_mean_over_scans_and_parts_add_up() -> None:
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    labels, frame = torch.tensor([1, 0, 2, 3, 0, 1, 1, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    terms = segmentation_loss(logits, labels, frame, "scan")
+    scans = [lovasz_softmax(logits[rows].softmax(1), labels[rows]) for rows in ([0, 2, 3], [5, 6], [8])]
+    torch.testing.assert_close(terms.lovasz, torch.stack(scans).mean())
+    torch.testing.assert_close(terms.cross_entropy, segmentation_loss(logits, labels).cross_entropy)
+
+    whole = Whole(Counts(6, 3, 2))
+    first, rest = frame == 0, frame > 0
+    shares = [segmentation_loss(logits[p], labels[p], frame[p], "scan", whole=whole) for p in (first, rest)]
+    for term, parts in zip(terms, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(term, torch.stack(parts).sum())
 
 
 @pytest.mark.parametrize("case", ["a", "b", "c", "noignore"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ from torch import Tensor
 from manifests.config import ConfigError
 from manifests.store import StoreError
 from trainer import checkpoint
+from trainer import train as trainer_train
 from trainer.config import TrainerError
 from trainer.evaluate import evaluate
+from trainer.minkunet import build_network
 from trainer.predict import predict
 from trainer.sparse import Minkowski
 from trainer.train import cosine, locked, resolve_device, train
@@ -171,6 +174,39 @@ def test_the_weights_do_not_depend_on_the_number_of_workers(fleet: Any, console:
     assert same_tensors(alone, two)
 
 
+def one_step(fleet: Any, console: Console, *overrides: str) -> tuple[dict[str, Tensor], checkpoint.Checkpoint]:
+    """Return the weights that a step starts from, and the checkpoint after it."""
+    settings = ("distill.epochs=1", "distill.batch_size=5", "distill.lr_trunk=0.2", "distill.weight_decay=0")
+    recipe = fleet.recipe(*settings, *overrides)
+    network = build_network(recipe.network, 1, 4, Minkowski(), generator=torch.Generator().manual_seed(0))
+    before = {name: one.detach() for name, one in network.named_parameters()}
+    return before, checkpoint.load(train(recipe, "distill", console))
+
+
+def test_a_long_gradient_is_shortened(fleet: Any, console: Console) -> None:
+    before, after = one_step(fleet, console, "distill.clip_norm=0.01")
+    moved = torch.cat([(after.weights[name] - before[name]).flatten() for name in before])
+    assert float(moved.norm()) == pytest.approx(0.2 * 0.01, rel=1e-3)
+
+
+def test_a_moving_average_is_what_counts_where_it_is_kept(fleet: Any, console: Console) -> None:
+    before, after = one_step(fleet, console, "distill.ema_decay=0.75")
+    for name, start in before.items():
+        learnt = after.tensors[f"model.{name}"]
+        torch.testing.assert_close(after.weights[name], 0.75 * start + 0.25 * learnt)
+    assert after.document["weights"] == checkpoint.weights_digest(after.weights)
+    assert torch.equal(after.weights["bn0.bn.running_mean"], after.tensors["model.bn0.bn.running_mean"])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_about_the_same(fleet: Any, console: Console, precision: str) -> None:
+    _, exact = one_step(fleet, console)
+    settings = (f"distill.precision={precision}", f"run.runs={fleet.folder}/low")
+    _, low = one_step(fleet, console, *settings)
+    assert low.document["loss"]["total"] == pytest.approx(exact.document["loss"]["total"], rel=1e-2)
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in low.weights.values())
+
+
 # -- how it goes on ----------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +239,53 @@ def test_one_epoch_and_one_resumed_equal_two_bit_for_bit(
     parts = train(recipe, task, console)
     assert same_tensors(whole, parts)
     assert checkpoint.read_document(parts)["step"] == checkpoint.read_document(whole)["step"]
+
+
+ALL_AT_ONCE = (
+    "distill.lovasz=scan",
+    "distill.accumulate=2",
+    "distill.ema_decay=0.9",
+    "distill.clip_norm=1",
+    "distill.precision=float16",
+    "distill.optimiser=adamw",
+)
+
+
+@pytest.mark.parametrize("overrides", [(), ALL_AT_ONCE], ids=["plain", "all at once"])
+def test_a_run_that_is_asked_to_end_saves_before_the_next_step_and_goes_on_bit_for_bit(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    overrides = ("distill.batch_size=2", *overrides)
+    whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
+    agree, n_steps = trainer_train.agree, 0
+
+    def press(*arguments: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 5:  # of 6, in the second of two epochs
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(trainer_train, "agree", press)
+        train(fleet.recipe(*overrides), "distill", console)
+    assert "1 of 2 epochs and the state in the middle of the next one are finished and kept" in str(caught.value)
+    running = fleet.folder / "runs/street/distill/running.safetensors"
+    document = checkpoint.read_document(running)
+    assert (document["epoch"], document["step"], document["so_far"]["batches"]) == (1, 5, 2)
+    torch.rand(5)  # whatever happens in between
+    parts = train(fleet.recipe(*overrides), "distill", console)
+    assert same_tensors(whole, parts)
+    assert checkpoint.read_document(whole)["loss"] == checkpoint.read_document(parts)["loss"]
+    assert not running.exists()
+
+
+def test_a_state_saved_in_the_middle_of_an_epoch_changes_no_result(
+    fleet: Any, console: Console, tmp_path: Path
+) -> None:
+    rarely = train(fleet.recipe("run.checkpoint_minutes=0", f"run.runs={tmp_path}/rarely"), "distill", console)
+    often = train(fleet.recipe("run.checkpoint_steps=1"), "distill", console)
+    assert same_tensors(rarely, often)
 
 
 def test_a_finished_run_is_left_as_it_is(fleet: Any, console: Console, capsys: Any) -> None:
@@ -342,17 +425,21 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_run_goes_on_after_its_last_finished_epoch(fleet: Any, console: Console, tmp_path: Path) -> None:
-    overrides = ("distill.epochs=4", "distill.keep_every=1", "run.loader_workers=1")
+def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
+    fleet: Any, console: Console, tmp_path: Path
+) -> None:
+    overrides = ("distill.epochs=4", "distill.batch_size=1", "run.checkpoint_steps=3", "run.loader_workers=1")
     whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
     folder = fleet.folder / "runs/street/distill"
 
     killed = start(fleet, *overrides)
-    wait_for(folder / "epoch-0001.safetensors", killed)
+    wait_for(folder / "running.safetensors", killed)
     killed.kill()
     killed.communicate()
     assert not (folder / "epoch-0004.safetensors").exists()
 
     parts = train(fleet.recipe(*overrides), "distill", console)
-    assert [event["epoch"] for event in log_of(fleet, "distill", "start")][-1] >= 1, "it went on, not over"
+    resumed = log_of(fleet, "distill", "start")[-1]
+    assert (resumed["epoch"], resumed["batch"]) > (0, 0), "it went on, not over"
     assert same_tensors(whole, parts)
+    assert checkpoint.read_document(whole)["loss"] == checkpoint.read_document(parts)["loss"]
