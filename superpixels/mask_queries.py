@@ -18,8 +18,9 @@ from scipy.sparse import csr_array
 from superpixels.pooling import bilinear_matrix
 
 _STRIP_ROWS = 8
-ABSENT_LOGIT = -16.0
-"""Logit of a mask where it was cut off; its sigmoid is 1e-7."""
+ABSENT_LOGIT = -3.0
+"""Logit of a mask where it was cut off: its sigmoid is 0.05. Much lower, and masks would shrink where the next cell has
+lost them, as the logits between are mixed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,3 +124,61 @@ def query_shares(masks: MaskQueries, label_map: npt.NDArray[np.integer[Any]], n:
         inside = csr_array((np.ones(count, np.float32), (label, np.arange(count))), shape=(n + 1, count))
         shares += inside @ soft
     return shares[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Panoptic:
+    """Which query owns which pixels. `label_map` uint16 (H, W) holds segments 1..n, 0 where there is none.
+
+    `segment` int32 (q,) is the segment of each query, 0 for those that got none; `area_px` int64 (q,) the pixels that a
+    query adds to its segment. Segments are numbered in the order of the first query that each was made from.
+    """
+
+    label_map: npt.NDArray[np.uint16]
+    segment: npt.NDArray[np.int32]
+    area_px: npt.NDArray[np.int64]
+
+
+def panoptic_merge(
+    masks: MaskQueries,
+    score: npt.NDArray[np.floating[Any]],
+    prompt: npt.NDArray[np.integer[Any]],
+    keep: npt.NDArray[np.bool_],
+    thing: npt.NDArray[np.bool_],
+    overlap: float,
+    cut_px: npt.NDArray[np.floating[Any]] | None = None,
+) -> Panoptic:
+    """Give pixels to queries and merge those that name the same stuff, as Mask2Former's panoptic inference does.
+
+    A pixel is owned by the query of largest score * sigmoid(m), of those to `keep` (q,); what a query owns becomes a
+    segment where sigmoid(m) >= 1/2. A query is dropped if nothing of it is left, or if it owns less than the share
+    `overlap` of all pixels with sigmoid(m) >= 1/2; its pixels then belong to no segment. Queries of a `prompt` (q,)
+    that is no `thing` (q,) share one segment. `cut_px` (q,) adds to a query's pixels those that its cut mask has lost.
+    """
+    kept = np.flatnonzero(keep)
+    n = masks.n_queries
+    owner = np.zeros(masks.size_px, np.int32)
+    inside = np.zeros(masks.size_px, np.bool_)
+    covered = np.zeros(n) if cut_px is None else cut_px.astype(np.float64)
+    if not len(kept):
+        return Panoptic(owner.astype(np.uint16), np.zeros(n, np.int32), np.zeros(n, np.int64))
+    weight = score[kept].astype(np.float32)
+    for strip, soft in masks.strips():
+        some = soft[:, kept]
+        winner = (some * weight).argmax(axis=1)
+        shape = (-1, masks.size_px[1])
+        owner[strip] = kept[winner].reshape(shape)
+        inside[strip] = (some[np.arange(len(some)), winner] >= 0.5).reshape(shape)
+        covered[kept] += (some >= 0.5).sum(axis=0)
+    owned_px = np.bincount(owner.ravel(), minlength=n)
+    area_px = np.bincount(owner[inside], minlength=n)
+    stays = keep & (area_px > 0) & (owned_px >= overlap * covered)
+    # A thing stands for itself; stuff stands for the first query that stays and has the same prompt.
+    first = np.arange(n)
+    stuff = np.flatnonzero(stays & ~thing)
+    _, start, group = np.unique(prompt[stuff], return_index=True, return_inverse=True)
+    first[stuff] = stuff[start][group]
+    opens = stays & (first == np.arange(n))
+    segment = np.where(stays, np.cumsum(opens)[first], 0).astype(np.int32)
+    label_map = np.where(inside, segment[owner], 0).astype(np.uint16)
+    return Panoptic(label_map, segment, np.where(stays, area_px, 0))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
 from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
 from pipeline.teachers.composite import Composite, CompositeConfig
+from pipeline.teachers.fcclip import FcClip, FcClipConfig
 from pipeline.teachers.oracle import Oracle, OracleConfig
 from pipeline.teachers.san import San, SanConfig
 
@@ -125,6 +126,13 @@ TEACHERS: dict[str, TeacherKind] = {
         has_encode=True,
         content=Composite.content,
         kilobytes_per_frame=Composite.kilobytes_per_frame,
+    ),
+    "fcclip": TeacherKind(
+        FcClipConfig,
+        FcClip.load,
+        has_encode=True,
+        content=FcClip.content,
+        kilobytes_per_frame=FcClip.kilobytes_per_frame,
     ),
     "oracle": TeacherKind(
         OracleConfig, Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content

@@ -8,7 +8,7 @@ code that a folder brings is run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,3 +181,40 @@ def load_tokenizer(network: Network) -> Any:
         raise ConfigError(
             f"{network.folder} has no tokenizer that can be used ({first_line(error)}); its files belong to the weights"
         ) from None
+
+
+def mask2former_decoders(
+    channels: Sequence[int], width: int, heads: int, queries: int, encoder_layers: int, decoder_layers: int, hidden: int
+) -> tuple[Any, Any]:
+    """Return Mask2Former's pixel decoder and transformer decoder for a backbone of ours, with random weights.
+
+    `channels` are those of the backbone's grids at strides 4, 8, 16 and 32; `hidden` is the width of the decoder's
+    feed-forward layers. The deformable attention is transformers' own in plain PyTorch. Both classes are internal to
+    transformers and unchanged from 4.57 to 5.23.
+    """
+    import torch
+
+    ensure_torchvision()
+    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former import modeling_mask2former as mask2former
+
+    config = Mask2FormerConfig(
+        feature_size=width,
+        mask_feature_size=width,
+        hidden_dim=width,
+        num_attention_heads=heads,
+        num_queries=queries,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers + 1,  # there it counts the prediction before the first layer
+        dim_feedforward=hidden,
+        encoder_feedforward_dim=hidden // 2,
+        feature_strides=[4, 8, 16, 32],
+        common_stride=4,
+        dropout=0.0,
+        pre_norm=False,
+        enforce_input_projection=False,
+    )
+    pixel_decoder: Any = mask2former.Mask2FormerPixelDecoder(config, feature_channels=list(channels))
+    levels = torch.randn_like(pixel_decoder.input_projections[0][1].weight.expand(3, -1))
+    pixel_decoder.level_embed = torch.nn.Parameter(levels)  # transformers leaves memory as it found it
+    return pixel_decoder, mask2former.Mask2FormerTransformerModule(in_features=width, config=config)

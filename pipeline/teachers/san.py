@@ -9,7 +9,6 @@ pixels of a segment are summed first (see superpixels.mask_queries).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +19,28 @@ from scipy.special import softmax
 
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.teachers.masks import (
+    DIVISOR_PX,
+    MASK_FORMATS,
+    ImageSize,
+    keep_logits,
+    logits_kept,
+    network_pixels,
+    resized,
+)
 from pipeline.teachers.templates import templates_of
 from pipeline.teachers.weights import Weights, fill, read_tensors
-from superpixels.mask_queries import MaskQueries, prompt_argmax, query_shares, sampling
+from superpixels.mask_queries import MaskQueries, prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.recipe import Recipe, SegmentConfig
     from pipeline.teachers.side_adapter import San as Network
     from pipeline.teachers.towers import Towers
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
-MASK_FORMATS = ("uint8", "float16")
-MASK_STEP = 0.1
-"""Mask logits kept as uint8 are whole multiples of this, from -12.8 to 12.7: the sigmoid is off by 0.0125 at most."""
-
-_DIVISOR_PX = 32  # the reference pads its images to multiples of this
 _WEIGHTS = ("model", "weights", "weights_sha256")
 _FIELDS = {
     "text": _WEIGHTS,
@@ -88,8 +93,8 @@ class SanConfig:
             raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
         if self.masks not in MASK_FORMATS:
             raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
-        if not _DIVISOR_PX <= self.short_side_px <= 4096:
-            raise ValueError(f"short_side_px is {self.short_side_px}; expected {_DIVISOR_PX} to 4096")
+        if not DIVISOR_PX <= self.short_side_px <= 4096:
+            raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
 
     @property
     def pinned(self) -> Weights:
@@ -102,26 +107,6 @@ class SanConfig:
         if values.pop("weights_sha256", None):
             values["weights"] = self.pinned.identity
         return {"name": self.name, **values}
-
-
-@dataclass(frozen=True)
-class ImageSize:
-    """How large an image goes into the side network, and how much of that is image and not padding; height, width."""
-
-    image_px: tuple[int, int]
-    padded_px: tuple[int, int]
-
-    @classmethod
-    def of(cls, config: SanConfig, height_px: int, width_px: int) -> ImageSize:
-        """Return the sizes for a camera's image."""
-        short = min(height_px, width_px)
-        if config.parity:
-            height, width = (int(side * config.short_side_px / short) for side in (height_px, width_px))
-            padded_height, padded_width = (-(-side // _DIVISOR_PX) * _DIVISOR_PX for side in (height, width))
-            return cls((height, width), (padded_height, padded_width))
-        scale = config.short_side_px / short / _DIVISOR_PX
-        height, width = (_DIVISOR_PX * max(1, round(side * scale)) for side in (height_px, width_px))
-        return cls((height, width), (height, width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +134,7 @@ class San:
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         queries, dims = {"tiny": (8, 32), "ViT-B-16-quickgelu": (100, 512)}.get(config.model, (100, 768))
-        height, width = ImageSize.of(config, 900, 1600).padded_px
+        height, width = image_size(config, 900, 1600).padded_px
         cells = height * width // 16**2
         return 6 * queries * (cells * (1 if config.masks == "uint8" else 2) + 2 * dims + 4) / 1000
 
@@ -158,50 +143,71 @@ class San:
         assert self.towers is not None, "the teacher was loaded for another stage"
         return self.towers.text_vectors(prompts, self.templates)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.device
+
+    @property
+    def batch(self) -> int:
+        """Images at once: the views of a frame on a CPU, where more gain nothing; enough to fill a GPU otherwise."""
+        return 16 if self.device.type == "cuda" else 6
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether batches must be of one size."""
+        return False
+
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return the queries of every camera; raises FrameError on bad images or masks.
+        """Return the queries of every camera, `<camera>/` and what `pack` names; raises FrameError."""
+        from pipeline.teachers.batches import encode_frame
 
-        Named `<camera>/...`: `masks` (q, h, w), their logits as float16, or as uint8 with code c for (c - 128) times
-        MASK_STEP; `embedding` float16 (q, d), unit vectors; `none` float32 (q,), the logit of "none of the prompts";
-        `logit_scale` float32 (1,), what cosines with prompts are multiplied by.
+        return encode_frame(self, frame)
 
-        Images are decoded side by side, and those of equal size go through the network together.
-        """
-        assert self.network is not None, "the teacher was loaded for another stage"
-        with ThreadPoolExecutor(max_workers=max(len(frame.cameras), 1)) as threads:
-            images = list(threads.map(self.read, frame.cameras))
-        views: dict[tuple[int, ...], list[int]] = {}
-        for view, image in enumerate(images):
-            views.setdefault(image.shape, []).append(view)
-        encoding: dict[str, npt.NDArray[Any]] = {}
-        parts: dict[int, dict[str, npt.NDArray[Any]]] = {}
-        for alike in views.values():
-            masks, embedding, none, logit_scale = run_network(
-                self.network, self.towers, np.stack([images[view] for view in alike]), self.config
-            )
-            for i, view in enumerate(alike):
-                if not (np.isfinite(masks[i]).all() and np.isfinite(embedding[i]).all()):
-                    raise FrameError(
-                        f"{frame.cameras[view].image_path}: masks or vectors of {self.config.model} hold values that "
-                        'are not finite; check the weights, and set teacher.precision = "fp32"'
-                    )
-                parts[view] = {
-                    "masks": keep_logits(masks[i], self.config.masks),
-                    "embedding": embedding[i].astype(np.float16),
-                    "none": none[i],
-                    "logit_scale": logit_scale,
-                }
-        for view, camera in enumerate(frame.cameras):
-            encoding |= {f"{camera.name}/{part}": value for part, value in parts[view].items()}
-        return encoding
-
-    def read(self, camera: Camera) -> npt.NDArray[np.uint8]:
-        """Return a camera's image at the side network's size without padding, RGB uint8 (H, W, 3), bicubic."""
-        from PIL import Image
-
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the side network's size without padding, RGB uint8 (H, W, 3)."""
         image = read_image(self.root, camera)
-        height, width = ImageSize.of(self.config, *image.shape[:2]).image_px
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        height, width = image.shape[:2]
+        return resized(image, image_size(self.config, height, width).image_px)
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return mask logits (b, q, h, w), unit vectors (b, q, d), the logit of "none" (b, q) and the scale (b, 1)."""
+        import torch
+        from torch.nn.functional import interpolate, normalize
+
+        assert self.network is not None, "the teacher was loaded for another stage"
+        pixels = network_pixels(batch)
+        ratio, patch = self.network.shape.clip_scale, self.network.clip.visual.patch_size[0]
+        if self.config.parity:
+            clip_pixels = interpolate(pixels, scale_factor=ratio, mode="bilinear", align_corners=False)
+        else:
+            size = [patch * max(1, round(side * ratio / patch)) for side in pixels.shape[2:]]
+            clip_pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            masks, embedding = self.network(pixels, clip_pixels)
+        unit, scale = normalize(embedding.float(), dim=-1), self.network.logit_scale
+        none = scale * (unit @ normalize(self.network.bg_embed, dim=-1).T)[..., 0]
+        return {"masks": masks.float(), "embedding": unit, "none": none, "logit_scale": scale.expand(len(batch), 1)}
+
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the queries of an image as they are cached; raises FrameError where they hold values not finite.
+
+        `masks` (q, h, w), their logits as float16, or as uint8 with code c for (c - 128) times MASK_STEP; `embedding`
+        float16 (q, d), unit vectors; `none` float32 (q,), the logit of "none of the prompts"; `logit_scale` float32
+        (1,), what cosines with prompts are multiplied by.
+        """
+        if not all(np.isfinite(part).all() for part in outputs.values()):
+            raise FrameError(
+                f"{camera.image_path}: masks or vectors of {self.config.model} hold values that are not finite; check "
+                'the weights, and set teacher.precision = "fp32"'
+            )
+        return {
+            "masks": keep_logits(outputs["masks"], self.config.masks),
+            "embedding": outputs["embedding"].astype(np.float16),
+            "none": outputs["none"],
+            "logit_scale": outputs["logit_scale"],
+        }
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
@@ -246,14 +252,16 @@ class San:
                     f"table encode has no {camera.name}/{part}; it was made for other cameras: run `encode` again"
                 )
         logit = logits_kept(encoding[f"{camera.name}/masks"])
-        size = ImageSize.of(self.config, camera.height_px, camera.width_px)
-        rows, columns = (
-            sampling(max(1, round(side * self.segmentation.scale)), cells, *((pad, kept) if self.config.parity else ()))
-            for side, cells, pad, kept in zip(
-                (camera.height_px, camera.width_px), logit.shape[1:], size.padded_px, size.image_px, strict=True
-            )
-        )
-        return MaskQueries(logit, None, len(logit), rows, columns)
+        size = image_size(self.config, camera.height_px, camera.width_px)
+        return size.queries(camera, self.segmentation.scale, logit, None, len(logit))
+
+
+def image_size(config: SanConfig, height_px: int, width_px: int) -> ImageSize:
+    """Return how large a camera's image goes into the side network."""
+    if not config.parity:
+        return ImageSize.whole(config.short_side_px, height_px, width_px)
+    short = min(height_px, width_px)
+    return ImageSize.padded(height_px * config.short_side_px // short, width_px * config.short_side_px // short)
 
 
 def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:
@@ -273,52 +281,3 @@ def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:
         )
     network.requires_grad_(False).eval().to(target)
     return network, Towers(network.clip, tokenizer, target)
-
-
-def run_network(
-    network: Network, towers: Towers | None, images: npt.NDArray[np.uint8], config: SanConfig
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mask logits (b, q, h, w), unit vectors (b, q, d), logits of "none" (b, q) and the logit scale (1,).
-
-    `images` are RGB (b, H, W, 3), alike in size and not padded.
-    """
-    import torch
-    from torch.nn.functional import interpolate, normalize, pad
-
-    from pipeline.teachers.towers import pixel_statistics
-
-    assert towers is not None
-    device = towers.device
-    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in pixel_statistics())
-    pixels = (torch.from_numpy(images).to(device).permute(0, 3, 1, 2) - mean) / std
-    ratio, patch = network.shape.clip_scale, network.clip.visual.patch_size[0]
-    if config.parity:
-        down, right = (-side % _DIVISOR_PX for side in pixels.shape[2:])
-        pixels = pad(pixels, (0, right, 0, down))
-        clip_pixels = interpolate(pixels, scale_factor=ratio, mode="bilinear", align_corners=False)
-    else:
-        size = [patch * max(1, round(side * ratio / patch)) for side in pixels.shape[2:]]
-        clip_pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        masks, embedding = network(pixels, clip_pixels)
-    with torch.inference_mode():
-        unit = normalize(embedding.float(), dim=-1)
-        none = network.logit_scale * (unit @ normalize(network.bg_embed, dim=-1).T)[..., 0]
-        scale = network.logit_scale.reshape(1)
-    return masks.float().cpu().numpy(), unit.cpu().numpy(), none.cpu().numpy(), scale.cpu().numpy()
-
-
-def keep_logits(masks: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]:
-    """Return mask logits as they are cached; what is beyond the range becomes its end, where the sigmoid is 0 or 1."""
-    if kind == "float16":
-        limit = float(np.finfo(np.float16).max)
-        halves: npt.NDArray[np.float16] = np.clip(masks, -limit, limit).astype(np.float16)
-        return halves
-    codes: npt.NDArray[np.uint8] = np.clip(np.rint(masks / MASK_STEP) + 128, 0, 255).astype(np.uint8)
-    return codes
-
-
-def logits_kept(masks: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return mask logits from how they are cached."""
-    logits = masks.astype(np.float32)
-    return (logits - 128) * np.float32(MASK_STEP) if masks.dtype == np.uint8 else logits

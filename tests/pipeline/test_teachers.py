@@ -58,6 +58,10 @@ def tiny_san(root: Path) -> dict[str, Any]:
     return {"name": "san", "model": "tiny", "weights": "random:0", "short_side_px": 64}
 
 
+def tiny_fcclip(root: Path) -> dict[str, Any]:
+    return {"name": "fcclip", "model": "tiny-convnext", "weights": "random:0", "short_side_px": 64, "overlap": 0.0}
+
+
 def official_files(root: Path) -> dict[str, Any]:
     for name, (width, height) in SIZES.items():
         ids = np.ones((height, width), np.uint8)
@@ -102,6 +106,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "composite": superpixels_with_clip,
     "composite: sam3, tipsv2": sam3_with_tips,
     "composite: proposer": proposals_with_clip,
+    "fcclip": tiny_fcclip,
     "oracle": class_maps,
     "san": tiny_san,
 }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from superpixels.mask_queries import ABSENT_LOGIT, MaskQueries, prompt_argmax, query_shares, sampling
+from superpixels.mask_queries import ABSENT_LOGIT, MaskQueries, panoptic_merge, prompt_argmax, query_shares, sampling
 from superpixels.segments import Segments, compact
 
 
@@ -123,3 +123,33 @@ def test_an_image_as_san_sees_it_is_segmented_in_300_megabytes() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6
+
+
+def panoptic_loop(soft: np.ndarray, score: np.ndarray, prompt: np.ndarray, keep: np.ndarray, thing: np.ndarray) -> Any:
+    """Panoptic merging as a loop over queries, mask by mask; soft masks are (q, H, W)."""
+    label_map = np.zeros(soft.shape[1:], int)
+    segment, area = np.zeros(len(soft), int), np.zeros(len(soft), int)
+    owner = np.where(keep[:, None, None], score[:, None, None] * soft, -1).argmax(axis=0)
+    stuff: dict[int, int] = {}
+    for q in np.flatnonzero(keep):
+        owned, covers = owner == q, soft[q] >= 0.5
+        if not (owned & covers).any() or owned.sum() / covers.sum() < 0.8:
+            continue
+        new = segment.max() + 1
+        segment[q] = new if thing[q] else stuff.setdefault(int(prompt[q]), new)
+        area[q] = (owned & covers).sum()
+        label_map[owned & covers] = segment[q]
+    return label_map, segment, area
+
+
+@given(st.integers(0, 1000))
+def test_panoptic_merging_equals_a_loop_over_the_queries(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = masks_of(random_masks(seed, queries=12), 20, 30)
+    score, prompt, keep = rng.random(12).astype(np.float32), rng.integers(0, 4, 12), rng.random(12) < 0.6
+    thing = prompt < 2
+    found = panoptic_merge(masks, score, prompt, keep, thing, overlap=0.8)
+    label_map, segment, area = panoptic_loop(soft_of(masks), score, prompt, keep, thing)
+    np.testing.assert_array_equal(found.label_map, label_map)
+    np.testing.assert_array_equal(found.segment, segment)
+    np.testing.assert_array_equal(found.area_px, area)

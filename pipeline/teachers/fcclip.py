@@ -1,0 +1,375 @@
+"""Teacher `fcclip`: FC-CLIP, whose masks are single objects where things can be counted, from its official checkpoint.
+
+Its encode half is the network: masks of 250 queries, of which each cell keeps the strongest few, and two vectors per
+query. Its segment half names the queries by a geometric mean of what the two vectors say, and gives pixels to queries
+by panoptic merging. A segment's vector is CLIP's own of the pixels ("outside"), as in the AFOV paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax, softmax
+
+from manifests.config import changed_values
+from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.teachers.masks import MASK_FORMATS, ImageSize, keep_logits, logits_kept, network_pixels, resized
+from pipeline.teachers.templates import templates_of
+from pipeline.teachers.weights import Weights, fill, read_tensors
+from superpixels.mask_queries import panoptic_merge
+from superpixels.segments import Segments, Split, compact
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.recipe import Recipe, SegmentConfig
+    from pipeline.teachers.fcclip_network import FcClip as Network
+    from pipeline.teachers.towers import Towers
+
+MODELS = ("convnext_large_d_320", "tiny-convnext")
+PARTS = ("query", "masks", "cut", "inside", "outside", "void", "logit_scale")
+
+# The names that FC-CLIP was trained with (COCO panoptic, with the synonyms of its coco_panoptic_with_prompt_eng.txt).
+SEEN_NAMES = frozenset(
+    "person,child,girl,boy,woman,man,people,children,girls,boys,women,men,lady,guy,ladies,guys,clothes,bicycle,bicycles,"
+    "bike,bikes,car,cars,motorcycle,motorcycles,airplane,airplanes,bus,buses,train,trains,locomotive,locomotives,"
+    "freight train,truck,trucks,boat,boats,traffic light,fire hydrant,stop sign,parking meter,bench,benches,bird,birds,"
+    "cat,cats,kitties,kitty,dog,dogs,puppy,puppies,horse,horses,foal,sheep,cow,cows,calf,elephant,elephants,bear,bears,"
+    "zebra,zebras,giraffe,giraffes,backpack,backpacks,umbrella,umbrellas,handbag,handbags,tie,suitcase,suitcases,"
+    "frisbee,skis,snowboard,sports ball,kite,kites,baseball bat,baseball glove,skateboard,surfboard,tennis racket,"
+    "bottle,bottles,water bottle,wine glass,wine glasses,wineglass,cup,cups,water cup,water glass,fork,forks,knife,"
+    "knives,spoon,spoons,bowl,bowls,banana,bananas,apple,apples,apple fruit,sandwich,sandwiches,orange fruit,broccoli,"
+    "carrot,carrots,hot dog,pizza,donut,donuts,cake,cakes,chair,chairs,couch,sofa,sofas,potted plant,potted plants,"
+    "pottedplant,pottedplants,planter,planters,bed,beds,dining table,dining tables,diningtable,diningtables,plate,"
+    "plates,diningtable tablecloth,toilet,tv,laptop,mouse,tv remote,remote control,keyboard,cell phone,mobile,"
+    "microwave,oven,ovens,toaster,sink,sinks,refrigerator,fridge,book,books,clock,vase,vases,scissor,scissors,"
+    "teddy bear,teddy bears,hair drier,toothbrush,toothbrushes,banner,banners,blanket,blankets,bridge,cardboard,"
+    "counter,curtain,curtains,door,doors,wood floor,flower,flowers,fruit,fruits,gravel,house,lamp,bulb,lamps,bulbs,"
+    "mirror,tennis net,pillow,pillows,platform,playingfield,tennis court,baseball field,soccer field,tennis field,"
+    "railroad,river,road,roof,sand,sea,sea wave,wave,waves,shelf,snow,stairs,tent,towel,brick wall,stone wall,"
+    "tile wall,wood wall,water,window blind,window,tree,trees,palm tree,bushes,fence,fences,ceiling,sky,clouds,"
+    "cabinet,cabinets,table,floor,flooring,tile floor,pavement,mountain,mountains,grass,dirt,paper,food,building,"
+    "buildings,rock,wall,walls,rug".split(",")
+)
+
+_WEIGHTS = ("model", "weights", "weights_sha256")
+_FIELDS = {
+    "text": _WEIGHTS,
+    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "top", "parity"),
+    "segment": ("short_side_px", "parity", "alpha", "beta", "overlap"),
+}
+_SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
+_LEAST_PROBABILITY = 1e-8  # added to every probability, as in the reference
+
+
+@dataclass(frozen=True)
+class FcClipConfig:
+    """Section `[teacher]` with `name = "fcclip"`.
+
+    `model` is the CLIP under the decoders: "convnext_large_d_320" for the official fcclip_cocopan.pth, or
+    "tiny-convnext". `weights` is the path of the file, `hub:OWNER/NAME/FILE` or `random:SEED` (tests and dry runs: the
+    masks mean nothing); `weights_sha256` and, for the hub, `weights_revision` pin it (see pipeline.teachers.weights).
+    The file holds CLIP as well; nothing else is fetched.
+
+    `short_side_px` is the image's shorter side as the network sees it; both are rounded to multiples of 32. `precision`
+    "bf16" runs CLIP in bfloat16, never the decoders. Of the masks each cell keeps the `top` foremost, their logits as
+    `masks` says: "uint8" in steps of 0.1, or "float16". The probability of a prompt is p_inside^(1-g) p_outside^g, with
+    g = `alpha` for names that FC-CLIP was trained with, else `beta`. A query counts if it owns the share `overlap` of
+    its mask.
+
+    `parity` takes images at their own size, padded with black to multiples of 32, instead of `short_side_px`; and where
+    several queries make up one stuff segment, their first gives it its vector and score, though the others may hold
+    most of its pixels. By default each weighs as much as it has pixels.
+    """
+
+    name: str = "fcclip"
+    model: str = "convnext_large_d_320"
+    weights: str = ""
+    weights_sha256: str = ""
+    weights_revision: str = ""
+    short_side_px: int = 896
+    precision: str = "fp32"
+    masks: str = "uint8"
+    top: int = 4
+    alpha: float = 0.4
+    beta: float = 0.8
+    overlap: float = 0.8
+    parity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name != "fcclip":
+            raise ValueError(f'name is "{self.name}"; these are the settings of "fcclip"')
+        if self.model not in MODELS:
+            raise ValueError(f'model is "{self.model}"; FC-CLIP\'s checkpoint stands on "{MODELS[0]}"')
+        if self.pinned.is_tag:
+            raise ValueError(
+                f'weights are "{self.weights}"; give the path of the official checkpoint fcclip_cocopan.pth, '
+                "hub:OWNER/NAME/FILE, or random:SEED for a dry run"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
+        if self.masks not in MASK_FORMATS:
+            raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
+        if not 32 <= self.short_side_px <= 4096 or self.top < 1:
+            raise ValueError("32 <= short_side_px <= 4096 and top >= 1 are required")
+        if not all(0 <= value <= 1 for value in (self.alpha, self.beta, self.overlap)):
+            raise ValueError("alpha, beta and overlap are shares; expected 0 to 1")
+
+    @property
+    def pinned(self) -> Weights:
+        """The weights and what pins them."""
+        return Weights(self.weights, self.weights_sha256, self.weights_revision)
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
+        values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
+        if values.pop("weights_sha256", None):
+            values["weights"] = self.pinned.identity
+        return {"name": self.name, **values}
+
+    def image_size(self, height_px: int, width_px: int) -> ImageSize:
+        """Return how large a camera's image goes into the network."""
+        if self.parity:
+            return ImageSize.padded(height_px, width_px)
+        return ImageSize.whole(self.short_side_px, height_px, width_px)
+
+
+@dataclass(frozen=True, eq=False)
+class FcClip:
+    """The loaded teacher. `network` and `towers` are None where only the segment half is run: it needs neither.
+
+    `known` float32 (n, d) are the text vectors of the names that FC-CLIP was trained with, for stage "encode".
+
+    `seen` and `thing` bool (p,) tell of each prompt whether FC-CLIP was trained with it, and whether it is countable.
+    """
+
+    config: FcClipConfig
+    root: Path
+    templates: tuple[str, ...]
+    segmentation: SegmentConfig
+    seen: npt.NDArray[np.bool_]
+    thing: npt.NDArray[np.bool_]
+    network: Network | None
+    towers: Towers | None
+    known: torch.Tensor | None
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: str) -> FcClip:
+        """Return the teacher, with the network that stage "text" and "encode" need; raises ConfigError."""
+        config = recipe.teacher
+        assert isinstance(config, FcClipConfig)
+        network, towers = load_network(config, recipe.run.device) if stage != "segment" else (None, None)
+        known = None
+        if towers and stage == "encode":
+            import torch
+
+            known = torch.from_numpy(towers.text_vectors(sorted(SEEN_NAMES), templates_of("single")))
+            known = known.to(towers.device)
+        return cls(
+            config=config,
+            root=Path(recipe.data.root),
+            templates=templates_of(recipe.text.templates),
+            segmentation=recipe.segment,
+            seen=np.array([prompt in SEEN_NAMES for prompt in recipe.ontology.prompts], np.bool_),
+            thing=recipe.ontology.thing_of_prompt,
+            network=network,
+            towers=towers,
+            known=known,
+        )
+
+    @staticmethod
+    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
+        """Return what segments depend on beside their tables and settings: which prompts are countable."""
+        return {"thing_of_prompt": recipe.ontology.thing_of_prompt.tolist()} if stage == "segment" else {}
+
+    @staticmethod
+    def kilobytes_per_frame(recipe: Recipe) -> float:
+        """Return about how large masks and vectors of six 16:9 images are, before compression."""
+        config = recipe.teacher
+        assert isinstance(config, FcClipConfig)
+        queries, dims = (12, 32) if config.model == "tiny-convnext" else (250, 768)
+        height, width = config.image_size(900, 1600).padded_px
+        logits = min(config.top, queries) * (height // 4) * (width // 4) * (2 if config.masks == "uint8" else 3)
+        return 6 * (logits + queries * (2 * 2 * dims + 8)) / 1000
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d)."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.text_vectors(prompts, self.templates)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.device
+
+    @property
+    def batch(self) -> int:
+        """Images at once."""
+        return 6 if self.device.type == "cuda" else 1
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether batches must be of one size."""
+        return False
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return the queries of every camera, `<camera>/` and what `pack` names; raises FrameError."""
+        from pipeline.teachers.batches import encode_frame
+
+        return encode_frame(self, frame)
+
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the network's size without padding, RGB uint8 (H, W, 3)."""
+        image = read_image(self.root, camera)
+        size = self.config.image_size(*image.shape[:2]).image_px
+        return image if size == image.shape[:2] else resized(image, size)
+
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return what `pack` takes for a batch of images.
+
+        Most queries show no object, and their masks would crowd out the others. So the masks of a cell are ranked by
+        sigmoid(m) times the probability that the query shows anything, judged by the names that FC-CLIP was trained
+        with: what is kept does not depend on the class dictionary.
+        """
+        import torch
+        from torch.nn.functional import logsigmoid, normalize
+
+        assert self.network is not None and self.known is not None, "the teacher was loaded for another stage"
+        masks, inside, outside = self.network(network_pixels(batch), bf16=self.config.precision == "bf16")
+        scales = self.network.scales()
+        void = scales[0] * (inside @ normalize(self.network.void_embedding.weight, dim=-1).T)[..., 0]
+        anything = logsigmoid((scales[0] * (inside @ self.known.T)).logsumexp(dim=-1) - void)
+        rank = logsigmoid(masks) + anything[..., None, None]
+        query = rank.topk(min(self.config.top, masks.shape[1]), dim=1).indices
+        lost = (masks >= 0).scatter(1, query, torch.zeros_like(query, dtype=torch.bool)).sum(dim=(2, 3))
+        return {
+            "query": query.to(torch.int16),
+            "masks": masks.gather(1, query),
+            "cut": lost.float(),
+            "inside": inside,
+            "outside": outside,
+            "void": void,
+            "logit_scale": scales.expand(len(batch), 2),
+        }
+
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the queries of an image as they are cached; raises FrameError where they hold values not finite.
+
+        `query` (k, h, w), uint8 if that suffices, and `masks` (k, h, w): the k foremost queries of each cell, and their
+        mask logits as float16, or as uint8 with code c for (c - 128) times MASK_STEP. `cut` float32
+        (q,): cells that a query's mask has lost by that. `inside` and `outside` float16 (q, d), unit vectors. `void`
+        float32 (q,), the logit of "no object". `logit_scale` float32 (2,), of cosines inside and outside.
+        """
+        if not all(np.isfinite(part).all() for part in outputs.values()):
+            raise FrameError(
+                f"{camera.image_path}: masks or vectors of {self.config.model} hold values that are not finite; check "
+                'the weights, and set teacher.precision = "fp32"'
+            )
+        return {
+            **outputs,
+            "query": outputs["query"].astype(np.uint8 if len(outputs["void"]) <= 256 else np.uint16),
+            "masks": keep_logits(outputs["masks"], self.config.masks),
+            "inside": outputs["inside"].astype(np.float16),
+            "outside": outputs["outside"].astype(np.float16),
+        }
+
+    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
+        return [self.segment_view(camera, encoding, text) for camera in frame.cameras]
+
+    def segment_view(
+        self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> Segments:
+        """Return the segments of one view, in the order of their first query; see superpixels.mask_queries.
+
+        Their vectors and scores are those of their queries, see `parity`; a score is the probability of the prompt.
+        """
+        parts = {}
+        for part in PARTS:
+            if f"{camera.name}/{part}" not in encoding:
+                raise FrameError(
+                    f"table encode has no {camera.name}/{part}; it was made for other cameras: run `encode` again"
+                )
+            parts[part] = encoding[f"{camera.name}/{part}"]
+        outside = parts["outside"].astype(np.float32)
+        if outside.shape[1] != text.shape[1] or len(text) != len(self.seen):
+            raise FrameError(
+                f"{camera.name}/outside has shape {outside.shape} and the prompt vectors {text.shape}; expected "
+                f"{len(self.seen)} prompts, and vectors of one length"
+            )
+        size = self.config.image_size(camera.height_px, camera.width_px)
+        logit = logits_kept(parts["masks"])
+        masks = size.queries(camera, self.segmentation.scale, logit, parts["query"], len(outside))
+        score, prompt, is_void = self.named(parts, text)
+        pixels_per_cell = masks.size_px[0] * masks.size_px[1] / (logit.shape[1] * logit.shape[2])
+        found = panoptic_merge(
+            masks, score, prompt, ~is_void, self.thing[prompt], self.config.overlap, parts["cut"] * pixels_per_cell
+        )
+        n = int(found.segment.max(initial=0))
+        queries = np.flatnonzero(found.segment)
+        weights = np.zeros((n, len(outside)), np.float32)
+        weights[found.segment[queries] - 1, queries] = found.area_px[queries]
+        _, first = np.unique(found.segment[queries], return_index=True)
+        if self.config.parity:
+            weights = np.zeros_like(weights)
+            weights[np.arange(n), queries[first]] = 1
+        # Of panoptic segments each becomes one, or one per connected component.
+        label_map, parent = compact(
+            np.maximum(found.label_map.astype(np.int32) - 1, 0),
+            keep=found.label_map > 0,
+            split=_SPLITS[self.segmentation.split],
+            min_area_px=max(1, self.segmentation.min_area_px),
+        )
+        return Segments.from_label_map(
+            label_map,
+            prompt[queries[first]][parent],
+            score=((weights @ score) / np.maximum(weights.sum(axis=1), 1))[parent],
+            vector=(weights @ outside)[parent],
+        )
+
+    def named(
+        self, parts: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return of each query the probability of its best prompt, the prompt, and whether it shows no object.
+
+        Of prompts with one vector the first is named, as rounding could tell the others apart.
+        """
+        inside, outside = (
+            scale * (parts[part].astype(np.float64) @ text.T.astype(np.float64))
+            for part, scale in zip(("inside", "outside"), parts["logit_scale"], strict=True)
+        )
+        void = softmax(np.concatenate([inside, parts["void"][:, None]], axis=1), axis=1)[:, -1:]
+        share = np.where(self.seen, self.config.alpha, self.config.beta)
+        joint = softmax((1 - share) * log_softmax(inside, axis=1) + share * log_softmax(outside, axis=1), axis=1)
+        probability = np.concatenate([joint * (1 - void), void], axis=1) + _LEAST_PROBABILITY
+        probability /= probability.sum(axis=1, keepdims=True)
+        _, first = np.unique(text, axis=0, return_index=True)
+        distinct = np.sort(first)
+        prompt = distinct[probability[:, distinct].argmax(axis=1)]
+        score = probability[np.arange(len(prompt)), prompt]
+        return score, prompt, probability[:, -1] > score
+
+
+def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
+    """Return the network in evaluation mode on its device, and its CLIP towers; raises ConfigError for bad weights."""
+    from pipeline.teachers.fcclip_network import UNUSED, build_fcclip, from_official
+    from pipeline.teachers.towers import Towers, pick_device
+
+    target = pick_device(device)
+    network, tokenizer = build_fcclip(config.model, config.pinned.seed or 0)
+    if config.pinned.seed is None:
+        path = config.pinned.file()
+        fill(
+            network,
+            from_official(read_tensors(path)),
+            f"teacher.weights: {path} is not a checkpoint of FC-CLIP on {config.model}",
+            ignored=UNUSED,
+        )
+    network.requires_grad_(False).eval().to(target)
+    return network, Towers(network.clip, tokenizer, target)

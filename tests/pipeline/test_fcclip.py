@@ -1,0 +1,380 @@
+import json
+import pickle
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
+from manifests.ontology import load_ontology, parse_ontology
+from pipeline.frame import Camera, Frame, FrameError
+from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, FcClipConfig
+from pipeline.teachers.fcclip_network import UNUSED, build_fcclip, from_official
+from pipeline.teachers.masks import network_pixels
+from pipeline.teachers.weights import fill
+
+ONTOLOGY = parse_ontology(
+    {
+        "name": "street",
+        "version": 1,
+        "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
+        "fine": [{"name": "none", "class": "ignore"}, {"name": "car", "class": "car"}],
+        "group": [
+            {"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van"]},
+            {"name": "rest", "fine": "none", "thing": False, "prompts": ["road", "pavilion"]},
+        ],
+    }
+)
+SHA = "0123456789abcdef" * 4
+NAMES = "fcclip_cocopan.keys.json"
+
+
+def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) -> Recipe:
+    settings = {"model": "tiny-convnext", "weights": "random:0", "short_side_px": 64, **teacher}
+    return Recipe(
+        name="test",
+        data=DataConfig(root=str(root)),
+        run=RunConfig(device="cpu"),
+        teacher=FcClipConfig(**settings),
+        project=ProjectConfig(),
+        text=TextConfig(templates="single"),
+        segment=segment or SegmentConfig(scale=1.0),
+        group=GroupConfig(),
+        ontology=ONTOLOGY,
+    )
+
+
+def frame_of(*cameras: Camera) -> Frame:
+    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
+
+
+def camera(name: str, width_px: int, height_px: int) -> Camera:
+    return Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), 0, width_px, height_px)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Frame:
+    rng = np.random.default_rng(1)
+    cameras = (camera("FRONT", 128, 72), camera("SIDE", 64, 96), camera("BACK", 128, 72))
+    for one in cameras:
+        blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / one.image_path)
+    return frame_of(*cameras)
+
+
+# -- the section of the recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "san"}, 'these are the settings of "fcclip"'),
+        ({"model": "ViT-B-16", "weights": "random:0"}, "checkpoint stands on"),
+        ({}, "give the path of the official checkpoint"),
+        ({"weights": "fcclip.pth"}, "weights_sha256 is missing"),
+        ({"weights": "random:0", "precision": "fp16"}, 'choose "fp32" or "bf16"'),
+        ({"weights": "random:0", "masks": "int8"}, 'choose "uint8" or "float16"'),
+        ({"weights": "random:0", "top": 0}, "top >= 1"),
+        ({"weights": "random:0", "alpha": 1.5}, "expected 0 to 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_a_sentence(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_section("teacher", values, FcClipConfig)
+
+
+def test_each_stage_depends_on_its_own_settings_only() -> None:
+    config = FcClipConfig(weights="a/b.pth", weights_sha256=SHA, top=8, beta=0.7)
+    assert config.settings("text") == {"name": "fcclip", "weights": f"sha256:{SHA}"}
+    assert config.settings("encode") == {"name": "fcclip", "weights": f"sha256:{SHA}", "top": 8}
+    assert config.settings("segment") == {"name": "fcclip", "beta": 0.7}
+
+
+def test_the_names_it_was_trained_with_are_those_of_the_reference(shared: Path) -> None:
+    maps = json.loads((shared / "design" / "checkpoints" / "afov_dictionary_maps.json").read_text())
+    ontology = load_ontology("nuscenes")
+    assert [i for i, prompt in enumerate(ontology.prompts) if prompt in SEEN_NAMES] == maps["fcclip_seen"]
+    assert ontology.thing_of_prompt.sum() == maps["n_thing_prompts"]
+
+
+# -- the network and its files
+
+
+def test_the_official_checkpoint_fits_name_by_name(shared: Path) -> None:
+    keys = json.loads((shared / "design" / "checkpoints" / NAMES).read_text())
+    official = {name: torch.empty(shape, device="meta") for name, shape in keys.items()}
+    with torch.device("meta"):
+        network, _ = build_fcclip("convnext_large_d_320")
+    ours = from_official(official)
+    fill(network, ours, "test", ignored=UNUSED)
+    assert len(ours) == len(official) + 9 * 2 * 2  # nine self-attentions in three parts, weight and bias
+    assert ours["decoder.decoder.layers.8.self_attn.v_proj.weight"].shape == (256, 256)
+
+    del official["sem_seg_head.predictor.query_feat.weight"]
+    official["optimizer"] = torch.empty(1, device="meta")
+    with pytest.raises(ConfigError, match=r"1 missing, such as decoder.queries_features.weight; 1 not expected"):
+        fill(network, from_official(official), "test", ignored=UNUSED)
+
+
+def official_name(name: str) -> str:
+    """The official name of one of our tensors, written down once more in the other direction."""
+    head, pixels = "sem_seg_head.predictor.", "sem_seg_head.pixel_decoder."
+    if name.startswith("clip."):
+        return "backbone.clip_model." + name.removeprefix("clip.")
+    if name.startswith("pixel_decoder.encoder."):
+        for ours, theirs in (("self_attn_layer_norm", "norm1"), ("final_layer_norm", "norm2"), (".fc", ".linear")):
+            name = name.replace(ours, theirs)
+        return name.replace("pixel_decoder.", f"{pixels}transformer.")
+    if name.startswith("pixel_decoder."):
+        for ours, theirs in (
+            ("pixel_decoder.level_embed", "pixel_decoder.transformer.level_embed"),
+            ("input_projections", "input_proj"),
+            ("mask_projection", "mask_features"),
+            ("_1.0.weight", "_1.weight"),
+            ("_1.1.", "_1.norm."),
+        ):
+            name = name.replace(ours, theirs)
+        return name.replace("pixel_decoder.", pixels)
+    if name.startswith("decoder.decoder.layers."):
+        number, part, rest = name.removeprefix("decoder.decoder.layers.").split(".", 2)
+        layer, inner = {
+            "self_attn": ("self_attention", "self_attn"),
+            "self_attn_layer_norm": ("self_attention", "norm"),
+            "cross_attn": ("cross_attention", "multihead_attn"),
+            "cross_attn_layer_norm": ("cross_attention", "norm"),
+            "fc1": ("ffn", "linear1"),
+            "fc2": ("ffn", "linear2"),
+            "final_layer_norm": ("ffn", "norm"),
+        }[part]
+        return f"{head}transformer_{layer}_layers.{number}.{inner}.{rest}"
+    for ours, theirs in (
+        ("decoder.decoder.layernorm.", f"{head}decoder_norm."),
+        ("decoder.queries_features.", f"{head}query_feat."),
+        ("decoder.queries_embedder.", f"{head}query_embed."),
+        ("decoder.level_embed.", f"{head}level_embed."),
+        ("pooled_proj.", f"{head}_mask_pooling_proj."),
+        ("class_embed.", f"{head}class_embed.layers."),
+        ("logit_scale", f"{head}logit_scale"),
+    ):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def official_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    state = dict(network.state_dict())
+    official = {"criterion.empty_weight": torch.ones(3)}
+    for name in list(state):
+        if ".self_attn.q_proj." in name and name.startswith("decoder."):
+            parts = [state.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            joint = name.replace("q_proj.", "in_proj_")
+            number, _, rest = joint.removeprefix("decoder.decoder.layers.").partition(".")
+            official[f"sem_seg_head.predictor.transformer_self_attention_layers.{number}.{rest}"] = torch.cat(parts)
+    for name, tensor in state.items():
+        if "mask_embedder" in name:
+            number, _, rest = name.removeprefix("decoder.decoder.mask_predictor.mask_embedder.").split(".")
+            official[f"sem_seg_head.predictor.mask_embed.layers.{number}.{rest}"] = tensor
+        else:
+            official[official_name(name)] = tensor
+    return official
+
+
+def pinned(path: Path) -> dict[str, Any]:
+    return {"weights": str(path), "weights_sha256": sha256(path.read_bytes()).hexdigest()}
+
+
+def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_path: Path, street: Frame) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    path = tmp_path / "fcclip.pth"
+    torch.save({"model": official_state(network)}, path)
+    from_file = FcClip.load(recipe_at(tmp_path, **pinned(path)), "encode").encode(street)
+    from_seed = FcClip.load(recipe_at(tmp_path, weights="random:7"), "encode").encode(street)
+    for name, part in from_seed.items():
+        np.testing.assert_array_equal(part, from_file[name])
+
+
+class Foreign:
+    pass
+
+
+def cut_off(path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(99)}}, path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: torch.save({"model": {"a": torch.ones(2)}}, path), "is not a checkpoint of FC-CLIP on tiny"),
+        (lambda path: cut_off(path), "cannot be read as a checkpoint"),
+        (lambda path: path.write_bytes(pickle.dumps(Foreign(), protocol=2)), "holds more than tensors"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
+    path = tmp_path / "w.pth"
+    write(path)
+    with pytest.raises(ConfigError, match=message):
+        FcClip.load(recipe_at(tmp_path, **pinned(path)), "encode")
+
+
+def test_a_vector_of_the_whole_image_is_that_of_open_clip() -> None:
+    network, _ = build_fcclip("tiny-convnext")
+    network.eval()
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        last = network.clip.visual.trunk.forward_features(pixels)
+        found = network.as_image(last.mean(dim=(2, 3))[:, None])[:, 0]
+        torch.testing.assert_close(found, network.clip.encode_image(pixels), atol=1e-5, rtol=1e-4)
+
+
+# -- encode
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_views_of_one_frame_are_encoded_as_if_each_were_alone(tmp_path: Path, street: Frame, parity: bool) -> None:
+    teacher = FcClip.load(recipe_at(tmp_path, masks="float16", parity=parity), "encode")
+    assert teacher.network is not None
+    pixels = network_pixels(torch.from_numpy(np.stack([teacher.prepare(street, street.cameras[i]) for i in (0, 2)])))
+    assert pixels.shape == ((2, 3, 96, 128) if parity else (2, 3, 64, 128))
+    with torch.inference_mode():
+        together, first, second = (teacher.network(some) for some in (pixels, pixels[:1], pixels[1:]))
+        for part, *alone in zip(together, first, second, strict=True):
+            torch.testing.assert_close(part, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    once, again = teacher.encode(street), teacher.encode(street)
+    for name, part in once.items():
+        np.testing.assert_array_equal(part, again[name])
+    assert once["FRONT/masks"].shape == ((4, 24, 32) if parity else (4, 16, 32))
+
+
+def test_the_masks_of_queries_that_show_nothing_are_cut_first(tmp_path: Path, street: Frame) -> None:
+    every = FcClip.load(recipe_at(tmp_path, top=99, masks="float16"), "encode").encode(street)
+    some = FcClip.load(recipe_at(tmp_path, top=3, masks="float16"), "encode").encode(street)
+    assert every["SIDE/masks"].shape[0] == 12 and not every["SIDE/cut"].any()
+    np.testing.assert_array_equal(some["SIDE/query"], every["SIDE/query"][:3])
+    np.testing.assert_array_equal(some["SIDE/masks"], every["SIDE/masks"][:3])
+    lost = every["SIDE/query"][3:][every["SIDE/masks"][3:] >= 0]
+    np.testing.assert_array_equal(some["SIDE/cut"], np.bincount(lost, minlength=12))
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) -> None:
+    teacher = FcClip.load(recipe_at(tmp_path), "encode")
+    assert teacher.network is not None
+    teacher.network.void_embedding.weight[0, 0] = float("nan")
+    with pytest.raises(FrameError, match="FRONT.png: masks or vectors of tiny-convnext hold values that are not"):
+        teacher.encode(street)
+
+
+# -- segment
+
+
+def one_view(*vectors: np.ndarray, none: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """A view of 4 x 8 cells in as many columns as there are queries, each of which has a vector and fills a column."""
+    n = len(vectors)
+    return {
+        "C/query": np.arange(n, dtype=np.uint8).repeat(8 // n)[None, None].repeat(4, axis=1),
+        "C/masks": np.full((1, 4, 8), 9, np.float16),
+        "C/cut": np.zeros(n, np.float32),
+        "C/inside": np.stack(vectors).astype(np.float16),
+        "C/outside": np.stack(vectors).astype(np.float16),
+        "C/void": np.array([200 if q in none else 0 for q in range(n)], np.float32),
+        "C/logit_scale": np.full(2, 100, np.float32),
+    }
+
+
+CAR, VAN, ROAD, PAVILION = np.eye(4, dtype=np.float32)
+TEXT = np.eye(4, dtype=np.float32)
+
+
+def test_things_stay_single_and_stuff_is_merged(tmp_path: Path) -> None:
+    frame = frame_of(camera("C", 32, 16))
+    teacher = FcClip.load(recipe_at(tmp_path), "segment")
+    [found] = teacher.segment(frame, one_view(CAR, CAR, ROAD, ROAD), TEXT)
+    assert found.prompt_id.tolist() == [0, 0, 2]
+    assert found.label_map()[0, [0, 4, 12, 20, 28]].tolist() == [1, 1, 2, 3, 3]
+    assert found.area_px.tolist() == [128, 128, 256]
+
+
+def test_queries_that_show_nothing_own_no_pixels(tmp_path: Path) -> None:
+    frame = frame_of(camera("C", 32, 16))
+    teacher = FcClip.load(recipe_at(tmp_path), "segment")
+    [found] = teacher.segment(frame, one_view(CAR, ROAD, CAR, ROAD, none=(0, 1)), TEXT)
+    assert found.prompt_id.tolist() == [0, 2]
+    [nothing] = teacher.segment(frame, one_view(CAR, ROAD, none=(0, 1)), TEXT)
+    assert len(nothing) == 0 and not nothing.label_map().any()
+
+
+def test_merged_stuff_has_the_vector_of_its_pixels_or_in_parity_of_its_first_query(tmp_path: Path) -> None:
+    frame = frame_of(camera("C", 32, 16))
+    encoding = one_view(ROAD, ROAD, ROAD, ROAD)
+    encoding["C/outside"][1:] = (ROAD + 0.5 * VAN) / np.linalg.norm(ROAD + 0.5 * VAN)
+    [ours] = FcClip.load(recipe_at(tmp_path), "segment").segment(frame, encoding, TEXT)
+    pooled = encoding["C/outside"].astype(np.float32).mean(axis=0)
+    np.testing.assert_allclose(ours.vector[0], pooled / np.linalg.norm(pooled), atol=1e-3)
+    reference = recipe_at(tmp_path, parity=True)
+    [theirs] = FcClip.load(reference, "segment").segment(frame_of(camera("C", 32, 16)), encoding, TEXT)
+    assert theirs.vector[0].tolist() == [0, 0, 1, 0]
+
+
+def test_a_name_weighs_what_clip_sees_by_whether_it_was_trained_with(tmp_path: Path) -> None:
+    teacher = FcClip.load(recipe_at(tmp_path), "segment")
+    assert teacher.seen.tolist() == [True, False, True, False]
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(size=(2, 5, 4)) / 20
+    parts = {"inside": inside, "outside": outside, "void": np.zeros(5), "logit_scale": np.array([30.0, 50.0])}
+    score, prompt, is_void = teacher.named(parts, TEXT)
+    for q in range(5):
+        p_in, p_out = np.exp(30 * inside[q]), np.exp(50 * outside[q])
+        void = 1 / (1 + p_in.sum())
+        p_in, p_out = p_in / p_in.sum(), p_out / p_out.sum()
+        share = np.array([0.4, 0.8, 0.4, 0.8])
+        joint = p_in ** (1 - share) * p_out**share
+        joint = joint / joint.sum() * (1 - void)
+        assert prompt[q] == joint.argmax()
+        assert score[q] == pytest.approx(joint.max(), abs=1e-6)
+        assert is_void[q] == (void > joint.max())
+
+
+def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
+    recipe = recipe_at(tmp_path, SegmentConfig(split="components", scale=1.0), overlap=0.0)
+    encoding = one_view(CAR, ROAD)
+    encoding["C/query"] = (np.indices((40, 40)).sum(axis=0) % 2).astype(np.uint8)[None]
+    encoding["C/masks"] = np.full((1, 40, 40), 9, np.float16)
+    [found] = FcClip.load(recipe, "segment").segment(frame_of(camera("C", 200, 200)), encoding, TEXT)
+    found.check()
+    assert len(found) > 255
+
+
+def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.teachers import fcclip_network
+
+    calls = []
+    forward = fcclip_network.FcClip.forward
+    monkeypatch.setattr(
+        fcclip_network.FcClip, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
+    )
+    recipe = recipe_at(tmp_path, overlap=0.0)
+    encoding = FcClip.load(recipe, "encode").encode(street)
+    assert calls
+    count = len(calls)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 4, 32)).astype(np.float32) / 6
+    teacher = FcClip.load(recipe, "segment")
+    assert teacher.network is None
+    first, second = teacher.segment(street, encoding, one), teacher.segment(street, encoding, other)
+    assert len(calls) == count
+    assert any(a.prompt_id.tolist() != b.prompt_id.tolist() for a, b in zip(first, second, strict=True))
+
+
+def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    teacher = FcClip.load(recipe_at(tmp_path), "segment")
+    frame = frame_of(camera("C", 32, 16))
+    with pytest.raises(FrameError, match="table encode has no C/query"):
+        teacher.segment(frame, {}, TEXT)
+    with pytest.raises(FrameError, match="expected 4 prompts, and vectors of one length"):
+        teacher.segment(frame, one_view(CAR, ROAD), np.eye(5, dtype=np.float32))
