@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import tee
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from manifests.config import ConfigError
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
-from pipeline.teachers import TEACHERS, BatchTeacher, Teacher
+from pipeline.teachers import TEACHERS, BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
 
 if TYPE_CHECKING:
     from pipeline.teachers.batches import Batches
@@ -38,11 +41,16 @@ def one_by_one(teacher: Teacher) -> FrameFunction:
 def stream(recipe: Recipe) -> StreamFunction:
     """Return what encodes many frames, in batches across them where the teacher can; raises ConfigError."""
     teacher = load(recipe)
-    if not isinstance(teacher, BatchTeacher):
+    if not isinstance(teacher, BatchTeacher | ComposedTeacher):
         return OneByOne(one_by_one(teacher))
     from pipeline.teachers.batches import Batches
 
-    return InBatches(Batches(teacher, recipe.run.batch or teacher.batch, recipe.run.decode_threads))
+    def batches(network: ImageEncoder) -> Batches:
+        return Batches(network, recipe.run.batch or network.batch, recipe.run.decode_threads)
+
+    if isinstance(teacher, ComposedTeacher):
+        return SideBySide(tuple(map(batches, teacher.encoders)))
+    return InBatches(batches(teacher))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +68,31 @@ class InBatches:
         """Yield the row of every frame, or why there is none."""
         for encoding in self.batches(one.frame for one in inputs):
             yield encoding if isinstance(encoding, Exception) else {"encoding": encoding}
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Encodes many frames at once with several networks: while one computes, images for the others are read."""
+
+    batches: tuple[Batches, ...]
+
+    @property
+    def batch(self) -> int:
+        """How many images go through a network at once, the largest number of all."""
+        return max(one.size for one in self.batches)
+
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+        """Yield the row of every frame, or the first reason why there is none."""
+        frames = tee((one.frame for one in inputs), len(self.batches))
+        for encodings in zip(*(one(some) for one, some in zip(self.batches, frames, strict=True)), strict=True):
+            parts: dict[str, NDArray[Any]] = {}
+            failed = None
+            for encoding in encodings:
+                if isinstance(encoding, Exception):
+                    failed = failed or encoding
+                else:
+                    parts |= encoding
+            yield failed or {"encoding": parts}
 
 
 STAGE = Stage(

@@ -92,6 +92,14 @@ class BatchTeacher(Teacher, ImageEncoder, Protocol):
     """
 
 
+@runtime_checkable
+class ComposedTeacher(Teacher, Protocol):
+    """A teacher whose encode half is several networks, each with batches of its own; their parts are put together."""
+
+    @property
+    def encoders(self) -> tuple[ImageEncoder, ...]: ...
+
+
 @dataclass(frozen=True)
 class TeacherKind:
     """How a teacher is set up: its recipe section, and how a worker loads it for stage "text", "encode" or "segment".

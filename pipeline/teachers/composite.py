@@ -169,12 +169,18 @@ class Composite:
         assert self.features is not None, "the teacher was loaded for another stage"
         return self.features.text(prompts)
 
+    @property
+    def encoders(self) -> tuple[ImageEncoder, ...]:
+        """The networks of both halves of the encoding."""
+        assert self.features is not None and self.masks is not None, "the teacher was loaded for another stage"
+        return self.features, self.masks
+
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
         """Return `<camera>/grid`, `<camera>/region` and `<camera>/weight`; raises FrameError on bad images."""
         from pipeline.teachers.batches import encode_frame
 
-        assert self.features is not None and self.masks is not None, "the teacher was loaded for another stage"
-        return self.features.encode(frame) | encode_frame(self.masks, frame)
+        features, masks = (encode_frame(one, frame) for one in self.encoders)
+        return features | masks
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""

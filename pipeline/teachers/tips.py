@@ -134,12 +134,6 @@ class Tips:
         vectors: torch.Tensor = found.pooler_output
         return vectors
 
-    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return `<camera>/grid`, float16 (h, w, d), for every camera; raises FrameError on bad images."""
-        from pipeline.teachers.batches import encode_frame
-
-        return encode_frame(self, frame)
-
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image at the network's size, uint8 (H, W, 3)."""
         image = read_image(self.root, camera)

@@ -12,6 +12,7 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from pipeline.teachers.mask_sources import SAM3_CLASSES
 from pipeline.teachers.pretrained import (
     check_weights,
     load_network,
@@ -20,6 +21,7 @@ from pipeline.teachers.pretrained import (
     weights_identity,
 )
 from pipeline.teachers.weights import Weights
+from tests.pipeline.tiny_networks import save_network
 
 CLASSES = {"tipsv2": "Tipsv2Model"}
 
@@ -27,19 +29,8 @@ CLASSES = {"tipsv2": "Tipsv2Model"}
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny network."""
-    from pipeline.teachers.towers import ensure_torchvision
-
-    ensure_torchvision()
-    from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model
-
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Tipsv2Config(
-        vision_config={**small, "patch_size": 14, "image_size": 28},
-        text_config={**small, "vocab_size": 20, "intermediate_size": 32},
-    )
     folder = tmp_path_factory.mktemp("tips")
-    Tipsv2Model(config).save_pretrained(folder)
-    Tipsv2ImageProcessor().save_pretrained(folder)
+    save_network("tipsv2", folder)
     return folder
 
 
@@ -67,9 +58,26 @@ def test_a_folder_is_loaded_frozen_and_says_how_it_wants_its_images(saved: Path)
     assert pixels.resized(image, 4, 6).shape == (4, 6, 3)
 
 
+def test_the_layout_in_which_sam3_is_published_is_taken_apart(tmp_path: Path) -> None:
+    """Its file holds a tracker for videos too, and names our part `detector_model`."""
+    from safetensors.torch import load_file, save_file
+    from transformers import Sam3VideoConfig
+
+    save_network("sam3", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    video = {f"detector_model.{name}": tensor for name, tensor in tensors.items()}
+    save_file({**video, "tracker_model.a": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    detector = json.loads((tmp_path / "config.json").read_text())
+    Sam3VideoConfig(detector_config=detector).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "sam3_video"
+    network = load_network(pinned(tmp_path), SAM3_CLASSES, "cpu")
+    state = network.model.state_dict()
+    assert state.keys() == tensors.keys() and all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
 def test_the_files_beside_the_weights_are_part_of_the_identity(folder: Path) -> None:
     before = weights_identity(pinned(folder))
-    assert before["files"].keys() == {"config.json", "preprocessor_config.json"}
+    assert before["files"].keys() >= {"config.json", "preprocessor_config.json", "tokenizer.json"}
     assert str(folder) not in str(before)
     (folder / "preprocessor_config.json").write_text("{}")
     assert weights_identity(pinned(folder)) != before
@@ -163,5 +171,7 @@ def test_missing_helpers_are_told_too(folder: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError, match=r"preprocessor_config.json cannot be used"):
         load_pixels(network)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
     with pytest.raises(ConfigError, match="has no tokenizer that can be used"):
         load_tokenizer(network)

@@ -17,11 +17,12 @@ from PIL import Image
 from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
-from pipeline.frame import Camera, Frame
+from pipeline.frame import Camera, Frame, FrameError
 from pipeline.pools import RayPool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.runner import Outcome, Task, Worker
 from pipeline.stages import STAGES
+from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.clip_dense import ClipDenseConfig
 from pipeline.teachers.mask_sources import ProposerConfig, Sam3Config
@@ -220,6 +221,30 @@ def test_an_image_is_encoded_alike_whatever_goes_with_it(recipe: Recipe) -> None
             np.testing.assert_allclose(together[name].astype(np.float32), array.astype(np.float32), atol=2e-3)
         else:
             assert (together[name] == array).mean() > 0.98
+
+
+def test_encoding_many_frames_in_one_go_is_encoding_each(recipe: Recipe, tmp_path: Path) -> None:
+    """A bad image costs its own frame and no other; last bits may differ, as batches hold images of several frames."""
+    if not TEACHERS[recipe.teacher.name].has_encode:
+        pytest.skip("there is nothing to encode")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good, broken = frame_of("FRONT", "SIDE"), frame_of("BACK")
+    bad = dataclasses.replace(broken, cameras=(dataclasses.replace(broken.cameras[0], image_path="broken.png"),))
+    stage = STAGES["encode"]
+    assert stage.stream is not None and stage.prepare is not None
+    many = stage.stream(recipe)
+    assert many is not None
+    found = list(many(iter([FrameInput(frame, {}) for frame in (good, bad, good)])))
+    assert isinstance(found[1], FrameError) and "broken.png" in str(found[1])
+    alone = stage.prepare(recipe)(FrameInput(good, {}))["encoding"]
+    for one in (found[0], found[2]):
+        assert not isinstance(one, Exception) and one["encoding"].keys() == alone.keys()
+        for name, array in alone.items():
+            if np.issubdtype(array.dtype, np.floating):
+                got = one["encoding"][name].astype(np.float32)
+                np.testing.assert_allclose(got, array.astype(np.float32), atol=2e-3)
+            else:
+                assert (one["encoding"][name] == array).mean() > 0.98
 
 
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame
+from pipeline.teachers.batches import encode_frame
 from pipeline.teachers.tips import Tips, TipsConfig
 from tests.pipeline.tiny_networks import save_network
 
@@ -55,7 +56,7 @@ def test_images_become_unit_grids_alike_in_any_batch(tips: Tips, tmp_path: Path)
         Image.fromarray(rng.integers(0, 256, (90, 160, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
         cameras.append(Camera(name, "t", f"{name}.png", 0, np.eye(3), np.eye(4), 0, 160, 90))
     frame = Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), tuple(cameras))
-    found = tips.encode(frame)
+    found = encode_frame(tips, frame)
     assert found.keys() == {"a/grid", "b/grid"}
     assert found["a/grid"].shape == (4, 7, 16) and found["a/grid"].dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(found["a/grid"].astype(np.float32), axis=-1), 1, atol=2e-3)
