@@ -17,6 +17,7 @@ from pipeline.teachers.towers import (
     TINY_CONFIGS,
     ImageNetwork,
     Towers,
+    clip_config,
     ensure_torchvision,
     load_dino,
     load_towers,
@@ -415,3 +416,26 @@ def test_the_tower_is_one_graph_for_the_compiler(towers: Towers, mode: str) -> N
     plain = run(tower, pixels)
     tower._features = torch.compile(tower._plain, fullgraph=True, dynamic=False, backend="aot_eager")
     np.testing.assert_allclose(run(tower, pixels), plain, atol=1e-5)
+
+
+# -- the towers of real recipes, with two blocks instead of all
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "dims"),
+    [
+        ("ViT-B-16-quickgelu", (32, 64), 512),
+        ("ViT-L-14", (28, 56), 768),
+        ("ViT-L-14-336-quickgelu", (28, 56), 768),
+        ("ViT-H-14", (28, 56), 1024),
+    ],
+)
+def test_towers_of_every_width_give_grids_of_sizes_they_were_not_trained_at(
+    model: str, size: tuple[int, int], dims: int
+) -> None:
+    config = clip_config(model)
+    vision = {**config["vision_cfg"], "layers": 2}
+    clip = open_clip_model(**{**config, "vision_cfg": vision, "text_cfg": TINY_CONFIGS[TINY]["text_cfg"]})
+    found = run(DenseTower(Towers(clip, None, torch.device("cpu")), "sc"), images(*size, n=1))
+    assert found.shape == (1, 2, 4, dims)
+    assert np.isfinite(found).all()

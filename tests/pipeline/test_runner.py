@@ -481,3 +481,19 @@ def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Re
     manifest = runner.store.read_manifest("encode", table.fingerprint)
     assert manifest is not None
     assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [5])
+
+
+def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fetch(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    build(street(), ["index"])
+    pins = (f"teacher.weights_sha256={'ab' * 32}", f"teacher.weights_revision={'cd' * 20}", "teacher.quick_gelu=true")
+    recipe = street("teacher.model=ViT-B-16-quickgelu", "teacher.weights=hub:own/name/w.pt", *pins)
+    plan = {item.stage.name: item for item in Runner(recipe).plan(["segment"])}
+    assert plan["encode"].identity["settings"]["teacher"]["weights"] == f"sha256:{'ab' * 32}"
+    with pytest.raises(ConfigError, match="w.pt of own/name could not be fetched"):
+        Runner(recipe).run(["encode"], InlinePool(recipe))
