@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 class Resume(StrEnum):
-    """What to do with finished epochs of an earlier run."""
+    """What to do with what an earlier run has saved."""
 
     auto = "auto"
     never = "never"
@@ -63,7 +63,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting, as often as needed."),
 ]
 ResumeOption = Annotated[
-    Resume, typer.Option(help="auto: go on after the last finished epoch of the same configuration; never: refuse to.")
+    Resume, typer.Option(help="auto: go on from what the same configuration saved last; never: refuse to.")
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside and start over.")]
 OfOption = Annotated[

@@ -548,9 +548,9 @@ def load_batches(
     """
 
     def start(_: int) -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches the whole group; the main process ends the workers
+        # Ctrl-C, and what ends a whole group of processes, reach the workers too: the main process ends them
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if at_start is not None:
             at_start()
 

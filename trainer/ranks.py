@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ def joined() -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, TrainerError) or not is_loss_of_contact(error):
             raise
-        reason = str(error).strip().splitlines()[-1]
+        # of gloo's message, neither the line of its source nor its advice
+        reason = re.sub(r"^\[.*?\] ", "", str(error).strip().splitlines()[-1]).split(". ")[0]
         raise TrainerError(
             f"rank {ranks.rank} of {size} lost another one, which ended before it ({reason}). What is saved is kept; "
             "see what that process said, and run the same command again"
