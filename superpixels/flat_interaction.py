@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from superpixels.ground import plane_inliers, ring_candidates, stood_on
@@ -28,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 RINGS = ("off", "contradicted", "all")
 SEEDS = ("first", "content")
 THINNING = 3  # the ratio of the reference's levels
+LEAST_SHORE = 6  # points; fewer do not make a plane and a circle
 POINTS_PER_SAMPLE = 12  # with fewer, stray labels have samples of their own and spread in small clouds
 UNREACHED = np.float32(1e10)
 EPS = np.float32(1e-8)
@@ -63,6 +65,14 @@ class FlatInteractionConfig:
     Gaps: a point without a label gets the winner wherever there is evidence; but where less than `fill_share` of a
     surface leads to it, the label of the nearest point that has one (0.0: never).
 
+    Islands, where the gate is in force: wrong labels come in patches, which agree with themselves. Points that bear one
+    label and hang together by their `island_links` nearest neighbours, 2 to `island_points` of them, take the class of
+    their shore, the points of other labels among the `island_shore` nearest of theirs, if these are of one class (a
+    share of `island_purity` at least), lie all around (seen from the island's centre, in the plane of the shore, no
+    gap is wider than `island_gap_deg`), and both lie in one plane: the island's points at most `island_flatness` off
+    it, the shore's half as much in the root mean square, in units of the shore's lesser spread. With 0 points there
+    are none.
+
     Ego ring, where the height of the sensor is known: points within `ego_radius_m` (horizontally) are the vehicle
     itself and give no evidence. Points of the ground plane between `ring_inner_m` and `ring_outer_m` end in a ground
     class or in none; `ring` says which of them lose their label for that: "all", those whose label is "contradicted"
@@ -86,13 +96,19 @@ class FlatInteractionConfig:
     decoder_neighbours: int = 6
     residual: tuple[float, ...] = (0.0, 0.3, 0.01, 0.01)
     gated: bool = True
-    margin: float = 0.1
+    margin: float = 0.5
     support_neighbours: int = 40
     max_support: float = 0.1
     agreement_neighbours: int = 5
     agreement: float = 0.6
     max_isolation: float = 1.5
     fill_share: float = 0.2
+    island_points: int = 300
+    island_links: int = 8
+    island_shore: int = 20
+    island_purity: float = 0.9
+    island_gap_deg: float = 143.0
+    island_flatness: float = 0.2
     ego_radius_m: float = 2.0
     ring: str = "contradicted"
     ring_inner_m: float = 2.0
@@ -117,13 +133,18 @@ class FlatInteractionConfig:
             raise ValueError(f'seed_point is "{self.seed_point}"; choose "first" or "content"')
         if self.ring not in RINGS:
             raise ValueError(f'ring is "{self.ring}"; choose "off", "contradicted" or "all"')
-        counts = self.neighbours, self.decoder_neighbours, self.support_neighbours, self.agreement_neighbours
+        counts = (
+            *(self.neighbours, self.decoder_neighbours, self.support_neighbours, self.agreement_neighbours),
+            *(self.island_links, self.island_shore),
+        )
         if min(counts) < 1 or self.directions < 2:
             raise ValueError("every number of neighbours must be at least 1, and directions at least 2")
         if not 0 < self.collinear_cos < 1 or min(self.margin, self.max_isolation, self.fill_share) < 0:
             raise ValueError("0 < collinear_cos < 1, margin >= 0, max_isolation >= 0 and fill_share >= 0 are required")
-        if not 0 <= self.max_support <= 1 or not 0 <= self.agreement <= 1:
-            raise ValueError("max_support and agreement are shares; give 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.max_support, self.agreement, self.island_purity)):
+            raise ValueError("max_support, agreement and island_purity are shares; give 0 to 1")
+        if min(self.island_points, self.island_gap_deg, self.island_flatness) < 0:
+            raise ValueError("island_points, island_gap_deg and island_flatness must be 0 or more")
 
     @classmethod
     def parity(cls) -> FlatInteractionConfig:
@@ -310,6 +331,10 @@ def refine_in_order(
         loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
         known = np.flatnonzero(source)
         winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
+    if config.gated and config.island_points:
+        drained = without_islands(xyz_m, winner, tree, config)
+        drained[ring] = np.where(np.isin(drained[ring], ground_classes), drained[ring], winner[ring])
+        winner = drained
     return Refined(winner.astype(np.uint8), score[row, winner], winner != label, notes)
 
 
@@ -349,6 +374,53 @@ def replaceable(
         usual_m = tree.query(xyz_m[close], last + 1)[0][:, last][place.reshape(-1, last)]
         free[free] = away_m[free][:, last] <= config.max_isolation * np.median(usual_m, axis=1)
     return free
+
+
+def without_islands(xyz_m: Floats, label: Ints, tree: cKDTree, config: FlatInteractionConfig) -> Ints:
+    """Return labels in which every flat island has taken the class of the shore around it, (n,).
+
+    Islands are judged by the labels as given, not by what becomes of others.
+    """
+    n, changed = len(label), label.copy()
+    links = min(config.island_links, n - 1)
+    if links < 1:
+        return changed
+    near = tree.query(xyz_m, links + 1)[1]
+    same = (label[near] == label[:, None]) & (label != 0)[:, None]
+    one, other = np.broadcast_to(np.arange(n)[:, None], near.shape)[same], near[same]
+    _, part = connected_components(coo_matrix((np.ones(len(one), np.bool_), (one, other)), (n, n)), directed=False)
+    size = np.bincount(part)
+    order = np.argsort(part, kind="stable")
+    first = np.cumsum(size) - size
+    for island in np.flatnonzero((size >= 2) & (size <= config.island_points)):
+        point = order[first[island] : first[island] + size[island]]
+        if label[point[0]] == 0:
+            continue
+        shore = np.unique(tree.query(xyz_m[point], min(config.island_shore + 1, n))[1])
+        shore = shore[(part[shore] != island) & (label[shore] != 0)]
+        if len(shore) < LEAST_SHORE:
+            continue
+        count = np.bincount(label[shore])
+        around = int(count.argmax())
+        if around == label[point[0]] or count[around] < config.island_purity * len(shore):
+            continue
+        if flush(xyz_m[point], xyz_m[shore[label[shore] == around]], config):
+            changed[point] = around
+    return changed
+
+
+def flush(island_m: Floats, shore_m: Floats, config: FlatInteractionConfig) -> bool:
+    """Return whether an island (p, 3) lies in the plane of its shore (s, 3), which lies all around it."""
+    middle = shore_m.mean(axis=0)
+    _, spread, axes = np.linalg.svd(shore_m - middle, full_matrices=False)
+    lesser, across = spread[1:3] / math.sqrt(len(shore_m))
+    limit = config.island_flatness * lesser
+    if across > limit / 2 or np.abs((island_m - middle) @ axes[2]).max() > limit:
+        return False
+    from_centre = (shore_m - island_m.mean(axis=0)) @ axes[:2].T
+    bearing = np.sort(np.arctan2(from_centre[:, 1], from_centre[:, 0]))
+    gap = np.diff(bearing, append=bearing[0] + 2 * np.pi).max()
+    return bool(gap <= math.radians(config.island_gap_deg))
 
 
 def reached(xyz_m: Floats, coarse: Level, config: FlatInteractionConfig) -> Floats:

@@ -61,7 +61,7 @@ def source(recipe: Recipe) -> str:
 
 STAGE = Stage(
     name="correct",
-    version=2,
+    version=3,
     schema=TABLES["correct"],
     needs=lambda recipe: (Need("points"), Need(source(recipe))),
     settings=lambda recipe: {

@@ -32,7 +32,7 @@ def test_gaps_are_filled_and_stray_labels_repaired(recipe_over: Any, run_stage: 
     row = run_stage(STAGE, recipe_over("/r"), FRAME, **rows(xyz_m, label))
     assert row["label"].all() and row["note"] is None
     np.testing.assert_array_equal(row["changed"], row["label"] != label)
-    assert (row["label"][stray] == 11).mean() > 0.95
+    assert (row["label"][stray] == 11).mean() > 0.9
     assert STAGE.count(row) == {
         "points": len(label),
         "changed_points": int(row["changed"].sum()),

@@ -257,6 +257,7 @@ def test_arrays_that_do_not_fit_are_refused(xyz_m: Any, labels: Any, sentence: s
         ({"collinear_cos": 1.0}, "0 < collinear_cos < 1"),
         ({"neighbours": 0}, "at least 1"),
         ({"agreement": 1.5}, "are shares"),
+        ({"island_points": -1}, "must be 0 or more"),
         ({"max_isolation": -1.0}, "max_isolation >= 0"),
     ],
 )
@@ -390,10 +391,28 @@ def test_the_gate_keeps_a_label_that_its_neighbours_share_and_drops_one_that_non
     labels[patch] = 2
     stray = int(np.flatnonzero(~patch)[0])
     labels[stray] = 3
-    found = refine(xyz_m, labels)
+    found = refine(xyz_m, labels, FlatInteractionConfig(island_points=0))
     assert np.flatnonzero(found.changed).tolist() == [stray]
-    open_gate = refine(xyz_m, labels, FlatInteractionConfig(max_support=1.0, agreement=0.0))
+    open_gate = refine(xyz_m, labels, FlatInteractionConfig(max_support=1.0, agreement=0.0, island_points=0))
     assert (open_gate.changed & patch).any()
+
+
+def test_a_patch_amid_a_plane_is_an_island_and_one_at_its_edge_or_raised_or_large_is_not() -> None:
+    xyz_m = sheet()
+
+    def changed(middle_m: float, raised_m: float = 0.0, **settings: Any) -> tuple[int, int]:
+        points, labels = xyz_m.copy(), np.full(2500, 1)
+        patch = np.linalg.norm(points[:, :2] - middle_m, axis=1) < 1.2
+        labels[patch] = 2
+        points[patch, 2] += raised_m
+        found = refine(points, labels, FlatInteractionConfig(**settings))
+        return int(patch.sum()), int((found.changed & patch & (found.labels == 1)).sum())
+
+    n_points, n_changed = changed(7.0)
+    assert n_points == n_changed > 40
+    assert changed(7.0, island_points=n_points - 1)[1] == 0, "too large"
+    assert changed(7.0, raised_m=0.5)[1] == 0, "a box"
+    assert changed(0.0)[1] == 0, "no shore on two sides"
 
 
 @pytest.mark.parametrize(
