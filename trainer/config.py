@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from superpixels.flat_interaction import FlatInteractionConfig
+from superpixels.metrics import AbsentRule
 from trainer.augment import AugmentConfig
 from trainer.losses import Lovasz, Negatives, TmpConfig
-from trainer.metrics import AbsentRule
 from trainer.minkunet import NetworkConfig
 from trainer.voxels import VoxelConfig
 

@@ -20,10 +20,10 @@ from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.flat_interaction import Refined, merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
+from superpixels.metrics import Confusion, Scores, scores
 from trainer import data, official, record
 from trainer.baselines import learn_baseline
 from trainer.config import Recipe
-from trainer.metrics import Confusion, Scores, scores
 from trainer.predict import checkpoint_path, shard_key
 from trainer.train import pin, progress_bar
 

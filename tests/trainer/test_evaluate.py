@@ -14,8 +14,8 @@ from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.store import Manifest, Ref, StoreError, TableRef
 from superpixels.flat_interaction import refine
+from superpixels.metrics import Confusion
 from trainer.evaluate import evaluate
-from trainer.metrics import Confusion
 from trainer.predict import predict, shard_key
 from trainer.train import train
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.metrics import Confusion, scores
+from superpixels.metrics import Confusion, scores
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
