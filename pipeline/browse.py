@@ -16,8 +16,8 @@ from pipeline.frame import Frame, frame_of
 NEEDED = ("index", "points", "project", "segment", "group", "target")
 """What a frame must have to be shown; `make pack` builds all of it."""
 
-OPTIONAL = ("label", "predict", "correct")
-"""What is shown of a frame where it exists: true labels, predictions, and pseudo-labels after flat interaction."""
+OPTIONAL = ("label", "predict", "vote", "correct")
+"""What is shown of a frame if it exists: true labels, predictions, pseudo-labels after a vote and flat interaction."""
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 """Hands on the items of a sequence one by one, and shows somebody how far it got; the text says with what."""
@@ -78,6 +78,11 @@ class Browser:
         places = [place for place in places if place.shard in predicted] or places
         chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int))
         return [places[position] for position in chosen]
+
+    def after(self, place: Place) -> Place | None:
+        """Return the next frame of the same shard, or None if there is none that could be shown."""
+        follower = Place(place.shard, place.row + 1)
+        return follower if follower in self.places() else None
 
     def read(self, place: Place) -> FrameRows:
         """Return a frame with its rows; raises StoreError for a table that is damaged, old, or out of step."""

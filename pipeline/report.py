@@ -32,7 +32,7 @@ from pipeline.pictures import (
     save_image,
     save_panel,
 )
-from pipeline.quality import measure
+from pipeline.quality import LabelQuality, label_quality, measure
 from pipeline.recipe import Recipe
 from pipeline.runner import Runner
 from pipeline.stages import STAGES
@@ -43,6 +43,7 @@ from superpixels.ground import height_of_sensor_m
 PAGE = "index.html"
 PICTURES = "pictures"
 GENERATOR = "AFOV report"  # in the page's head: a folder is replaced only if it holds a report
+COUNTED_PAIRS = 40  # frames, each with the next of its scene, over which tables of labels are judged
 COUNTED_FRAMES = 200  # coverage and agreement are counted over this many frames at most, evenly chosen
 IMAGE_PX, PANEL_PX = 960, 800
 SCORED = {
@@ -160,6 +161,11 @@ def write_report(
         quality = measure(
             (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts")), recipe.ontology
         )
+        pairs = (
+            (browser.read(place), browser.read(follower) if (follower := browser.after(place)) else None)
+            for place in track(browser.choose(COUNTED_PAIRS), "labels")
+        )
+        tables_of_labels = label_quality(pairs, recipe.ontology)
         identities = [identity_of(browser, name, recipe) for name in browser.tables]
         page = render(
             recipe=recipe,
@@ -171,6 +177,8 @@ def write_report(
             changes=CHANGES if refined or "correct" in browser.tables else {},
             frames=frames,
             quality=quality,
+            tables_of_labels=[(item, item.scores()) for item in tables_of_labels],
+            learnt=learnt_classes(tables_of_labels, recipe.ontology),
             n_frames_in_all=len(browser.places()),
             has=set(browser.tables),
             evaluations=[item for item in evaluations if not item.before],
@@ -274,6 +282,20 @@ def class_table(ontology: Ontology) -> list[tuple[str, str]]:
 
 
 # -- what must be said first -------------------------------------------------------------------------------------------
+
+
+def learnt_classes(tables: Sequence[LabelQuality], ontology: Ontology) -> list[tuple[str, list[str]]]:
+    """Return, class by class, how far the labels that are learnt agree over time, and their precision and recall."""
+    (target,) = [item for item in tables if item.table == "target"]
+    rows = []
+    for index, name in enumerate(ontology.class_names[1:]):
+        cells = [percent(target.same[index + 1], target.met[index + 1])]
+        if target.confusion:
+            cells += [percent(score, 1.0) if np.isfinite(score) else "–" for score in (
+                part[index] for part in target.precision_and_recall()
+            )]  # fmt: skip
+        rows.append((name, cells))
+    return rows
 
 
 def notices(browser: Browser, recipe: Recipe) -> list[str]:

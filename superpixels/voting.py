@@ -151,6 +151,34 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     return Voted(label, confidence, label != own.label)
 
 
+def seen_twice(
+    first: Ballot, second: Ballot, n_classes: int, config: VotingConfig | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return how many voxels have a name in both of two sweeps, and how many have the same one, by class of the first.
+
+    Both are (classes + 1,), entry 0 is 0. A voxel's name is that of most of its named points, the lowest of several.
+    Places that either sweep looks through do not count: what stood there has moved. Weights play no part. Raises
+    ValueError like `vote`.
+    """
+    config = config or VotingConfig()
+    for ballot in (first, second):
+        _check(ballot, n_classes)
+    here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
+    second_here = _moved(second.here_from_lidar, there)
+    first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
+    of_first = (first.label > 0) & ~RangeImage(there, config).looks_through(first_there)
+    of_second = (second.label > 0) & ~RangeImage(here, config).looks_through(second_here)
+    at = np.unique(np.floor(here[of_first] / config.voxel_m), axis=0) * config.voxel_m + config.voxel_m / 2
+    votes = [
+        _votes_at(at, place[chosen], np.ones(int(chosen.sum())), ballot.label[chosen], n_classes, config.voxel_m)
+        for ballot, place, chosen in ((first, here, of_first), (second, second_here, of_second))
+    ]
+    both = (votes[0].sum(axis=1) > 0) & (votes[1].sum(axis=1) > 0)
+    names = [one[both].argmax(axis=1) for one in votes]
+    met, same = (np.bincount(some, minlength=n_classes + 1) for some in (names[0], names[0][names[0] == names[1]]))
+    return met, same
+
+
 class RangeImage:
     """How near the returns of a sweep are, by direction: the least range in cells of azimuth and elevation."""
 

@@ -8,7 +8,8 @@ import pytest
 from manifests.ontology import Ontology, load_ontology
 from manifests.rows import Row
 from pipeline.browse import FrameRows
-from pipeline.quality import agreement, measure
+from pipeline.frame import Frame
+from pipeline.quality import agreement, label_quality, measure
 
 
 @pytest.fixture
@@ -68,3 +69,52 @@ def test_counts_add_up_over_frames(ontology: Ontology) -> None:
 
 def test_no_frames_count_nothing(ontology: Ontology) -> None:
     assert measure([], ontology).n_points == 0
+
+
+def labelled(ontology: Ontology, target: list[str], truth: list[str] | None, **tables: list[str]) -> FrameRows:
+    """A frame of four points a metre apart; the last is not seen. "" is no label."""
+
+    def numbers(names: list[str]) -> Row:
+        return {"label": np.array([ontology.class_names.index(name) if name else 0 for name in names], np.uint8)}
+
+    rows: dict[str, Row] = {
+        "points": {"xyz_m": np.array([[5, y, 0] for y in range(4)], np.float32)},
+        "target": numbers(target) | {"seen": np.array([True, True, True, False])},
+        "group": numbers(tables.pop("group", target)),
+        **{name: numbers(names) for name, names in tables.items()},
+    }
+    if truth is not None:
+        rows["label"] = numbers(truth)
+    return FrameRows(Frame("f", "s", 0, "t", "p", None, np.eye(4), np.eye(4), ()), rows)
+
+
+def test_tables_of_labels_are_judged_with_truth_and_over_time(ontology: Ontology) -> None:
+    truth = ["car", "car", "truck", "truck"]
+    first = labelled(ontology, ["car", "truck", "truck", ""], truth, vote=["car", "car", "truck", "truck"])
+    second = labelled(ontology, ["car", "car", "truck", ""], truth, vote=["car", "car", "truck", "truck"])
+    vote, target = label_quality([(first, second), (second, None)], ontology)
+    assert (vote.table, target.table) == ("vote", "target"), "group holds what target holds"
+    assert (target.n_frames, target.n_seen, target.n_unseen) == (2, 6, 2)
+    assert (target.labelled_seen, target.labelled_unseen) == (6, 0)
+    assert (vote.labelled_seen, vote.labelled_unseen) == (6, 2)
+    assert (target.met.sum(), target.same.sum()) == (3, 2), "the second point changed its name"
+    assert (vote.met.sum(), vote.same.sum()) == (4, 4)
+    # target on seen points: car 4 true, 3 of them found; truck 2 true, 3 named so, 2 hits
+    assert target.scores()["seen"].mean_iou == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert vote.scores()["all"].mean_iou == 1
+    car, truck = (ontology.class_names.index(name) - 1 for name in ("car", "truck"))
+    precision, recall = target.precision_and_recall()
+    assert (precision[car], precision[truck]) == (1, pytest.approx(2 / 3))
+    assert (recall[car], recall[truck]) == (pytest.approx(3 / 4), pytest.approx(2 / 4))
+    assert np.isnan(precision[ontology.class_names.index("bus") - 1])
+
+
+def test_coverage_and_agreement_need_no_truth(ontology: Ontology) -> None:
+    frame = labelled(ontology, ["car", "car", "", ""], None, group=["car", "bus", "", ""])
+    group, target = label_quality([(frame, frame)], ontology)
+    assert group.table == "group" and (target.met.sum(), target.same.sum()) == (2, 2)
+    assert target.scores() == {}
+
+
+def test_no_frames_have_no_tables(ontology: Ontology) -> None:
+    assert label_quality([], ontology) == []

@@ -143,7 +143,7 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
 
     path = write_report(recipe, folder / "out", 4, track)
     page = Page(path)
-    assert asked == [(1, "frames"), (1, "counts")]
+    assert asked == [(1, "frames"), (1, "counts"), (1, "labels")]
     for title in ("Pseudo-labels", "Predictions", "Truth", "Errors of the predictions", "CAM_FRONT_LEFT", "no answer"):
         assert title in page.text
     for part in ("Classes", "mIoU", "Label coverage and agreement", "Training", "Identities of everything used"):

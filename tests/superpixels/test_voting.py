@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpixels.voting import Ballot, RangeImage, VotingConfig, vote
+from superpixels.voting import Ballot, RangeImage, VotingConfig, seen_twice, vote
 
 CAR, WALL = 1, 2
 HERE = np.eye(4)
@@ -116,6 +116,16 @@ def test_the_order_of_points_and_of_sweeps_does_not_matter(seed: int) -> None:
     np.testing.assert_array_equal(once.label[order], again.label)
     np.testing.assert_allclose(once.confidence[order], again.confidence, atol=1e-6)
     assert ((once.confidence > 0) == (once.label > 0)).all() and (once.confidence <= 1).all()
+
+
+def test_voxels_seen_twice_are_compared_where_nothing_moved() -> None:
+    here = ballot([[8, 0, 0.1], [8, 1, 0.1], [8, 2, 0.1], [8, 3, 0.1]], [CAR, CAR, WALL, 0])
+    there = ballot([[8, 0, 0.1], [8, 1, 0.1], [8, 2, 0.1], [8, 3, 0.1]], [CAR, WALL, WALL, WALL])
+    met, same = seen_twice(here, there, 2)
+    assert met.tolist() == [0, 2, 1] and same.tolist() == [0, 1, 1]
+    gone = ballot([[30, 0, 0.4], [8, 1, 0.1]], [WALL, CAR])  # looks through the place of the first point
+    assert [part.tolist() for part in seen_twice(here, gone, 2)] == [[0, 1, 0], [0, 1, 0]]
+    assert [part.sum() for part in seen_twice(here, ballot([], 0), 2)] == [0, 0]
 
 
 def test_an_empty_sweep_is_no_trouble() -> None:
