@@ -20,7 +20,7 @@ import numpy.typing as npt
 from manifests.config import changed_values
 from manifests.ontology import Ontology
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_kept, grid_shape, softmax, unit
+from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_kept, softmax, unit
 from pipeline.teachers.mask_sources import (
     Proposer,
     ProposerConfig,
@@ -77,6 +77,8 @@ class CompositeConfig:
                 raise ValueError(
                     f'[teacher.{key}] is given, but masks are "{self.masks}" and features "{self.features}"; remove it'
                 )
+        if "logit_scale" in changed_values(self.clip_dense):
+            raise ValueError("clip_dense.logit_scale does nothing here; set teacher.logit_scale")
         self.mask_config.check()
         if self.features == "tipsv2":
             self.tipsv2.check()
@@ -157,12 +159,12 @@ class Composite:
         config = recipe.teacher
         assert isinstance(config, CompositeConfig)
         if isinstance(config.feature_config, ClipDenseConfig):
-            height, width, dims = grid_shape(config.feature_config)
+            grids = ClipDense.kilobytes_per_frame(dataclasses.replace(recipe, teacher=config.feature_config))
         else:
             height = round(config.feature_config.short_side_px / 14)
-            width, dims = round(height * 16 / 9), 1024
+            grids = 6 * height * round(height * 16 / 9) * 1024 * 2 / 1000
         regions = {"slic": 30.0, "proposer": 120.0, "sam3": 170.0}[config.masks]  # docs/teachers.md
-        return 6 * (height * width * dims * 2 / 1000 + regions)
+        return grids + 6 * regions
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return one unit vector per prompt, float32 (p, d)."""

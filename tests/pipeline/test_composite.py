@@ -124,6 +124,18 @@ def test_between_cells_weights_are_mixed_and_single_regions_are_not() -> None:
     np.testing.assert_allclose(winning, [[1, 1, 0.8, 0.8]] * 2, atol=1e-6)
 
 
+def test_features_kept_as_bytes_are_directions() -> None:
+    encoding = {
+        "C/region": np.array([[[0, 1]]], np.uint16),
+        "C/weight": np.full((1, 1, 2), 255, np.uint8),
+        "C/grid": np.array([[[127, 0, 0], [95, 127, 0]]], np.int8),
+    }
+    teacher = Composite(SLIC, ONTOLOGY, SegmentConfig(scale=1.0), None, None)
+    found = teacher.segment_view(camera(1, 2), encoding, TEXT)
+    assert found.prompt_id.tolist() == [CAR, THING]
+    np.testing.assert_allclose(found.vector, [[1, 0, 0], [0.6, 0.8, 0]], atol=1e-2)
+
+
 def test_an_encoding_that_does_not_fit_is_a_sentence() -> None:
     teacher = Composite(SLIC, ONTOLOGY, SegmentConfig(), None, None)
     with pytest.raises(FrameError, match="table encode has no C/grid"):
@@ -184,6 +196,7 @@ def test_a_section_has_a_table_per_source(tmp_path: Path) -> None:
         ({"masks": "slic", "features": "tipsv2"}, r"tipsv2.weights is"),
         ({"masks": "slic", "sam3": {"min_score": 0.5}}, r"\[teacher.sam3\] is given, but masks are"),
         ({"masks": "slic", "slic": {"side_px": 1.0}}, r"side_px of at least 4"),
+        ({"masks": "slic", "clip_dense": {"logit_scale": 9.0}}, r"set teacher.logit_scale"),
         ({"masks": "slic", "logit_scale": 0.0}, r"logit_scale must be positive"),
         ({"masks": "proposer", "proposer": PIN}, r"trained_on is"),
     ],
