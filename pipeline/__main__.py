@@ -28,7 +28,7 @@ from pipeline.report import write_report
 from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
 from pipeline.stages import PACKED, STAGES
 from pipeline.teacher_speed import LARGE, LARGE_BATCHES, SMALL, bench_recipe, measure, write_frames
-from pipeline.teachers import TEACHERS
+from pipeline.teachers.towers import pick_device
 from pipeline.viewer import view_frames, write_recording
 
 app = typer.Typer(
@@ -268,24 +268,15 @@ def docs(
 
 def measure_teacher(name: str, overrides: Sequence[str], images: int, image_size: str, batches: list[int]) -> None:
     """Print a line per tower and batch; raises ConfigError for a teacher that has nothing to measure."""
-    if name not in TEACHERS or not TEACHERS[name].has_encode:
-        able = ", ".join(sorted(one for one, kind in TEACHERS.items() if kind.has_encode))
-        raise ConfigError(f'"{name}" is no teacher with a network; there are {able}')
+    if name not in SMALL:
+        raise ConfigError(f'"{name}" is no teacher with a network; there are {", ".join(sorted(SMALL))}')
     width, cross, height = image_size.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise ConfigError(f'--image-size is "{image_size}"; expected WIDTHxHEIGHT, for example 1600x900')
     with tempfile.TemporaryDirectory(prefix="afov-bench-") as folder:
         root = Path(folder)
-        from pipeline.teachers.towers import pick_device
-
-        on_gpu = pick_device(bench_recipe(name, root, SMALL.get(name, ({},))[0], overrides).run.device).type == "cuda"
-        cases = (LARGE if on_gpu else SMALL).get(name)
-        if cases is None:
-            if not any(one.startswith("teacher.") for one in overrides):
-                raise ConfigError(
-                    f"no tower is set up for teacher {name}; name its settings with --set teacher.KEY=VALUE"
-                )
-            cases = ({},)
+        on_gpu = pick_device(bench_recipe(name, root, SMALL[name][0], overrides).run.device).type == "cuda"
+        cases = (LARGE if on_gpu else SMALL)[name]
         if not on_gpu:
             console.print(
                 "There is no GPU here: a small tower runs on the CPU, and says nothing about a GPU.", soft_wrap=True

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,13 @@ from manifests.config import ConfigError, DataConfig, RunConfig, parse_override,
 from manifests.ontology import load_ontology
 from pipeline.frame import Camera, Frame
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
-from pipeline.teachers import TEACHERS, BatchTeacher, Teacher
+from pipeline.runner import device_name
+from pipeline.stages import encode
+from pipeline.stages.base import FrameInput, StreamFunction
+from pipeline.teachers import TEACHERS
+
+if TYPE_CHECKING:
+    from pipeline.teachers.batches import Batches
 
 PICTURES = 12  # files on disk; more images are these again
 VIEWS = 6
@@ -25,6 +31,8 @@ _L14 = {"model": "ViT-L-14-quickgelu", "weights": "random:0", "precision": "bf16
 _WINDOWS = {"short_side_px": 560, "window_px": 336, "stride_px": 224}
 SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
     "clip_dense": ({"model": "tiny", "weights": "random:0", "short_side_px": 112},),
+    "composite": ({"masks": "slic", "clip_dense": {"model": "tiny", "weights": "random:0", "short_side_px": 112}},),
+    "fcclip": ({"model": "tiny-convnext", "weights": "random:0", "short_side_px": 128},),
     "san": ({"model": "tiny", "weights": "random:0", "short_side_px": 128},),
 }
 """Per teacher, the `[teacher]` sections that are measured on a CPU: towers of a few layers."""
@@ -36,6 +44,8 @@ LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
         {**_L14, "mode": "sc"},
         {**_L14, **_WINDOWS, "mode": "sc"},
     ),
+    "composite": ({"masks": "slic", "clip_dense": {**_B16, "mode": "sc"}},),
+    "fcclip": ({"weights": "random:0", "precision": "bf16"},),
     "san": ({"weights": "random:0", "precision": "bf16"},),
 }
 """The same on a GPU: real sizes, bfloat16."""
@@ -113,70 +123,48 @@ def write_frames(root: Path, images: int, width_px: int, height_px: int) -> list
 def measure(recipe: Recipe, frames: Sequence[Frame], batch: int | None) -> Speed:
     """Return the speed of a recipe's teacher on frames; `batch` None takes the recipe's, else the teacher's own.
 
-    What runs once is left out: loading, and a batch before the clock starts. "post" is the segment half, one frame
-    after the other, with random vectors for the prompts of the class dictionary.
+    What runs once is left out: loading, and a batch before the clock starts. "post" is the segment half of one frame,
+    with random vectors for the prompts of the class dictionary.
     """
-    kind = TEACHERS[recipe.teacher.name]
-    if not kind.has_encode:
-        raise ConfigError(f"teacher {recipe.teacher.name} has no network to measure")
-    teacher = kind.load(recipe, "encode")
-    encode, parts = encoder(teacher, recipe, batch)
-    first = next(encode(frames[: -(-(batch or VIEWS) // VIEWS)]))  # memory, kernels, compilation
-    parts.clear()
+    recipe = replace(recipe, run=replace(recipe.run, batch=batch or recipe.run.batch))
+    stream = encode.stream(recipe)
+    first = list(encodings(stream, frames[: -(-(batch or 2 * VIEWS) // VIEWS)]))  # memory, kernels, compilation
+    networks: tuple[Batches, ...] = ()
+    if isinstance(stream, encode.InBatches | encode.SideBySide):
+        networks = stream.batches if isinstance(stream, encode.SideBySide) else (stream.batches,)
+    for network in networks:
+        network.clock = type(network.clock)()
     start = time.perf_counter()
-    for _ in encode(frames):
+    for _ in encodings(stream, frames):
         pass
     wall_s = time.perf_counter() - start
-    found = dict(parts)
+    clocks = [network.clock for network in networks]
+    kind = TEACHERS[recipe.teacher.name]
     dims = kind.load(recipe, "text").text(("car",)).shape[1]
     text = np.random.default_rng(0).normal(size=(len(recipe.ontology.prompts), dims)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     half = kind.load(recipe, "segment")
-    half.segment(frames[0], first, text)
+    half.segment(frames[0], first[0], text)
     start = time.perf_counter()
-    half.segment(frames[0], first, text)
+    half.segment(frames[0], first[0], text)
+    post_s = time.perf_counter() - start
     images = sum(len(frame.cameras) for frame in frames)
     return Speed(
         what=", ".join(f"{key} {value}" for key, value in recipe.teacher.settings("encode").items() if key != "name"),
-        device=found.get("device", recipe.run.device),
-        batch=found.get("batch"),
+        device=device_name(recipe),
+        batch=stream.batch,
         images=images,
         wall_s=wall_s,
-        decode_s=found.get("decode_s"),
-        model_s=found.get("model_s"),
-        pack_s=found.get("pack_s"),
-        post_s=(time.perf_counter() - start) * images / len(frames[0].cameras),
+        decode_s=sum(clock.decode_s for clock in clocks) if clocks else None,
+        model_s=sum(clock.model_s for clock in clocks) if clocks else None,
+        pack_s=sum(clock.pack_s for clock in clocks) if clocks else None,
+        post_s=post_s * images / len(frames[0].cameras),
     )
 
 
-def encoder(
-    teacher: Teacher, recipe: Recipe, batch: int | None
-) -> tuple[Callable[[Sequence[Frame]], Iterator[Mapping[str, Any]]], dict[str, Any]]:
-    """Return what encodes frames, and the dict where it leaves the seconds of its parts, its device and its batch."""
-    parts: dict[str, Any] = {}
-
-    def whole(frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
-        for frame in frames:
-            yield teacher.encode(frame)
-
-    def in_batches(frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
-        from pipeline.teachers.batches import Batches, Clock
-
-        assert isinstance(teacher, BatchTeacher)
-        clock = Clock()
-        batches = Batches(teacher, batch or recipe.run.batch or teacher.batch, recipe.run.decode_threads, clock)
-        for encoding in batches(frames):
-            if isinstance(encoding, Exception):
-                raise encoding
-            yield encoding
-        parts.update(
-            {
-                "decode_s": clock.decode_s,
-                "model_s": clock.model_s,
-                "pack_s": clock.pack_s,
-                "device": str(teacher.device),
-                "batch": batches.size,
-            }
-        )
-
-    return (in_batches if isinstance(teacher, BatchTeacher) else whole), parts
+def encodings(stream: StreamFunction, frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
+    """Yield the encoding of every frame; raises what went wrong with one."""
+    for row in stream(FrameInput(frame) for frame in frames):
+        if isinstance(row, Exception):
+            raise row
+        yield row["encoding"]

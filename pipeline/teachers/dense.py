@@ -227,12 +227,18 @@ class DenseTower:
         tokens = torch.cat([cls, patches], dim=1) + positions.to(patches.dtype)
         tokens = self.visual.ln_pre(self.visual.patch_dropout(tokens))
         *blocks, last = self.visual.transformer.resblocks
-        layers = []
-        for block in blocks:
+        merge, smooth, first, final = self.calibration.for_depth(len(blocks) + 1)
+        layers: dict[int, torch.Tensor] = {}
+        several: list[torch.Tensor] = []  # the sum so far, where there is one
+        for number, block in enumerate(blocks, 1):
             tokens = block(tokens)
-            layers.append(tokens)
+            if self.mode == "sc":
+                if number in (merge, smooth):
+                    layers[number] = tokens
+                if self.calibration.several and first <= number <= final:
+                    several = [several[0] + tokens if several else tokens]
         if self.mode == "sc":
-            output = self._calibrated(last, layers, size)
+            output = self._calibrated(last, tokens, layers[merge], layers[smooth], *several, size=size)
         elif seen is not None:
             output, size = self._by_affinity(last, tokens[:, 1:], size, seen)
         else:
@@ -281,11 +287,22 @@ class DenseTower:
             weights = attention(similarity(seen.flatten(1, 2)), gamma=3.0, beta=1.2)
         return joined(block, weights.to(value.dtype).unsqueeze(1) @ value), fine
 
-    def _calibrated(self, block: Any, layers: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        """Return the patches (b, n, width) after the last block by the recipe of SC-CLIP; `layers` lack that block."""
+    def _calibrated(
+        self,
+        block: Any,
+        tokens: torch.Tensor,
+        merge: torch.Tensor,
+        smooth: torch.Tensor,
+        several: torch.Tensor | None = None,
+        *,
+        size: tuple[int, int],
+    ) -> torch.Tensor:
+        """Return the patches (b, n, width) after the last block by the recipe of SC-CLIP.
+
+        `tokens` enter that block; `merge` and `smooth` come out of earlier ones, and `several` is the sum of some.
+        """
         constants = self.calibration
-        merge, smooth, first, last = constants.for_depth(len(layers) + 1)
-        patches, by_merge = layers[-1][:, 1:], layers[merge - 1][:, 1:]
+        patches, by_merge = tokens[:, 1:], merge[:, 1:]
         with torch.autocast(self.device.type, enabled=False):
             patches, by_merge = patches.float(), by_merge.float()
             if constants.outliers:
@@ -294,7 +311,7 @@ class DenseTower:
             cosine = similarity(by_merge)
             patches = neighbours(cosine, constants.threshold) @ patches
             weights = attention(cosine, constants.gamma, beta=1.0)
-            smoothing = neighbours(similarity(layers[smooth - 1][:, 1:]), constants.threshold)
+            smoothing = neighbours(similarity(smooth[:, 1:]), constants.threshold)
         _, key, value = project(block, block.ln_1(patches))
 
         def attended(value: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
@@ -302,10 +319,9 @@ class DenseTower:
             mixed = (alike + scaled_dot_product_attention(key, key, value)) / 2
             return smoothing.to(value.dtype) @ (joined(block, mixed) + constants.of_class_token * cls)
 
-        output = attended(value, layers[-1][:, :1])
-        if constants.several:
-            total = torch.stack(layers[first - 1 : last]).sum(dim=0)
-            output = output + attended(project(block, block.ln_1(total[:, 1:]))[2], total[:, :1])
+        output = attended(value, tokens[:, :1])
+        if several is not None:
+            output = output + attended(project(block, block.ln_1(several[:, 1:]))[2], several[:, :1])
         return output
 
     def positions(self, size: tuple[int, int]) -> torch.Tensor:

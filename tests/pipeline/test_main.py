@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from manifests import schema
 from manifests.store import Store
 from pipeline.__main__ import app, data_document
+from pipeline.teacher_speed import LARGE, SMALL, bench_recipe
+from pipeline.teachers import TEACHERS
 
 Run = Callable[..., tuple[int, str]]
 
@@ -156,6 +158,20 @@ def test_a_teacher_is_measured_part_by_part(run: Run) -> None:
     assert float(whole) <= float(model)
     assert min(map(float, (whole, decode, model, pack, post))) > 0
     assert 0 < int(share.rstrip("%")) <= 100
+
+
+def test_every_teacher_with_a_network_has_towers_to_measure(tmp_path: Path) -> None:
+    assert SMALL.keys() == LARGE.keys() == {name for name, kind in TEACHERS.items() if kind.has_encode}
+    for towers in (SMALL, LARGE):
+        for name, cases in towers.items():
+            for case in cases:
+                assert bench_recipe(name, tmp_path, case).teacher.settings("encode")["name"] == name
+
+
+def test_a_teacher_of_two_networks_is_measured(run: Run) -> None:
+    words = ("bench-teacher", "composite", "--images", 6, "--image-size", "160x90")
+    status, text = run(*words, "--set", "run.device=cpu", "--set", "segment.scale=0.2")
+    assert status == 0 and "%" in text, text
 
 
 def test_a_teacher_without_a_network_is_not_measured(run: Run) -> None:
