@@ -169,8 +169,18 @@ def read_sections(path: Path, derived: tuple[Path, ...]) -> dict[str, dict[str, 
         check_section_name(name, str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one of {listing(SECTIONS)}")
-        sections[name] = {**sections.get(name, {}), **values}
+        sections[name] = laid_over(sections.get(name, {}), values)
     return sections
+
+
+def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a section that differs from a base in some of them, and in some of a table's within it."""
+    both = {
+        key: laid_over(base[key], value)
+        for key, value in values.items()
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **values, **both}
 
 
 def find_recipe(recipe: str | Path) -> Path:

@@ -179,6 +179,9 @@ def test_a_section_has_a_table_per_source(tmp_path: Path) -> None:
     override = f"teacher.proposer.weights_sha256={'ab' * 32}"
     read = read_recipe(path, [override, "teacher.clip_dense.short_side_px=64"]).section("teacher", CompositeConfig)
     assert read.proposer.weights_sha256 == "ab" * 32 and read.clip_dense.short_side_px == 64
+    (tmp_path / "surer.toml").write_text('base = "mine"\n[teacher.proposer]\nmin_objectness = 0.75\n')
+    surer = read_recipe(tmp_path / "surer.toml", [override]).section("teacher", CompositeConfig)
+    assert surer.proposer == dataclasses.replace(read.proposer, min_objectness=0.75)
     with pytest.raises(ConfigError, match=r"teacher.masks is a value and holds no settings"):
         read_recipe(path, ["teacher.masks.weights=1"])
     with pytest.raises(
