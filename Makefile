@@ -40,6 +40,7 @@ check: lint test ## lint, then test
 
 bench: setup ## time and bytes against the usual way, side by side
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/run.py $(ARGS)
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/network.py $(NETWORK_ARGS)
 
 docs: setup ## write docs/data.md anew from the table schemas
 	@$(PY) -m pipeline docs

@@ -1,7 +1,7 @@
 """Sparse convolutions in plain PyTorch: kernel maps by sorting and searching, then gather, multiply, add.
 
-Made for machines on which MinkowskiEngine does not build. It needs torch alone, runs where torch runs, and on a CPU it
-is the faster of the two (docs/benchmarks.md).
+Made for machines on which MinkowskiEngine does not build. It needs torch alone, runs where torch runs, and on one CPU
+core is about as fast: both spend their time in matrix products (docs/benchmarks.md).
 
 A kernel map lists, offset by offset, which input row meets which output row. It depends on the voxels alone: each is
 made once for a batch and serves every layer of its kind there, forward and backward.
