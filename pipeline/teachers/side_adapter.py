@@ -17,12 +17,12 @@ from torch.nn.functional import (
     gelu,
     interpolate,
     layer_norm,
-    linear,
     normalize,
     relu,
     scaled_dot_product_attention,
 )
 
+from pipeline.teachers.dense import joined, project
 from pipeline.teachers.towers import build_clip
 
 _EPS = 1e-6  # of all layer norms of the side network
@@ -67,7 +67,8 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        query, key, value = heads_of(self.attn["qkv"](self.norm1(tokens)), self.heads)
+        joint = self.attn["qkv"](self.norm1(tokens))
+        query, key, value = joint.reshape(*joint.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens = tokens + self.attn["proj"](mixed)
         output: torch.Tensor = tokens + self.mlp["fc2"](gelu(self.mlp["fc1"](self.norm2(tokens))))
@@ -231,29 +232,16 @@ def query_block(block: Any, queries: torch.Tensor, patches: torch.Tensor, steer:
     """Return the query tokens (b, q, width) after one of CLIP's blocks.
 
     Each attends to itself and to all patches (b, n, width), to these with `steer` (b, heads, q, n) added. This equals
-    one attention over queries, class token and patches together, with everything else masked, at a tenth of its memory.
+    one attention over queries, class token and patches together, all else masked, in a fraction of its memory.
     """
-    attention = block.attn
-    query, own_key, own_value = heads_of(projected(block, queries), attention.num_heads)
-    _, key, value = heads_of(projected(block, patches), attention.num_heads)
+    query, own_key, own_value = project(block, block.ln_1(queries))
+    _, key, value = project(block, block.ln_1(patches))
     scale = query.shape[-1] ** -0.5
     own = (query * own_key).sum(dim=-1, keepdim=True) * scale
     weight = torch.cat([own, query @ key.transpose(-2, -1) * scale + steer], dim=-1).softmax(dim=-1).to(value.dtype)
-    mixed = weight[..., :1] * own_value + weight[..., 1:] @ value
-    queries = queries + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    queries = queries + joined(block, weight[..., :1] * own_value + weight[..., 1:] @ value)
     output: torch.Tensor = queries + block.ls_2(block.mlp(block.ln_2(queries)))
     return output
-
-
-def projected(block: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return query, key and value of tokens, side by side."""
-    return linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
-
-
-def heads_of(joint: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return query, key and value, each (b, heads, n, e), of a joint projection (b, n, 3 heads e)."""
-    query, key, value = joint.reshape(*joint.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return query, key, value
 
 
 def build_san(model: str, seed: int = 0) -> tuple[San, Any]:

@@ -1,6 +1,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from PIL import Image
 from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
 from manifests.ontology import load_ontology, parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, FcClipConfig
 from pipeline.teachers.fcclip_network import UNUSED, build_fcclip, from_official
 from pipeline.teachers.masks import network_pixels
 from pipeline.teachers.weights import fill
+from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
     {
@@ -87,6 +89,11 @@ def street(tmp_path: Path) -> Frame:
 def test_a_wrong_setting_is_refused_with_a_sentence(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_section("teacher", values, FcClipConfig)
+
+
+def test_the_built_in_recipe_names_a_file_that_nobody_has_pinned() -> None:
+    teacher = load_recipe("nuscenes_fcclip").teacher
+    assert isinstance(teacher, FcClipConfig) and teacher.weights_sha256 == 64 * "0"
 
 
 def test_each_stage_depends_on_its_own_settings_only() -> None:
@@ -252,6 +259,18 @@ def test_views_of_one_frame_are_encoded_as_if_each_were_alone(tmp_path: Path, st
     assert once["FRONT/masks"].shape == ((4, 24, 32) if parity else (4, 16, 32))
 
 
+def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
+    exact = FcClip.load(recipe_at(tmp_path), "encode")
+    assert exact.network is not None
+    pixels = network_pixels(torch.from_numpy(np.stack([exact.prepare(street, street.cameras[0])])))
+    with torch.inference_mode():
+        masks, inside, _ = exact.network(pixels)
+        fast_masks, fast_inside, _ = exact.network(pixels, bf16=True)
+    assert masks.dtype == fast_masks.dtype == torch.float32 and not torch.equal(masks, fast_masks)
+    torch.testing.assert_close(fast_masks, masks, atol=0.1, rtol=0.1)
+    assert (inside * fast_inside).sum(dim=-1).min() > 0.99
+
+
 def test_the_masks_of_queries_that_show_nothing_are_cut_first(tmp_path: Path, street: Frame) -> None:
     every = FcClip.load(recipe_at(tmp_path, top=99, masks="float16"), "encode").encode(street)
     some = FcClip.load(recipe_at(tmp_path, top=3, masks="float16"), "encode").encode(street)
@@ -368,6 +387,10 @@ def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkey
     assert teacher.network is None
     first, second = teacher.segment(street, encoding, one), teacher.segment(street, encoding, other)
     assert len(calls) == count
+    scratch = teacher.segment(street, FcClip.load(recipe, "encode").encode(street), other)
+    for cached, again in zip(second, scratch, strict=True):
+        for field in fields(Segments):
+            np.testing.assert_array_equal(getattr(cached, field.name), getattr(again, field.name))
     assert any(a.prompt_id.tolist() != b.prompt_id.tolist() for a, b in zip(first, second, strict=True))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
 from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
+from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
 from pipeline.teachers.san import San, SanConfig, image_size
 from pipeline.teachers.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
@@ -94,6 +94,11 @@ def assert_equal_segments(one: list[Segments], other: list[Segments]) -> None:
 def test_a_wrong_setting_is_refused_with_a_sentence(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_section("teacher", values, SanConfig)
+
+
+def test_the_built_in_recipe_names_a_file_that_nobody_has_pinned() -> None:
+    teacher = load_recipe("nuscenes_san_native").teacher
+    assert isinstance(teacher, SanConfig) and teacher.weights_sha256 == 64 * "0"
 
 
 def test_each_stage_depends_on_its_own_settings_only() -> None:
@@ -295,6 +300,16 @@ def test_views_of_one_frame_are_encoded_as_if_each_were_alone(tmp_path: Path, st
             np.testing.assert_allclose(part, together[name], atol=2e-3)
     for name, part in together.items():
         np.testing.assert_array_equal(part, again[name])
+
+
+def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
+    exact = San.load(recipe_at(tmp_path, masks="float16"), "encode").encode(street)
+    fast = San.load(recipe_at(tmp_path, masks="float16", precision="bf16"), "encode").encode(street)
+    assert any(not np.array_equal(exact[name], fast[name]) for name in exact)
+    for camera in street.cameras:
+        np.testing.assert_allclose(fast[f"{camera.name}/masks"], exact[f"{camera.name}/masks"], atol=0.05)
+        one, other = (found[f"{camera.name}/embedding"].astype(np.float32) for found in (exact, fast))
+        assert (one * other).sum(axis=1).min() > 0.99
 
 
 def test_masks_kept_in_a_byte_are_off_by_little() -> None:
