@@ -223,7 +223,8 @@ def xyz_of(cloud: LidarPointCloud) -> Tensor:
 def voxels(xyz_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return cylindrical cells (v, 3) int32 in MinkowskiEngine's order, the first point of each, and each point's."""
     x, y, z = xyz_m.T
-    azimuth_deg = torch.atan2(y, x) * 180 / np.pi
+    # NumPy's: the last bit of torch's is another on some processors, where a point in 30,000 would change its voxel
+    azimuth_deg = torch.from_numpy(np.arctan2(y.numpy(), x.numpy())) * 180 / np.pi
     scaled = torch.stack([torch.sqrt(x**2 + y**2) / UNIT, azimuth_deg, z / UNIT], dim=1)
     cells, first_point, voxel_of_point = sparse_quantize()(scaled, return_index=True, return_inverse=True)
     return cells, first_point, voxel_of_point
