@@ -21,6 +21,7 @@ from pipeline.frame import Camera, Frame, read_image
 from pipeline.teachers.pretrained import (
     Network,
     Pixels,
+    check_precision,
     check_weights,
     load_network,
     load_pixels,
@@ -73,7 +74,8 @@ class Sam3Config:
     """Section `[teacher.sam3]`: SAM 3 asked for the concepts of the class dictionary.
 
     `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
-    such as hub:facebook/sam3/model.safetensors. `min_score` is what an object must reach to count, `min_probability`
+    such as hub:facebook/sam3/model.safetensors. `precision` "bf16" computes in bfloat16 where torch deems it safe.
+    `min_score` is what an object must reach to count, `min_probability`
     what a pixel's best concept must reach to be a segment at all. `concepts_at_once` go through the network together;
     it changes no result but in the last bits, and is no part of an identity.
     """
@@ -81,11 +83,13 @@ class Sam3Config:
     weights: str = ""
     weights_sha256: str = ""
     weights_revision: str = ""
+    precision: str = "fp32"
     min_score: float = 0.3
     min_probability: float = 0.25
     concepts_at_once: int = 8
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if not (0 <= self.min_score <= 1 and 0 < self.min_probability <= 1 and self.concepts_at_once >= 1):
             raise ValueError("min_score in 0..1, min_probability above 0 and up to 1, concepts_at_once >= 1 are needed")
 
@@ -101,7 +105,9 @@ class Sam3Config:
     def settings(self) -> dict[str, Any]:
         """Return what can change the regions."""
         changed = changed_values(self)
-        return {key: changed[key] for key in ("min_score",) if key in changed} | weights_identity(self.pinned)
+        return {key: changed[key] for key in ("precision", "min_score") if key in changed} | weights_identity(
+            self.pinned
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +149,7 @@ class Sam3:
                 max_length=length,
                 return_tensors="pt",
             ).to(network.device)
-            with torch.inference_mode():
+            with torch.inference_mode(), network.computing(config.precision):
                 features = network.model.get_text_features(tokens.input_ids, tokens.attention_mask)
             parts.append((features, tokens.attention_mask))
         groups = torch.tensor(group, device=network.device)
@@ -162,7 +168,8 @@ class Sam3:
         """Return the best groups of every cell; the image half runs once per image, the rest once per concept."""
         import torch
 
-        return best_regions(torch.stack([self.probability(image) for image in batch]))
+        with self.network.computing(self.config.precision):
+            return best_regions(torch.stack([self.probability(image) for image in batch]))
 
     def probability(self, image: torch.Tensor) -> torch.Tensor:
         """Return P (groups, h, w) of one image, uint8 (H, W, 3)."""
@@ -196,6 +203,7 @@ def fused(
 ) -> torch.Tensor:
     """Return P (n, h, w) from SAM 3's outputs for n concepts: masks (n, q, h, w), object logits (n, q), presence (n, 1)
     and semantic masks (n, 1, h, w), all as logits; see Sam3."""
+    mask, logit, presence, semantic = (one.float() for one in (mask, logit, presence, semantic))
     there = presence.sigmoid()
     score, best = (logit.sigmoid() * there).topk(min(_SAM3_OBJECTS, logit.shape[1]), dim=1)
     score = score * (score > min_score)
@@ -222,20 +230,22 @@ def checked_concepts(ontology: Ontology) -> list[list[Any]]:
 class ProposerConfig:
     """Section `[teacher.proposer]`: Mask2Former or EoMT, whose masks count and whose own classes do not.
 
-    `weights`, `weights_sha256` and `weights_revision` as for SAM 3. `trained_on` names the labels that the masks were
-    learnt from, which the file does not tell: "coco", "ade20k", or those of driving scenes, "cityscapes", "mapillary"
-    and "bdd100k", with which the teacher counts as supervised. A query counts if it shows some object with at least
-    `min_objectness`; `min_probability` is what a pixel's best mask must reach, objectness times mask.
+    `weights`, `weights_sha256`, `weights_revision` and `precision` as for SAM 3. `trained_on` names the labels that the
+    masks were learnt from, which the file does not tell: "coco", "ade20k", or those of driving scenes, "cityscapes",
+    "mapillary" and "bdd100k", with which the teacher counts as supervised. A query counts if it shows some object with
+    at least `min_objectness`; `min_probability` is what a pixel's best mask must reach, objectness times mask.
     """
 
     weights: str = ""
     weights_sha256: str = ""
     weights_revision: str = ""
+    precision: str = "fp32"
     trained_on: str = ""
     min_objectness: float = 0.5
     min_probability: float = 0.25
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if not (0 <= self.min_objectness <= 1 and 0 < self.min_probability <= 1):
             raise ValueError("min_objectness in 0..1 and min_probability above 0 and up to 1 are needed")
 
@@ -265,7 +275,7 @@ class ProposerConfig:
         """Return what can change the regions, and what they were learnt from."""
         changed = changed_values(self)
         return (
-            {key: changed[key] for key in ("min_objectness",) if key in changed}
+            {key: changed[key] for key in ("precision", "min_objectness") if key in changed}
             | {"trained_on": self.trained_on}
             | weights_identity(self.pinned)
         )
@@ -335,10 +345,11 @@ class Proposer:
         height, width = batch.shape[1:3]
         square = self.square_px
         padded = pad(batch, (0, 0, 0, square - width, 0, square - height)) if square else batch
-        out = self.network.model(pixel_values=self.pixels.tensor(padded))
-        objectness = 1 - out.class_queries_logits.softmax(dim=-1)[..., -1]
+        with self.network.computing(self.config.precision):
+            out = self.network.model(pixel_values=self.pixels.tensor(padded))
+        objectness = 1 - out.class_queries_logits.float().softmax(dim=-1)[..., -1]
         objectness = objectness * (objectness >= self.config.min_objectness)
-        masks = out.masks_queries_logits
+        masks = out.masks_queries_logits.float()
         rows, columns = (
             round(cells * side / whole)
             for cells, side, whole in zip(masks.shape[2:], (height, width), padded.shape[1:3], strict=True)

@@ -36,6 +36,12 @@ class Network:
     folder: Path
     device: torch.device
 
+    def computing(self, precision: str) -> torch.autocast:
+        """Return the context that runs the network in "fp32", or where torch deems it safe in "bf16"."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -64,6 +70,12 @@ class Pixels:
 
         mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
         return ((images * self.factor - mean) / std).permute(0, 3, 1, 2)
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless a precision is one that networks compute in."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f'precision is "{precision}"; choose "fp32" or "bf16"')
 
 
 def check_weights(weights: Weights) -> None:

@@ -20,6 +20,7 @@ from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.pretrained import (
     Network,
     Pixels,
+    check_precision,
     check_weights,
     load_network,
     load_pixels,
@@ -40,7 +41,8 @@ class TipsConfig:
     """Section `[teacher.tipsv2]`.
 
     `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
-    such as hub:google/tipsv2-b14/model.safetensors. `short_side_px` is the image's shorter side as the network sees
+    such as hub:google/tipsv2-b14/model.safetensors. `precision` "bf16" computes images in bfloat16 where torch deems it
+    safe. `short_side_px` is the image's shorter side as the network sees
     it; both sides are rounded to multiples of the patch. It is seen in square windows of `window_px` every `stride_px`,
     whose features are averaged where they overlap; 0 shows the image whole.
     """
@@ -48,11 +50,13 @@ class TipsConfig:
     weights: str = ""
     weights_sha256: str = ""
     weights_revision: str = ""
+    precision: str = "fp32"
     short_side_px: int = 448
     window_px: int = 448
     stride_px: int = 336
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.window_px < 0 or (self.window_px and not 0 < self.stride_px <= self.window_px):
             raise ValueError(
                 "window_px is 0 or more, and stride_px lies between 1 and window_px, so that no gap is left"
@@ -72,7 +76,7 @@ class TipsConfig:
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "encode"."""
         changed = changed_values(self)
-        seen = ("short_side_px", "window_px", "stride_px") if stage == "encode" else ()
+        seen = ("precision", "short_side_px", "window_px", "stride_px") if stage == "encode" else ()
         return {key: changed[key] for key in seen if key in changed} | weights_identity(self.pinned)
 
 
@@ -159,7 +163,8 @@ class Tips:
         """Return the features of normalised images (b, 3, H, W), scaled to length 1, (b, h, w, d)."""
         from torch.nn.functional import normalize
 
-        return normalize(self.features(pixels), dim=-1)
+        with self.network.computing(self.config.precision):
+            return normalize(self.features(pixels).float(), dim=-1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features (b, h, w, d) of normalised images (b, 3, H, W)."""

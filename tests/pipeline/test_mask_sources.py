@@ -97,6 +97,17 @@ def test_a_batch_gives_what_single_images_give_every_time(
     assert (together["region"] == torch.cat([one["region"] for one in single])).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_changes_little(networks: dict[str, dict[str, Any]], frame: Frame, tmp_path: Path, name: str) -> None:
+    exact, fast = (source(name, networks, tmp_path, precision=precision) for precision in ("fp32", "bf16"))
+    images = torch.from_numpy(exact.prepare(frame, frame.cameras[0])[None])
+    with torch.inference_mode():
+        one, other = exact.forward(images)["weight"].int(), fast.forward(images)["weight"].int()
+    assert 0 < (one - other).abs().max() <= 12  # of 255
+    with pytest.raises(ValueError, match='precision is "fp8"'):
+        source(name, networks, tmp_path, precision="fp8")
+
+
 # -- SAM 3
 
 

@@ -98,6 +98,16 @@ def test_windows_cover_the_image_and_one_as_large_as_it_is_the_image(settings: d
         grid(14, 28)
 
 
+def test_bfloat16_changes_little(settings: dict[str, Any], tmp_path: Path) -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 28, 42, 3), dtype=np.uint8))
+    grids = []
+    for precision in ("fp32", "bf16"):
+        made = Tips.load(TipsConfig(**settings, precision=precision), tmp_path, ("{}",), "cpu")
+        with torch.inference_mode():
+            grids.append(made.forward(image)["grid"].float())
+    assert 0 < (1 - (grids[0] * grids[1]).sum(dim=-1)).abs().max() < 0.01
+
+
 def test_only_what_matters_to_a_stage_is_in_its_identity(settings: dict[str, Any]) -> None:
     one, other = TipsConfig(**settings), TipsConfig(**settings, short_side_px=56)
     assert one.settings("text") == other.settings("text")
