@@ -233,6 +233,17 @@ def pinned(path: Path) -> dict[str, Any]:
     return {"weights": str(path), "weights_sha256": sha256(path.read_bytes()).hexdigest()}
 
 
+def test_a_base_checkpoint_in_the_official_layout_fits_too() -> None:
+    """There is no list of its names, so it is made from our network, cut after block 9 of 12 with 12 heads."""
+    network = meta_network(BASE)
+    official = official_names(network.state_dict(), 9)
+    assert (
+        "clip_rec_head.resblocks.2.ln_1.weight" in official and "clip_rec_head.resblocks.3.ln_1.weight" not in official
+    )
+    assert official["side_adapter_network.mask_decoder.attn_mlp.layers.2.weight"].shape == (256 * 12, 256, 1, 1)
+    fill(network, from_official(official, network.shape), "test", ignored=UNUSED)
+
+
 def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_path: Path, street: Frame) -> None:
     network, _ = build_san("tiny", seed=7)
     path = tmp_path / "san_tiny.pth"
