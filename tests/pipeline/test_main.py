@@ -180,3 +180,15 @@ def test_a_teacher_without_a_network_is_not_measured(run: Run) -> None:
     assert status == 2 and "expected WIDTHxHEIGHT" in text
     status, text = run("bench-teacher", "clip_dense", "--set", "data.root=x")
     assert status == 2 and "only teacher, run and segment matter here" in text
+
+
+def test_a_plan_says_what_an_image_costs_to_keep(run: Run, recipe: Path, shared: Path, tmp_path: Path) -> None:
+    dense = tmp_path / "dense.toml"
+    dense.write_text(
+        f'[data]\nroot = "{shared / "golden" / "nuscenes_tiny"}"\n[run]\nstore = "{tmp_path / "store"}"\n'
+        f'[teacher]\nname = "clip_dense"\nweights = "w.pt"\nweights_sha256 = "{"ab" * 32}"\nquick_gelu = true\n'
+    )
+    told = " ".join(run("plan", dense)[1].split())
+    assert "encode keeps about 1434 kB per image" in told  # 28 x 50 cells, 512 values, float16
+    assert "about 717 kB" in " ".join(run("plan", dense, "--set", "teacher.kept=int8")[1].split())
+    assert "kB per image" not in run("plan", dense, "--set", "run.keep_encode=false")[1]
