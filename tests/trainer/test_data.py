@@ -160,6 +160,28 @@ def test_augmented_pairs_are_some_of_the_pairs_of_the_kept_points(fleet: Any) ->
     torch.testing.assert_close(seen.superpoint_prompt, whole.superpoint_prompt)
 
 
+def test_hundreds_of_masks_in_one_image_and_none_in_another_keep_their_vectors(fleet: Any) -> None:
+    points, n_masks = fleet.points_row("a0"), 400
+    point = np.arange(0, 1000, 2, dtype=np.int32)
+    vector = np.random.default_rng(0).normal(size=(n_masks, 8)).astype(np.float16)
+    pairs = fleet.pairs_row("a0") | {
+        "point": point,
+        "superpoint": (np.arange(500) % n_masks).astype(np.int32),
+        "row_px": np.full(500, 40, np.uint16),
+        "col_px": np.full(500, 80, np.uint16),
+        "superpoint_view": np.zeros(n_masks, np.uint8),  # the second camera sees nothing
+        "superpoint_prompt": (np.arange(n_masks) % 6).astype(np.int32),
+        "vector": vector,
+    }
+    sample = data.pair_sample(VOXELS, AUGMENT, [points, pairs], np.random.default_rng(0))
+    batch = data.join([sample, sample])
+    assert len(batch.superpoint_vector) == 2 * n_masks
+    assert torch.equal(batch.superpoint_vector[n_masks + 399], torch.from_numpy(vector[399]))
+    second = batch.pair_superpoint[len(sample.pair_superpoint) :]
+    assert torch.equal(second, sample.pair_superpoint + n_masks) and int(second.max()) >= n_masks + 255
+    assert set(batch.taught.tolist()) == {0, 1}
+
+
 def test_joining_moves_row_numbers_up() -> None:
     def sample(name: str, n_voxels: int, n_superpoints: int) -> data.PairBatch:
         return data.PairBatch(

@@ -14,7 +14,9 @@ from rich.console import Console
 from torch import Tensor
 
 from trainer import checkpoint, data, learner
+from trainer.minkunet import NetworkConfig, build_network
 from trainer.ranks import ALONE, joined
+from trainer.sparse import Minkowski
 from trainer.train import train
 
 FROZEN = ("distill.epochs=1", "distill.batch_size=2", "pretrain.epochs=1", "pretrain.drop_last=false")
@@ -121,6 +123,23 @@ def test_parts_one_after_the_other_learn_what_the_whole_learns(
     settings = ("distill.epochs=1", "distill.batch_size=3", "distill.lovasz=scan")
     whole = train(fleet.recipe(*settings, f"run.runs={tmp_path}/whole"), "distill", console)
     assert_same_result(train(fleet.recipe(*settings, "distill.accumulate=2"), "distill", console), whole)
+
+
+def test_batch_norm_over_all_gpus_is_the_same_network_under_the_same_names() -> None:
+    # Its own arithmetic needs GPUs; that it takes over weights, names and results can be seen without.
+    network = build_network(NetworkConfig("minkunet_small"), 1, 4, Minkowski())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    parameters = list(network.parameters())
+    coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 40, 3, 1], [1, 0, 0, 0]], dtype=torch.int32)
+    expected = network.eval()(coords, torch.ones(4, 1))
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    n_synced = sum(isinstance(module, torch.nn.SyncBatchNorm) for module in synced.modules())
+    assert n_synced == sum(name.endswith("running_mean") for name in before)
+    assert {name: tensor.tolist() for name, tensor in synced.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in before.items()
+    }
+    assert all(one is other for one, other in zip(synced.parameters(), parameters, strict=True))
+    assert torch.equal(synced.eval()(coords, torch.ones(4, 1)), expected)
 
 
 def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
