@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.sparse import ENGINES, Engine, SparseTensor
+from trainer.sparse import ENGINES, Engine, SparseTensor, at_least_float32
 
 _N_LEVELS = 4  # strided stages down, and as many up
 
@@ -175,7 +175,7 @@ class MinkUNet(nn.Module):
         for up, norm, block, _ in _up_names():
             x = self._normalised(self.get_submodule(up)(x), norm)
             x = self.get_submodule(block)(self.engine.concatenate(x, skips.pop()))
-        output: Tensor = self.final(self.engine.input_rows(x, source)).float()
+        output = at_least_float32(self.final(self.engine.input_rows(x, source)))
         return unit_rows(output) if self.normalise_output else output
 
     def _normalised(self, x: SparseTensor, norm: str) -> SparseTensor:

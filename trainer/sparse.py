@@ -92,6 +92,11 @@ class Engine(Protocol):
         ...
 
 
+def at_least_float32(features: Tensor) -> Tensor:
+    """Return what autocast has halved in single precision again, and all else as it is."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 class Minkowski:
     """MinkowskiEngine 0.5.4 behind :class:`Engine`; it convolves in float32, also under autocast."""
 
@@ -99,14 +104,14 @@ class Minkowski:
 
     def tensor(self, coords: Tensor, features: Tensor) -> SparseTensor:
         check_coords(coords)
-        tensor: Any = _minkowski().SparseTensor(features=features.float(), coordinates=coords)
+        tensor: Any = _minkowski().SparseTensor(features=at_least_float32(features), coordinates=coords)
         check_distinct(len(features), len(tensor.F))
         return tensor  # type: ignore[no-any-return]
 
     def replace(self, tensor: SparseTensor, features: Tensor) -> SparseTensor:
         voxels: Any = tensor
         return _minkowski().SparseTensor(  # type: ignore[no-any-return]
-            features=features.float(),
+            features=at_least_float32(features),
             coordinate_map_key=voxels.coordinate_map_key,
             coordinate_manager=voxels.coordinate_manager,
         )
