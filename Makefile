@@ -12,7 +12,7 @@ SIZE ?= demo
 PY := .venv/bin/python
 
 STAGES := index points project text encode segment group vote correct pairs target label pack
-QUESTIONS := plan verify gc why
+QUESTIONS := doctor plan verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict submit evaluate scores
 
@@ -101,6 +101,7 @@ export: recipe setup ## segments and point labels as the official scripts write 
 	@$(PY) -m pipeline export "$(RECIPE)" "$(OUT)" $(ARGS)
 
 ##@ Asking about tables
+doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
 plan: ## what would run, why, and how many GB
 verify: ## read every table again and compare checksums
 gc: ## tables that nothing names any more

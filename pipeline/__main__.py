@@ -1,4 +1,4 @@
-"""Command line of the offline pipeline: plan, run, why, verify, gc, report, view, pictures, export, docs."""
+"""Command line of the offline pipeline: look, plan, run, ask about tables, show them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
@@ -20,6 +21,7 @@ from manifests.config import ConfigError
 from manifests.store import Store, StoreError
 from pipeline.city.config import SIZES, city_config
 from pipeline.city.generate import write_city
+from pipeline.doctor import FRAMES, examine
 from pipeline.export import LAYOUTS, export
 from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
@@ -113,6 +115,25 @@ def why(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None)
                 for reason in sorted({shard.reason for shard in missing}):
                     names = [shard.shard for shard in missing if shard.reason == reason]
                     console.print(f"  {reason}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", markup=False)
+
+
+@app.command()
+def doctor(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames have all their files read.")] = FRAMES,
+) -> None:
+    """Look at files, calibration, splits, disk, memory, GPU, engine and weights before a run; exit 1 with problems."""
+    with sentences():
+        problems = 0
+        for finding in examine(load_recipe(recipe, set_ or ()), set_ or (), recipe, frames):
+            problems += finding.level == "problem"
+            colour = {"ok": "green", "note": "yellow", "problem": "red"}[finding.level]
+            console.print(f"[{colour}]{finding.level:>7}[/] {finding.about}: {escape(finding.text)}", soft_wrap=True)
+        if problems:
+            console.print(f"{problems} problems; mend them first")
+            raise typer.Exit(1)
+        console.print("nothing stands in the way of a run")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|submit|evaluate|scores RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|submit|evaluate|scores|check RECIPE`.
 
 Nothing heavy is imported before the recipe is read: MinkowskiEngine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -197,6 +197,27 @@ def diff(
                 console.print(f"  {line}")
         if not found:
             console.print("the runs do not differ")
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of sentences.")] = False,
+) -> None:
+    """Compare the recipe's engine with dense convolutions, and say which GPUs and which scenes training would use."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.machine import look_at
+
+        machine = look_at(loaded)
+        if as_json:
+            typer.echo(machine.json())
+        else:
+            for sentence in machine.sentences():
+                console.print(f"check: {sentence}")
+        if machine.problem:
+            raise typer.Exit(1)
 
 
 @app.command("import")

@@ -116,6 +116,18 @@ class Weights:
         path = hub_file(found[1], found[2], self.revision, f"teacher.{self.key}") if found else Path(self.source)
         return self.verified(path)
 
+    def at_hand(self) -> Path | None:
+        """Return the file if it is on this machine already, on disk or in the hub's cache; never fetches anything.
+
+        None too for tags and random weights, whose place is not known here.
+        """
+        if found := _HUB_FILE.fullmatch(self.source):
+            from huggingface_hub import try_to_load_from_cache
+
+            cached = try_to_load_from_cache(found[1], found[2], revision=self.revision)
+            return Path(cached) if isinstance(cached, str) else None
+        return Path(self.source) if self.is_local and Path(self.source).is_file() else None
+
     def verified(self, path: Path) -> Path:
         """Return the path; raises ConfigError unless a file is there and has the pinned digest."""
         if not path.is_file():
