@@ -7,7 +7,8 @@
 
 File names hold the digest of the content, so two writers of one shard never touch each other's bytes. The sidecar is
 written last and names the file with its size and sha256; nothing relies on a rename (locally one is used so that a
-killed writer leaves only a `.tmp-` file). Pages carry checksums, which are off by default in Arrow, and are verified on
+killed writer leaves only a `.tmp-` file). On a file system behind a network, what fails for a moment is tried again,
+and a shard is read by ranges. Pages carry checksums, which are off by default in Arrow, and are verified on
 every read; the footer has its own digest in the sidecar. Names read from the store never leave their folder.
 """
 
@@ -21,23 +22,27 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
-from urllib.parse import quote, unquote
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from manifests.fingerprint import DIGITS
+from manifests.remote import RangeFile, Unreachable, patiently, whole
 from manifests.rows import Row, decode_row, from_table, to_table
+
+T = TypeVar("T")
 
 REFS = "refs"
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+MOST_JSON_BYTES = 32 << 20  # of a sidecar, manifest or ref; a shard takes about 400, so 80 000 of them
 _WORD = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.+%=-]*")
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -111,36 +116,47 @@ class Manifest:
 
 
 class Store:
-    """A folder of tables. Picklable; opens its file system anew in every process."""
+    """A folder of tables. Picklable; opens its file system anew in every process.
 
-    def __init__(self, uri: str) -> None:
+    `place` names it for people: the URI without what may follow its path or hold a password.
+    """
+
+    def __init__(self, uri: str, files: pafs.FileSystem | None = None) -> None:
         self.uri = uri
+        self._given = files
+        self._folders: set[str] = set()  # those made already
         self._connect()
 
     @classmethod
-    def open(cls, uri: str | Path) -> Store:
-        """Return the store at a local path or a URI of any pyarrow file system (`s3://bucket/folder`, `gs://`, ...)."""
+    def open(cls, uri: str | Path, files: pafs.FileSystem | None = None) -> Store:
+        """Return the store at a local path or a URI of any pyarrow file system (`s3://bucket/folder`, `gs://`, ...).
+
+        What else an object store needs stands in the URI, as pyarrow takes it:
+        `s3://bucket/folder?endpoint_override=host:9000&scheme=http&region=us-east-1`. `files` is a file system that no
+        URI leads to; the URI is then the path in it.
+        """
         text = str(uri)
-        return cls(text if "://" in text else str(Path(text).expanduser().absolute()))
+        return cls(text if "://" in text or files else str(Path(text).expanduser().absolute()), files)
 
     def _connect(self) -> None:
+        self.place = shown_uri(self.uri)
         try:
-            if "://" in self.uri:
-                base, path = pafs.FileSystem.from_uri(self.uri)
+            if self._given is not None:
+                base, path = self._given, self.uri
+                self.local = None
+            elif "://" in self.uri:
+                base, path = patiently(lambda: pafs.FileSystem.from_uri(self.uri))
                 self.local = Path(path) if isinstance(base, pafs.LocalFileSystem) else None
             else:
                 base, path = pafs.LocalFileSystem(), self.uri
                 self.local = Path(path)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise StoreError(f"store {self.uri} cannot be opened: {error}") from None
+            told = str(error).replace(self.uri, self.place)
+            raise StoreError(f"store {self.place} cannot be opened: {told}") from None
         self._files = pafs.SubTreeFileSystem(path, base)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.uri = state["uri"]
-        self._connect()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.uri, self._given)
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
@@ -203,19 +219,32 @@ class Store:
             self._delete(f"{folder}/{name}")
 
     def damage(self, stage: str, fingerprint: str, shard: ShardFile) -> str | None:
-        """Return what is wrong with a shard after reading every byte of it, or None."""
+        """Return what is wrong with a shard after reading every byte of it, or None.
+
+        Raises StoreError if that cannot be told, because the store cannot be reached or may not be read.
+        """
         folder = table_folder(stage, fingerprint)
-        try:
-            with self._files.open_input_stream(f"{folder}/{checked(shard.name)}") as stream:
+        path = f"{folder}/{checked(shard.name)}"
+
+        def read() -> tuple[str, int]:
+            with self._files.open_input_stream(path) as stream:
                 digest, size = hashlib.sha256(), 0
                 while block := stream.read(1 << 22):
                     digest.update(block)
                     size += len(block)
+                return digest.hexdigest(), size
+
+        try:
+            sha256, size = self._patiently(read)
+        except FileNotFoundError:
+            return "is missing"
         except (OSError, pa.ArrowException) as error:
-            return f"cannot be read: {error}"
+            if getattr(error, "errno", None) == errno.EIO:  # the disk itself cannot read it any more
+                return f"cannot be read: {error}"
+            raise StoreError(f"{self._show(path)} cannot be read: {error}") from None
         if size != shard.bytes:
             return f"{size} bytes, {shard.bytes} when it was committed"
-        if digest.hexdigest() != shard.sha256:
+        if sha256 != shard.sha256:
             return "its bytes have changed since it was committed (sha256 differs)"
         return None
 
@@ -236,7 +265,10 @@ class Store:
         if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
             raise StoreError(f"{where} belongs to another table; delete it and run again")
         shards = tuple(shard_from(item, where) for item in expect_list(document.get("shards"), where))
-        return Manifest(stage, fingerprint, document.get("identity", {}), shards, document.get("made", {}))
+        identity, made = document.get("identity", {}), document.get("made", {})
+        if not isinstance(identity, dict) or not isinstance(made, dict):
+            raise StoreError(f"{where} does not say what the table was made from; delete it and run again")
+        return Manifest(stage, fingerprint, identity, shards, made)
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Return the manifests of all tables of a stage, newest last."""
@@ -263,14 +295,15 @@ class Store:
         path = ref_path(name)
         document = self._read_json(path, missing_ok=True)
         if document is None:
-            raise StoreError(f"store {self.uri} holds nothing of recipe {name} yet; run: make pack RECIPE={name}")
+            raise StoreError(f"store {self.place} holds nothing of recipe {name} yet; run: make pack RECIPE={name}")
         where = self._show(path)
         named = document.get("tables")
         if not isinstance(named, dict):
             raise StoreError(f"{where} is not a ref of this store; delete it and run again")
         tables = {stage: table_from(item, where) for stage, item in named.items()}
         held = tuple(table_from(item, where) for item in expect_list(document.get("held", []), where))
-        return Ref(str(document.get("recipe")), tables, tuple(document.get("excluded", ())), held)
+        excluded = tuple(str(frame) for frame in expect_list(document.get("excluded", []), where))
+        return Ref(str(document.get("recipe")), tables, excluded, held)
 
     def refs(self) -> dict[str, Ref]:
         """Return every ref of the store by name."""
@@ -333,30 +366,44 @@ class Store:
 
     def _entries(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         try:
-            return list(self._files.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)))
+            selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+            return list(self._patiently(lambda: self._files.get_file_info(selector)))
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"store {self.uri}: {folder or 'its folder'} cannot be listed: {error}") from None
+            raise StoreError(f"store {self.place}: {folder or 'its folder'} cannot be listed: {error}") from None
 
     def _list(self, folder: str) -> dict[str, int]:
         entries = self._entries(folder)
         return {entry.base_name: int(entry.size or 0) for entry in entries if entry.type == pafs.FileType.File}
 
     def _show(self, *parts: str) -> str:
-        return "/".join([self.uri.rstrip("/"), *parts])
+        return "/".join([self.place.rstrip("/"), *parts])
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Return what `action` returns; on a file system behind a network it is tried again after errors that pass."""
+        return action() if self.local is not None else patiently(action)
 
     def _read_json(self, path: str, missing_ok: bool = False) -> dict[str, Any] | None:
         """Return a JSON document; a half-written one counts as missing, since its writer never finished."""
+
+        def read() -> bytes:
+            with self._files.open_input_file(path) as source:
+                size = int(source.size())
+                if size > MOST_JSON_BYTES:
+                    raise StoreError(f"{self._show(path)} is {size} bytes long: no document of a store; delete it")
+                return whole(bytes(source.read(size)), size)
+
         try:
-            with self._files.open_input_stream(path) as stream:
-                document = json.loads(stream.read())
+            content = self._patiently(read)
         except FileNotFoundError:
             if missing_ok:
                 return None
             raise StoreError(f"{self._show(path)} is missing") from None
-        except (ValueError, RecursionError):
-            return None
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self._show(path)} cannot be read: {error}") from None
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
         if not isinstance(document, dict):
             raise StoreError(f"{self._show(path)} is not a document of this store; delete it and run again")
         return document
@@ -372,19 +419,33 @@ class Store:
 
     def _delete(self, path: str) -> None:
         try:
-            self._files.delete_file(path)
+            self._patiently(lambda: self._files.delete_file(path))
         except FileNotFoundError:
             return
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self._show(path)} cannot be deleted: {error}") from None
 
     def _upload(self, source: BinaryIO, path: str) -> None:
-        """Copy a finished local file to a remote file system, where an object appears when its stream is closed."""
-        self._files.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        source.seek(0)
-        with self._files.open_output_stream(path) as target:
-            while block := source.read(1 << 22):
-                target.write(block)
+        """Copy a finished local file to a remote file system, where an object appears when its stream is closed.
+
+        One that broke off may have left its beginning there; it does not count, and the next try writes over it.
+        """
+        folder = path.rsplit("/", 1)[0]
+        size = source.seek(0, os.SEEK_END)
+
+        def copy() -> None:
+            if folder not in self._folders:
+                self._files.create_dir(folder, recursive=True)
+                self._folders.add(folder)
+            source.seek(0)
+            with self._files.open_output_stream(path) as target:
+                while block := source.read(1 << 22):
+                    target.write(block)
+            arrived = self._files.get_file_info(path).size
+            if arrived != size:
+                raise ConnectionError(f"{arrived} of {size} bytes arrived")
+
+        patiently(copy)
 
 
 class _Scratch:
@@ -404,7 +465,7 @@ class _Scratch:
                 self._scratch = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
                 self._stream = self._scratch.open("xb+")
         except OSError as error:
-            raise unwritable(self._store.uri, error) from None
+            raise unwritable(self._store.place, error) from None
         return self._stream, self.publish
 
     def publish(self, path: str | None = None) -> None:
@@ -427,7 +488,7 @@ class _Scratch:
         if self._scratch is not None:
             self._scratch.unlink(missing_ok=True)
         if isinstance(error, OSError | pa.ArrowException) and not isinstance(error, StoreError):
-            raise unwritable(self._store.uri, error) from None
+            raise unwritable(self._store.place, error) from None
 
 
 class ShardWriter:
@@ -458,7 +519,7 @@ class ShardWriter:
             )
         except (OSError, pa.ArrowException) as error:
             self._scratch.__exit__(None, None, None)
-            raise unwritable(self._store.uri, error) from None
+            raise unwritable(self._store.place, error) from None
         return self
 
     def append(self, row: Row, counts: Mapping[str, int] | None = None) -> None:
@@ -509,17 +570,19 @@ class ShardReader:
         self._shard = shard
         stage, fingerprint = folder.split("/")
         try:
-            self._source = store._files.open_input_file(f"{folder}/{shard.name}")
+            path = f"{folder}/{shard.name}"
+            self._source = store._files.open_input_file(path) if store.local else RangeFile(store._files, path)
             size = self._source.size()
             if size != shard.bytes:
                 raise self._damaged(f"{size} bytes, {shard.bytes} when it was committed")
             if hashlib.sha256(read_footer(self._source, size)).hexdigest() != shard.footer_sha256:
                 raise self._damaged("its footer has changed since it was committed")
-            self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True)
+            # behind a network, neighbouring columns come in one request
+            self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=not store.local)
         except FileNotFoundError:
             raise StoreError(f"{self._where} is missing; run: make {stage}") from None
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(str(error)) from None
+            raise self._unreadable(error) from None
         self.schema: pa.Schema = self._parquet.schema_arrow
         about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
         if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
@@ -535,7 +598,7 @@ class ShardReader:
         try:
             return self._parquet.read(columns=None if columns is None else list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(str(error)) from None
+            raise self._unreadable(error) from None
 
     def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Return frame `index` as NumPy values; raises StoreError if a page is damaged."""
@@ -544,12 +607,17 @@ class ShardReader:
                 index, columns=None if columns is None else list(columns), use_threads=False
             )
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(str(error)) from None
+            raise self._unreadable(error) from None
         return decode_row({name: table.column(name)[0] for name in table.column_names}, table.schema)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for index in range(self.n_rows):
             yield self.row(index)
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        if isinstance(error, Unreachable):
+            return StoreError(f"{self._where} cannot be read: {error}")
+        return self._damaged(str(error))
 
     def _damaged(self, what: str) -> StoreError:
         advice = "Drop it with `python -m pipeline verify RECIPE --drop`, then run again"
@@ -570,7 +638,7 @@ def shard_from(document: Any, where: str) -> ShardFile:
             failed=tuple(str(frame) for frame in document.get("failed", ())),
             counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise StoreError(f"{where} does not describe a shard; delete it and run again") from None
     if shard.name != f"{shard.shard}.{shard.key}.{shard.sha256[:DIGITS]}.parquet" or not is_word(shard.name):
         raise StoreError(f"{where} names a file outside its folder or of another shard ({shard.name!r}); delete it")
@@ -649,9 +717,17 @@ def read_footer(source: Any, size: int) -> bytes:
     return bytes(source.read(size - start))
 
 
-def unwritable(uri: str, error: BaseException) -> StoreError:
+def shown_uri(uri: str) -> str:
+    """Return a path or URI as it may be shown: without user, password and whatever follows the path."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def unwritable(place: str, error: BaseException) -> StoreError:
     """Return the error for a failed write; a full disk is named as such."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return StoreError(f"store {uri}: the disk is full. Finished shards are safe; free space and run again")
-    return StoreError(f"store {uri} cannot be written: {error}")
+        return StoreError(f"store {place}: the disk is full. Finished shards are safe; free space and run again")
+    return StoreError(f"store {place} cannot be written: {error}")

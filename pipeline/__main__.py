@@ -68,9 +68,9 @@ def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None
         free = runner.store.free_bytes()
         if free is not None:
             need = sum(item.gigabytes_to_write for item in plans)
-            console.print(f"about {need:.3f} GB to write, {free / 1e9:.1f} GB free in {runner.store.uri}")
+            console.print(f"about {need:.3f} GB to write, {free / 1e9:.1f} GB free in {runner.store.place}")
             if need * 1e9 > free:
-                raise StoreError(f"store {runner.store.uri} has too little space for this run")
+                raise StoreError(f"store {runner.store.place} has too little space for this run")
 
 
 @app.command()

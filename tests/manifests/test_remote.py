@@ -1,0 +1,315 @@
+"""The store on object storage: an S3 server over sockets, a file system without renames, and what goes wrong there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from manifests import remote
+from manifests.remote import RangeFile, Unreachable, patiently
+from manifests.rows import to_table
+from manifests.schema import TARGET
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from tests.manifests.s3_server import Bucket, serve
+
+FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
+
+
+def write(store: Store, shard: str = "scene-1", n_rows: int = 3, n_points: int = 100, seed: int = 0) -> ShardFile:
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "frame_id": f"{shard}/{index}",
+            "status": "ok",
+            "label": random.integers(0, 17, n_points, dtype=np.uint8),
+            "confidence": random.integers(0, 256, n_points, dtype=np.uint8),
+            "seen": random.random(n_points) < 0.5,
+        }
+        for index in range(n_rows)
+    ]
+    return store.write("target", FINGERPRINT, shard, KEY, to_table(rows, TARGET))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An S3 server of its own; the store waits no longer than a hundredth of a second between tries."""
+    monkeypatch.setattr(remote, "WAITS_S", (0.01, 0.01))
+    with serve() as bucket:
+        yield bucket
+
+
+class NoMove(pafs.FSSpecHandler):
+    """A file system that has no rename, as object stores have none, and counts what it is asked to read."""
+
+    def move(self, src: str, dest: str) -> None:
+        raise NotImplementedError("this file system cannot move a file")
+
+
+@pytest.fixture
+def no_move(tmp_path: Path) -> Store:
+    import fsspec
+
+    files = pafs.PyFileSystem(NoMove(fsspec.filesystem("memory", skip_instance_cache=True)))
+    return Store.open(str(tmp_path), files)
+
+
+def check_everything(store: Store, reopened: Store) -> None:
+    """Write, list, read, name, verify, collect and delete; the second store sees what the first one did."""
+    shard = write(store)
+    store.write_manifest(made := Manifest("target", FINGERPRINT, {"stage": "target"}, (shard,), {"finished": "now"}))
+    store.write_ref("recipe", ref := Ref("recipe", {"target": TableRef("target", FINGERPRINT, (shard,))}))
+    loose = write(store, "scene-2")
+    assert reopened.shards("target", FINGERPRINT) == {("scene-1", KEY): shard, ("scene-2", KEY): loose}
+    assert reopened.manifests("target") == [made] and reopened.refs() == {"recipe": ref}
+    assert reopened.damage("target", FINGERPRINT, shard) is None
+    assert [row["frame_id"] for row in reopened.rows("target", FINGERPRINT, shard)] == [
+        f"scene-1/{i}" for i in (0, 1, 2)
+    ]
+    garbage = [path.rsplit("/", 1)[1] for path, _ in reopened.unreferenced(0)]
+    assert garbage == [f"scene-2.{KEY}.json", loose.name]
+    store.delete(path for path, _ in store.unreferenced(0))
+    store.delete_ref("recipe")
+    assert list(reopened.shards("target", FINGERPRINT)) == [("scene-1", KEY)] and reopened.refs() == {}
+    store.forget("target", FINGERPRINT, shard)
+    assert reopened.shards("target", FINGERPRINT) == {}
+    assert reopened.damage("target", FINGERPRINT, shard) == "is missing"
+    with pytest.raises(StoreError, match="is missing; run: make target"):
+        reopened.open_shard("target", FINGERPRINT, shard)
+
+
+def test_all_that_a_store_does_it_does_on_s3(bucket: Bucket) -> None:
+    store = Store.open(bucket.uri())
+    check_everything(store, pickle.loads(pickle.dumps(store)))
+    assert store.free_bytes() is None and store.local is None
+
+
+def test_all_that_a_store_does_it_does_without_a_rename(no_move: Store) -> None:
+    check_everything(no_move, no_move)
+
+
+def test_a_shard_has_the_same_bytes_on_s3_as_on_disk(bucket: Bucket, tmp_path: Path) -> None:
+    there, here = write(Store.open(bucket.uri())), write(Store.open(tmp_path))
+    assert there == here
+    path = f"target/{FINGERPRINT}/{here.name}"
+    assert bucket.objects[f"store/{path}"] == (tmp_path / path).read_bytes()
+
+
+def test_a_row_is_read_by_ranges_and_not_with_the_whole_file(bucket: Bucket) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store, n_rows=8, n_points=300_000)
+    assert shard.bytes > 4_000_000  # larger than the client's buffer: it went up in parts
+    bucket.asked.clear()
+    row = store.open_shard("target", FINGERPRINT, shard).row(5, ["frame_id", "seen"])
+    assert row["frame_id"] == "scene-1/5" and len(row["seen"]) == 300_000
+    reads = [asked for asked in bucket.asked if asked.method == "GET"]
+    assert reads and all(asked.range for asked in reads)
+    assert sum(asked.sent for asked in reads) < 0.1 * shard.bytes
+
+
+def test_the_name_of_a_store_shows_no_password(bucket: Bucket) -> None:
+    assert "secret" in bucket.uri() and Store.open(bucket.uri()).place == "s3://bucket/store"
+    with pytest.raises(StoreError) as caught:
+        Store.open("s3://key:secret@bucket/store?nonsense=1")
+    assert "secret" not in str(caught.value) and "cannot be opened" in str(caught.value)
+
+
+# -- what passes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["SlowDown", "InternalError", "cut"])
+def test_reading_outlives_an_error_that_passes(bucket: Bucket, fault: str) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store)
+    expected = store.read("target", FINGERPRINT, shard)
+    bucket.fails(1, fault, "GET")
+    assert store.open_shard("target", FINGERPRINT, shard).table().equals(expected)
+    bucket.fails(1, fault, "GET")
+    assert store.damage("target", FINGERPRINT, shard) is None
+    bucket.fails(1, fault, "GET")
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+
+
+@pytest.mark.parametrize("fault", ["SlowDown", "InternalError", "cut upload"])
+def test_writing_outlives_an_error_that_passes(bucket: Bucket, fault: str) -> None:
+    store = Store.open(bucket.uri())
+    bucket.fails(2, fault, "PUT", ".parquet")
+    shard = write(store)
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+    assert store.damage("target", FINGERPRINT, shard) is None
+
+
+def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    with pytest.raises(Unreachable, match="tried 6 times"):
+        patiently(lambda: (_ for _ in ()).throw(ConnectionError("gone")))
+    assert [round(wait / usual, 1) >= 0.5 for wait, usual in zip(slept, remote.WAITS_S, strict=True)] == [True] * 5
+    assert all(wait <= 1.5 * usual for wait, usual in zip(slept, remote.WAITS_S, strict=True))
+    left = [ConnectionError("gone"), TimeoutError("late"), OSError("AWS Error SLOW_DOWN during GetObject")]
+    assert patiently(lambda: exec("raise left.pop()", {"left": left}) if left else "there") == "there"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("x"), OSError(errno.ENOSPC, "full"), pa.ArrowInvalid("no")])
+def test_what_does_not_pass_is_raised_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waited"))
+    with pytest.raises(type(error)):
+        patiently(lambda: (_ for _ in ()).throw(error))
+
+
+class Stingy:
+    """A file system whose files give fewer bytes than they have, some times."""
+
+    def __init__(self, content: bytes, short: int) -> None:
+        self.content, self.short = content, short
+
+    def open_input_file(self, path: str) -> Stingy:
+        return self
+
+    def size(self) -> int:
+        return len(self.content)
+
+    def read_at(self, length: int, start: int) -> bytes:
+        self.short -= 1
+        return self.content[start : start + length][: -1 if self.short >= 0 else None]
+
+
+def test_a_range_that_comes_short_is_read_again_and_never_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WAITS_S", (0.0, 0.0))
+    file = RangeFile(Stingy(b"0123456789", short=2), "x")
+    assert (file.seek(-4, 2), file.read(3), file.read(), file.read()) == (6, b"678", b"9", b"")
+    with pytest.raises(Unreachable, match="9 of 10 bytes came before the connection was lost"):
+        RangeFile(Stingy(b"0123456789", short=9), "x").read()
+
+
+# -- what does not -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied"])
+def test_credentials_that_are_refused_are_named_and_nothing_is_called_damaged(bucket: Bucket, code: str) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store)
+    before = dict(bucket.objects)
+    bucket.fails(10**6, code)
+    for action in (
+        lambda: store.read("target", FINGERPRINT, shard),
+        lambda: store.damage("target", FINGERPRINT, shard),
+        lambda: store.shards("target", FINGERPRINT),
+        lambda: store.read_ref("recipe"),
+        lambda: store.forget("target", FINGERPRINT, shard),
+        lambda: write(store, "scene-2"),
+    ):
+        with pytest.raises(StoreError, match="credentials are refused or have expired; renew them") as caught:
+            action()
+        assert "damaged" not in str(caught.value)
+    assert bucket.objects == before
+
+
+def test_a_key_that_the_server_does_not_know_is_a_sentence(bucket: Bucket) -> None:
+    with pytest.raises(StoreError, match="credentials are refused"):
+        Store.open(bucket.uri(key="stranger")).refs()
+
+
+def test_a_server_that_stays_away_is_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store)
+    monkeypatch.setattr(remote, "WAITS_S", ())  # Arrow's own tries take some seconds each
+    bucket.fails(10**6, "SlowDown", "GET", ".parquet")
+    with pytest.raises(StoreError, match="cannot be read: it was tried 1 times; see that it is up"):
+        store.read("target", FINGERPRINT, shard)
+
+
+def test_a_connection_lost_for_good_in_a_write_leaves_nothing_that_counts(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(bucket.uri())
+    first = write(store)
+    monkeypatch.setattr(remote, "WAITS_S", ())
+    bucket.fails(10**6, "cut upload", "PUT", ".parquet")
+    with pytest.raises(StoreError, match="cannot be written: it was tried 1 times"):
+        write(store, "scene-2")
+    bucket.fails(0, "")
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
+    second = write(store, "scene-2")
+    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first, ("scene-2", KEY): second}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_half_a_file_does_not_count_whatever_lies_beside_it(bucket: Bucket, share: float) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store)
+    key = f"store/target/{FINGERPRINT}/{shard.name}"
+    bucket.objects[key] = bucket.objects[key][: int(share * shard.bytes)]
+    assert store.shards("target", FINGERPRINT) == {}
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read("target", FINGERPRINT, shard)
+
+
+def test_two_writers_of_one_shard_leave_a_whole_one(bucket: Bucket) -> None:
+    """With the same content, and with the other bits that a network may give the second time."""
+    start = threading.Barrier(4)
+    errors: list[BaseException] = []
+
+    def run(seed: int) -> None:
+        store = Store.open(bucket.uri())
+        start.wait()
+        try:
+            for index in range(4):
+                write(store, f"scene-{index}", seed=seed)
+        except BaseException as error:  # noqa: BLE001 - it is shown by the test, not by the thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (0, 0, 1, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    store = Store.open(bucket.uri())
+    shards = store.shards("target", FINGERPRINT)
+    assert len(shards) == 4
+    assert all(store.damage("target", FINGERPRINT, shard) is None for shard in shards.values())
+
+
+def test_a_bucket_that_is_not_there_is_a_sentence(bucket: Bucket) -> None:
+    uri = bucket.uri().replace("@bucket/", "@nowhere/")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write(Store.open(uri))
+
+
+def test_a_document_larger_than_any_of_a_store_is_not_read(bucket: Bucket, tmp_path: Path) -> None:
+    for store in (Store.open(bucket.uri()), Store.open(tmp_path)):
+        write(store)
+    sidecar = f"target/{FINGERPRINT}/scene-1.{KEY}.json"
+    bucket.objects[f"store/{sidecar}"] = b" " * (33 << 20)
+    with (tmp_path / sidecar).open("wb") as file:
+        file.truncate(1 << 40)
+    for store in (Store.open(bucket.uri()), Store.open(tmp_path)):
+        with pytest.raises(StoreError, match="no document of a store; delete it"):
+            store.shards("target", FINGERPRINT)
+
+
+def test_verifying_drops_nothing_that_may_not_be_read(bucket: Bucket) -> None:
+    """Once, what could not be read counted as damaged, and `verify --drop` would have removed it."""
+    from pipeline.runner import damaged_shards
+
+    store = Store.open(bucket.uri())
+    ref = Ref("recipe", {"target": TableRef("target", FINGERPRINT, (write(store),))})
+    bucket.fails(10**6, "ExpiredToken", "GET")
+    with pytest.raises(StoreError, match="credentials"):
+        damaged_shards(store, ref, lambda _: None)
+
+
+def test_a_sidecar_is_whole_json(bucket: Bucket) -> None:
+    shard = write(Store.open(bucket.uri()))
+    document: Any = json.loads(bucket.objects[f"store/target/{FINGERPRINT}/scene-1.{KEY}.json"])
+    assert document["sha256"] == shard.sha256 and document["bytes"] == shard.bytes
