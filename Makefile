@@ -3,11 +3,13 @@
 # RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
 # ARGS    passed on as it stands, for example ARGS="--set group.min_points=5"
 # OUT     where to write an export
+# WORDS   what to ask the map for
 # SIZE    of the city in make demo: demo, or tiny for a quick one
 PYTHON ?= python3.11
 RECIPE ?=
 ARGS ?=
 OUT ?= export/$(RECIPE)
+WORDS ?=
 SIZE ?= demo
 PY := .venv/bin/python
 
@@ -18,7 +20,7 @@ TRAINER := pretrain distill probe finetune supervised predict submit evaluate sc
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench docs clean recipe city demo export $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: help setup test lint check bench docs clean recipe city demo export query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +117,11 @@ view: ## frames in Rerun, an extra; ARGS="--out frames.rrd" writes a file
 pictures: ## a picture of each frame
 $(VIEWS): recipe setup
 	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
+
+query: export WORDS := $(WORDS)
+query: recipe setup ## frames and points that are like WORDS="fire hydrant"; report and view show them
+	@test -n "$$WORDS" || { echo 'make: this target needs words, for example: make query RECIPE=city WORDS="fire hydrant"' >&2; exit 2; }
+	@$(PY) -m pipeline query $(ARGS) -- "$(RECIPE)" "$$WORDS"
 
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
 pretrain: ## text-driven pretraining on superpoints

@@ -25,6 +25,7 @@ from pipeline.doctor import FRAMES, examine
 from pipeline.export import LAYOUTS, export
 from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
+from pipeline.query import ask
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.report import write_report
 from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
@@ -181,6 +182,30 @@ def gc(
             store.delete(path for path, _ in garbage)
         total = sum(size for _, size in garbage) / 1e9
         console.print(f"{len(garbage)} files, {total:.3f} GB {'deleted' if delete else 'could go (--delete)'}")
+
+
+@app.command()
+def query(
+    recipe: RecipeArgument,
+    phrase: Annotated[str, typer.Argument(metavar="WORDS", help='What to look for, for example "fire hydrant".')],
+    set_: SetOption = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames to keep of the ranking.")] = 10,
+) -> None:
+    """Ask the map: rank frames by how like a phrase the masks of their points are; `report` and `view` show it."""
+    with sentences():
+        asked, ranking = ask(load_recipe(recipe, set_ or ()), phrase, frames, shown)
+        table = Table(
+            "", "frame", "shard", "margin", "cosine", "points", title=f"“{escape(asked.phrase)}”, by mask vectors"
+        )
+        for place, frame in enumerate(ranking.frames, 1):
+            scores = f"{frame.margin:+.3f}", f"{frame.cosine:.3f}", f"{frame.points:,}"
+            table.add_row(str(place), frame.frame_id, frame.shard, *scores)
+        console.print(table, markup=False)
+        console.print(
+            f"{ranking.n_frames} frames were looked at. margin: by how much their most similar points are more like "
+            "the phrase than like any prompt of the dictionary.",
+            soft_wrap=True,
+        )
 
 
 @app.command()

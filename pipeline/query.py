@@ -1,0 +1,143 @@
+"""Ask the map: which points and frames are most like a phrase, by the vectors of the masks that were made of images."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from manifests.config import ConfigError
+from manifests.fingerprint import differences
+from manifests.query import (
+    Query,
+    RankedFrame,
+    Ranking,
+    check_width,
+    cleaned,
+    normal,
+    queries_folder,
+    rank,
+    write_query,
+    write_ranking,
+)
+from manifests.rows import Row
+from manifests.store import Ref, Store, StoreError
+from pipeline.browse import Track
+from pipeline.recipe import Recipe
+from pipeline.stages.text import settings
+from pipeline.teachers import TEACHERS
+from superpixels.similarity import Similarity, similarity, spread, top_mean
+
+COLUMNS = ("frame_id", "status", "reason", "point", "superpoint", "superpoint_prompt", "vector")
+"""Of table `pairs`, what it takes to compare points with a phrase."""
+
+NEAR_PROMPTS = 5
+
+
+def ask(recipe: Recipe, phrase: str, n_frames: int, track: Track = lambda items, _: items) -> tuple[Query, Ranking]:
+    """Return a phrase with its vector and the `n_frames` frames most like it; both are written for others to show.
+
+    A point is as like the phrase as the most similar of its superpoints; a frame as its most similar points are on
+    average. Excluded frames and those that failed are left out. Raises ConfigError for a phrase that the teacher has
+    no vector of, and StoreError for tables that are missing, damaged, or of different text encoders.
+    """
+    store = Store.open(recipe.run.store)
+    ref = store.read_ref(recipe.name)
+    rows = text_rows(store, ref)
+    query = understand(recipe, phrase, store, ref, rows)
+    ranking = rank_by_masks(query, store, ref, query.rivals(rows), recipe.data.exclude, n_frames, track)
+    folder = queries_folder(recipe.run.runs, recipe.name)
+    write_query(folder, query)
+    write_ranking(folder, query, ranking)
+    return query, ranking
+
+
+def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
+    """Return the rows of table `text`; raises StoreError unless the masks were named with these very vectors."""
+    table, name = ref.table("text"), "pairs"
+    fingerprint = ref.table(name).fingerprint
+    for needed in ("segment", "text"):
+        manifest = store.read_manifest(name, fingerprint)
+        if manifest is None or needed not in manifest.identity.get("needs", {}):
+            break  # nothing says so: vectors of another size are still found out
+        name, fingerprint = needed, str(manifest.identity["needs"][needed])
+    else:
+        if fingerprint != table.fingerprint:
+            raise StoreError(
+                f"the masks of recipe {ref.recipe} were named with other text vectors than table `text` has now; run: "
+                f"make pairs RECIPE={ref.recipe}"
+            )
+    return [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
+
+
+def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequence[Row]) -> Query:
+    """Return a phrase with its vector: that of a prompt of the dictionary, else what the teacher's text encoder says.
+
+    `rows` are those of table `text`. Raises ConfigError if the phrase is no prompt, and the teacher has no encoder or
+    is not the one that the tables were made with.
+    """
+    words, table, kind = cleaned(phrase), ref.table("text"), TEACHERS[recipe.teacher.name]
+    manifest = store.read_manifest("text", table.fingerprint)
+    made: Mapping[str, Any] = manifest.identity.get("settings", {}) if manifest else {}
+    encoder = {name: value for name, value in made.items() if name in ("teacher", "templates")}
+    known = {normal(row["prompt"]): row for row in rows}
+    if normal(words) in known:
+        return Query(words, np.asarray(known[normal(words)]["vector"], np.float32), table.fingerprint, encoder)
+    if kind.ready_made or kind.simulated:
+        able = [name for name, other in TEACHERS.items() if not (other.ready_made or other.simulated)]
+        raise ConfigError(
+            f"teacher {recipe.teacher.name} has no text encoder, so it knows the {len(known)} prompts of dictionary "
+            f"{recipe.ontology.name} and not “{words}”{near(words, [row['prompt'] for row in rows])}. Any phrase can "
+            f"be asked where the teacher is one of {', '.join(able)}"
+        )
+    now = {name: value for name, value in settings(recipe).items() if name in encoder}
+    changes = differences(encoder, now) if encoder else []
+    if changes:
+        raise ConfigError(
+            f"the tables were made with another text encoder than the recipe has now ({'; '.join(changes)}); run: "
+            f"make pack RECIPE={recipe.name}"
+        )
+    (vector,) = kind.load(recipe, "text").text((words,))
+    return Query(words, np.asarray(vector, np.float32), table.fingerprint, encoder)
+
+
+def near(phrase: str, prompts: Sequence[str]) -> str:
+    """Return, as part of a sentence, the prompts that share a word with a phrase or are spelt alike, if any."""
+    words = set(normal(phrase).split())
+    alike = [prompt for prompt in prompts if words & set(normal(prompt).split())]
+    alike += difflib.get_close_matches(phrase, prompts, n=NEAR_PROMPTS, cutoff=0.5)
+    names = list(dict.fromkeys(alike))[:NEAR_PROMPTS]
+    return f"; near are {', '.join(f'“{name}”' for name in names)}" if names else ""
+
+
+def rank_by_masks(
+    query: Query, store: Store, ref: Ref, rivals: Any, excluded: Sequence[str], limit: int, track: Track
+) -> Ranking:
+    """Return the frames whose masks are most like a query; raises ConfigError if no frame has a mask."""
+    table = ref.table("pairs")
+    left_out = {*ref.excluded, *excluded}
+    found: list[RankedFrame] = []
+    medians: list[float] = []
+    for shard in track(table.shards, "pairs"):
+        for number, row in enumerate(store.rows("pairs", table.fingerprint, shard, COLUMNS)):
+            if row["status"] != "ok" or row["frame_id"] in left_out or len(row["point"]) == 0:
+                continue
+            points = similarity_of_points(query, rivals, row, int(row["point"].max()) + 1)
+            margin = points.margin[np.isfinite(points.margin)]
+            scores = top_mean(margin), top_mean(points.cosine)
+            found.append(RankedFrame(row["frame_id"], shard.shard, number, *scores, len(margin)))
+            medians.append(float(np.median(margin)))
+    return rank("masks", query, table.fingerprint, found, medians, limit)
+
+
+def similarity_of_points(query: Query, rivals: Any, pairs: Row, n_points: int) -> Similarity:
+    """Return the similarity of a frame's points to a query by the row of table `pairs`; NaN where no mask is seen.
+
+    Raises ConfigError if the masks have vectors of another size.
+    """
+    if len(pairs["vector"]):
+        check_width(query, pairs["vector"].shape[1], "table `pairs`")
+    found = similarity(pairs["vector"].reshape(-1, len(query.vector)), query.vector, rivals)
+    return spread(found, pairs["point"], pairs["superpoint"], n_points)
