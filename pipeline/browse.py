@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,7 @@ class Browser:
 
     def places(self) -> list[Place]:
         """Return every frame that no table of `NEEDED` lacks, excluded ones left out, in the order of the tables."""
-        found: list[Place] = []
-        index = self.tables["index"]
-        for shard in index.shards:
-            bad = self.excluded.union(*(self._shards(name)[shard.shard].failed for name in NEEDED))
-            names = self.store.rows("index", index.fingerprint, shard, ["frame_id"]) if bad else []
-            found += [Place(shard.shard, i) for i in range(shard.rows) if not names or names[i]["frame_id"] not in bad]
-        return found
+        return [Place(shard.shard, row) for shard in self.tables["index"].shards for row in self._rows_of(shard)]
 
     def choose(self, limit: int) -> list[Place]:
         """Return at most `limit` frames, evenly spread: over those with predictions if there are any, else over all.
@@ -74,7 +69,7 @@ class Browser:
         places = self.places()
         if not places:
             raise StoreError(f"recipe {self.recipe} has no frame to show: all of its rows failed, or are excluded")
-        predicted = self._shards("predict")
+        predicted = self._shards["predict"]
         places = [place for place in places if place.shard in predicted] or places
         chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int))
         return [places[position] for position in chosen]
@@ -82,13 +77,13 @@ class Browser:
     def after(self, place: Place) -> Place | None:
         """Return the next frame of the same shard, or None if there is none that could be shown."""
         follower = Place(place.shard, place.row + 1)
-        return follower if follower in self.places() else None
+        return follower if follower.row in self._rows_of(self._shards["index"][place.shard]) else None
 
     def read(self, place: Place) -> FrameRows:
         """Return a frame with its rows; raises StoreError for a table that is damaged, old, or out of step."""
         rows: dict[str, Row] = {}
         for name in (*NEEDED, *OPTIONAL):
-            shard = self._shards(name).get(place.shard)
+            shard = self._shards[name].get(place.shard)
             if shard is not None:
                 found = self.store.open_shard(name, self.tables[name].fingerprint, shard).row(place.row)
                 missing = sorted(set(TABLES[name].names) - found.keys())
@@ -108,8 +103,21 @@ class Browser:
                 )
         return FrameRows(frame, rows)
 
-    def _shards(self, name: str) -> dict[str, ShardFile]:
-        return {shard.shard: shard for shard in self.tables[name].shards} if name in self.tables else {}
+    def _rows_of(self, shard: ShardFile) -> Sequence[int]:
+        """Return which rows of a shard of `index` can be shown, ascending."""
+        bad = self.excluded.union(*(self._shards[name][shard.shard].failed for name in NEEDED))
+        if not bad:
+            return range(shard.rows)
+        names = self.store.rows("index", self.tables["index"].fingerprint, shard, ["frame_id"])
+        return [row for row, name in enumerate(names) if name["frame_id"] not in bad]
+
+    @cached_property
+    def _shards(self) -> Mapping[str, Mapping[str, ShardFile]]:
+        """The shards of every table by name; a table that there is not has none."""
+        return {
+            name: {shard.shard: shard for shard in self.tables[name].shards} if name in self.tables else {}
+            for name in (*NEEDED, *OPTIONAL)
+        }
 
 
 def predictions_of(store: Store, recipe: str, ref: Ref) -> TableRef | None:

@@ -20,8 +20,8 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES, scalar
-from manifests.store import Manifest, Ref, Store, StoreError, TableRef
-from pipeline.browse import Browser
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from pipeline.browse import Browser, Place
 from pipeline.frame import FrameError
 from pipeline.pools import make_pool
 from pipeline.recipe import Recipe, load_recipe
@@ -351,6 +351,29 @@ def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None
     store.write_ref("tiny", replace(store.read_ref("tiny"), excluded=(frame_id,)))
     with pytest.raises(StoreError, match="no frame to show"):
         Browser.open(store, "tiny").choose(5)
+
+
+def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in(folder)
+    store = Store.open(recipe.run.store)
+    opened = Browser.open(store, "tiny")
+    shards = tuple(ShardFile(f"s{i}", "0" * 12, f"{i}.parquet", 4, 1, "", "") for i in range(3))
+    tables = {name: replace(table, shards=shards) for name, table in opened.tables.items()}
+    read = []
+
+    def rows(stage: str, fingerprint: str, shard: ShardFile, columns: object) -> list[dict[str, str]]:
+        read.append(shard.shard)
+        return [{"frame_id": f"{shard.shard}/{i}"} for i in range(4)]
+
+    monkeypatch.setattr(store, "rows", rows)
+    browser = replace(opened, tables=tables, excluded=frozenset({"s1/2"}))
+    assert browser.after(Place("s1", 0)) == Place("s1", 1)
+    assert browser.after(Place("s1", 1)) is None, "the next one is excluded"
+    assert browser.after(Place("s1", 3)) is None, "there is no next one"
+    assert set(read) == {"s1"}
+    assert len(browser.places()) == 11 and Place("s1", 2) not in browser.places()
 
 
 def test_a_table_of_an_older_version_says_what_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
