@@ -36,6 +36,7 @@ from pipeline.quality import LabelQuality, label_quality, measure
 from pipeline.recipe import Recipe
 from pipeline.runner import Runner
 from pipeline.stages import STAGES
+from pipeline.stages.correct import source
 from pipeline.teachers import TEACHERS
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
@@ -253,7 +254,7 @@ def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> li
 
     title = "Changed by flat interaction:"
     if "correct" in rows or "pseudo" in refined:
-        before = rows["group"]["label"]
+        before = rows[source(recipe) if "correct" in rows else "target"]["label"]
         new = rows["correct"]["label"] if "correct" in rows else after(before)
         found.append(changes(before, new, truth, f"{title} pseudo-labels", recipe.ontology))
     if "predict" in rows and "prediction" in refined:

@@ -21,11 +21,11 @@ from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES, scalar
 from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
-from pipeline.browse import Browser, Place
+from pipeline.browse import Browser, FrameRows, Place
 from pipeline.frame import FrameError
 from pipeline.pools import make_pool
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import ShownFrame, write_report
+from pipeline.recipe import Recipe, TargetConfig, load_recipe
+from pipeline.report import ShownFrame, refinements, write_report
 from pipeline.runner import Runner
 from pipeline.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
@@ -180,6 +180,17 @@ def test_what_flat_interaction_did_is_shown_by_class_and_from_above(folder: Path
         assert f"Changed by flat interaction: {what}" in page.text
     assert "points that had no label got one" in page.text and "made right" in page.text
     assert len(page.alts) == 6 + 4 + 2 + 2
+
+
+@pytest.mark.parametrize("labels", ["correct", "vote+correct"])
+def test_what_a_vote_changed_is_not_put_down_to_flat_interaction(folder: Path, labels: str) -> None:
+    recipe = replace(recipe_in(folder), target=TargetConfig(labels))  # type: ignore[arg-type]
+    label = {"group": [1, 1, 1, 1], "vote": [1, 1, 2, 2]}
+    label["correct"] = [*label["vote" if "vote" in labels else "group"][:3], 3]
+    rows = {name: {"label": np.array(values, np.uint8)} for name, values in label.items()}
+    (panel,) = refinements(FrameRows(None, rows), recipe, ())  # type: ignore[arg-type]
+    assert panel.about == "0 points that had no label got one, 1 labels were replaced"
+    assert panel.shown.tolist() == [False, False, False, True]
 
 
 def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
