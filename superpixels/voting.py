@@ -147,7 +147,8 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     label = np.where(keeps, own.label, winner).astype(np.uint8)
     label[total == 0] = own.label[total == 0]
     confidence = np.zeros(n_points, np.float32)
-    np.divide(score[everyone, label], total + config.prior, out=confidence, where=label > 0, casting="same_kind")
+    sure = (label > 0) & (total > 0)
+    np.divide(score[everyone, label], total + config.prior, out=confidence, where=sure, casting="same_kind")
     return Voted(label, confidence, label != own.label)
 
 

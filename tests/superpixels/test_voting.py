@@ -145,3 +145,8 @@ def test_bad_ballots_and_settings_get_a_sentence() -> None:
     for wrong in ({"reach": -1}, {"voxel_m": 0}, {"disputed": 1.5}, {"margin": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VotingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_label_that_nobody_vouches_for_has_no_confidence() -> None:
+    found = vote(ballot([[5, 0, 0]], CAR, weight=0.0), [], 2, PLAIN)
+    assert (found.label.tolist(), found.confidence.tolist()) == ([CAR], [0.0])
