@@ -67,7 +67,8 @@ class MaskQueries:
             first, last = int(part.indices.min()), int(part.indices.max()) + 1
             wide = np.stack([columns @ cells for cells in self.cells(first, last)])
             soft = part[:, first:last] @ wide.reshape(last - first, -1)
-            np.exp(np.negative(soft, out=soft), out=soft)
+            with np.errstate(over="ignore"):  # infinite, of which the sigmoid is 0
+                np.exp(np.negative(soft, out=soft), out=soft)
             soft += 1
             yield strip, np.reciprocal(soft, out=soft).reshape(-1, self.n_queries)
 

@@ -153,3 +153,7 @@ def test_panoptic_merging_equals_a_loop_over_the_queries(seed: int) -> None:
     np.testing.assert_array_equal(found.label_map, label_map)
     np.testing.assert_array_equal(found.segment, segment)
     np.testing.assert_array_equal(found.area_px, area)
+
+
+def test_a_logit_far_below_zero_is_a_mask_of_nothing() -> None:
+    assert (soft_of(masks_of(np.full((1, 2, 2), -1000, np.float16), 4, 4)) == 0).all()
