@@ -67,6 +67,7 @@ class FolderDataset:
             raise ConfigError(
                 f"data.cameras names {missing[0]}; the scenes of {self.root} have {', '.join(sorted(known))}"
             )
+        owner: dict[tuple[str, str], str] = {}
         for scene in scenes:
             where = f"{scene}/{FILE}"
             frames = [frame_of_table(table, scene, rigs[scene], where) for table in tables(documents[scene], "frame")]
@@ -74,6 +75,15 @@ class FolderDataset:
             if len(set(names)) < len(names):
                 repeated = next(name for name in names if names.count(name) > 1)
                 raise ConfigError(f"{where}: two frames are named {repeated.partition('/')[2]}; names must differ")
+            for frame in frames:
+                tokens = [("sweep", frame.lidar_token), *(("image", camera.token) for camera in frame.cameras)]
+                for what, token in tokens:
+                    other = owner.setdefault((what, token), frame.frame_id)
+                    if other != frame.frame_id:
+                        raise ConfigError(
+                            f"{where}: frames {other} and {frame.frame_id} both have a {what} called {token}, the "
+                            "names of scene, frame and camera joined by '_', by which masks are found; rename one"
+                        )
             for frame in sorted(frames, key=lambda one: (one.timestamp_us, one.frame_id)):
                 if self.cameras:
                     frame = replace(frame, cameras=tuple(one for one in frame.cameras if one.name in self.cameras))
@@ -200,7 +210,7 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
         frame_id=f"{scene}/{name}",
         scene=scene,
         timestamp_us=timestamp_us,
-        lidar_token=f"{scene}/{name}",
+        lidar_token=f"{scene}_{name}",
         lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}",
         label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels else None,
         ego_from_lidar=rig.ego_from_lidar,

@@ -104,6 +104,20 @@ def test_calibrations_are_chained_and_the_motion_up_to_the_image_is_accounted_fo
     np.testing.assert_allclose(rear.cam_from_lidar @ [-5, 2, 0, 1], [2, 0, 4, 1], atol=1e-12)
 
 
+def test_two_images_never_go_by_one_name(root: Path) -> None:
+    assert [camera.token for camera in frames_of(root)[0].cameras] == ["drive_a_front", "drive_a_rear"]
+    assert frames_of(root)[0].lidar_token == "drive_a", "a name that files can have: masks are exported under it"
+    other = root / "drive_a"  # its frame a, seen by "rear", is drive_a_a_rear, and so is the frame a_a of drive
+    other.mkdir()
+    (other / "scene.toml").write_text(SCENE)
+    assert len(frames_of(root)) == 4
+    (root / "drive" / "scene.toml").write_text(SCENE.replace('name = "b"', 'name = "a_a"'))
+    with pytest.raises(
+        ConfigError, match=r"frames drive/a_a and drive_a/a both have a sweep called drive_a_a, .* rename"
+    ):
+        frames_of(root)
+
+
 # -- the same tables as through another reader -----------------------------------------------------
 
 
