@@ -82,7 +82,8 @@ def export(
     sixteen_bit: bool = False,
     track: Track = lambda items, what: items,
 ) -> Exported:
-    """Write the recipe's segments and point labels below `out`; what an earlier export of the same tables wrote stays.
+    """Write the recipe's segments and point labels below `out`; what an earlier export of the same tables wrote stays,
+    but for frames that are excluded by now.
 
     Raises ConfigError for an unknown layout, StoreError for a table that is not built, for a folder that holds
     something else, and for more than 255 segments in an image unless `sixteen_bit`: such images then get PNGs that
@@ -113,6 +114,7 @@ def export(
             sources = {name: by_shard[name][shard] for name in ("index", "segment", "group")}
             content = {name: source.sha256 for name, source in sources.items()}
             frames = list(frames_of(store, tables, sources, ref.excluded))
+            remove_excluded(out, store, tables["index"], sources["index"], ref.excluded)
             before = done.get(shard)
             if before and before["content"] == content and all(complete(out, frame) for frame, _ in frames):
                 kept += len(frames)
@@ -170,6 +172,21 @@ def frames_of(
 
         found.append((frame, read))
     return found
+
+
+def remove_excluded(out: Path, store: Store, index: TableRef, shard: ShardFile, excluded: tuple[str, ...]) -> None:
+    """Remove what an earlier export wrote of frames that are excluded by now; the images' PNGs go first."""
+    if not excluded:
+        return
+    columns = ["frame_id", "status", "lidar_token", "camera_token"]
+    for row in store.rows("index", index.fingerprint, shard, columns):
+        if row["frame_id"] in excluded and row["status"] == "ok":
+            tokens = [token for token in row["camera_token"] if names_a_file(token)]
+            for kind in ("png", "json", "pt"):
+                for token in tokens:
+                    (out / MASKS / f"{token}.{kind}").unlink(missing_ok=True)
+            if names_a_file(row["lidar_token"]):
+                (out / POINT_LABELS / f"{row['lidar_token']}_lidarseg.npy").unlink(missing_ok=True)
 
 
 def point_label_path(out: Path, frame: Frame) -> Path:

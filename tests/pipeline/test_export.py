@@ -261,6 +261,23 @@ def test_a_finished_export_is_kept_and_a_lost_or_stale_shard_is_written_again(tm
     assert content(out)["superpixels/a-RIGHT.png"] == before["superpixels/a-LEFT.png"]
 
 
+def test_a_frame_excluded_since_is_taken_out_and_comes_back(tmp_path: Path) -> None:
+    recipe, out = build(tmp_path), tmp_path / "out"
+    export(recipe, out)
+    before = content(out)
+    store = Store.open(tmp_path / "store")
+    ref = store.read_ref("test")
+    store.write_ref("test", Ref("test", ref.tables, excluded=("a",)))
+    assert export(recipe, out) == Exported(0, 2, 2, 3)
+    assert before.keys() - content(out).keys() == {
+        "lidarseg_ov/a-lidar_lidarseg.npy",
+        *(f"superpixels/a-{side}.{kind}" for side in ("LEFT", "RIGHT") for kind in ("png", "json", "pt")),
+    }
+    store.write_ref("test", ref)
+    assert export(recipe, out).written == 2
+    assert content(out) == before
+
+
 @pytest.mark.parametrize("n_writes", range(1, 16, 3))
 def test_killed_at_any_write_it_leaves_whole_files_and_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_writes: int
