@@ -151,6 +151,7 @@ def tmp_loss(
     prompt, frame = superpoint_prompt[valid], superpoint_frame[valid]
     whole = whole or Whole(counts(frame))
     vectors, prompt_of_mask, first = superpoint_vector[valid].to(points), prompt, 0
+    vectors = vectors.reshape(-1, points.shape[1])  # without superpoints, their width is not known
     if config.negatives == "global":
         (vectors, first), (prompt_of_mask, _) = whole.gather(vectors), whole.gather(prompt)
     if len(points) == 0:

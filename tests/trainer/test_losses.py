@@ -328,6 +328,22 @@ def test_local_negatives_are_those_of_a_device_and_the_loss_is_the_mean_over_dev
         torch.testing.assert_close(one, other)
 
 
+def test_a_device_without_superpoints_gathers_rows_as_wide_as_those_of_the_others() -> None:
+    """A table row without superpoints does not tell how wide their vectors are; unequal widths stop all devices."""
+    gathered: list[Tensor] = []
+
+    def gather(rows: Tensor) -> tuple[Tensor, int]:
+        gathered.append(rows)
+        return rows, 0
+
+    batch = _random_batch(0)
+    nothing = {name: batch[name][:0] for name in ("pair_voxel", "pair_superpoint", "superpoint_prompt")}
+    nothing |= {"superpoint_frame": batch["superpoint_frame"][:0], "superpoint_vector": torch.zeros(0, 0)}
+    whole = Whole(Counts(5, 1, 1), 2, gather)
+    assert tmp_loss(**{**batch, **nothing}, config=TmpConfig(negatives="global"), whole=whole).total == 0
+    assert gathered[0].shape == (0, batch["text"].shape[1])
+
+
 def test_global_negatives_are_those_of_every_device() -> None:
     config = TmpConfig(negatives="global", mask_same_prompt=True)
     batch, other = _random_batch(1), _random_batch(2)
