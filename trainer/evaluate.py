@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from manifests.config import changed_values
-from manifests.fingerprint import plain
+from manifests.fingerprint import differences, plain
 from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.flat_interaction import Refined, merge_image_labels, refine
@@ -24,7 +25,7 @@ from superpixels.metrics import Confusion, Scores, scores
 from trainer import data, official, record
 from trainer.baselines import learn_baseline
 from trainer.config import Recipe
-from trainer.predict import checkpoint_path, shard_key
+from trainer.predict import checkpoint_path, predict_identity, shard_key
 from trainer.train import pin, progress_bar
 
 Of = Literal["prediction", "pseudo", "majority", "tree"]
@@ -198,7 +199,8 @@ def pseudo_labels(store: Store, ref: Ref, refining: bool) -> TableRef:
 def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
     """Return the table of the recipe's predictions and where they come from.
 
-    Raises StoreError if there are none, or if the checkpoint or the points have changed since they were made.
+    Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
+    changed since they were made: classes are numbers there.
     """
     advice = f"run: make predict RECIPE={recipe.name}"
     if pin(recipe, "predict") not in store.refs():
@@ -217,9 +219,27 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
             f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights {weights}); "
             f"{path} holds others by now; {advice}"
         )
+    settings = predict_identity(recipe, weights, ref.table("points").fingerprint)["settings"]
+    changes = differences(manifest.identity["settings"], settings)
+    if changes:
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other settings ({'; '.join(changes)}); {advice}"
+        )
+    named = manifest.made.get("class_names") or (class_names_of(path) if path is not None else None)
+    if named not in (None, list(recipe.ontology.class_names)):
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
+            f"now; run: make {recipe.predict.of} predict RECIPE={recipe.name}"
+        )
     origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "device")}
     origin |= {"student": recipe.predict.of, "weights": weights}
     return table, origin
+
+
+def class_names_of(path: Path) -> list[str] | None:
+    """Return the classes that a checkpoint names, ours or official; None if it names none."""
+    named: list[str] | None = official.read_document(path).get("class_names")
+    return named
 
 
 def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:

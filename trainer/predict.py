@@ -26,7 +26,7 @@ from trainer.learner import N_INPUTS
 from trainer.minkunet import NetworkConfig, build_network
 from trainer.sparse import open_engine
 from trainer.train import deterministic, pin, progress_bar, resolve_device
-from trainer.voxels import VoxelConfig
+from trainer.voxels import without_labels
 
 VERSION = 1
 """Raised when the code changes what a prediction is."""
@@ -103,6 +103,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
         "checkpoint": str(path),
         "epoch": learnt.document.get("epoch"),
         "epochs": learnt.document.get("epochs"),
+        "class_names": wanted,
         "commit": checkpoint.git_commit(),
         "versions": checkpoint.versions(),
         "device": str(device),
@@ -136,7 +137,7 @@ def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any
             "columns": signature(PREDICT),
             "settings": {
                 "weights": weights,
-                "voxels": changed_values(replace(recipe.voxels, label=VoxelConfig.label)),  # needs no labels
+                "voxels": changed_values(without_labels(recipe.voxels)),
                 "network": recipe.network.name,
                 **changed_values(NetworkConfig(engine=recipe.network.engine)),
             },

@@ -23,7 +23,7 @@ from trainer.config import (
     Task,
 )
 from trainer.minkunet import NetworkConfig
-from trainer.voxels import VoxelConfig
+from trainer.voxels import VoxelConfig, without_labels
 
 NOT_COMPARED = ("init", "seed", "keep_every", "engine")
 """Settings that are another experiment of the paper, that it does not give, or that change no result."""
@@ -138,6 +138,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
     network = replace(network, engine=NetworkConfig.engine)
+    voxels = without_labels(voxels) if task == "pretrain" else voxels
     sections: dict[str, Any] = {"voxels": voxels, "network": network, "augment": augment, task: settings}
     return {
         section: {name: value for name, value in plain(asdict(values)).items() if name not in NOT_COMPARED}

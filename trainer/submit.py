@@ -20,10 +20,9 @@ from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.splits import load_split
 from manifests.store import Ref, Store, StoreError, scene_of
-from trainer import checkpoint, data, official
+from trainer import data
 from trainer.config import Recipe, TrainerError
 from trainer.evaluate import predictions
-from trainer.predict import checkpoint_path
 from trainer.train import progress_bar
 
 
@@ -221,19 +220,9 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
 
 
 def predicted_tables(store: Store, recipe: Recipe) -> data.Tables:
-    """Return `index` and `predict` of the recipe, cut down to what was predicted; raises StoreError as `predictions`.
-
-    It also does where the classes that were predicted are not those of the class dictionary any more.
-    """
+    """Return `index` and `predict` of the recipe, cut down to what was predicted; raises like `predictions`."""
     ref = store.read_ref(recipe.name)
     predicted, _ = predictions(store, recipe, ref)
-    path = checkpoint_path(recipe)
-    named = checkpoint.read_document(path)["class_names"] if path is not None and official.is_ours(path) else None
-    if named not in (None, list(recipe.ontology.class_names)):
-        raise StoreError(
-            f"{path} predicts other classes than dictionary {recipe.ontology.name} has now; run: make "
-            f"{recipe.predict.of} predict RECIPE={recipe.name}"
-        )
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")
     index = replace(index, shards=tuple(shard for shard in index.shards if shard.shard in names))

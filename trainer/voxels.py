@@ -1,7 +1,7 @@
 """One sweep as voxels: integer cells, one feature per cell, and one label per cell."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -49,6 +49,11 @@ class VoxelConfig:
             raise ValueError(f"voxels.intensity_scale is {self.intensity_scale}; expected a finite factor other than 0")
         if not math.isfinite(self.intensity_offset):
             raise ValueError(f"voxels.intensity_offset is {self.intensity_offset}; expected a finite number")
+
+
+def without_labels(config: VoxelConfig) -> VoxelConfig:
+    """Return the settings as they matter to what gives voxels no label: pre-training, and prediction."""
+    return replace(config, label=VoxelConfig.label)
 
 
 @dataclass(frozen=True)

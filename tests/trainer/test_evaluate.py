@@ -1,6 +1,7 @@
 """Scores that can be checked by hand, and what is said where there is nothing to score."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from manifests.store import Manifest, Ref, StoreError, TableRef
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.evaluate import evaluate
-from trainer.predict import predict, shard_key
+from trainer.predict import predict, predict_identity, shard_key
 from trainer.train import train
 
 LABEL = np.array([0, 1, 1, 2, 2, 2, 3, 3], np.uint8)
@@ -56,7 +57,7 @@ def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
     points = fleet.ref().tables["points"]
     key = shard_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))
-    identity = {"settings": {"weights": "feed"}, "needs": {"points": points.fingerprint}}
+    identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
     made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
     fleet.store.write_manifest(Manifest("predict", "a1b2", identity, (shard,), made))
     fleet.store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", "a1b2", (shard,))}))
@@ -293,6 +294,21 @@ def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, con
     fleet.put("points", moved)
     with pytest.raises(StoreError, match="were made anew since they were predicted"):
         evaluate(recipe, console)
+
+
+def test_predictions_of_other_settings_or_another_class_dictionary_are_refused(fleet: Any, console: Console) -> None:
+    """The weights are the same, and so is their digest; but class 1 would be counted as another."""
+    train(fleet.recipe(), "distill", console)
+    predict(fleet.recipe(), console)
+    with pytest.raises(StoreError, match=r"of other settings \(voxels.size_m: 0.4 -> 0.5\); run: make predict"):
+        evaluate(fleet.recipe("voxels.size_m=0.5"), console)
+    dictionary = fleet.folder / "street_classes.toml"
+    names = {"car": "road", "road": "car"}
+    text = re.sub(r'(?<=name = ")(car|road)(?=", colour)', lambda found: names[found[0]], dictionary.read_text())
+    dictionary.write_text(text)
+    assert fleet.recipe().ontology.class_names == ("ignore", "road", "car", "wall")
+    with pytest.raises(StoreError, match="of other classes than dictionary street has now; run: make distill predict"):
+        evaluate(fleet.recipe(), console)
 
 
 def test_labels_of_another_class_dictionary_are_refused(scored: Any, console: Console) -> None:
