@@ -59,7 +59,12 @@ def learn_baseline(kind: Baseline, recipe: Recipe, store: Store, ref: Ref) -> An
 
     tree = DecisionTreeClassifier(min_samples_leaf=SMALLEST_LEAF, random_state=recipe.distill.seed)
     tree.fit(np.concatenate(features), np.concatenate(labels))
-    return lambda sweep: np.asarray(tree.predict(point_features(sweep)), np.uint8)
+
+    def answer(sweep: Sweep) -> NDArray[np.uint8]:
+        features = point_features(sweep)  # of no point, which the tree would refuse
+        return np.asarray(tree.predict(features), np.uint8) if len(features) else np.zeros(0, np.uint8)
+
+    return answer
 
 
 def learnt_from(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Sweep, NDArray[np.uint8]]:

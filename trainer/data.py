@@ -24,6 +24,7 @@ from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets
 from manifests.splits import load_split
 from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
 from trainer.augment import AugmentConfig, augment
+from trainer.config import TrainerError
 from trainer.voxels import VoxelConfig, Voxels, voxel_labels, voxelise
 
 OPEN_SHARDS = 64  # per process and table: file handles are limited, and opening again costs less than a millisecond
@@ -569,6 +570,13 @@ def load_batches(
     )
     try:
         yield loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainerError(
+            f"a process of the loader was lost ({str(error).rstrip('.')}); most often memory ran out. What is saved is "
+            "kept: lower run.loader_workers, and run the same command again"
+        ) from None
     finally:
         iterator: Any = loader._iterator
         if iterator is not None:  # left to the garbage collector, it waits five seconds for each worker

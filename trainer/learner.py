@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer import checkpoint, data
-from trainer.config import SgdConfig
+from trainer.config import SgdConfig, TrainerError
 from trainer.losses import Whole
 from trainer.minkunet import NetworkConfig, build_network, freeze_trunk, parameter_groups
 from trainer.objective import Objective
@@ -105,7 +105,19 @@ class Learner:
                     self.average[name].lerp_(parameter, 1 - settings.ema_decay)
 
     def save(self, path: Path, document: Mapping[str, Any]) -> None:
-        """Write all that it takes to go on from here; raises TrainerError where it cannot be written."""
+        """Write all that it takes to go on from here.
+
+        Raises TrainerError where it cannot be written, and where a step has left a weight that is not a number: its
+        loss was one, and nobody would notice.
+        """
+        state = self.network.state_dict()
+        broken = [name for name, one in state.items() if one.is_floating_point() and not one.isfinite().all()]
+        if broken:
+            raise TrainerError(
+                f"{path} is not written: {len(broken)} tensors of the network are not finite any more "
+                f"({', '.join(broken[:4])}{', ...' if len(broken) > 4 else ''}). What was saved before is kept. Lower "
+                "the learning rate, or set clip_norm"
+            )
         scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
         checkpoint.save(path, self.network, self.optimiser, {**document, **scaler}, self.average)
 

@@ -33,6 +33,7 @@ from trainer.objective import Objective, Terms
 from trainer.ranks import ALONE, Ranks, joined
 from trainer.sparse import Engine, check_engine, open_engine
 from trainer.supervised import finetuning, full_supervision, probing
+from trainer.voxels import without_labels
 
 LOG_EVERY = 20  # steps between two lines of the log
 
@@ -144,14 +145,14 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What the result depends on, readable; a run is continued only where it is the same."""
-        recipe, settings = self.recipe, changed_values(self.objective.settings)
+        recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
         for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
             settings.pop(name, None)
         identity: dict[str, Any] = plain(
             {
-                "task": self.objective.task,
-                self.objective.task: settings,
-                "voxels": changed_values(recipe.voxels),
+                "task": task,
+                task: settings,
+                "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
                 "network": changed_values(recipe.network),
                 "augment": changed_values(recipe.augment),
                 "tables": {
@@ -235,6 +236,8 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         n_epochs = run.objective.settings.epochs
         if earlier is not None and earlier.document["epoch"] == n_epochs:
             console.print(f"{task}: {earlier.path} is finished ({n_epochs} epochs); --fresh starts anew")
+            if ranks.is_first:  # it may have been killed before its report was written
+                record.write_record(run.recipe, task, store)
             return earlier.path
         console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
         if ranks.is_first:
@@ -385,10 +388,11 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
                         saved = time.perf_counter()
 
                 means, speed = so_far.means(), so_far.speed()
+                # first the log: what is saved is never done again, and so would not be logged
+                log.scalars("epoch", step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
                 if ranks.is_first:
                     save(checkpoint.epoch_path(run.folder, epoch), epoch, loss=means)
                     checkpoint.prune(run.folder, settings.keep_every)
-                log.scalars("epoch", step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
                 console.print(
                     f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, "
                     f"{speed['frames_per_second']:.1f} frames/s, "
@@ -661,7 +665,11 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        path = self._folder / "log.jsonl"
+        cut_off = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        if cut_off:  # by a kill in the middle of a line, which must not swallow the next one
+            self._file.write("\n")
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
         return self
 

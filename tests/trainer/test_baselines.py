@@ -25,6 +25,12 @@ def test_the_majority_is_the_most_frequent_pseudo_label_and_never_none(fleet: An
     assert learnt(fleet, "majority")(sweep).tolist() == [ROAD] * 4
 
 
+@pytest.mark.parametrize("kind", ["majority", "tree"])
+def test_a_sweep_without_points_is_answered_with_nothing(fleet: Any, kind: str) -> None:
+    sweep = Sweep("x", np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
+    assert learnt(fleet, kind)(sweep).shape == (0,)
+
+
 def test_features_are_intensity_height_and_range() -> None:
     sweep = Sweep("x", np.array([[3, 4, -1.5]], np.float32), np.array([20], np.float32))
     assert point_features(sweep).tolist() == [[20, -1.5, 5]]

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from manifests.config import ConfigError
 from manifests.store import StoreError
-from trainer import checkpoint
+from trainer import checkpoint, data
 from trainer import train as trainer_train
 from trainer.config import TrainerError
 from trainer.evaluate import evaluate
+from trainer.learner import Learner
 from trainer.minkunet import build_network
 from trainer.predict import predict
+from trainer.record import read_log
 from trainer.sparse import Minkowski
 from trainer.train import cosine, locked, resolve_device, train
 
@@ -286,6 +288,64 @@ def test_a_state_saved_in_the_middle_of_an_epoch_changes_no_result(
     rarely = train(fleet.recipe("run.checkpoint_minutes=0", f"run.runs={tmp_path}/rarely"), "distill", console)
     often = train(fleet.recipe("run.checkpoint_steps=1"), "distill", console)
     assert same_tensors(rarely, often)
+
+
+def test_a_run_that_was_killed_after_its_last_epoch_has_its_report_and_curve_all_the_same(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = fleet.recipe("distill.epochs=1")
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(checkpoint, "prune", killed)
+        train(recipe, "distill", console)
+    train(recipe, "distill", console)
+    report = json.loads((fleet.folder / "runs/street/distill/run.json").read_text())
+    assert report["state"] == "finished"
+    assert [epoch["epoch"] for epoch in report["curves"]] == [1]
+
+
+def test_a_line_of_the_log_that_was_cut_off_swallows_no_other(fleet: Any, console: Console) -> None:
+    first = train(fleet.recipe("distill.keep_every=1"), "distill", console)
+    first.unlink()
+    log = first.with_name("log.jsonl")
+    log.write_text(log.read_text() + '{"event": "st')
+    train(fleet.recipe(), "distill", console)
+    starts, epochs = read_log(log)
+    assert [start["epoch"] for start in starts] == [0, 1]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+
+
+def test_weights_that_are_not_finite_are_never_kept(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the last step was finite: nothing else would say that all is lost."""
+    follow = Learner.follow_gradients
+
+    def overflow(learner: Learner) -> None:
+        follow(learner)
+        with torch.no_grad():
+            learner.network.get_parameter("final.bias")[0, 1] = torch.inf
+
+    monkeypatch.setattr(Learner, "follow_gradients", overflow)
+    with pytest.raises(TrainerError, match=r"1 tensors of the network are not finite any more \(final.bias\)"):
+        train(fleet.recipe("distill.epochs=1", "distill.batch_size=5"), "distill", console)
+    assert not list((fleet.folder / "runs/street/distill").glob("*.safetensors"))
+
+
+def test_how_voxels_get_labels_is_nothing_to_pretraining(fleet: Any, console: Console, capsys: Any) -> None:
+    path = train(fleet.recipe(), "pretrain", console)
+    assert train(fleet.recipe("voxels.label=first"), "pretrain", console) == path
+    assert "is finished" in capsys.readouterr().out
+    assert not any("voxels.label" in line for line in checkpoint.read_document(path)["departures"])
+
+
+def test_a_worker_that_is_lost_is_a_sentence(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "class_sample", lambda *_: os._exit(9))
+    with pytest.raises(TrainerError, match=r"a process of the loader was lost .*lower run.loader_workers"):
+        train(fleet.recipe("run.loader_workers=1"), "distill", console)
 
 
 def test_a_finished_run_is_left_as_it_is(fleet: Any, console: Console, capsys: Any) -> None:
