@@ -1,0 +1,313 @@
+"""A cluster that falls apart under a run: the tables are those of an undisturbed run, or the list says what is missing.
+
+Three Ray nodes on this machine, one without a GPU and two with a fake one each, started once for all tests. The GPU's
+work is simulated: it sleeps, and its rows are sums. Everything else is the code that runs in production.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manifests.rows import Row
+from manifests.store import Store
+from pipeline.pools import InlinePool, RayPool
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import Outcome, Runner, Task, Worker
+from pipeline.stages import STAGES
+from pipeline.stages.base import FrameInput, OneByOne
+
+SCENES = 6
+SCENE = """points = "points/{{frame}}.npy"
+ego_from_lidar = {{ rotation = [1.0, 0.0, 0.0, 0.0], translation = [0.0, 0.0, 0.0] }}
+[[camera]]
+name = "ahead"
+images = "images/{{frame}}.png"
+intrinsics = [[20.0, 0.0, 16.0], [0.0, 20.0, 12.0], [0.0, 0.0, 1.0]]
+ego_from_cam = {{ rotation = [0.5, -0.5, 0.5, -0.5], translation = [0.0, 0.0, 0.0] }}
+[[frame]]
+name = "{name}"
+timestamp_us = 1000
+world_from_ego = {{ rotation = [1.0, 0.0, 0.0, 0.0], translation = [0.0, 0.0, 0.0] }}
+"""
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six scenes of one small frame each, as plain files."""
+    root = tmp_path_factory.mktemp("logs")
+    rng = np.random.default_rng(0)
+    for number in range(SCENES):
+        folder, name = root / f"drive-{number}", f"f{number}"
+        for kind in ("points", "images"):
+            (folder / kind).mkdir(parents=True)
+        np.save(folder / "points" / f"{name}.npy", rng.normal(0, 9, (40, 4)).astype(np.float32))
+        Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(folder / "images" / f"{name}.png")
+        (folder / "scene.toml").write_text(SCENE.format(name=name))
+    return root
+
+
+@pytest.fixture
+def recipe_of(logs: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    path = tmp_path / "chaos.toml"
+    path.write_text(
+        f'[data]\ndataset = "folder"\nroot = "{logs}"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\n'
+        f'weights = "random:0"\n[run]\nworkers = 2\nstore = "{tmp_path / "store"}"\ndevice = "cpu"\n'
+    )
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task: None) -> type[Worker]:
+    """A worker whose GPU sleeps, after whatever `before` does to it. Defined here, so that Ray sends it by value."""
+
+    class FakeGpu(Worker):
+        def __init__(self, recipe: Recipe) -> None:
+            import pipeline.runner
+
+            pipeline.runner.device_name = lambda recipe: "a fake GPU"  # the real one would import torch
+            super().__init__(recipe)
+
+        def run(self, task: Task) -> Outcome:
+            before(task)
+            if task.stage == "encode":
+                self._stage = STAGES["encode"]
+                self._function = OneByOne(self.encode)
+            return super().run(task)
+
+        @staticmethod
+        def encode(inputs: FrameInput) -> Row:
+            time.sleep(seconds)
+            place = np.frombuffer(inputs.frame.cameras[0].image_sha256.encode(), np.uint8)
+            return {"encoding": {"ahead/sum": np.array([place.sum()], np.float32)}}
+
+    return FakeGpu
+
+
+class InlineFake(InlinePool):
+    """The pool of an undisturbed run: the same work in this process."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._worker = fake_gpu(0)(recipe)
+
+
+@pytest.fixture(scope="module")
+def expected(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The sha256 of every shard after a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = folder / "chaos.toml"
+    path.write_text(
+        f'[data]\ndataset = "folder"\nroot = "{logs}"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\n'
+        f'weights = "random:0"\n[run]\nstore = "{folder / "store"}"\ndevice = "cpu"\n'
+    )
+    recipe = load_recipe(path)
+    assert Runner(recipe).run(["encode"], InlineFake(recipe)) == []
+    found = shards_of(recipe)
+    assert len(found) == 2 * SCENES
+    return found
+
+
+def shards_of(recipe: Recipe) -> dict[str, str]:
+    """The sha256 of every committed shard, read from the store and not from what the run says."""
+    store, runner = Store.open(recipe.run.store), Runner(recipe)
+    found = {}
+    for name in ("index", "encode"):
+        fingerprint = runner._fingerprint(STAGES[name])
+        for shard in store.shards(name, fingerprint).values():
+            assert store.damage(name, fingerprint, shard) is None
+            found[f"{name}/{shard.shard}"] = shard.sha256
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    assert not ray.is_initialized()
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+    )
+    cluster.gpu_nodes = [add_node(cluster), add_node(cluster)]
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80 * 2**20)
+
+
+@pytest.fixture
+def on_cluster(cluster: Any, recipe_of: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    own = ("run.pool=ray", f"run.ray_address={cluster.address}", "run.gpus_per_worker=1")
+    return lambda *overrides: recipe_of(*own, *overrides)
+
+
+def node_here() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def test_a_killed_worker_a_node_that_goes_away_and_clocks_that_differ(
+    cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
+) -> None:
+    doomed = cluster.gpu_nodes[1]
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    doomed_id = doomed.node_id
+
+    def before(task: Task) -> None:
+        if task.stage != "encode":
+            return
+        if node_here() == doomed_id:
+            (marks / "aboard").touch()
+            time.sleep(60)  # its node goes away under it
+        if not (marks / "killed").exists():
+            (marks / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Skewed(fake_gpu(0.1, before)):  # type: ignore[misc]
+        def run(self, task: Task) -> Outcome:
+            outcome = super().run(task)
+            if outcome.shard and task.shard == "drive-0":  # as if written by a machine that is a day ahead
+                folder = self._store.local / task.stage / task.fingerprint
+                os.utime(folder / outcome.shard.name, (time.time() + 86400,) * 2)
+            return outcome
+
+    class Remover:
+        removed = False
+
+        def stage_started(self, plan: Any, n_frames: int) -> None:
+            pass
+
+        def stage_finished(self, plan: Any) -> None:
+            pass
+
+        def shard_finished(self, task: Task, outcome: Outcome) -> None:
+            if (marks / "aboard").exists() and not self.removed:
+                cluster.remove_node(doomed, allow_graceful=False)
+                self.removed = True
+
+    recipe, remover = on_cluster(), Remover()
+    with RayPool(recipe, Skewed) as pool:
+        assert Runner(recipe).run(["encode"], pool, remover) == []
+    assert remover.removed and (marks / "killed").exists()
+    assert shards_of(recipe) == expected
+    assert Store.open(recipe.run.store).unreferenced(0) == []
+    cluster.gpu_nodes[1] = add_node(cluster)
+
+
+def test_a_driver_that_is_killed_and_started_again(
+    cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = on_cluster()
+    script = tmp_path / "driver.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport cloudpickle, test_chaos\n"
+        "cloudpickle.register_pickle_by_value(test_chaos)\nfrom ray import cloudpickle as ours\n"
+        "ours.register_pickle_by_value(test_chaos)\n"
+        f"recipe = test_chaos.load_recipe({str(tmp_path / 'chaos.toml')!r}, ['run.pool=ray', "
+        f"'run.ray_address={cluster.address}', 'run.gpus_per_worker=1'])\n"
+        "with test_chaos.RayPool(recipe, test_chaos.fake_gpu(0.6)) as pool:\n"
+        "    test_chaos.Runner(recipe).run(['encode'], pool)\n"
+    )
+    root = Path(__file__).parent.parent.parent
+    driver = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    try:
+        until = time.monotonic() + 120
+        while driver.poll() is None and time.monotonic() < until and not list(tmp_path.glob("store/encode/*/*.json")):
+            time.sleep(0.05)
+        assert driver.poll() is None
+    finally:
+        driver.kill()
+        driver.wait()
+    half = shards_of(recipe)
+    assert 0 < sum(name.startswith("encode/") for name in half) < SCENES
+    with RayPool(recipe, fake_gpu(0)) as pool:
+        assert Runner(recipe).run(["encode"], pool) == []
+    assert shards_of(recipe) == expected
+
+
+def test_a_full_disk_on_one_node_and_a_store_out_of_reach_leave_a_list_and_nothing_half_written(
+    cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
+) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    recipe = on_cluster()
+    store, away, full_id = tmp_path / "store", tmp_path / "away", cluster.gpu_nodes[0].node_id
+
+    class FullDisk(fake_gpu(0.15)):  # type: ignore[misc]
+        def run(self, task: Task) -> Outcome:
+            folder = self._store.local / task.stage / task.fingerprint
+            if task.stage == "encode" and node_here() == full_id and not os.path.ismount(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                libc = ctypes.CDLL(None, use_errno=True)
+                assert libc.unshare(0x20000) == 0  # CLONE_NEWNS: this process alone sees the small disk
+                assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+                assert libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=4k") == 0
+            return super().run(task)
+
+    with RayPool(recipe, FullDisk) as pool:
+        failures = Runner(recipe).run(["encode"], pool)
+    assert failures and all("the disk is full" in failure.cause for failure in failures)
+    written = shards_of(recipe)
+    assert {f"encode/{failure.shard}" for failure in failures} == expected.keys() - written.keys()
+    assert written.items() <= expected.items()
+
+    class Outage(fake_gpu(0.1)):  # type: ignore[misc]
+        def run(self, task: Task) -> Outcome:
+            if store.exists() and not (tmp_path / "over").exists():
+                store.rename(away)
+                store.write_text("")  # what was a folder cannot be used as one
+                outcome = super().run(task)
+                store.unlink()
+                away.rename(store)
+                (tmp_path / "over").touch()
+                return outcome
+            return super().run(task)
+
+    with RayPool(on_cluster("run.workers=1"), Outage) as pool:
+        again = Runner(recipe).run(["encode"], pool)
+    assert [failure.shard for failure in again] == [sorted(failure.shard for failure in failures)[0]]
+    assert shards_of(recipe).items() < expected.items()
+    with RayPool(recipe, fake_gpu(0)) as pool:
+        assert Runner(recipe).run(["encode"], pool) == []
+    assert shards_of(recipe) == expected
+
+
+def test_two_nodes_share_work_that_waits(
+    cluster: Any, on_cluster: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sleeper(Worker):
+        def run(self, task: Task) -> Outcome:
+            time.sleep(0.5)
+            return Outcome(None, device=node_here())
+
+    tasks = [Task("encode", "00", f"s{number}", "00", 1) for number in range(8)]
+    rates, used = {}, {}
+    for workers in (1, 2):
+        with RayPool(on_cluster(f"run.workers={workers}"), Sleeper) as pool:
+            warm = list(pool.run(STAGES["encode"], tasks[: 2 * workers]))  # actors are started and placed here
+            assert len(warm) == 2 * workers
+            started = time.perf_counter()
+            done = [outcome.device for _, outcome in pool.run(STAGES["encode"], tasks)]
+            rates[workers] = len(done) / (time.perf_counter() - started)
+            used[workers] = Counter(done)
+    with capsys.disabled():
+        print(f"\none node {rates[1]:.2f} shards/s, two {rates[2]:.2f}: {rates[2] / rates[1]:.2f} times as many")
+    assert len(used[1]) == 1 and len(used[2]) == 2
+    assert sum(used[2].values()) == len(tasks)
