@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -217,6 +218,32 @@ class Store:
         folder = table_folder(stage, fingerprint)
         for name in (sidecar_name(shard.shard, shard.key), checked(shard.name)):
             self._delete(f"{folder}/{name}")
+
+    def open_bytes(self, stage: str, fingerprint: str, shard: ShardFile) -> BinaryIO:
+        """Return a shard's file as bytes, to be copied; raises StoreError if it is missing."""
+        path = f"{table_folder(stage, fingerprint)}/{checked(shard.name)}"
+        try:
+            if self.local is not None:
+                return (self.local / path).open("rb")
+            return io.BufferedReader(pa.PythonFile(RangeFile(self._files, path), mode="r"))
+        except OSError as error:
+            raise StoreError(f"{self._show(path)} cannot be read: {error}") from None
+
+    def put_bytes(self, stage: str, fingerprint: str, shard: ShardFile, pieces: Iterable[bytes]) -> None:
+        """Place the file of a shard that was made elsewhere; it does not count before `put_sidecar`.
+
+        Whatever `pieces` raises leaves no file.
+        """
+        path = f"{table_folder(stage, fingerprint)}/{checked(shard.name)}"
+        with self._scratch(path) as (stream, publish):
+            for piece in pieces:
+                stream.write(piece)
+            publish()
+
+    def put_sidecar(self, stage: str, fingerprint: str, shard: ShardFile) -> None:
+        """Make a shard count whose file lies in its place."""
+        path = f"{table_folder(stage, fingerprint)}/{sidecar_name(shard.shard, shard.key)}"
+        self._put_json(path, asdict(shard) | {"stage": stage, "fingerprint": fingerprint})
 
     def damage(self, stage: str, fingerprint: str, shard: ShardFile) -> str | None:
         """Return what is wrong with a shard after reading every byte of it, or None.
@@ -549,8 +576,7 @@ class ShardWriter:
             tuple(self._failed), self._counts,
         )  # fmt: skip
         self._publish(f"{self._folder}/{name}")
-        sidecar = f"{self._folder}/{sidecar_name(self._shard, self._key)}"
-        self._store._put_json(sidecar, asdict(shard) | self._about)
+        self._store.put_sidecar(self._about["stage"], self._about["fingerprint"], shard)
         return shard
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

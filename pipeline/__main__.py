@@ -17,7 +17,8 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
 from manifests import schema
-from manifests.config import ConfigError
+from manifests.archive import pack, unpack
+from manifests.config import ConfigError, RunConfig
 from manifests.store import Store, StoreError
 from pipeline.city.config import SIZES, city_config
 from pipeline.city.generate import write_city
@@ -40,7 +41,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+tables = typer.Typer(help="Hand tables on as one file.", no_args_is_help=True)
+app.add_typer(tables, name="store")
 console = Console(stderr=False, highlight=False)
+
+LICENCES = {
+    "nuscenes": "Made from nuScenes, or from logs in its layout. nuScenes is for non-commercial use (CC BY-NC-SA 4.0 "
+    "and its terms of use), and so are these tables; other logs have terms of their own.\n",
+    "semantic_kitti": "Made from SemanticKITTI and the KITTI odometry benchmark, which are for non-commercial use (CC "
+    "BY-NC-SA), and so are these tables.\n",
+}
+"""The note that goes with tables of a data set where none is given."""
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of a built-in one.")]
 SetOption = Annotated[
@@ -268,6 +279,42 @@ def export_command(
         console.print(f"{out}: {done.written} frames written, {done.kept} there before", markup=False, soft_wrap=True)
         for note in done.notes():
             console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+@tables.command("export")
+def export_tables(
+    recipe: RecipeArgument,
+    stages: Annotated[list[str], typer.Argument(metavar="TABLE...", help="Tables, or pack for all of training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
+    set_: SetOption = None,
+    licence: Annotated[
+        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
+    ] = None,
+) -> None:
+    """Write tables with their manifests and a licence note as one archive, which `store import` checks and takes."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        note = licence.read_text(encoding="utf-8") if licence else LICENCES.get(loaded.data.dataset)
+        if note is None:
+            raise ConfigError(f"say who may use tables of data set {loaded.data.dataset}: --licence FILE with a text")
+        done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out)
+        for table in done:
+            console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
+        console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+
+
+@tables.command("import")
+def import_tables(
+    archive: Annotated[Path, typer.Argument(metavar="OUT.tar", help="An archive that `store export` wrote.")],
+    into: Annotated[str, typer.Option(help="The store to put them into.")] = RunConfig().store,
+) -> None:
+    """Check an archive to its last byte and put its tables into a store; a recipe that needs them finds them there."""
+    with sentences():
+        done = unpack(archive, Store.open(into))
+        for table in done.tables:
+            console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
+        console.print(f"{done.n_new} shards were new; ref {done.ref} keeps them from collection")
+        console.print(done.licence.strip(), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -38,3 +38,32 @@ def test_a_recipe_keeps_its_tables_in_a_bucket(shared: Path, tmp_path: Path, mon
             assert "0 damaged" in run("verify", str(recipe))
         assert tables(bucket.uri()) == tables(str(tmp_path / "store"))
         assert {"index", "points"} == tables(bucket.uri()).keys()
+
+
+def test_tables_are_exported_and_imported_by_name(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the same recipe finds the imported tables built."""
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "one.txt").write_text("scene-0008\n")
+    recipe, archive = tmp_path / "tiny.toml", tmp_path / "points.tar"
+    recipe.write_text(
+        f'[data]\nroot = "{shared / "golden" / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
+        '[teacher]\nname = "artifacts"\nfolder = "unused"\n'
+    )
+
+    def run(*words: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        return result.exit_code, result.output
+
+    mine, theirs = ("--set", f"run.store={tmp_path / 'mine'}"), ("--set", f"run.store={tmp_path / 'theirs'}")
+    assert run("run", "points", recipe, *mine)[0] == 0
+    status, text = run("store", "export", recipe, "index", "points", archive, *mine)
+    assert status == 0 and "points" in text and "wrote" in text
+    status, text = run("store", "import", archive, "--into", tmp_path / "theirs")
+    assert status == 0 and "2 shards were new" in text and "non-commercial" in text, text
+    assert run("run", "points", recipe, *theirs) == (0, "points: everything is built already\n")
+    status, text = run("store", "export", recipe, "target", tmp_path / "b.tar", *mine)
+    assert status == 1 and "make target RECIPE=tiny" in text
+    status, text = run("store", "export", recipe, "points", tmp_path / "b.tar", *mine, "--set", "data.dataset=folder")
+    assert status == 2 and "--licence FILE" in text
