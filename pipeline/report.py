@@ -182,6 +182,7 @@ def write_report(
             learnt=learnt_classes(tables_of_labels, recipe.ontology),
             n_frames_in_all=len(browser.places()),
             has=set(browser.tables),
+            scored=evaluations,
             evaluations=[item for item in evaluations if not item.before],
             refined=[item for item in evaluations if item.before],
             confusions=[
