@@ -166,7 +166,10 @@ class Worker:
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
             for row in rows:
                 writer.append(row)
-            return Outcome(writer.commit())
+            return Outcome(writer.commit(), device=self._device(stage))
+
+    def _device(self, stage: Stage) -> str:
+        return "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
 
     def _build_frames(self, task: Task, stage: Stage) -> Outcome:
         if self._function is None:
@@ -183,8 +186,7 @@ class Worker:
                     writer.append(row, stage.count(row))
             if failures:
                 return Outcome(None, tuple(failures))
-            device = "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
-            return Outcome(writer.commit(), device=device, batch=self._function.batch)
+            return Outcome(writer.commit(), device=self._device(stage), batch=self._function.batch)
 
     def _rows(self, task: Task, stage: Stage, function: StreamFunction) -> Iterator[dict[str, Any]]:
         """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so."""

@@ -49,6 +49,12 @@ def build(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+def gpus(recipe: Recipe) -> float | None:
+    """Return what a worker takes of a GPU; None where the vectors are read or drawn and no network runs."""
+    kind = TEACHERS[recipe.teacher.name]
+    return None if kind.ready_made or kind.simulated else recipe.run.gpus_per_worker
+
+
 STAGE = Stage(
     name="text",
     version=1,
@@ -56,5 +62,5 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=settings,
     build=build,
-    gpus=lambda recipe: recipe.run.gpus_per_worker,
+    gpus=gpus,
 )

@@ -483,6 +483,15 @@ def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Re
     assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [5])
 
 
+def test_the_manifest_says_on_what_prompts_were_encoded(
+    street: Callable[..., Recipe], packed: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.runner.device_name", lambda recipe: "a GPU")
+    build(street(), ["text"])
+    assert [one.made["devices"] for one in Runner(street()).store.manifests("text")][-1] == ["a GPU"]
+    assert STAGES["text"].gpus(packed) is None, "vectors that are read from a file need none"
+
+
 def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
