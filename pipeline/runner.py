@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -336,6 +337,8 @@ class Runner:
         identity = self.identity(stage)
         fingerprint = digest(identity)
         committed = self.store.shards(stage.name, fingerprint)
+        fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
+        kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
         shards = []
         scenes = {ALL: ()} if stage.build else self.listing()
         for shard, frames in scenes.items():
@@ -344,6 +347,9 @@ class Runner:
                 shards.append(ShardPlan(shard, len(frames), None, None, "waits for what it needs"))
                 continue
             done = committed.get((shard, task.key))
+            if not done and any(kept.values()):  # made from a table that was kept in an earlier run
+                apart = self._task(stage, fingerprint, shard, frames, upstream, kept)
+                done = committed.get((shard, apart.key)) if apart else None
             bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
             if done and not bad and not again:
                 shards.append(ShardPlan(shard, len(frames), done, None, ""))
@@ -366,9 +372,19 @@ class Runner:
         return "new, or deleted"
 
     def _task(
-        self, stage: Stage, fingerprint: str, shard: str, frames: tuple[Frame, ...], upstream: Mapping[str, StagePlan]
+        self,
+        stage: Stage,
+        fingerprint: str,
+        shard: str,
+        frames: tuple[Frame, ...],
+        upstream: Mapping[str, StagePlan],
+        kept: Mapping[str, Mapping[tuple[str, str], ShardFile]] = MappingProxyType({}),
     ) -> Task | None:
-        """Return the task that builds a shard, or None while something that it needs is not built."""
+        """Return the task that builds a shard, or None while something that it needs is not built.
+
+        `kept` are shards of tables that the stage makes on its way: with them, the key is that of a shard made from
+        them.
+        """
         depends: dict[str, Any] = {"table": fingerprint}
         if stage.build:
             return Task(stage.name, fingerprint, shard, digest(depends), 0)
@@ -387,7 +403,9 @@ class Runner:
             if need.how == "fused":  # the key that its shard would have
                 table = STAGES[need.table]
                 seen = self._index_digest(upstream["index"].fingerprint, index, table.index_columns)
-                depends[need.table] = digest({"table": digest(self.identity(table)), "index": seen})
+                key = digest({"table": digest(self.identity(table)), "index": seen})
+                made = kept.get(need.table, {}).get((shard, key))
+                depends[need.table] = [made.key, made.sha256] if made else key
                 continue
             source = done_shard(upstream[need.table], ALL if need.how == "broadcast" else shard)
             if source is None:

@@ -446,6 +446,16 @@ def test_fused_halves_write_no_encoding_and_the_same_segments(street: Callable[.
     assert build(fused, ["segment"]) == []
 
 
+def test_an_encoding_that_was_kept_is_not_made_again_to_keep_none(street: Callable[..., Recipe]) -> None:
+    apart, fused = street(), street("run.keep_encode=false")
+    build(apart, ["group"])
+    before = segments(apart)
+    assert build(fused, ["group"]) == []
+    assert build(street("run.keep_encode=false", "segment.min_area_px=9"), ["segment"]) != []
+    assert build(apart, ["group"]) == []
+    assert segments(apart) == before
+
+
 def test_another_dictionary_calls_no_image_tower_and_equals_a_run_from_scratch(
     street: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
