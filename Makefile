@@ -122,6 +122,7 @@ query: export WORDS := $(WORDS)
 query: recipe setup ## frames and points that are like WORDS="fire hydrant"; report and view show them
 	@test -n "$$WORDS" || { echo 'make: this target needs words, for example: make query RECIPE=city WORDS="fire hydrant"' >&2; exit 2; }
 	@$(PY) -m pipeline query $(ARGS) -- "$(RECIPE)" "$$WORDS"
+	@OMP_NUM_THREADS=1 $(PY) -m trainer query --if-trained $(ARGS) -- "$(RECIPE)" "$$WORDS"
 
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
 pretrain: ## text-driven pretraining on superpoints

@@ -28,6 +28,9 @@ from manifests.fingerprint import digest, plain
 By = Literal["masks", "tmp"]
 """What was compared with the phrase: the cached vectors of masks, or the features of a network after pre-training."""
 
+HEADINGS = ("", "frame", "shard", "margin", "cosine", "points")
+"""Of a ranking as a table."""
+
 MAX_LETTERS = 200
 _SLUG_LETTERS = 48
 _SAME = 0.9999  # the cosine from which on a prompt is the phrase itself, in other words
@@ -99,6 +102,20 @@ class Ranking:
     high: float
     frames: tuple[RankedFrame, ...]
 
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the ranking as rows of a table with the columns `HEADINGS`."""
+        return [
+            (str(place), one.frame_id, one.shard, f"{one.margin:+.3f}", f"{one.cosine:.3f}", f"{one.points:,}")
+            for place, one in enumerate(self.frames, 1)
+        ]
+
+    def about(self) -> str:
+        """Return what the numbers are, as a sentence or two."""
+        return (
+            f"{self.n_frames} frames were looked at. margin: by how much their most similar points are more like the "
+            "phrase than like any prompt of the dictionary."
+        )
+
 
 def rank(
     by: By, query: Query, table: str, found: Sequence[RankedFrame], medians: Sequence[float], limit: int
@@ -112,6 +129,16 @@ def rank(
     best = sorted(found, key=lambda frame: -frame.margin)
     low, high = float(np.median(medians)), best[0].margin
     return Ranking(by, query.identity, table, len(found), low, high, tuple(best[:limit]))
+
+
+def encoder_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of the settings in the identity of a table `text`, what says which encoder made its vectors."""
+    return {name: value for name, value in settings.items() if name in ("teacher", "templates")}
+
+
+def similarity_ref(recipe: str, slug: str) -> str:
+    """Return the name of the ref of a query's table `similarity` and the points it was made of."""
+    return f"runs/{recipe}-similarity-{slug}"
 
 
 def cleaned(phrase: str) -> str:

@@ -178,6 +178,11 @@ PREDICT = table(
     array("confidence", "|u1", ("n_points",), "softmax probability of the predicted class in 1/255", "1/255"),
 )
 
+SIMILARITY = table(
+    array("cosine", "<f2", ("n_points",), "cosine of the network's feature at the point with the vector of a phrase"),
+    array("margin", "<f2", ("n_points",), "that cosine less the largest one with any other prompt of the dictionary"),
+)
+
 VOTE = table(
     array("label", "|u1", ("n_points",), "pseudo-label after the vote of the sweeps before and after, 0 none"),
     array("confidence", "|u1", ("n_points",), "share of the votes, lower where there are few", "1/255"),
@@ -203,6 +208,7 @@ TABLES: dict[str, pa.Schema] = {
     "target": TARGET,
     "label": LABEL,
     "predict": PREDICT,
+    "similarity": SIMILARITY,
     "vote": VOTE,
     "correct": CORRECT,
 }

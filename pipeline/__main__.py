@@ -19,6 +19,7 @@ from rich.table import Table
 from manifests import schema
 from manifests.archive import pack, unpack
 from manifests.config import ConfigError, RunConfig
+from manifests.query import HEADINGS
 from manifests.store import Store, StoreError
 from pipeline.city.config import SIZES, city_config
 from pipeline.city.generate import write_city
@@ -205,18 +206,11 @@ def query(
     """Ask the map: rank frames by how like a phrase the masks of their points are; `report` and `view` show it."""
     with sentences():
         asked, ranking = ask(load_recipe(recipe, set_ or ()), phrase, frames, shown)
-        table = Table(
-            "", "frame", "shard", "margin", "cosine", "points", title=f"“{escape(asked.phrase)}”, by mask vectors"
-        )
-        for place, frame in enumerate(ranking.frames, 1):
-            scores = f"{frame.margin:+.3f}", f"{frame.cosine:.3f}", f"{frame.points:,}"
-            table.add_row(str(place), frame.frame_id, frame.shard, *scores)
+        table = Table(*HEADINGS, title=f"“{escape(asked.phrase)}”, by mask vectors")
+        for cells in ranking.cells():
+            table.add_row(*cells)
         console.print(table, markup=False)
-        console.print(
-            f"{ranking.n_frames} frames were looked at. margin: by how much their most similar points are more like "
-            "the phrase than like any prompt of the dictionary.",
-            soft_wrap=True,
-        )
+        console.print(ranking.about(), soft_wrap=True)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from manifests.query import (
     Ranking,
     check_width,
     cleaned,
+    encoder_of,
     normal,
     queries_folder,
     rank,
@@ -81,7 +82,7 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     words, table, kind = cleaned(phrase), ref.table("text"), TEACHERS[recipe.teacher.name]
     manifest = store.read_manifest("text", table.fingerprint)
     made: Mapping[str, Any] = manifest.identity.get("settings", {}) if manifest else {}
-    encoder = {name: value for name, value in made.items() if name in ("teacher", "templates")}
+    encoder = encoder_of(made)
     known = {normal(row["prompt"]): row for row in rows}
     if normal(words) in known:
         return Query(words, np.asarray(known[normal(words)]["vector"], np.float32), table.fingerprint, encoder)
@@ -92,8 +93,7 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
             f"{recipe.ontology.name} and not “{words}”{near(words, [row['prompt'] for row in rows])}. Any phrase can "
             f"be asked where the teacher is one of {', '.join(able)}"
         )
-    now = {name: value for name, value in settings(recipe).items() if name in encoder}
-    changes = differences(encoder, now) if encoder else []
+    changes = differences(encoder, encoder_of(settings(recipe))) if encoder else []
     if changes:
         raise ConfigError(
             f"the tables were made with another text encoder than the recipe has now ({'; '.join(changes)}); run: "

@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|distill|...|predict|submit|evaluate|scores|check RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|...|predict|query|submit|evaluate|scores|check RECIPE`.
 
 Nothing heavy is imported before the recipe is read: MinkowskiEngine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -134,6 +134,32 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
         from trainer.predict import predict as run
 
         run(loaded, console)
+
+
+@app.command()
+def query(
+    recipe: RecipeArgument,
+    phrase: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for; the pipeline's query comes first.")],
+    override: SetOption = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames to keep of the ranking.")] = 10,
+    if_trained: Annotated[
+        bool, typer.Option("--if-trained", help="Without a finished pre-training, say so and be done.")
+    ] = False,
+) -> None:
+    """Ask the map by TMP features: how like a phrase every point of predict.split is, as table similarity."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.config import TrainerError
+        from trainer.search import finished_pretraining, search
+
+        try:
+            finished_pretraining(loaded)
+        except TrainerError as error:
+            if not if_trained:
+                raise
+            console.print(f"query: by mask vectors only: {error}")
+            return
+        search(loaded, phrase, frames, console)
 
 
 @app.command()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -24,7 +24,7 @@ from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
 from trainer.learner import N_INPUTS
 from trainer.minkunet import NetworkConfig, build_network
-from trainer.sparse import open_engine
+from trainer.sparse import Engine, open_engine
 from trainer.train import deterministic, pin, progress_bar, resolve_device
 from trainer.voxels import without_labels
 
@@ -32,44 +32,56 @@ VERSION = 1
 """Raised when the code changes what a prediction is."""
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """Aligned with the points of a frame (n,): `label` uint8, never 0, and its probability, `confidence` uint8 in
-    1/255."""
+Columns = Callable[[Tensor], Mapping[str, Tensor]]
+"""From what a network says of voxels, (v, outputs), to the columns of a table, (v,) each."""
 
-    label: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
+
+@dataclass(frozen=True, eq=False)
+class Sweeps:
+    """The sweeps of `predict.split`, by shard, and where a network runs over them."""
+
+    recipe: Recipe
+    store: Store
+    ref: Ref
+    tables: data.Tables
+    shards: tuple[str, ...]
+    engine: Engine
+    device: torch.device
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Sweeps:
+        """Raises StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
+        store = Store.open(recipe.run.store)
+        ref = store.read_ref(recipe.name)
+        engine = open_engine(recipe.network.engine)
+        device = resolve_device(recipe.run.device, engine)
+        tables = data.Tables(store, ref, ["points"])
+        scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
+        shards = tuple(shard for shard in tables.shards if scene_of(shard) in scenes)
+        return cls(recipe, store, ref, tables, shards, engine, device)
+
+    @property
+    def points(self) -> str:
+        """The fingerprint of the table of points."""
+        return self.tables.tables[0].fingerprint
 
 
 def predict(recipe: Recipe, console: Console) -> TableRef:
     """Predict every frame of the split's scenes and return the table, which the ref `runs/<recipe>-predict` names.
 
-    The table is identified by the weights, the table of points and the voxels, and each shard by the points it was made
-    of: what is there already is not computed again. A frame without points to read keeps its row, failed.
-
     Raises StoreError for tables that are missing or damaged, ConfigError for a recipe that cannot be run here, and
     TrainerError if there is no checkpoint or one of other classes, voxels or network.
     """
-    store = Store.open(recipe.run.store)
-    ref = store.read_ref(recipe.name)
-    engine = open_engine(recipe.network.engine)
-    device = resolve_device(recipe.run.device, engine)
-    tables = data.Tables(store, ref, ["points"])
-    scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
-    shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
-
+    sweeps = Sweeps.open(recipe)
     path = checkpoint_path(recipe)
     if path is None:
         raise TrainerError(
             f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: make "
             f"{recipe.predict.of} RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
         )
-    learnt = official.load(path)
-    unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
-    if unchecked:
-        console.print(f"{path} does not say on which voxels it was trained ({', '.join(unchecked)}): not compared")
+    learnt = load_learnt(path, recipe, console)
     trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
-    n_outputs = learnt.weights["final.kernel"].shape[-1] if "final.kernel" in learnt.weights else 0
+    n_outputs = n_outputs_of(learnt)
     if trained is None and n_outputs == len(wanted):
         console.print(f"{path} does not name its classes: taken for those of dictionary {recipe.ontology.name}")
     elif learnt.document["task"] == "pretrain" or trained != wanted:
@@ -78,43 +90,84 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{path} predicts {classes or 'no classes'} ({n_outputs} outputs); "
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
-    network = build_network(recipe.network, N_INPUTS, len(wanted), engine)
+    network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
+    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
+    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, class_names=wanted)
+
+
+def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
+    """Return a checkpoint; raises TrainerError if it cannot be read or learnt on other voxels than the recipe's."""
+    learnt = official.load(path)
+    unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
+    if unchecked:
+        console.print(f"{path} does not say on which voxels it was trained ({', '.join(unchecked)}): not compared")
+    return learnt
+
+
+def n_outputs_of(learnt: checkpoint.Checkpoint) -> int:
+    """Return how many numbers the network of a checkpoint gives each voxel; 0 if it does not say."""
+    return int(learnt.weights["final.kernel"].shape[-1]) if "final.kernel" in learnt.weights else 0
+
+
+def run_over(
+    sweeps: Sweeps,
+    path: Path,
+    learnt: checkpoint.Checkpoint,
+    network: nn.Module,
+    schema: pa.Schema,
+    identity: Mapping[str, Any],
+    name: str,
+    columns: Columns,
+    console: Console,
+    **made: Any,
+) -> TableRef:
+    """Run what a checkpoint learnt over all sweeps; return the table of what it says of them, which ref `name` names.
+
+    The table is identified by what `identity` says, the weights and the table of points among it, and each shard by the
+    points it was made of: what is there already is not computed again. A frame without points to read keeps its row,
+    failed. `made` is what else its manifest says of how it was made. Raises StoreError for tables that are damaged,
+    and TrainerError for weights of another network.
+    """
+    recipe, store, tables, device = sweeps.recipe, sweeps.store, sweeps.tables, sweeps.device
+    stage = str(identity["stage"])
     checkpoint.load_weights(learnt, network)
     network.to(device).eval()
     progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
-    console.print(f"predict: {len(shards)} shards with {path} ({progress}), on {device}")
+    console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
 
-    identity = predict_identity(recipe, learnt.document["weights"], tables.tables[0].fingerprint)
     fingerprint = digest(identity)
-    keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in shards}
-    committed = store.shards("predict", fingerprint)
-    missing = [shard for shard in shards if (shard, keys[shard]) not in committed]
-    with deterministic(recipe.run.deterministic, device, engine), progress_bar(console, recipe.run.progress) as bar:
-        shown = bar.add_task("predict", total=sum(tables.file("points", shard).rows for shard in missing))
-        for shard, rows in predicted_shards(recipe, tables, missing, network, device):
-            with store.writer("predict", fingerprint, shard, keys[shard], PREDICT) as writer:
+    keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
+    committed = store.shards(stage, fingerprint)
+    missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
+    with (
+        deterministic(recipe.run.deterministic, device, sweeps.engine),
+        progress_bar(console, recipe.run.progress) as bar,
+    ):
+        shown = bar.add_task(stage, total=sum(tables.file("points", shard).rows for shard in missing))
+        for shard, rows in answered_shards(recipe, tables, missing, network, device, columns):
+            with store.writer(stage, fingerprint, shard, keys[shard], schema) as writer:
                 for row in rows:
                     writer.append(row)
                     bar.update(shown, advance=1)
                 committed[shard, keys[shard]] = writer.commit()
 
-    table = TableRef("predict", fingerprint, tuple(committed[shard, keys[shard]] for shard in shards))
-    made = {
+    table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
+    how = {
         "checkpoint": str(path),
         "epoch": learnt.document.get("epoch"),
         "epochs": learnt.document.get("epochs"),
-        "class_names": wanted,
+        **made,
         "commit": checkpoint.git_commit(),
         "versions": checkpoint.versions(),
         "device": str(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store.write_manifest(Manifest("predict", fingerprint, identity, everything(committed), made))
-    points = ref.table("points")
+    store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
+    points = sweeps.ref.table("points")
     seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))
-    store.write_ref(pin(recipe, "predict"), Ref(recipe.name, {"points": seen, "predict": table}, ref.excluded))
+    store.write_ref(name, Ref(recipe.name, {"points": seen, stage: table}, sweeps.ref.excluded))
     console.print(
-        f"predict: {len(missing)} shards computed, {len(shards) - len(missing)} were there, table {fingerprint}"
+        f"{stage}: {len(missing)} shards computed, {len(sweeps.shards) - len(missing)} were there, table {fingerprint}"
     )
     return table
 
@@ -130,16 +183,24 @@ def checkpoint_path(recipe: Recipe) -> Path | None:
 
 def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
     """Return what a table of predictions depends on."""
+    return identity_of("predict", VERSION, PREDICT, recipe, weights, points)
+
+
+def identity_of(
+    stage: str, version: int, schema: pa.Schema, recipe: Recipe, weights: str, points: str, **more: Any
+) -> dict[str, Any]:
+    """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
     identity: dict[str, Any] = plain(
         {
-            "stage": "predict",
-            "version": VERSION,
-            "columns": signature(PREDICT),
+            "stage": stage,
+            "version": version,
+            "columns": signature(schema),
             "settings": {
                 "weights": weights,
                 "voxels": changed_values(without_labels(recipe.voxels)),
                 "network": recipe.network.name,
                 **changed_values(NetworkConfig(engine=recipe.network.engine)),
+                **more,
             },
             "needs": {"points": points},
         }
@@ -157,8 +218,13 @@ def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, 
     return tuple(committed[name] for name in sorted(committed))
 
 
-def predicted_shards(
-    recipe: Recipe, tables: data.Tables, shards: Sequence[str], network: nn.Module, device: torch.device
+def answered_shards(
+    recipe: Recipe,
+    tables: data.Tables,
+    shards: Sequence[str],
+    network: nn.Module,
+    device: torch.device,
+    columns: Columns,
 ) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
     """Yield each shard and the rows of its table, in frame order; workers prepare the frames of the next meanwhile."""
     states = {shard: [state for (state,) in tables.states(shard)] for shard in shards}
@@ -172,36 +238,40 @@ def predicted_shards(
     size = recipe.run.batch_size
     numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
     with data.load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
-        predictions = (frame for batch in loader for frame in predict_batch(network, data.checked_batch(batch), device))
+        answers = (
+            frame for batch in loader for frame in answer_batch(network, data.checked_batch(batch), device, columns)
+        )
         for shard in shards:
-            yield shard, (predicted_row(state, predictions) for state in states[shard])
+            yield shard, (answered_row(state, answers) for state in states[shard])
 
 
-def predicted_row(state: dict[str, Any], predictions: Iterator[Predicted]) -> dict[str, Any]:
-    """Return the row of a frame: the next prediction, or the reason why there is none."""
+def answered_row(state: dict[str, Any], answers: Iterator[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+    """Return the row of a frame: the next answer, or the reason why there is none."""
     if state["status"] != "ok":
         return failed_row(state["frame_id"], f"points: {state['reason']}")
-    predicted = next(predictions)
-    return dict(
-        frame_id=state["frame_id"],
-        status="ok",
-        reason=None,
-        label=predicted.label,
-        confidence=predicted.confidence,
-    )
+    return {"frame_id": state["frame_id"], "status": "ok", "reason": None, **next(answers)}
 
 
-def predict_batch(network: nn.Module, batch: data.PointBatch, device: torch.device) -> Iterator[Predicted]:
-    """Yield the prediction of every frame in a batch: that of its voxel for every point."""
+def answer_batch(
+    network: nn.Module, batch: data.PointBatch, device: torch.device, columns: Columns
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each."""
     counts = batch.n_points.tolist()
-    if len(batch.cells) == 0:
-        label = confidence = torch.zeros(0, dtype=torch.uint8)
-    else:
-        with torch.inference_mode():
-            logits = network(batch.coords.to(device), batch.features.to(device))
-            label, confidence = (part.cpu()[batch.point_voxel] for part in best_class(logits))
-    for frame_label, frame_confidence in zip(torch.split(label, counts), torch.split(confidence, counts), strict=True):
-        yield Predicted(frame_label.numpy(), frame_confidence.numpy())
+    with torch.inference_mode():
+        if len(batch.cells):
+            output = network(batch.coords.to(device), batch.features.to(device))
+        else:  # no points in any of the frames: there is nothing to run, but the columns have names
+            output = torch.zeros(0, int(network.get_parameter("final.kernel").shape[-1]), device=device)
+        values = {name: value.cpu()[batch.point_voxel] for name, value in columns(output).items()}
+    parts = (torch.split(value, counts) for value in values.values())
+    for frame in zip(*parts, strict=True):
+        yield {name: value.numpy() for name, value in zip(values, frame, strict=True)}
+
+
+def classes_of(logits: Tensor) -> dict[str, Tensor]:
+    """Return the columns of table `predict`."""
+    label, confidence = best_class(logits)
+    return {"label": label, "confidence": confidence}
 
 
 def best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
