@@ -304,7 +304,9 @@ def read_table(file: BinaryIO, named: Any, rest: Iterator[Member], where: str) -
     except (TypeError, ValueError, RecursionError):
         found = ""
     if found != fingerprint or not isinstance(identity, dict) or identity.get("stage") != stage:
-        raise StoreError(f"{here}: the digest of its identity is {found or 'none'}, and its folder {fingerprint}")
+        raise StoreError(
+            f"{here}: the digest of its identity is {found or 'none'}, and its folder {fingerprint}; it was changed"
+        )
     if stage not in TABLES or identity.get("columns") != signature(TABLES[stage]):
         raise StoreError(f"{here}: table `{stage}` has other columns in this version; it cannot be used here")
     shards = []

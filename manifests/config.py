@@ -155,7 +155,7 @@ def read_sections(path: Path, derived: tuple[Path, ...]) -> dict[str, dict[str, 
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     sections: dict[str, dict[str, Any]] = {}
     base = document.pop(BASE, None)
@@ -204,7 +204,7 @@ def parse_override(override: str) -> tuple[str, str, Any]:
     check_section_name(name, f"--set {override}")
     try:
         return name, key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return name, key, text.strip()
 
 

@@ -298,7 +298,7 @@ def load_ontology(name_or_path: str | Path) -> Ontology:
         raise FileNotFoundError(f"{path}: there is no such ontology file")
     try:
         return parse_ontology(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # tomllib and utf-8 errors are ValueErrors too
+    except (ValueError, RecursionError) as error:  # tomllib and utf-8 errors are ValueErrors too
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -143,7 +143,7 @@ def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambd
             rows = json.load(file, object_hook=lambda row: row if keep(row) else None)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; a nuScenes version needs this table") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); unpack the tables again") from None
     if not isinstance(rows, list) or not all(row is None or isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: expected a list of rows; this is no nuScenes table")

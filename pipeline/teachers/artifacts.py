@@ -274,7 +274,7 @@ def read_names(path: Path, n_prompts: int, n_pixels: npt.NDArray[np.int64] | Non
     """
     try:
         entries = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of too many digits are a plain ValueError
         raise ValueError(f"is not valid JSON ({error})") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError("is not a list of records")
