@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from manifests.store import Store, StoreError
+from trainer import checkpoint
 from trainer.config import Recipe, TrainerError
 from trainer.record import teacher_of
 
@@ -21,6 +23,9 @@ NAMES = {
     "tree": "decision tree",
 }
 """What is scored, in the order of the table."""
+
+OUT_OF_DATE = ", OUT OF DATE"
+"""Marks scores of weights or pseudo-labels that have been made anew since."""
 
 PARTS = {"seen": "seen", "unseen": "unseen", "all": "all"}
 
@@ -37,52 +42,128 @@ class Line:
 def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
     """Return the evaluations of some recipes, those that were refined before and after; equal ones are listed once.
 
-    Raises TrainerError if there are none, if one cannot be read, or if they are not of the same points.
+    A title names its recipe where several have scores of that kind that differ, and says where weights or
+    pseudo-labels have been made anew since they were scored.
+
+    Raises TrainerError if there are none, if one cannot be read, or if they are not of the same points and classes.
     """
-    found: list[tuple[int, Line, Mapping[str, Any]]] = []
+    first, *others = recipes
+    for other in others:
+        if other.ontology.class_names != first.ontology.class_names:
+            raise TrainerError(
+                f"recipes {first.name} and {other.name} do not have the same classes, so their scores cannot stand in "
+                "one table"
+            )
+    found: list[Found] = []
     judged = set()
     for recipe in recipes:
-        mark = ", supervised teacher" if has_supervised_teacher(recipe) else ""
+        facts = facts_of(recipe)
         for path in sorted(recipe.folder().glob("evaluate*.json")):
             document = read(path)
             if document["classes"] != list(recipe.ontology.class_names[1:]):
                 raise TrainerError(
                     f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
                 )
-            student = document.get("student", "distill")
-            title = NAMES[document["of"]] + (f", {student}" if student != "distill" else "")
-            if document["of"] == "prediction" and len(recipes) > 1:
-                title = f"{title} ({recipe.name})"
-            if document["of"] in ("pseudo", "prediction"):
-                title += mark
-            rank = list(NAMES).index(document["of"])
-            versions = {title: document["scores"]}
-            if "refine" in document:
-                refined = f"{title} + {document['refine']['name'].upper()}"
-                versions = {title: document["scores_before"], refined: document["scores"]}
-            for name, scores in versions.items():
-                if not any(rank == other[0] and scores == other[2] for other in found):
-                    found.append((rank, line(name, scores), scores))
-            judged.add((document["split"], document["frames"], document["scores"]["all"]["points"]))
+            for title, scores in titled(document, facts).items():
+                entry = Found(list(NAMES).index(document["of"]), title, recipe.name, scores)
+                listed = [one for one in found if one.title == title and one.scores == scores]
+                if not listed or (document["of"] == "prediction" and all(one.recipe != recipe.name for one in listed)):
+                    found.append(entry)
+            judged.add(
+                (
+                    document["split"],
+                    document["frames"],
+                    document["scores"]["all"]["points"],
+                    document.get("absent"),
+                    tuple(document.get("shards", ())),
+                )
+            )
     if not found:
         names = ", ".join(recipe.name for recipe in recipes)
         raise TrainerError(f"there are no scores of {names} yet; run: make predict evaluate RECIPE={recipes[0].name}")
     if len(judged) > 1:
         raise TrainerError(
-            f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, so they "
-            "cannot stand in one table; run make evaluate for each of them again"
+            f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, or "
+            "absent classes count differently (evaluate.absent), so they cannot stand in one table; run make evaluate "
+            "for each of them again"
         )
-    return [item for _, item, _ in sorted(found, key=lambda entry: entry[0])]
+    n_titles = Counter(entry.title for entry in found)
+    lines = []
+    for entry in sorted(found, key=lambda entry: entry.rank):
+        named = len(recipes) > 1 and (entry.rank == list(NAMES).index("prediction") or n_titles[entry.title] > 1)
+        lines.append(line(f"{entry.title} ({entry.recipe})" if named else entry.title, entry.scores))
+    return lines
 
 
-def has_supervised_teacher(recipe: Recipe) -> bool:
-    """Return whether labels of driving scenes taught the recipe's teacher, as far as its tables are there to tell."""
+@dataclass(frozen=True)
+class Found:
+    """One line of the table before it has its full title; `rank` is its place in NAMES."""
+
+    rank: int
+    title: str
+    recipe: str
+    scores: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is of a recipe now: whether its teacher is supervised, its pseudo-labels (fingerprint of table
+    `target`, if there are any), and where its runs lie."""
+
+    supervised: bool
+    target: str | None
+    runs: Path
+
+    def weights(self, student: str) -> set[str]:
+        """Return the digests of the weights that a run keeps."""
+        folder = self.runs / student
+        kept = [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
+        return {checkpoint.read_document(path)["weights"] for path in kept}
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """Return what there is of a recipe, as far as its tables are there to tell."""
     store = Store.open(recipe.run.store)
     try:
-        teacher = teacher_of(store, store.read_ref(recipe.name), None)
+        ref = store.read_ref(recipe.name)
     except StoreError:
-        return False
-    return bool((teacher or {}).get("supervised"))
+        return Facts(False, None, recipe.folder())
+    try:
+        teacher = teacher_of(store, ref, None) or {}
+    except StoreError:
+        teacher = {}
+    target = ref.tables.get("target")
+    return Facts(bool(teacher.get("supervised")), target.fingerprint if target else None, recipe.folder())
+
+
+def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of an evaluation by title: one, or before and after refinement."""
+    of, tables = document["of"], document.get("tables", {})
+    student = document.get("student", "distill")
+    title = NAMES[of] + (f", {student}" if student != "distill" else "")
+    if of in ("pseudo", "prediction") and facts.supervised:
+        title += ", supervised teacher"
+    if of == "prediction":
+        title += which_weights(document, student, facts)
+    elif facts.target and tables.get("target", facts.target) != facts.target:
+        title += OUT_OF_DATE
+    if "refine" not in document:
+        return {title: document["scores"]}
+    # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
+    uncorrected = of == "pseudo" and not {"group", "vote"}.isdisjoint(tables)
+    before = f"{title}, not corrected" if uncorrected else title
+    return {before: document["scores_before"], f"{title} + {document['refine']['name'].upper()}": document["scores"]}
+
+
+def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> str:
+    """Return what a title has to say of weights that are not the result of the student's run; mostly nothing."""
+    weights, epoch, epochs = (document.get(name) for name in ("weights", "epoch", "epochs"))
+    file = document.get("checkpoint")
+    if weights is None or weights in facts.weights(student):
+        unfinished = epoch is not None and epochs is not None and epoch < epochs
+        return f", epoch {epoch} of {epochs}" if unfinished else ""
+    elsewhere = file and Path(file).expanduser().parent.resolve() != (facts.runs / student).resolve()
+    return f", {file}" if elsewhere else OUT_OF_DATE
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manifests.ontology import load_ontology
 from manifests.store import Manifest, Store, TableRef
+from trainer import checkpoint
 from trainer.config import TrainerError
 from trainer.record import reads_labels
 from trainer.scoreboard import Line, class_tables, read_lines, summary_table
+from trainer.train import train
 
 
 def scores(mean_iou: float) -> dict[str, Any]:
@@ -102,3 +105,69 @@ def test_what_cannot_be_compared_is_refused(fleet: Any) -> None:
     (recipe.folder() / "evaluate-pseudo.json").write_text("{")
     with pytest.raises(TrainerError, match=r"evaluate-pseudo.json is no evaluation that can be read"):
         read_lines([recipe])
+
+
+def test_scores_of_the_same_things_from_two_recipes_bear_their_names(fleet: Any, tmp_path: Any) -> None:
+    """Two teachers' pseudo-labels are two things, and equal scores of two students are two results."""
+    first = fleet.recipe()
+    second = replace(first, name="lane")
+    for recipe, pseudo in ((first, 0.5), (second, 0.6)):
+        put(recipe, "evaluate-pseudo.json", "pseudo", pseudo)
+        put(recipe, "evaluate-tree.json", "tree", 0.2)
+        put(recipe, "evaluate.json", "prediction", 0.4)
+    assert [(line.title, line.mean_iou["all"]) for line in read_lines([first, second])] == [
+        ("pseudo-labels (street)", 0.5),
+        ("pseudo-labels (lane)", 0.6),
+        ("student (street)", 0.4),
+        ("student (lane)", 0.4),
+        ("decision tree", 0.2),
+    ]
+
+
+def test_labels_before_they_were_corrected_are_told_from_those_that_are_learnt(fleet: Any) -> None:
+    """With target.labels = "correct", refinement starts from table `group`, and not from what is learnt."""
+    recipe = fleet.recipe()
+    target = fleet.ref().tables["target"].fingerprint
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target})
+    tables = {"label": "c", "group": "b", "target": target}
+    refined = {"refine": {"name": "afi"}, "scores_before": scores(0.3), "tables": tables}
+    put(recipe, "evaluate-pseudo-afi.json", "pseudo", 0.5, **refined)
+    assert [line.title for line in read_lines([recipe])] == [
+        "pseudo-labels, not corrected", "pseudo-labels + AFI", "pseudo-labels",
+    ]  # fmt: skip
+
+
+def test_scores_of_what_has_been_made_anew_are_marked(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("distill.epochs=1")
+    weights = checkpoint.read_document(train(recipe, "distill", console))["weights"]
+    target = fleet.ref().tables["target"].fingerprint
+    put(recipe, "evaluate.json", "prediction", 0.4, weights=weights)
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target})
+    assert [line.title for line in read_lines([recipe])] == ["pseudo-labels", "student"]
+    put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12)
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": "0" * 12})
+    assert [line.title for line in read_lines([recipe])] == ["pseudo-labels, OUT OF DATE", "student, OUT OF DATE"]
+    put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12, checkpoint="else/where.pt")
+    put(recipe, "evaluate-pseudo.json", "prediction", 0.5, weights=weights, epoch=1, epochs=2)
+    assert [line.title for line in read_lines([recipe])] == ["student, epoch 1 of 2", "student, else/where.pt"]
+
+
+@pytest.mark.parametrize("changes", [{"absent": "one"}, {"shards": ["scene-0655"]}])
+def test_scores_by_another_rule_or_of_other_scenes_do_not_stand_side_by_side(
+    fleet: Any, changes: dict[str, Any]
+) -> None:
+    recipe = fleet.recipe()
+    put(recipe, "evaluate.json", "prediction", 0.4, absent="exclude", shards=["scene-0103"])
+    put(recipe, "evaluate-tree.json", "tree", 0.4, **{"absent": "exclude", "shards": ["scene-0103"], **changes})
+    with pytest.raises(TrainerError, match="of different frames or points, or absent classes count differently"):
+        read_lines([recipe])
+
+
+def test_recipes_of_other_classes_do_not_stand_side_by_side(fleet: Any) -> None:
+    """IoU by class would stand under the names that the first one gives them."""
+    first = fleet.recipe()
+    second = replace(first, name="lane", ontology=load_ontology("nuscenes"))
+    put(first, "evaluate.json", "prediction", 0.4)
+    put(second, "evaluate.json", "prediction", 0.4, classes=list(second.ontology.class_names[1:]))
+    with pytest.raises(TrainerError, match="recipes street and lane do not have the same classes"):
+        read_lines([first, second])
