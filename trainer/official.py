@@ -93,7 +93,7 @@ def read_official(path: Path) -> Checkpoint:
         else:
             weights[bare] = tensor.float() if tensor.is_floating_point() else tensor
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    epoch = content.get("epoch")
+    epoch, config = content.get("epoch"), content.get("config", content.get("hyper_parameters"))
     document = {
         "format": checkpoint.FORMAT,
         "task": "official",
@@ -101,6 +101,8 @@ def read_official(path: Path) -> Checkpoint:
         "config": {"voxels": voxels_of(content, path)},
         "n_outputs": weights["final.kernel"].shape[-1] if "final.kernel" in weights else None,
         "left_out": left_out,
+        "unit_output": isinstance(config, Mapping) and config.get("normalize_features") is True,
+        "reads_labels": content.get("reads_labels") is True,  # what we wrote says so; what others wrote tells nothing
         "weights": checkpoint.weights_digest(weights),
     }
     return Checkpoint(path, {f"model.{name}": tensor for name, tensor in weights.items()}, document)
@@ -204,14 +206,15 @@ def export_official(file: Path, path: Path) -> list[str]:
         "use_intensity": True,
         "model_points": "minkunet",
         "model_n_out": found.weights["final.kernel"].shape[1],
-        "normalize_features": document["task"] == "pretrain",
+        "normalize_features": document["task"] == "pretrain" or document.get("unit_output", False),
         "kernel_size": network.get("stem_kernel_size", 3),
         "bn_momentum": network.get("batch_norm_momentum"),
     }
     scratch = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")  # torch refuses names that start with a dot
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model_points": found.weights, "epoch": document["epoch"], "config": config}, scratch)
+        content = {"model_points": found.weights, "epoch": document["epoch"], "config": config}
+        torch.save({**content, "reads_labels": document.get("reads_labels")}, scratch)
         os.replace(scratch, path)
     except (OSError, RuntimeError) as error:
         raise TrainerError(f"{path} cannot be written: {error}") from None

@@ -106,6 +106,12 @@ def joined() -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise TrainerError(
+            f"WORLD_SIZE is {size} in the environment, but {', '.join(absent)} not set: start several processes with "
+            "torchrun, or unset WORLD_SIZE for one"
+        )
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     ranks = Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))

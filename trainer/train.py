@@ -575,7 +575,7 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
             'or to "" for random weights'
         )
     document = checkpoint.read_document(found)
-    if document["epoch"] < document["epochs"]:
+    if "epochs" in document and document["epoch"] < document["epochs"]:  # an imported one tells no number of epochs
         raise TrainerError(
             f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
             f"{task}.init to {found}"

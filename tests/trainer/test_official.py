@@ -16,7 +16,7 @@ from trainer import checkpoint
 from trainer.__main__ import app
 from trainer.config import TrainerError
 from trainer.minkunet import ARCHITECTURES, Architecture, MinkUNet, NetworkConfig, build_network
-from trainer.official import is_ours, load, read_document, read_official
+from trainer.official import export_official, import_official, is_ours, load, read_document, read_official
 from trainer.predict import predict
 from trainer.sparse import Minkowski
 from trainer.train import train
@@ -218,6 +218,22 @@ def test_export_and_import_come_full_circle(fleet: Any, console: Console) -> Non
 
     refused = run.invoke(app, ["import", str(fleet.recipe_path), str(out)])
     assert refused.exit_code == 1 and "voxels.angle_deg: 1.0 -> 4.0" in refused.output
+
+
+def test_what_an_export_says_of_its_weights_outlives_an_import(fleet: Any, console: Console) -> None:
+    """Unit output vectors, and that true labels took part."""
+    recipe = fleet.recipe("voxels.angle_deg=1", "supervised.epochs=1", "pretrain.epochs=1")
+    folder = fleet.folder / "imported"
+    said = {}
+    for task in ("pretrain", "supervised"):
+        file = fleet.folder / f"{task}.pt"
+        export_official(train(recipe, task, console), file)
+        imported = import_official(recipe, file, folder / task / "epoch-0001.safetensors", Minkowski())
+        export_official(imported.path, file)
+        said[task] = torch.load(file, weights_only=True)["config"]["normalize_features"]
+    assert said == {"pretrain": True, "supervised": False}
+    words = ("voxels.angle_deg=1", "distill.epochs=1", f"distill.init={folder}/supervised")
+    assert checkpoint.read_document(train(fleet.recipe(*words), "distill", console))["reads_labels"] is True
 
 
 def test_voxels_that_the_official_layout_cannot_tell_are_not_exported(fleet: Any, console: Console) -> None:

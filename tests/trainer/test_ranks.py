@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from trainer import checkpoint, data, learner
+from trainer.config import TrainerError
 from trainer.minkunet import NetworkConfig, build_network
 from trainer.ranks import ALONE, joined
 from trainer.sparse import Minkowski
@@ -189,6 +190,13 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
     said = in_two_processes(lost, tmp_path / "said")
     assert said[0].startswith("TrainerError: rank 0 of 2 lost another one, which ended before it (")
     assert said[1] == "nothing"
+
+
+def test_half_an_environment_of_torchrun_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers of clusters set WORLD_SIZE for reasons of their own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainerError, match="WORLD_SIZE is 2 .*RANK, MASTER_ADDR, MASTER_PORT not set"), joined():
+        pass
 
 
 def test_what_the_first_process_refuses_ends_the_others_too(fleet: Any, console: Console, tmp_path: Path) -> None:
