@@ -14,7 +14,7 @@ SIZE ?= demo
 PY := .venv/bin/python
 
 STAGES := index points project text encode segment group vote correct pairs target label pack
-QUESTIONS := doctor plan verify gc why
+QUESTIONS := doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict submit evaluate scores
 
@@ -105,6 +105,7 @@ export: recipe setup ## segments and point labels as the official scripts write 
 ##@ Asking about tables
 doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
 plan: ## what would run, why, and how many GB
+status: ## how far the tables are, from the store alone
 verify: ## read every table again and compare checksums
 gc: ## tables that nothing names any more
 why: ## what changed since the tables were built

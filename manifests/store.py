@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -388,6 +389,11 @@ class Store:
             folder = folder.parent
         state = os.statvfs(folder)
         return state.f_bavail * state.f_frsize
+
+    def last_written(self, stage: str, fingerprint: str) -> datetime | None:
+        """Return when a file of a table was last written, by the clock of where it lies; None if there is none."""
+        times = [entry.mtime for entry in self._entries(table_folder(stage, fingerprint)) if entry.mtime is not None]
+        return max(times, default=None)
 
     # -- files --------------------------------------------------------------------------------------------------------
 

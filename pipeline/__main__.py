@@ -27,10 +27,11 @@ from pipeline.doctor import FRAMES, examine
 from pipeline.export import LAYOUTS, export
 from pipeline.pictures import draw_frames
 from pipeline.pools import make_pool
+from pipeline.progress import progress_of
 from pipeline.query import ask
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.report import write_report
-from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, damaged_shards
+from pipeline.runner import MANY_FAILURES, Failure, Outcome, Runner, StagePlan, Task, damaged_shards
 from pipeline.stages import PACKED, STAGES
 from pipeline.teacher_speed import LARGE, LARGE_BATCHES, SMALL, bench_recipe, measure, write_frames
 from pipeline.teachers.towers import pick_device
@@ -147,6 +148,29 @@ def doctor(
             console.print(f"{problems} problems; mend them first")
             raise typer.Exit(1)
         console.print("nothing stands in the way of a run")
+
+
+@app.command()
+def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+    """Print how far the tables of a recipe are, from the store alone: run it anywhere, while a run goes on or after."""
+    with sentences():
+        table = Table("stage", "shards done", "missing", "failed", "frames done", "GB", "last written (UTC)")
+        failures: list[Failure] = []
+        for item in progress_of(Runner(load_recipe(recipe, set_ or ())), expand(targets or ["pack"])):
+            failures += item.failures
+            table.add_row(
+                item.stage,
+                f"{item.n_done} of {item.n_shards}",
+                str(item.n_shards - item.n_done) if item.n_done < item.n_shards else "-",
+                str(len(item.failures) or "-"),
+                str(item.n_frames),
+                f"{item.n_bytes / 1e9:.3f}",
+                item.last_written.strftime("%Y-%m-%d %H:%M:%S") if item.last_written else "-",
+            )
+        console.print(table)
+        for failure in failures[:20]:
+            where = f"{failure.stage} {failure.shard}" + (f" {failure.frame_id}" if failure.frame_id else "")
+            console.print(f"failed in the last run: {where}: {failure.cause}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -500,11 +524,11 @@ def print_plan(plans: list[StagePlan]) -> None:
 def print_failures(failures: list[Failure], recipe: Recipe) -> None:
     """Print what failed and what can be done about it."""
     table = Table("stage", "shard", "frame", "cause")
-    for failure in failures[:200]:
+    for failure in failures[:MANY_FAILURES]:
         table.add_row(failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
     console.print(table)
-    if len(failures) > 200:
-        console.print(f"... and {len(failures) - 200} more")
+    if len(failures) > MANY_FAILURES:
+        console.print(f"... and {len(failures) - MANY_FAILURES} more")
     frames = sorted({failure.frame_id for failure in failures if failure.frame_id})
     if frames:
         console.print(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -31,6 +32,7 @@ from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 
 FRAMES_PER_SHARD = 64
+MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
 ALL = "all"  # the one shard of a table that all frames share
 
 
@@ -71,6 +73,15 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
     device: str = "cpu"
     batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run did for one stage: how many frames, in how long, with how many workers."""
+
+    frames: int
+    seconds: float
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -489,6 +500,7 @@ class Runner:
             if tasks:
                 if watcher:
                     watcher.stage_started(plan, sum(task.n_frames for task in tasks))
+                begun = time.monotonic()
                 done: dict[str, ShardFile] = {}
                 devices: set[str] = set()
                 batches: set[int] = set()
@@ -507,15 +519,25 @@ class Runner:
                 plan = StagePlan(stage, plan.fingerprint, plan.identity, shards, (), plan.kilobytes_per_frame)
                 if watcher:
                     watcher.stage_finished(plan)
-                self._write_manifest(plan, started, pool, sorted(devices), sorted(batches))
+                n_frames = sum(task.n_frames for task in tasks if task.shard in done)
+                work = Work(n_frames, time.monotonic() - begun, self.recipe.run.workers)
+                told = [failure for failure in failures if failure.stage == stage.name]
+                self._write_manifest(plan, started, pool, sorted(devices), sorted(batches), told, work)
             plans[stage.name] = plan
             self._move_ref(plans)
         return failures
 
     def _write_manifest(
-        self, plan: StagePlan, started: datetime, pool: Pool, devices: list[str], batches: list[int]
+        self,
+        plan: StagePlan,
+        started: datetime,
+        pool: Pool,
+        devices: list[str],
+        batches: list[int],
+        failures: Sequence[Failure],
+        work: Work,
     ) -> None:
-        """List everything committed in the table's folder, whichever run made it."""
+        """List everything committed in the table's folder, whichever run made it, and what failed in this run."""
         shards = tuple(self.store.shards(plan.stage.name, plan.fingerprint).values())
         totals: dict[str, int] = {}
         for shard in shards:
@@ -533,6 +555,8 @@ class Runner:
             "excluded": list(self.recipe.data.exclude),
             "failed": [frame for shard in shards for frame in shard.failed],
             "counts": totals,
+            "work": asdict(work),
+            "failures": [[one.shard, one.frame_id, one.cause] for one in failures[:MANY_FAILURES]],
         }
         self.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
 

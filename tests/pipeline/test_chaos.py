@@ -180,7 +180,7 @@ def test_a_killed_worker_a_node_that_goes_away_and_clocks_that_differ(
             (marks / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class Skewed(fake_gpu(0.1, before)):  # type: ignore[misc]
+    class Skewed(fake_gpu(0.8, before)):  # type: ignore[misc]
         def run(self, task: Task) -> Outcome:
             outcome = super().run(task)
             if outcome.shard and task.shard == "drive-0":  # as if written by a machine that is a day ahead
