@@ -160,6 +160,10 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.uri, self._given)
 
+    def reopened(self) -> Store:
+        """Return this store over connections of its own; a forked process must not talk over those of its parent."""
+        return Store(self.uri, self._given)
+
     # -- shards -------------------------------------------------------------------------------------------------------
 
     def write(self, stage: str, fingerprint: str, shard: str, key: str, table: pa.Table) -> ShardFile:

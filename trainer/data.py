@@ -136,7 +136,8 @@ class Tables:
         }
 
     def _reader(self, number: int, shard: str) -> ShardReader:
-        if self._process != os.getpid():  # a forked worker shares file positions with its parent: open anew
+        if self._process != os.getpid():  # a forked worker shares file positions and connections with its parent
+            self.store = self.store.reopened()
             self._readers, self._process = OrderedDict(), os.getpid()
         if (number, shard) not in self._readers:
             if len(self._readers) >= OPEN_SHARDS * len(self.tables):

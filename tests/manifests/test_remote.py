@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Iterator
@@ -121,6 +122,27 @@ def test_the_name_of_a_store_shows_no_password(bucket: Bucket) -> None:
     with pytest.raises(StoreError) as caught:
         Store.open("s3://key:secret@bucket/store?nonsense=1")
     assert "secret" not in str(caught.value) and "cannot be opened" in str(caught.value)
+
+
+def read_all(store: Store, shard: ShardFile, out: Any) -> None:
+    own = store.reopened()
+    for _ in range(3):
+        out.put([int(row["label"].sum()) for row in own.open_shard("target", FINGERPRINT, shard)])
+
+
+def test_forked_processes_read_over_connections_of_their_own(bucket: Bucket) -> None:
+    store = Store.open(bucket.uri())
+    shard = write(store, n_points=5_000)
+    expected = [int(row["label"].sum()) for row in store.rows("target", FINGERPRINT, shard)]
+    context = multiprocessing.get_context("fork")
+    out = context.Queue()
+    readers = [context.Process(target=read_all, args=(store, shard, out)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    assert [out.get(timeout=60) for _ in range(9)] == [expected] * 9
+    for reader in readers:
+        reader.join(60)
+        assert reader.exitcode == 0
 
 
 # -- what passes -------------------------------------------------------------------------------------------------------
