@@ -54,7 +54,7 @@ class Browser:
         """Return the tables that a recipe's name stands for; raises StoreError naming the make target if one lacks."""
         ref = store.read_ref(recipe)
         tables = dict(ref.tables) | {name: ref.table(name) for name in NEEDED}
-        predicted = predictions_of(store, recipe, ref)
+        predicted = made_of_points(store, ref, "predict", f"runs/{recipe}-predict")
         return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
 
     def places(self) -> list[Place]:
@@ -120,16 +120,15 @@ class Browser:
         }
 
 
-def predictions_of(store: Store, recipe: str, ref: Ref) -> TableRef | None:
-    """Return the predictions of a recipe as far as they are of the points that its name stands for now, else None."""
-    pin = f"runs/{recipe}-predict"
+def made_of_points(store: Store, ref: Ref, stage: str, pin: str) -> TableRef | None:
+    """Return a table of the trainer by the ref `pin` as far as it is of the points in `ref`, else None."""
     if pin not in store.refs():
         return None
-    predicted = store.read_ref(pin)
-    points, used = ref.table("points"), predicted.table("points")
+    made = store.read_ref(pin)
+    points, used = ref.table("points"), made.table("points")
     now = {shard.shard: shard.key for shard in points.shards}
     same = {shard.shard for shard in used.shards if now.get(shard.shard) == shard.key}
-    table = predicted.table("predict")
+    table = made.table(stage)
     kept = tuple(shard for shard in table.shards if shard.shard in same)
     if used.fingerprint != points.fingerprint or not kept:
         return None

@@ -14,7 +14,7 @@ from manifests.ontology import Ontology
 from manifests.rows import Row
 from manifests.store import Store
 from pipeline.browse import Browser, FrameRows
-from pipeline.frame import read_image
+from pipeline.frame import Camera, read_image
 from pipeline.recipe import Recipe
 from pipeline.stages.segment import segments_of
 
@@ -32,6 +32,10 @@ QUIET = "#7d8894"
 
 VERDICTS: Mapping[str, str] = {"right": "#4c6a92", "wrong": "#ff5a36", "no answer": "#ffd23f"}
 """Colours of an error map; they differ in lightness, too."""
+
+HEAT = "inferno"
+HEAT_FROM = 0.3
+"""The colour map of heat, and where it starts: what is darker would be lost against the night sky."""
 
 CHANGES: Mapping[str, str] = {"made right": "#5ee08c", "made wrong": "#ff5a36", "still wrong": "#ffd23f"}
 """Colours of a map of changes, where there is truth to tell."""
@@ -57,21 +61,24 @@ def camera_pictures(item: FrameRows, root: Path, ontology: Ontology, width_px: i
     otherwise stands out against its segment. Points behind something nearer are left out. Raises FrameError if an image
     cannot be read.
     """
-    from PIL import Image
-
     project, label = item.rows["project"], item.rows["target"]["label"]
     pictures = []
     for view, (camera, segments) in enumerate(zip(item.frame.cameras, segments_of(item.rows["segment"]), strict=True)):
-        scale = min(1.0, width_px / camera.width_px)
-        size = max(1, round(camera.width_px * scale)), max(1, round(camera.height_px * scale))
-        image = Image.fromarray(read_image(root, camera)).resize(size, Image.Resampling.BOX)
-        picture = tint(np.asarray(image), segments.label_map(), ontology, segments.prompt_id)
+        image, scale = reduced(root, camera, width_px)
+        picture = tint(image, segments.label_map(), ontology, segments.prompt_id)
         seen = np.flatnonzero((project["view"] == view) & ~project["occluded"])
-        row = ((project["v_px"][seen] + 0.5) * scale).astype(int)  # pixel centres are whole numbers, edges halves
-        column = ((project["u_px"][seen] + 0.5) * scale).astype(int)
-        dot(picture, row, column, ontology.rgb_of_class[label[project["point"][seen]]])
+        dot(picture, *pixels(project, seen, scale), ontology.rgb_of_class[label[project["point"][seen]]])
         pictures.append(picture)
     return pictures
+
+
+def reduced(root: Path, camera: Camera, width_px: int) -> tuple[NDArray[np.uint8], float]:
+    """Return an image (h, w, 3), reduced to at most `width_px`, and by which factor; raises FrameError."""
+    from PIL import Image
+
+    scale = min(1.0, width_px / camera.width_px)
+    size = max(1, round(camera.width_px * scale)), max(1, round(camera.height_px * scale))
+    return np.asarray(Image.fromarray(read_image(root, camera)).resize(size, Image.Resampling.BOX)), scale
 
 
 def tint(
@@ -87,6 +94,13 @@ def tint(
     opacity = np.where(classes > 0, MASK_OPACITY, 0.0).astype(np.float32)[..., None]
     tinted: NDArray[np.uint8] = ((1 - opacity) * image + opacity * colour).astype(np.uint8)
     return tinted
+
+
+def pixels(project: Row, pair: NDArray[np.integer[Any]], scale: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return row and column (p,) of some pairs of a row of `project` in an image reduced by `scale`."""
+    row = ((project["v_px"][pair] + 0.5) * scale).astype(int)  # pixel centres are whole numbers, edges halves
+    column = ((project["u_px"][pair] + 0.5) * scale).astype(int)
+    return row, column
 
 
 def dot(
@@ -157,6 +171,42 @@ def changes(
     count = np.bincount(verdict[judged], minlength=3)
     about += [f"{number:,} {name}" for number, name in zip(count, CHANGES, strict=True)]
     return Panel(title, ", ".join(about), np.array([rgb_of(colour) for colour in CHANGES.values()])[verdict], judged)
+
+
+def heat(margin: NDArray[np.float32], low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the colour of points by a number each, float (n, 3) in 0..1, and which of them exceed `low`, bool (n,).
+
+    The colours run from `low` to `high`, and stay the same beyond. NaN is what nothing is known of; it is not shown.
+    """
+    from matplotlib import colormaps
+
+    share = np.clip((np.nan_to_num(margin, nan=low) - low) / max(high - low, 1e-6), 0, 1)
+    return colormaps[HEAT](HEAT_FROM + (1 - HEAT_FROM) * share)[:, :3], np.nan_to_num(margin, nan=-np.inf) > low
+
+
+def heat_scale() -> list[str]:
+    """Return colours of the scale of heat, coldest first, such as #4c6a92."""
+    rgb, _ = heat(np.linspace(0, 1, 6, dtype=np.float32), 0, 1)
+    return ["#" + bytes((255 * one).round().astype(np.uint8)).hex() for one in rgb]
+
+
+def heat_pictures(
+    item: FrameRows, root: Path, rgb: NDArray[np.float64], shown: NDArray[np.bool_], width_px: int
+) -> list[NDArray[np.uint8]]:
+    """Return every image of a frame, (h, w, 3), grey and dark, with the points that are shown in their colours.
+
+    Sizes, points behind something nearer, and errors as in `camera_pictures`. What is brighter lies on top.
+    """
+    project, pictures = item.rows["project"], []
+    colours = (255 * rgb).round().astype(np.uint8)
+    for view, camera in enumerate(item.frame.cameras):
+        image, scale = reduced(root, camera, width_px)
+        picture = np.repeat((0.6 * image.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
+        seen = np.flatnonzero((project["view"] == view) & ~project["occluded"] & shown[project["point"]])
+        seen = seen[np.argsort(rgb[project["point"][seen]].sum(axis=1), kind="stable")]
+        dot(picture, *pixels(project, seen, scale), colours[project["point"][seen]])
+        pictures.append(picture)
+    return pictures
 
 
 def rgb_of(colour: str) -> tuple[float, float, float]:

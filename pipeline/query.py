@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifests.config import ConfigError
 from manifests.fingerprint import differences
 from manifests.query import (
+    By,
     Query,
     RankedFrame,
     Ranking,
@@ -19,13 +23,17 @@ from manifests.query import (
     encoder_of,
     normal,
     queries_folder,
+    query_files,
     rank,
+    read_query,
+    read_ranking,
+    similarity_ref,
     write_query,
     write_ranking,
 )
 from manifests.rows import Row
-from manifests.store import Ref, Store, StoreError
-from pipeline.browse import Track
+from manifests.store import Ref, Store, StoreError, TableRef
+from pipeline.browse import Browser, Place, Track, made_of_points
 from pipeline.recipe import Recipe
 from pipeline.stages.text import settings
 from pipeline.teachers import TEACHERS
@@ -141,3 +149,87 @@ def similarity_of_points(query: Query, rivals: Any, pairs: Row, n_points: int) -
         check_width(query, pairs["vector"].shape[1], "table `pairs`")
     found = similarity(pairs["vector"].reshape(-1, len(query.vector)), query.vector, rivals)
     return spread(found, pairs["point"], pairs["superpoint"], n_points)
+
+
+# -- what was asked, to be shown ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A query with its rankings, as far as they are of the tables that the recipe's name stands for now.
+
+    `rivals` are the vectors of the dictionary's other prompts, `tables` what each ranking was made from.
+    """
+
+    query: Query
+    rankings: Mapping[By, Ranking]
+    tables: Mapping[By, TableRef]
+    rivals: NDArray[np.float32]
+    store: Store
+
+    def margins(self, place: Place, frame_id: str, n_points: int) -> dict[By, NDArray[np.float32]]:
+        """Return the margins of a frame's points, (n,) each, NaN where nothing is known; without the frame, nothing.
+
+        Raises StoreError for a table that is damaged or out of step.
+        """
+        found: dict[By, NDArray[np.float32]] = {}
+        for by, table in self.tables.items():
+            for shard in table.shards:
+                if shard.shard == place.shard and place.row < shard.rows:
+                    row = self.store.open_shard(table.stage, table.fingerprint, shard).row(place.row)
+                    if row["frame_id"] != frame_id:
+                        raise StoreError(
+                            f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table "
+                            f"`{table.stage}` and {frame_id} in `index`; ask again with make query"
+                        )
+                    if row["status"] == "ok":
+                        found[by] = (
+                            similarity_of_points(self.query, self.rivals, row, n_points).margin
+                            if by == "masks"
+                            else row["margin"].astype(np.float32)
+                        )
+        return found
+
+
+def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
+    """Return the queries of a recipe in the order of their names, and sentences on what cannot be shown of them.
+
+    `runs` is `run.runs`. Raises StoreError for a table that is damaged.
+    """
+    found: list[Asked] = []
+    sentences: list[str] = []
+    store, ref = browser.store, Ref(browser.recipe, browser.tables)
+    folder = queries_folder(runs, browser.recipe)
+    for path in query_files(folder):
+        try:
+            one = read_asked(path, store, ref)
+        except ConfigError as error:
+            sentences.append(str(error))
+            continue
+        if one.rankings:
+            found.append(one)
+        else:
+            sentences.append(
+                f"“{one.query.phrase}” was asked of tables that are not those of the recipe any more: it is not shown. "
+                f'Run: make query RECIPE={browser.recipe} WORDS="{one.query.phrase}"'
+            )
+    return found, sentences
+
+
+def read_asked(path: Path, store: Store, ref: Ref) -> Asked:
+    """Return what was asked in a file; raises ConfigError for files that are no queries or rankings."""
+    query = read_query(path)
+    tables: dict[By, TableRef] = {}
+    rivals = np.zeros((0, len(query.vector)), np.float32)
+    if "text" not in ref.tables or ref.tables["text"].fingerprint != query.text:
+        return Asked(query, {}, {}, rivals, store)
+    similar = made_of_points(store, ref, "similarity", similarity_ref(ref.recipe, query.slug))
+    candidates: dict[By, TableRef | None] = {"masks": ref.tables.get("pairs"), "tmp": similar}
+    rankings: dict[By, Ranking] = {}
+    for by, table in candidates.items():
+        ranking = read_ranking(path.parent, query, by)
+        if ranking and table and ranking.table == table.fingerprint:
+            rankings[by], tables[by] = ranking, table
+    if tables:
+        rivals = query.rivals(text_rows(store, ref))
+    return Asked(query, rankings, tables, rivals, store)

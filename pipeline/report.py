@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from manifests.config import ConfigError, listing
 from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
+from manifests.query import HEADINGS, By
 from manifests.store import Store
-from pipeline.browse import Browser, FrameRows, Track
+from pipeline.browse import Browser, FrameRows, Place, Track
 from pipeline.pictures import (
     CHANGES,
     VERDICTS,
@@ -26,6 +27,9 @@ from pipeline.pictures import (
     camera_pictures,
     changes,
     classes_in,
+    heat,
+    heat_pictures,
+    heat_scale,
     panels,
     save_confusion,
     save_curves,
@@ -33,6 +37,7 @@ from pipeline.pictures import (
     save_panel,
 )
 from pipeline.quality import LabelQuality, label_quality, measure
+from pipeline.query import Asked, asked_of
 from pipeline.recipe import Recipe
 from pipeline.runner import Runner
 from pipeline.stages import STAGES
@@ -47,6 +52,8 @@ GENERATOR = "AFOV report"  # in the page's head: a folder is replaced only if it
 COUNTED_PAIRS = 40  # frames, each with the next of its scene, over which tables of labels are judged
 COUNTED_FRAMES = 200  # coverage and agreement are counted over this many frames at most, evenly chosen
 IMAGE_PX, PANEL_PX = 960, 800
+BEST_FRAMES = 2  # of each ranking of a query, how many frames are drawn
+BY: Mapping[By, str] = {"masks": "by mask vectors", "tmp": "by TMP features"}
 SCORED = {
     "prediction": "Student",
     "pseudo": "Pseudo-labels",
@@ -77,6 +84,15 @@ class ShownFrame:
     cameras: tuple[Picture, ...]
     panels: tuple[Picture, ...]
     classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShownQuery:
+    """What was asked and found: tables of the ranking, each with a heading and a sentence, and the best frames."""
+
+    phrase: str
+    rankings: tuple[tuple[str, str, list[tuple[str, ...]]], ...]
+    frames: tuple[ShownFrame, ...]
 
 
 @dataclass(frozen=True)
@@ -168,10 +184,11 @@ def write_report(
         )
         tables_of_labels = label_quality(pairs, recipe.ontology)
         identities = [identity_of(browser, name, recipe) for name in browser.tables]
+        queries, not_asked = asked_of(browser, recipe.run.runs)
         page = render(
             recipe=recipe,
             now=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
-            notices=[*notices(browser, recipe), *unreadable],
+            notices=[*notices(browser, recipe), *unreadable, *not_asked],
             sections=sections(recipe),
             classes=class_table(recipe.ontology),
             verdicts=VERDICTS,
@@ -192,6 +209,9 @@ def write_report(
             ],
             trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
             identities=identities,
+            headings=HEADINGS,
+            heat_scale=heat_scale(),
+            asked=[show_query(one, browser, recipe, scratch, number) for number, one in enumerate(queries)],
         )
         (scratch / PAGE).write_text(page, encoding="utf-8")
         replace_folder(scratch, folder)
@@ -235,6 +255,49 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
         panels=tuple(above),
         classes=tuple(classes_in(rows)),
     )
+
+
+def show_query(asked: Asked, browser: Browser, recipe: Recipe, folder: Path, number: int) -> ShownQuery:
+    """Draw the best frames of a query into the folder's pictures and return what the page says of it."""
+    best = {
+        Place(frame.shard, frame.row): None
+        for ranking in asked.rankings.values()
+        for frame in ranking.frames[:BEST_FRAMES]
+    }
+    places = set(browser.places())
+    return ShownQuery(
+        phrase=asked.query.phrase,
+        rankings=tuple((BY[by], ranking.about(), ranking.cells()) for by, ranking in asked.rankings.items()),
+        frames=tuple(
+            show_heat(browser.read(place), asked, place, recipe, folder, f"asked-{number}-{frame}")
+            for frame, place in enumerate(best)
+            if place in places
+        ),
+    )
+
+
+def show_heat(item: FrameRows, asked: Asked, place: Place, recipe: Recipe, folder: Path, name: str) -> ShownFrame:
+    """Draw how like a query the points of a frame are, in its images and from above."""
+    frame, xyz_m = item.frame, item.rows["points"]["xyz_m"]
+    cameras, above, about = [], [], []
+    for by, margin in asked.margins(place, frame.frame_id, len(xyz_m)).items():
+        ranking = asked.rankings[by]
+        rgb, shown = heat(margin, ranking.low, ranking.high)
+        views = heat_pictures(item, Path(recipe.data.root), rgb, shown, IMAGE_PX)
+        for view, (camera, picture) in enumerate(zip(frame.cameras, views, strict=True)):
+            file = f"{PICTURES}/{name}-{by}-view-{view}.jpg"
+            save_image(folder / file, picture)
+            alt = f"Image of {camera.name}, its points coloured by how like “{asked.query.phrase}” they are {BY[by]}"
+            cameras.append(Picture(file, camera.name, BY[by], alt))
+        file = f"{PICTURES}/{name}-{by}-above.png"
+        known = int(np.isfinite(margin).sum())
+        said = f"{BY[by]}: {known:,} points are known, the most similar has the margin {np.nanmax(margin):+.3f}"
+        save_panel(folder / file, xyz_m, Panel(BY[by], said, rgb, shown), PANEL_PX)
+        alt = f"Points from above, 100 by 100 metres, coloured by how like “{asked.query.phrase}” they are {BY[by]}"
+        above.append(Picture(file, "From above", said, alt))
+        about.append(said)
+    time = time_of_day(frame.timestamp_us)
+    return ShownFrame(frame.scene, frame.frame_id, time, "; ".join(about), tuple(cameras), tuple(above), ())
 
 
 def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> list[Panel]:

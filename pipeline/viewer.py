@@ -20,9 +20,10 @@ import numpy as np
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.store import Store
-from pipeline.browse import Browser, FrameRows, Track
+from pipeline.browse import Browser, FrameRows, Place, Track
 from pipeline.frame import read_image
-from pipeline.pictures import MASK_OPACITY
+from pipeline.pictures import MASK_OPACITY, heat
+from pipeline.query import Asked, asked_of
 from pipeline.recipe import Recipe
 from pipeline.stages.segment import segments_of
 from superpixels.segments import Segments
@@ -63,16 +64,21 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
     browser = Browser.open(Store.open(recipe.run.store), recipe.name)
     places = browser.choose(n_frames)
     cameras = [camera.name for camera in browser.read(places[0]).frame.cameras]
+    asked, _ = asked_of(browser, recipe.run.runs)
     recording = rerun.RecordingStream(f"AFOV {recipe.name}")
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         recording.save(scratch)
         recording.log("lidar", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
-        recording.send_blueprint(layout([name for name in LAYERS if name in browser.tables], cameras))
+        layers = [LAYERS[name] for name in LAYERS if name in browser.tables]
+        layers += [asked_layer(one, by) for one in asked for by in one.rankings]
+        recording.send_blueprint(layout(layers, cameras))
         for number, place in enumerate(track(places, "frames")):
             recording.set_time("frame", sequence=number)
-            log_frame(rerun, recording, browser.read(place), recipe)
+            item = browser.read(place)
+            log_frame(rerun, recording, item, recipe)
+            log_heat(rerun, recording, item, place, asked)
         recording.disconnect()  # closes the file
         scratch.replace(path)
     except OSError as error:
@@ -81,14 +87,11 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
         scratch.unlink(missing_ok=True)
 
 
-def layout(tables: Sequence[str], cameras: Sequence[str]) -> Any:
-    """Return where things stand in the viewer: one view in space per kind of label side by side, images below."""
+def layout(layers: Sequence[str], cameras: Sequence[str]) -> Any:
+    """Return where things stand in the viewer: one view in space per layer of points side by side, images below."""
     from rerun import blueprint
 
-    spaces = [
-        blueprint.Spatial3DView(origin="lidar", contents=f"lidar/{LAYERS[name]}/**", name=LAYERS[name])
-        for name in tables
-    ]
+    spaces = [blueprint.Spatial3DView(origin="lidar", contents=f"lidar/{layer}/**", name=layer) for layer in layers]
     images = [blueprint.Spatial2DView(origin=f"lidar/{name}", name=name) for name in cameras]
     return blueprint.Blueprint(
         blueprint.Vertical(blueprint.Horizontal(*spaces), blueprint.Grid(*images, grid_columns=3)),
@@ -120,6 +123,24 @@ def log_frame(rerun: Any, recording: Any, item: FrameRows, recipe: Recipe) -> No
         mask = rerun.EncodedImage(contents=mask_png(segments, size, ontology), media_type="image/png", draw_order=1)
         recording.log(f"{path}/segments", mask)
     recording.log("frame", rerun.TextDocument(f"{frame.scene} {frame.frame_id}"))
+
+
+def asked_layer(asked: Asked, by: str) -> str:
+    """Return the name of the layer of a query."""
+    return f"asked_{asked.query.slug}_{by}"
+
+
+def log_heat(rerun: Any, recording: Any, item: FrameRows, place: Place, asked: Sequence[Asked]) -> None:
+    """Log, for every query, the points that are more like it than ordinary ones, in the colours of the report."""
+    xyz_m = item.rows["points"]["xyz_m"]
+    for one in asked:
+        margins = one.margins(place, item.frame.frame_id, len(xyz_m))
+        for by, ranking in one.rankings.items():
+            margin = margins.get(by, np.full(len(xyz_m), np.nan, np.float32))
+            rgb, shown = heat(margin, ranking.low, ranking.high)
+            colours = (255 * rgb[shown]).round().astype(np.uint8)
+            points = rerun.Points3D(xyz_m[shown], colors=colours, radii=POINT_RADIUS_M)
+            recording.log(f"lidar/{asked_layer(one, by)}/points", points)
 
 
 def mask_png(segments: Segments, size: tuple[int, int], ontology: Ontology) -> bytes:

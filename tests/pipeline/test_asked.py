@@ -1,0 +1,120 @@
+"""What was asked is shown: in the report as rankings and heat maps, in the viewer as a layer of points."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manifests.query import queries_folder, read_query, similarity_ref, write_ranking
+from manifests.rows import to_table
+from manifests.schema import TABLES
+from manifests.store import Ref, Store, TableRef
+from pipeline.browse import Browser
+from pipeline.pictures import heat, heat_scale
+from pipeline.pools import make_pool
+from pipeline.query import ask, asked_of
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.report import write_report
+from pipeline.runner import Runner
+from pipeline.viewer import log_heat
+
+ALL_HOT = 0.5
+
+
+@pytest.fixture
+def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe of one simulated key frame whose masks are read from files, built and asked for a car."""
+    golden = shared / "golden"
+    (tmp_path / "one.txt").write_text("scene-0008\n")
+    (tmp_path / "tiny.toml").write_text(
+        f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
+        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+        f'[run]\nstore = "{tmp_path / "store"}"\nruns = "{tmp_path / "runs"}"\n'
+    )
+    recipe = load_recipe(tmp_path / "tiny.toml")
+    with make_pool(recipe) as pool:
+        assert Runner(recipe).run(["points", "pairs", "target"], pool) == []
+    monkeypatch.setattr("pipeline.report.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.report.PANEL_PX", 100)
+    ask(recipe, "car", 5)
+    return recipe
+
+
+def add_features(recipe: Recipe) -> None:
+    """What the trainer writes for a query: a table in which every point is as similar, and a ranking."""
+    store, folder = Store.open(recipe.run.store), queries_folder(recipe.run.runs, recipe.name)
+    query, masks = ask(recipe, "car", 5)
+    points = store.read_ref("tiny").table("points")
+    (shard,) = points.shards
+    (row,) = store.rows("points", points.fingerprint, shard)
+    value = np.full(row["n_points"], ALL_HOT, np.float16)
+    made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "cosine": value, "margin": value}
+    written = store.write("similarity", "5a", shard.shard, "1b", to_table([made], TABLES["similarity"]))
+    table = TableRef("similarity", "5a", (written,))
+    store.write_ref(similarity_ref("tiny", query.slug), Ref("tiny", {"points": points, "similarity": table}))
+    frame = replace(masks.frames[0], margin=ALL_HOT)
+    write_ranking(folder, query, replace(masks, by="tmp", table="5a", low=0.0, high=ALL_HOT, frames=(frame,)))
+
+
+def test_heat_runs_from_an_ordinary_point_to_the_best_frame() -> None:
+    rgb, shown = heat(np.array([-1, 0, 0.25, 0.5, 9, np.nan], np.float32), 0.0, 0.5)
+    assert shown.tolist() == [False, False, True, True, True, False]
+    brightness = rgb.sum(axis=1)
+    assert brightness[0] == brightness[1] == brightness[5] < brightness[2] < brightness[3] == brightness[4]
+    assert len(heat_scale()) == 6 and all(len(colour) == 7 for colour in heat_scale())
+
+
+def test_the_page_shows_ranking_and_heat_by_masks_and_by_features(asked_tiny: Recipe, tmp_path: Path) -> None:
+    (frame,) = read_masks(asked_tiny)["frames"]
+    page = write_report(asked_tiny, tmp_path / "out", 1).read_text()
+    assert '<h2 id="asked">' in page and "“car”" in page and "by mask vectors" in page
+    assert f"<td>{frame['margin']:+.3f}</td>" in page and "by TMP features" not in page
+    assert len(list((tmp_path / "out/pictures").glob("asked-0-0-masks-*"))) == 6 + 1
+
+    add_features(asked_tiny)
+    page = write_report(asked_tiny, tmp_path / "out", 1).read_text()
+    assert "by TMP features" in page and "<td>+0.500</td>" in page
+    assert len(list((tmp_path / "out/pictures").glob("asked-*"))) == 2 * (6 + 1), "the best frame of both is the same"
+    assert page.count("asked-0-0-tmp-view-0.jpg") == 2
+
+
+def read_masks(recipe: Recipe) -> Any:
+    return json.loads((queries_folder(recipe.run.runs, recipe.name) / "car.masks.json").read_text())
+
+
+def test_what_cannot_be_shown_is_said(asked_tiny: Recipe, tmp_path: Path) -> None:
+    folder = queries_folder(asked_tiny.run.runs, "tiny")
+    document = read_masks(asked_tiny) | {"table": "0ld"}
+    (folder / "car.masks.json").write_text(json.dumps(document))
+    (folder / "broken.json").write_text("<script>")
+    browser = Browser.open(Store.open(asked_tiny.run.store), "tiny")
+    found, sentences = asked_of(browser, asked_tiny.run.runs)
+    assert found == [] and len(sentences) == 2
+    assert "broken.json is not a query" in sentences[0]
+    assert (
+        'are not those of the recipe any more: it is not shown. Run: make query RECIPE=tiny WORDS="car"'
+        in (sentences[1])
+    )
+
+
+def test_the_viewer_has_a_layer_per_query(asked_tiny: Recipe) -> None:
+    add_features(asked_tiny)
+    browser = Browser.open(Store.open(asked_tiny.run.store), "tiny")
+    asked, _ = asked_of(browser, asked_tiny.run.runs)
+    (place,) = browser.places()
+    logged: dict[str, Any] = {}
+    rerun = SimpleNamespace(Points3D=lambda xyz_m, colors, radii: (xyz_m, colors))  # Rerun is an extra
+    item = browser.read(place)
+    log_heat(rerun, SimpleNamespace(log=logged.__setitem__), item, place, asked)
+    assert list(logged) == ["lidar/asked_car_masks/points", "lidar/asked_car_tmp/points"]
+    xyz_m, colours = logged["lidar/asked_car_tmp/points"]
+    assert len(xyz_m) == len(colours) == len(item.rows["points"]["xyz_m"]) and colours.dtype == np.uint8
+    hot = logged["lidar/asked_car_masks/points"][0]
+    assert 0 < len(hot) < len(xyz_m)
+    assert read_query(queries_folder(asked_tiny.run.runs, "tiny") / "car.json").slug == "car"
