@@ -79,8 +79,16 @@ class Learner:
             batch = part.each(self._to_device)
             waiting = isinstance(self._model, DistributedDataParallel) and number < len(parts)
             with self._model.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-                with self._autocast():
-                    output = self._model(batch.coords, batch.features)
+                try:
+                    with self._autocast():
+                        output = self._model(batch.coords, batch.features)
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    raise TrainerError(
+                        f"frames {', '.join(part.frame_ids)} together make a single voxel in some layer, which batch "
+                        "norm cannot learn from. Leave them out with data.exclude, or put more frames into a batch"
+                    ) from None
                 terms = self._objective.loss(output, batch, whole)
                 # torch takes the mean over processes, where the loss of the batch is the sum of their shares
                 share = terms.total if self._ranks.size == 1 else terms.total * self._ranks.size

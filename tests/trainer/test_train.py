@@ -342,6 +342,16 @@ def test_how_voxels_get_labels_is_nothing_to_pretraining(fleet: Any, console: Co
     assert not any("voxels.label" in line for line in checkpoint.read_document(path)["departures"])
 
 
+def test_a_frame_of_a_single_voxel_is_named(fleet: Any, console: Console) -> None:
+    def tiny(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: value[:1] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+    fleet.put("points", lambda name: tiny(fleet.points_row(name)) | {"n_points": 1})
+    fleet.put("target", lambda name: tiny(fleet.target_row(name)))
+    with pytest.raises(TrainerError, match=r"frames [ab]\d together make a single voxel in some layer"):
+        train(fleet.recipe("distill.batch_size=1"), "distill", console)
+
+
 def test_a_worker_that_is_lost_is_a_sentence(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "class_sample", lambda *_: os._exit(9))
     with pytest.raises(TrainerError, match=r"a process of the loader was lost .*lower run.loader_workers"):
