@@ -506,10 +506,10 @@ class Runner:
                 batches: set[int] = set()
                 for task, outcome in pool.run(stage, tasks):
                     failures += outcome.failures
-                    devices.add(outcome.device)
-                    batches |= {outcome.batch} if outcome.batch else set()
                     if outcome.shard:
                         done[task.shard] = outcome.shard
+                        devices.add(outcome.device)
+                        batches |= {outcome.batch} if outcome.batch else set()
                     if watcher:
                         watcher.shard_finished(task, outcome)
                 shards = tuple(

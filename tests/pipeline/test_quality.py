@@ -9,7 +9,7 @@ from manifests.ontology import Ontology, load_ontology
 from manifests.rows import Row
 from pipeline.browse import FrameRows
 from pipeline.frame import Frame
-from pipeline.quality import agreement, label_quality, measure
+from pipeline.quality import agreement, as_ballot, label_quality, measure
 
 
 @pytest.fixture
@@ -118,3 +118,13 @@ def test_coverage_and_agreement_need_no_truth(ontology: Ontology) -> None:
 
 def test_no_frames_have_no_tables(ontology: Ontology) -> None:
     assert label_quality([], ontology) == []
+
+
+def test_a_frame_is_compared_with_the_next_where_both_stand_in_the_world() -> None:
+    here, there = np.eye(4), np.eye(4)
+    here[0, 3], there[0, 3] = 10, 13
+    frames = [Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), pose, ()) for pose in (here, there)]
+    rows = {"target": {"label": np.array([1], np.uint8)}, "points": {"xyz_m": np.array([[5, 0, 0]], np.float32)}}
+    first, second = (FrameRows(frame, rows) for frame in frames)
+    # the vehicle went on by 3 m, so 5 m ahead of it is 8 m ahead of where it was
+    np.testing.assert_allclose(as_ballot(second, first, "target").here_from_lidar @ [5, 0, 0, 1], [8, 0, 0, 1])

@@ -19,9 +19,9 @@ from manifests.schema import described, metadata
 from manifests.store import ShardFile
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
-from pipeline.runner import Outcome, Runner, StagePlan, Task, Worker, digest_table
+from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, Worker, digest_table
 from pipeline.stages import PACKED, STAGES
-from pipeline.stages.base import FrameFunction, FrameInput
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
 class Recorder:
@@ -500,6 +500,20 @@ def test_the_manifest_says_on_what_prompts_were_encoded(
     build(street(), ["text"])
     assert [one.made["devices"] for one in Runner(street()).store.manifests("text")][-1] == ["a GPU"]
     assert STAGES["text"].gpus(packed) is None, "vectors that are read from a file need none"
+
+
+def test_a_shard_that_failed_ran_on_no_device(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneFails(InlinePool):
+        def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+            first, *others = tasks
+            if stage.name == "encode":
+                yield first, Outcome(None, (Failure("encode", first.shard, None, "its worker died"),))
+            yield from super().run(stage, others if stage.name == "encode" else tasks)
+
+    monkeypatch.setattr("pipeline.runner.device_name", lambda recipe: "a GPU")
+    runner = Runner(street())
+    assert len(runner.run(["encode"], OneFails(street()))) == 1
+    assert [one.made["devices"] for one in runner.store.manifests("encode")] == [["a GPU"]]
 
 
 def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

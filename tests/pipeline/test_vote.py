@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline import runner
+from pipeline.frame import Frame
 from pipeline.pools import InlinePool
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
 from pipeline.runner import Runner
 from pipeline.stages import STAGES, with_upstream
+from pipeline.stages.base import FrameInput
+from pipeline.stages.vote import ballot
 from superpixels.voting import VotingConfig
 
 
@@ -104,3 +107,36 @@ def test_settings_that_change_no_label_rebuild_nothing(recipe_over: Any) -> None
     base = recipe_over("/r")
     assert stage.settings(base) == stage.settings(recipe_over("/r", target=TargetConfig(labels="vote")))
     assert stage.settings(base) != stage.settings(recipe_over("/r", vote=VotingConfig(reach=5)))
+
+
+def posed(x_m: float, turned_deg: float, timestamp_us: int, label: Sequence[int] = (0,)) -> FrameInput:
+    """A frame somewhere in the world, turned to the left, of points straight ahead, the first of them disputed."""
+    angle = np.radians(turned_deg)
+    world_from_lidar = np.eye(4)
+    world_from_lidar[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    world_from_lidar[0, 3] = x_m
+    frame = Frame("f", "s", timestamp_us, "l", "l.bin", None, np.eye(4), world_from_lidar, ())
+    project = {"point": np.array([0, 0, 1, 1])}
+    # two cameras call point 0 by prompts of two classes, and point 1 by one
+    group = {
+        "label": np.array(label, np.uint8),
+        "confidence": np.full(len(label), 51, np.uint8),
+        "pair": np.arange(4),
+        "pair_superpoint": np.array([0, 1, 0, 0]),
+        "superpoint_prompt": np.array([0, -1]),
+    }
+    points = {"xyz_m": np.tile(np.array([[2, 0, 0]], np.float32), (len(label), 1))}
+    return FrameInput(frame, {"group": group, "project": project, "points": points})
+
+
+def test_points_of_a_neighbour_are_brought_into_this_frame_and_its_age_is_in_seconds(recipe: Path) -> None:
+    here, before = posed(10, 90, 5_000_000, (1, 1)), posed(4, 0, 3_500_000, (1, 1))
+    one = ballot(before, here, load_recipe(recipe, ["vote.disputed=0.25"]))
+    # its points are at x = 6 m in the world, 4 m behind a vehicle that looks along y: 4 m to its left
+    np.testing.assert_allclose(one.here_from_lidar @ [2, 0, 0, 1], [0, 4, 0, 1], atol=1e-12)
+    assert one.ago_s == 1.5
+    np.testing.assert_allclose(one.weight, [0.2 * 0.25, 0.2])
+
+
+def test_a_pose_or_a_time_set_right_is_part_of_the_key() -> None:
+    assert {"world_from_lidar", "timestamp_us"} <= set(STAGES["vote"].index_columns)
