@@ -23,6 +23,7 @@ from manifests.query import HEADINGS
 from manifests.store import Store, StoreError
 from pipeline.city.config import SIZES, city_config
 from pipeline.city.generate import write_city
+from pipeline.cost import Cost, costs
 from pipeline.doctor import FRAMES, examine
 from pipeline.export import LAYOUTS, export
 from pipeline.pictures import draw_frames
@@ -64,12 +65,19 @@ Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all 
 
 
 @app.command()
-def plan(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    targets: Targets = None,
+    set_: SetOption = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Hours too, from what was measured.")] = False,
+) -> None:
     """Print what a run would build, why, and how many GB; builds nothing."""
     with sentences():
         runner = Runner(load_recipe(recipe, set_ or ()))
         plans = runner.plan(expand(targets or ["pack"]))
         print_plan(plans)
+        if cost:
+            print_costs(list(costs(runner, plans)), runner.recipe)
         for item in plans:
             if item.stage.name == "encode":
                 console.print(
@@ -519,6 +527,24 @@ def print_plan(plans: list[StagePlan]) -> None:
             "; ".join(reasons) or "built",
         )
     console.print(table)
+
+
+def print_costs(found: list[Cost], recipe: Recipe) -> None:
+    """Print what is missing in hours of one worker and GB, and where the hours come from."""
+    table = Table("stage", "frames to build", "hours of one worker", "GB", "measured by")
+    for item in found:
+        hours = "?" if item.hours is None else f"{item.hours:.2f}"
+        table.add_row(item.stage, str(item.n_frames), hours, f"{item.gigabytes:.3f}", item.source)
+    console.print(table)
+    known = sum(item.hours or 0 for item in found)
+    unknown = [item.stage for item in found if item.hours is None and item.n_frames]
+    workers = recipe.run.workers if recipe.run.pool == "ray" else 1
+    console.print(
+        f"{known:.2f} hours of one worker, {known / workers:.2f} with run.workers = {workers} if each has a core (or "
+        f"GPU) of its own; {sum(item.gigabytes for item in found):.3f} GB"
+        + (f"; not counting {', '.join(unknown)}, which nobody has measured" if unknown else ""),
+        soft_wrap=True,
+    )
 
 
 def print_failures(failures: list[Failure], recipe: Recipe) -> None:

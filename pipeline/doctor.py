@@ -36,8 +36,8 @@ from pipeline.teachers.weights import Weights
 FRAMES = 8  # frames that are opened; six cameras' worth takes about a second each on one core, with decoding
 FEW_POINTS = 0.002  # a camera that sees less of a sweep looks elsewhere: the least of nuScenes sees 8 %
 FAR_DEG = 1.0  # a best fit that is nearer than this may be motion, or the clock of a camera
-WORKER_GB = 0.7  # peak of a worker without a network, imports included; see docs/cluster.md
-NETWORK_GB = 3.0  # beside that, a ViT-B/16 with a batch of full-size images on the CPU
+WORKER_GB = 0.6  # a worker without a network peaks at 0.46 (docs/cluster.md)
+NETWORK_GB = 3.0  # beside that, an estimate for a ViT-B/16 with a batch of images on the CPU
 TRAINER_TIMEOUT_S = 120
 
 Level = Literal["ok", "note", "problem"]
@@ -347,7 +347,7 @@ def check_gpus(recipe: Recipe, gpus: Sequence[tuple[str, float]]) -> Iterator[Fi
             "0 for the CPU, or mend the driver",
         )
     elif TEACHERS[recipe.teacher.name].has_encode and not gpus:
-        yield Finding("note", "gpu", "torch sees none: encoding runs on the CPU, see `plan --cost` for how long")
+        yield Finding("note", "gpu", "torch sees none: encoding runs on the CPU; `plan --cost` tells how long")
     elif gpus and run.pool == "ray" and TEACHERS[recipe.teacher.name].has_encode and not run.gpus_per_worker:
         yield Finding(
             "note", "gpu", f"there are {told}, but run.gpus_per_worker is 0: Ray gives workers none; set it to 1"

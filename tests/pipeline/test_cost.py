@@ -1,0 +1,77 @@
+"""Hours and GB of a run: from what was measured in the store where there is something, and never made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from manifests.store import Manifest
+from pipeline.__main__ import app
+from pipeline.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
+from pipeline.pools import InlinePool
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import Runner
+from pipeline.stages import PACKED
+
+
+@pytest.fixture
+def recipe_of(shared: Path, tiny: Any, tmp_path: Path) -> Callable[..., Recipe]:
+    path = tmp_path / "tiny.toml"
+    masks = shared / "golden" / "superpixels_tiny"
+    path.write_text(
+        f'[data]\nroot = "{tiny.path}"\n[teacher]\nname = "artifacts"\nfolder = "{masks}"\n'
+        f'[run]\nstore = "{tmp_path / "store"}"\n'
+    )
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+def found(recipe: Recipe) -> dict[str, Any]:
+    runner = Runner(recipe)
+    return {cost.stage: cost for cost in costs(runner, runner.plan(PACKED))}
+
+
+def test_without_any_run_the_measurement_counts_and_networks_are_not_guessed(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, tiny: Any
+) -> None:
+    before = found(recipe_of())
+    assert before["points"].hours == pytest.approx(3 * MEASURED_S["points"] / 3600)
+    assert before["points"].source == MEASURED_BY and before["text"].hours == 0
+    path = tmp_path / "dense.toml"
+    path.write_text(
+        f'[data]\nroot = "{tiny.path}"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\n'
+        f'[run]\nstore = "{tmp_path / "store"}"\n'
+    )
+    dense = found(load_recipe(path))
+    assert dense["encode"].hours is None and dense["segment"].hours is None and dense["encode"].gigabytes > 0
+
+
+def test_a_run_of_one_scene_tells_what_the_other_will_cost(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("scene-0001\n")  # two frames; scene-0008 has one
+    one = recipe_of(f"data.split={tmp_path / 'one.txt'}")
+    assert Runner(one).run(PACKED, InlinePool(one)) == []
+    after = found(recipe_of())
+    assert {cost.n_frames for cost in after.values()} == {1, 0}
+    assert "2 frames of this store" in after["project"].source and after["project"].hours > 0
+    [shard] = [item for item in Runner(one).plan(["project"])[-1].done.values()]
+    assert after["project"].gigabytes == pytest.approx(shard.bytes / 2 / 1e9)
+    changed = found(recipe_of("project.cell_px=16"))
+    assert "other settings" in changed["project"].source
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "tiny.toml"), "--cost"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "hours of one worker" in done.output and "this store" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds"),
+    [
+        ({"frames": 10, "seconds": 5.0, "workers": 4}, 2.0),
+        ({"frames": 0, "seconds": 5.0, "workers": 4}, None),
+        ({"frames": "ten"}, None),
+        (None, None),
+    ],
+)
+def test_a_manifest_tells_worker_seconds_or_nothing(work: Any, seconds: float | None) -> None:
+    assert seconds_per_frame(Manifest("points", "00", {}, (), {"work": work})) == seconds

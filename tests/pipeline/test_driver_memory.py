@@ -1,0 +1,67 @@
+"""What the driver keeps of a large data set: the list of frames, and by shard what came of it."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests.store import ShardFile
+from pipeline import runner as module
+from pipeline.frame import Frame
+from pipeline.recipe import load_recipe
+from pipeline.runner import Outcome, Runner, Task
+from pipeline.stages.base import Stage
+
+SCENES = 40
+
+
+def simulated(n_frames: int) -> Iterator[Frame]:
+    """Frames of one array each, as a listing of that many frames in 40 scenes."""
+    pose = np.eye(4)
+    for number in range(n_frames):
+        name, scene = f"frame-{number:06d}", f"scene-{number % SCENES:04d}"
+        yield Frame(name, scene, number, name, f"{name}.bin", None, pose, pose, ())
+
+
+class Committed:
+    """A pool that says that every shard is built."""
+
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+        for task in tasks:
+            sha = "0" * 64
+            name = f"{task.shard}.{task.key}.{sha[:12]}.parquet"
+            yield task, Outcome(ShardFile(task.shard, task.key, name, task.n_frames, 1, sha, sha))
+
+
+def kept_beside_the_listing(n_frames: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes that a run over three stages leaves in the driver, its list of frames not counted."""
+    monkeypatch.setattr(
+        module, "open_dataset", lambda data: type("Simulated", (), {"frames": lambda _: simulated(n_frames)})()
+    )
+    runner = Runner(load_recipe(path, [f"run.store={path.parent / str(n_frames)}"]))
+    monkeypatch.setattr(runner, "_index_digest", lambda *_: "00")  # reads shards, which nobody wrote
+    assert sum(len(frames) for frames in runner.listing().values()) == n_frames
+    gc.collect()
+    tracemalloc.start()
+    try:
+        assert runner.run(["points", "project"], Committed()) == []
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_run_keeps_nothing_by_frame_beside_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        f'[data]\nroot = "{tmp_path}"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\n'
+    )
+    kept_beside_the_listing(40, path, monkeypatch)  # imports and caches
+    few = kept_beside_the_listing(40, path, monkeypatch)
+    many = kept_beside_the_listing(SCENES * 60, path, monkeypatch)  # as many shards, 60 times the frames
+    assert many - few < 10 * (SCENES * 60 - 40)  # under ten bytes a frame
