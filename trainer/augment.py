@@ -60,6 +60,11 @@ class AugmentConfig:
             raise ValueError(f"augment.crop_aspect is {self.crop_aspect}; expected ratios 0 < from <= to")
 
 
+def without_pairs(config: AugmentConfig) -> AugmentConfig:
+    """Return the settings as they matter to frames without pairs."""
+    return AugmentConfig(rotate=config.rotate, flip=config.flip)
+
+
 @dataclass(frozen=True)
 class Augmented:
     """One random view of a frame: ``xyz_m`` (k, 3) float32, ``kept_point`` (k,) int64 rows of the original points, and

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manifests.fingerprint import differences, plain
-from trainer.augment import AugmentConfig
+from trainer.augment import AugmentConfig, without_pairs
 from trainer.config import (
     DistillConfig,
     FinetuneConfig,
@@ -138,7 +138,10 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
     network = replace(network, engine=NetworkConfig.engine)
-    voxels = without_labels(voxels) if task == "pretrain" else voxels
+    if task == "pretrain":
+        voxels = without_labels(voxels)
+    else:
+        augment = without_pairs(augment)
     sections: dict[str, Any] = {"voxels": voxels, "network": network, "augment": augment, task: settings}
     return {
         section: {name: value for name, value in plain(asdict(values)).items() if name not in NOT_COMPARED}

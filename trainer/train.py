@@ -26,6 +26,7 @@ from manifests.config import ConfigError, RunConfig, changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.store import Ref, Store, StoreError, TableRef
 from trainer import checkpoint, data, official, protocol, record
+from trainer.augment import without_pairs
 from trainer.config import Recipe, Task, TrainerError
 from trainer.learner import Learner
 from trainer.losses import Counts, Whole, counts, segmentation_loss, soft_text_target, tmp_loss
@@ -154,7 +155,7 @@ class Run:
                 task: settings,
                 "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
                 "network": changed_values(recipe.network),
-                "augment": changed_values(recipe.augment),
+                "augment": changed_values(recipe.augment if task == "pretrain" else without_pairs(recipe.augment)),
                 "tables": {
                     name: {"fingerprint": table.fingerprint, "shards": digest([shard.key for shard in table.shards])}
                     for name, table in self.used.items()

@@ -342,6 +342,15 @@ def test_how_voxels_get_labels_is_nothing_to_pretraining(fleet: Any, console: Co
     assert not any("voxels.label" in line for line in checkpoint.read_document(path)["departures"])
 
 
+def test_what_random_views_do_with_pairs_is_nothing_to_distillation(fleet: Any, console: Console, capsys: Any) -> None:
+    path = train(fleet.recipe(), "distill", console)
+    assert train(fleet.recipe("augment.crop_min_pairs=51", "augment.cuboids=false"), "distill", console) == path
+    assert "is finished" in capsys.readouterr().out
+    assert not any("augment" in line for line in checkpoint.read_document(path)["departures"])
+    with pytest.raises(TrainerError, match="augment.flip"):
+        train(fleet.recipe("augment.flip=false"), "distill", console)
+
+
 def test_a_frame_of_a_single_voxel_is_named(fleet: Any, console: Console) -> None:
     def tiny(row: dict[str, Any]) -> dict[str, Any]:
         return {name: value[:1] if isinstance(value, np.ndarray) else value for name, value in row.items()}
