@@ -61,7 +61,7 @@ def examine(
     trainer is not asked. `n_frames` frames, evenly chosen, have all their files read to the last byte.
     """
     runner = Runner(recipe)
-    shards: Mapping[str, tuple[Frame, ...]] = {}
+    shards: Mapping[str, Sequence[Frame]] = {}
     try:
         shards = runner.listing()
     except ConfigError as error:
@@ -364,7 +364,9 @@ def check_splits(
     An empty split is a fault where the recipe has the section, and otherwise one of a task that may never be asked for.
     """
     try:
-        counts = Counter(scene_of(shard) for shard, frames in Runner(recipe).listing().items() for _ in frames)
+        counts: Counter[str] = Counter()
+        for shard, frames in Runner(recipe).listing().items():
+            counts[scene_of(shard)] += len(frames)
     except ConfigError:
         return  # told before
     written = read_recipe(source, overrides).sections

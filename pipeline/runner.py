@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from manifests.splits import load_split
 from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, scene_of, shard_name
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, frame_of, frame_row
+from pipeline.listing import ListedFrames, Spool
 from pipeline.recipe import Recipe
 from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
@@ -48,7 +50,7 @@ class Task:
     shard: str
     key: str
     n_frames: int
-    frames: tuple[Frame, ...] = ()
+    frames: Sequence[Frame] = ()
     rows: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
     broadcast: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
     before: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
@@ -265,7 +267,7 @@ class ShardInputs:
     ) -> None:
         """`columns` are those to read of a table; `frames` stand for table `index` while that is being made."""
         self._readers = {name: store.open_shard(name, *source) for name, source in tables.items()}
-        self._columns, self._frames, self._broadcast = columns, frames, broadcast
+        self._columns, self._frames, self._broadcast = columns, tuple(frames), broadcast
         self.n_frames = tables["index"][1].rows if tables else len(frames)
 
     def read(self, position: int) -> FrameInput | dict[str, Any]:
@@ -292,35 +294,39 @@ class Runner:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.store = Store.open(recipe.run.store)
-        self._listing: dict[str, tuple[Frame, ...]] | None = None
+        self._spool = Spool()  # frames are kept on disk: there may be many
+        self._listing: dict[str, ListedFrames] | None = None
         self._index_digests: dict[tuple[str, tuple[str, ...]], str] = {}
 
     # -- planning -----------------------------------------------------------------------------------------------------
 
-    def listing(self) -> dict[str, tuple[Frame, ...]]:
+    def listing(self) -> dict[str, ListedFrames]:
         """Return the frames of the recipe's split by shard: one shard a scene, long scenes cut every 64 frames.
 
         Raises ConfigError for an unknown data set or version, an empty split, or an excluded frame that does not exist.
         """
         if self._listing is None:
             data = self.recipe.data
-            scenes: dict[str, list[Frame]] = {}
-            for frame in open_dataset(data).frames():
-                scenes.setdefault(frame.scene, []).append(frame)
+            scenes: dict[str, list[ListedFrames]] = {}
+            unknown = set(data.exclude)
+            for scene, group in groupby(open_dataset(data).frames(), key=lambda frame: frame.scene):
+                assert scene not in scenes, f"data set {data.dataset} lists scene {scene} in two pieces"
+                frames = list(group)
+                unknown.difference_update(frame.frame_id for frame in frames)
+                starts = range(0, len(frames), FRAMES_PER_SHARD)
+                scenes[scene] = [self._spool.add(frames[start : start + FRAMES_PER_SHARD]) for start in starts]
             try:
                 chosen = load_split(data.split, data.dataset, tuple(scenes))
             except (ValueError, OSError) as error:
                 raise ConfigError(f"data.split: {error}") from None
-            known = {frame.frame_id for frames in scenes.values() for frame in frames}
             for frame_id in data.exclude:
-                if frame_id not in known:
+                if frame_id in unknown:
                     raise ConfigError(f"data.exclude names frame {frame_id}, which the data set does not have")
             self._listing = {}
             for scene in chosen:
-                frames = scenes[scene]
-                for start in range(0, len(frames), FRAMES_PER_SHARD):
-                    part = shard_name(scene, start if len(frames) > FRAMES_PER_SHARD else None)
-                    self._listing[part] = tuple(frames[start : start + FRAMES_PER_SHARD])
+                for number, part in enumerate(scenes[scene]):
+                    start = number * FRAMES_PER_SHARD if len(scenes[scene]) > 1 else None
+                    self._listing[shard_name(scene, start)] = part
         return self._listing
 
     def plan(self, targets: Sequence[str]) -> list[StagePlan]:
@@ -342,7 +348,7 @@ class Runner:
         }
 
     def _plan_stage(self, stage: Stage, upstream: Mapping[str, StagePlan], again: bool = False) -> StagePlan:
-        sentence = stage.refuse(self.recipe, [frame for frames in self.listing().values() for frame in frames])
+        sentence = stage.refuse(self.recipe, (frame for frames in self.listing().values() for frame in frames))
         if sentence:
             raise ConfigError(sentence)
         identity = self.identity(stage)
@@ -351,7 +357,7 @@ class Runner:
         fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
         kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
         shards = []
-        scenes = {ALL: ()} if stage.build else self.listing()
+        scenes: Mapping[str, Sequence[Frame]] = {ALL: ()} if stage.build else self.listing()
         for shard, frames in scenes.items():
             task = self._task(stage, fingerprint, shard, frames, upstream)
             if task is None:
@@ -387,7 +393,7 @@ class Runner:
         stage: Stage,
         fingerprint: str,
         shard: str,
-        frames: tuple[Frame, ...],
+        frames: Sequence[Frame],
         upstream: Mapping[str, StagePlan],
         kept: Mapping[str, Mapping[tuple[str, str], ShardFile]] = MappingProxyType({}),
     ) -> Task | None:

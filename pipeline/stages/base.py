@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -106,7 +106,7 @@ class Stage:
     build: Callable[[Recipe], list[dict[str, Any]]] | None = None
     index_columns: tuple[str, ...] = ()
     gpus: Callable[[Recipe], float | None] = lambda recipe: None
-    refuse: Callable[[Recipe, Sequence[Frame]], str | None] = lambda recipe, frames: None
+    refuse: Callable[[Recipe, Iterable[Frame]], str | None] = lambda recipe, frames: None
     count: Callable[[Row], Mapping[str, int]] = lambda row: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
 

@@ -5,7 +5,7 @@ The one other reader is the simulated teacher, where it makes its segments from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     return read
 
 
-def refuse(recipe: Recipe, frames: Sequence[Frame]) -> str | None:
+def refuse(recipe: Recipe, frames: Iterable[Frame]) -> str | None:
     """Return why the data set can have no true labels at all, or None if it has some."""
     named = [frame.label_path for frame in frames if frame.label_path is not None]
     what = f"{recipe.data.dataset} {recipe.data.version} in {recipe.data.root}"
