@@ -23,6 +23,7 @@ from PIL import Image
 
 from manifests.rows import Row
 from manifests.store import Store
+from pipeline import runner
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import Outcome, Runner, Task, Worker
@@ -93,6 +94,14 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
             return {"encoding": {"ahead/sum": np.array([place.sum()], np.float32)}}
 
     return FakeGpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device_name_as_it_was() -> Iterator[None]:
+    """Take back what a fake worker in this very process does to the name of its device."""
+    before = runner.device_name
+    yield
+    runner.device_name = before
 
 
 class InlineFake(InlinePool):
