@@ -17,8 +17,16 @@ import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
 from manifests.config import changed_values
-from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.masks import MASK_FORMATS, ImageSize, keep_logits, logits_kept, network_pixels, resized
+from pipeline.frame import Camera, FrameError
+from pipeline.teachers.masks import (
+    MASK_FORMATS,
+    ImageSize,
+    MaskTeacher,
+    keep_logits,
+    logits_kept,
+    network_pixels,
+    parts_of,
+)
 from pipeline.teachers.templates import templates_of
 from pipeline.teachers.weights import Weights, fill, read_tensors
 from superpixels.mask_queries import panoptic_merge
@@ -27,7 +35,7 @@ from superpixels.segments import Segments, Split, compact
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.recipe import Recipe, SegmentConfig
+    from pipeline.recipe import Recipe
     from pipeline.teachers.fcclip_network import FcClip as Network
     from pipeline.teachers.towers import Towers
 
@@ -140,8 +148,8 @@ class FcClipConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class FcClip:
-    """The loaded teacher. `network` and `towers` are None where only the segment half is run: it needs neither.
+class FcClip(MaskTeacher):
+    """The loaded teacher.
 
     `known` float32 (n, d) are the text vectors of the names that FC-CLIP was trained with, for stage "encode".
 
@@ -149,13 +157,9 @@ class FcClip:
     """
 
     config: FcClipConfig
-    root: Path
-    templates: tuple[str, ...]
-    segmentation: SegmentConfig
+    network: Network | None
     seen: npt.NDArray[np.bool_]
     thing: npt.NDArray[np.bool_]
-    network: Network | None
-    towers: Towers | None
     known: torch.Tensor | None
 
     @classmethod
@@ -197,38 +201,10 @@ class FcClip:
         logits = min(config.top, queries) * (height // 4) * (width // 4) * (2 if config.masks == "uint8" else 3)
         return 6 * (logits + queries * (2 * 2 * dims + 8)) / 1000
 
-    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
-        """Return one unit vector per prompt, float32 (p, d)."""
-        assert self.towers is not None, "the teacher was loaded for another stage"
-        return self.towers.text_vectors(prompts, self.templates)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        assert self.towers is not None, "the teacher was loaded for another stage"
-        return self.towers.device
-
     @property
     def batch(self) -> int:
         """Images at once."""
         return 6 if self.device.type == "cuda" else 1
-
-    @property
-    def fixed_batch(self) -> bool:
-        """Whether batches must be of one size."""
-        return False
-
-    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return the queries of every camera, `<camera>/` and what `pack` names; raises FrameError."""
-        from pipeline.teachers.batches import encode_frame
-
-        return encode_frame(self, frame)
-
-    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
-        """Return a camera's image at the network's size without padding, RGB uint8 (H, W, 3)."""
-        image = read_image(self.root, camera)
-        size = self.config.image_size(*image.shape[:2]).image_px
-        return image if size == image.shape[:2] else resized(image, size)
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return what `pack` takes for a batch of images.
@@ -266,11 +242,7 @@ class FcClip:
         (q,): cells that a query's mask has lost by that. `inside` and `outside` float16 (q, d), unit vectors. `void`
         float32 (q,), the logit of "no object". `logit_scale` float32 (2,), of cosines inside and outside.
         """
-        if not all(np.isfinite(part).all() for part in outputs.values()):
-            raise FrameError(
-                f"{camera.image_path}: masks or vectors of {self.config.model} hold values that are not finite; check "
-                'the weights, and set teacher.precision = "fp32"'
-            )
+        self.check_finite(camera, outputs)
         return {
             **outputs,
             "query": outputs["query"].astype(np.uint8 if len(outputs["void"]) <= 256 else np.uint16),
@@ -279,10 +251,6 @@ class FcClip:
             "outside": outputs["outside"].astype(np.float16),
         }
 
-    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
-        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
-        return [self.segment_view(camera, encoding, text) for camera in frame.cameras]
-
     def segment_view(
         self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
     ) -> Segments:
@@ -290,13 +258,7 @@ class FcClip:
 
         Their vectors and scores are those of their queries, see `parity`; a score is the probability of the prompt.
         """
-        parts = {}
-        for part in PARTS:
-            if f"{camera.name}/{part}" not in encoding:
-                raise FrameError(
-                    f"table encode has no {camera.name}/{part}; it was made for other cameras: run `encode` again"
-                )
-            parts[part] = encoding[f"{camera.name}/{part}"]
+        parts = parts_of(camera, encoding, PARTS)
         outside = parts["outside"].astype(np.float32)
         if outside.shape[1] != text.shape[1] or len(text) != len(self.seen):
             raise FrameError(

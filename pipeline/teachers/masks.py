@@ -1,18 +1,25 @@
-"""What the teachers of mask queries share: how large their images are, and how mask logits are kept."""
+"""What the teachers of mask queries share: their network's images, how mask logits are kept, and views one by one."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.frame import Camera
+from pipeline.frame import Camera, Frame, FrameError, read_image
 from superpixels.mask_queries import MaskQueries, sampling
+from superpixels.segments import Segments
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.recipe import SegmentConfig
+    from pipeline.teachers.towers import Towers
 
 MASK_FORMATS = ("uint8", "float16")
 MASK_STEP = 0.1
@@ -99,3 +106,86 @@ def logits_kept(masks: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return mask logits from how they are cached."""
     logits = masks.astype(np.float32)
     return (logits - 128) * np.float32(MASK_STEP) if masks.dtype == np.uint8 else logits
+
+
+@dataclass(frozen=True, eq=False)
+class MaskTeacher(ABC):
+    """A loaded teacher of mask queries. `network` and `towers` are None where only the segment half is run."""
+
+    config: Any
+    root: Path
+    templates: tuple[str, ...]
+    segmentation: SegmentConfig
+    network: Any
+    towers: Towers | None
+
+    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        """Return one unit vector per prompt, float32 (p, d)."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.text_vectors(prompts, self.templates)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        assert self.towers is not None, "the teacher was loaded for another stage"
+        return self.towers.device
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Images at once."""
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether batches must be of one size."""
+        return False
+
+    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
+        """Return the queries of every camera, `<camera>/` and what `pack` names; raises FrameError."""
+        from pipeline.teachers.batches import encode_frame
+
+        return encode_frame(self, frame)
+
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the network's size without padding, RGB uint8 (H, W, 3)."""
+        image = read_image(self.root, camera)
+        size: tuple[int, int] = self.config.image_size(*image.shape[:2]).image_px
+        return image if size == image.shape[:2] else resized(image, size)
+
+    @abstractmethod
+    def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return what `pack` takes, for a batch of images."""
+
+    @abstractmethod
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the queries of an image as they are cached; raises FrameError where they hold values not finite."""
+
+    def check_finite(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise FrameError if the network gave anything that is no number."""
+        if not all(np.isfinite(part).all() for part in outputs.values()):
+            raise FrameError(
+                f"{camera.image_path}: masks or vectors of {self.config.model} hold values that are not finite; check "
+                'the weights, and set teacher.precision = "fp32"'
+            )
+
+    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
+        return [self.segment_view(camera, encoding, text) for camera in frame.cameras]
+
+    @abstractmethod
+    def segment_view(
+        self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> Segments:
+        """Return the segments of one view."""
+
+
+def parts_of(
+    camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what is cached of a view, by name; raises FrameError if the table lacks any of it."""
+    for name in names:
+        if f"{camera.name}/{name}" not in encoding:
+            raise FrameError(
+                f"table encode has no {camera.name}/{name}; it was made for other cameras: run `encode` again"
+            )
+    return {name: encoding[f"{camera.name}/{name}"] for name in names}

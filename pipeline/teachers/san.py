@@ -18,29 +18,31 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from manifests.config import changed_values
-from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.frame import Camera, FrameError
 from pipeline.teachers.masks import (
     DIVISOR_PX,
     MASK_FORMATS,
     ImageSize,
+    MaskTeacher,
     keep_logits,
     logits_kept,
     network_pixels,
-    resized,
+    parts_of,
 )
 from pipeline.teachers.templates import templates_of
 from pipeline.teachers.weights import Weights, fill, read_tensors
-from superpixels.mask_queries import MaskQueries, prompt_argmax, query_shares
+from superpixels.mask_queries import prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.recipe import Recipe, SegmentConfig
+    from pipeline.recipe import Recipe
     from pipeline.teachers.side_adapter import San as Network
     from pipeline.teachers.towers import Towers
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
+PARTS = ("masks", "embedding", "none", "logit_scale")
 _WEIGHTS = ("model", "weights", "weights_sha256")
 _FIELDS = {
     "text": _WEIGHTS,
@@ -108,17 +110,20 @@ class SanConfig:
             values["weights"] = self.pinned.identity
         return {"name": self.name, **values}
 
+    def image_size(self, height_px: int, width_px: int) -> ImageSize:
+        """Return how large a camera's image goes into the side network."""
+        if not self.parity:
+            return ImageSize.whole(self.short_side_px, height_px, width_px)
+        short = min(height_px, width_px)
+        return ImageSize.padded(height_px * self.short_side_px // short, width_px * self.short_side_px // short)
+
 
 @dataclass(frozen=True, eq=False)
-class San:
-    """The loaded teacher. `network` and `towers` are None where only the segment half is run: it needs neither."""
+class San(MaskTeacher):
+    """The loaded teacher."""
 
     config: SanConfig
-    root: Path
-    templates: tuple[str, ...]
-    segmentation: SegmentConfig
     network: Network | None
-    towers: Towers | None
 
     @classmethod
     def load(cls, recipe: Recipe, stage: str) -> San:
@@ -134,42 +139,14 @@ class San:
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         queries, dims = {"tiny": (8, 32), "ViT-B-16-quickgelu": (100, 512)}.get(config.model, (100, 768))
-        height, width = image_size(config, 900, 1600).padded_px
+        height, width = config.image_size(900, 1600).padded_px
         cells = height * width // 16**2
         return 6 * queries * (cells * (1 if config.masks == "uint8" else 2) + 2 * dims + 4) / 1000
-
-    def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
-        """Return one unit vector per prompt, float32 (p, d)."""
-        assert self.towers is not None, "the teacher was loaded for another stage"
-        return self.towers.text_vectors(prompts, self.templates)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        assert self.towers is not None, "the teacher was loaded for another stage"
-        return self.towers.device
 
     @property
     def batch(self) -> int:
         """Images at once: the views of a frame on a CPU, where more gain nothing; enough to fill a GPU otherwise."""
         return 16 if self.device.type == "cuda" else 6
-
-    @property
-    def fixed_batch(self) -> bool:
-        """Whether batches must be of one size."""
-        return False
-
-    def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return the queries of every camera, `<camera>/` and what `pack` names; raises FrameError."""
-        from pipeline.teachers.batches import encode_frame
-
-        return encode_frame(self, frame)
-
-    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
-        """Return a camera's image at the side network's size without padding, RGB uint8 (H, W, 3)."""
-        image = read_image(self.root, camera)
-        height, width = image.shape[:2]
-        return resized(image, image_size(self.config, height, width).image_px)
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return mask logits (b, q, h, w), unit vectors (b, q, d), the logit of "none" (b, q) and the scale (b, 1)."""
@@ -197,21 +174,13 @@ class San:
         float16 (q, d), unit vectors; `none` float32 (q,), the logit of "none of the prompts"; `logit_scale` float32
         (1,), what cosines with prompts are multiplied by.
         """
-        if not all(np.isfinite(part).all() for part in outputs.values()):
-            raise FrameError(
-                f"{camera.image_path}: masks or vectors of {self.config.model} hold values that are not finite; check "
-                'the weights, and set teacher.precision = "fp32"'
-            )
+        self.check_finite(camera, outputs)
         return {
             "masks": keep_logits(outputs["masks"], self.config.masks),
             "embedding": outputs["embedding"].astype(np.float16),
             "none": outputs["none"],
             "logit_scale": outputs["logit_scale"],
         }
-
-    def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
-        """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size."""
-        return [self.segment_view(camera, encoding, text) for camera in frame.cameras]
 
     def segment_view(
         self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
@@ -221,17 +190,18 @@ class San:
         Of prompts with one vector the first takes all: it alone is compared, as rounding could tell the others apart.
         A segment's score is the probability of its prompt, averaged over the queries by their share of its pixels.
         """
-        masks = self.masks_of(camera, encoding)
-        embedding = encoding[f"{camera.name}/embedding"].astype(np.float32)
+        parts = parts_of(camera, encoding, PARTS)
+        logit = logits_kept(parts["masks"])
+        size = self.config.image_size(camera.height_px, camera.width_px)
+        masks = size.queries(camera, self.segmentation.scale, logit, None, len(logit))
+        embedding = parts["embedding"].astype(np.float32)
         if embedding.shape != (masks.n_queries, text.shape[1]):
             raise FrameError(
                 f"{camera.name}/embedding has shape {embedding.shape}; expected ({masks.n_queries}, {text.shape[1]}), "
                 "as the prompt vectors have"
             )
-        logits = encoding[f"{camera.name}/logit_scale"] * (embedding @ text.T)
-        probability = softmax(np.concatenate([logits, encoding[f"{camera.name}/none"][:, None]], axis=1), axis=1)[
-            :, :-1
-        ]
+        logits = parts["logit_scale"] * (embedding @ text.T)
+        probability = softmax(np.concatenate([logits, parts["none"][:, None]], axis=1), axis=1)[:, :-1]
         _, first = np.unique(text, axis=0, return_index=True)
         distinct = np.sort(first)
         label_map, row = compact(
@@ -243,25 +213,6 @@ class San:
         shares = query_shares(masks, label_map, len(row))
         score = (shares * probability.T[prompt]).sum(axis=1) / shares.sum(axis=1)
         return Segments.from_label_map(label_map, prompt, score=score, vector=shares @ embedding)
-
-    def masks_of(self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]]) -> MaskQueries:
-        """Return the masks of a view as they lie on its label map; raises FrameError if the table lacks them."""
-        for part in ("masks", "embedding", "none", "logit_scale"):
-            if f"{camera.name}/{part}" not in encoding:
-                raise FrameError(
-                    f"table encode has no {camera.name}/{part}; it was made for other cameras: run `encode` again"
-                )
-        logit = logits_kept(encoding[f"{camera.name}/masks"])
-        size = image_size(self.config, camera.height_px, camera.width_px)
-        return size.queries(camera, self.segmentation.scale, logit, None, len(logit))
-
-
-def image_size(config: SanConfig, height_px: int, width_px: int) -> ImageSize:
-    """Return how large a camera's image goes into the side network."""
-    if not config.parity:
-        return ImageSize.whole(config.short_side_px, height_px, width_px)
-    short = min(height_px, width_px)
-    return ImageSize.padded(height_px * config.short_side_px // short, width_px * config.short_side_px // short)
 
 
 def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:

@@ -16,7 +16,7 @@ from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
-from pipeline.teachers.san import San, SanConfig, image_size
+from pipeline.teachers.san import San, SanConfig
 from pipeline.teachers.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
 from pipeline.teachers.weights import fill
 from superpixels.segments import Segments
@@ -119,9 +119,9 @@ def test_each_stage_depends_on_its_own_settings_only() -> None:
 
 def test_both_grids_cover_the_view_unless_parity_is_asked_for() -> None:
     ours = SanConfig(weights="random:0")
-    assert image_size(ours, 900, 1600) == ImageSize((640, 1152), (640, 1152), two_steps=False)
+    assert ours.image_size(900, 1600) == ImageSize((640, 1152), (640, 1152), two_steps=False)
     reference = SanConfig(weights="random:0", parity=True)
-    assert image_size(reference, 900, 1600) == ImageSize((640, 1137), (640, 1152), two_steps=True)
+    assert reference.image_size(900, 1600) == ImageSize((640, 1137), (640, 1152), two_steps=True)
 
 
 # -- the network
