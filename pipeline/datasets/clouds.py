@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,14 @@ def load_npy(content: bytes) -> npt.NDArray[Any]:
     return loaded
 
 
-def flat_reader(n_columns: int) -> Callable[[bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Return a reader of bare float32: x, y, z, intensity and perhaps more for every point."""
-
-    def read(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        if len(content) % (4 * n_columns):
-            raise ValueError(
-                f"{len(content)} bytes is not a multiple of {4 * n_columns}, the {n_columns} float32 of a point; it is "
-                "truncated, or of another layout"
-            )
-        values = np.frombuffer(content, "<f4").reshape(-1, n_columns)
-        return values[:, :3], values[:, 3]
-
-    return read
+def read_flat(content: bytes, n_columns: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return bare float32: x, y, z, intensity and perhaps more for every point; raises ValueError if it is cut off."""
+    if not content or len(content) % (4 * n_columns):
+        raise ValueError(
+            f"{len(content)} bytes is not a positive multiple of {4 * n_columns}, the {n_columns} float32 of a point"
+        )
+    values = np.frombuffer(content, "<f4").reshape(-1, n_columns).astype(np.float32)
+    return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
 
 
 def read_pcd(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -244,8 +240,8 @@ def header_and_body(content: bytes, last: bytes) -> tuple[list[list[str]], bytes
 
 READERS: Mapping[str, Callable[[bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {
     ".npy": read_npy,
-    ".pcd.bin": flat_reader(5),  # as nuScenes has it: x, y, z, intensity, ring
-    ".bin": flat_reader(4),  # as KITTI has it
+    ".pcd.bin": partial(read_flat, n_columns=5),  # as nuScenes has it: x, y, z, intensity, ring
+    ".bin": partial(read_flat, n_columns=4),  # as KITTI has it
     ".pcd": read_pcd,
     ".ply": read_ply,
 }

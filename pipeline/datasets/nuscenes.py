@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, DataConfig
+from pipeline.datasets.clouds import read_flat
 from pipeline.frame import Camera, Frame, FrameError, read_file
 from pipeline.geometry import Float64, compose_cam_from_lidar, pose_matrix
 
@@ -22,7 +23,7 @@ LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 """The order of views in all tables; cameras of other names follow in alphabetical order."""
 
-BYTES_PER_POINT = 20  # five float32: x, y, z, intensity, ring index
+N_COLUMNS = 5  # of a point, float32: x, y, z, intensity, ring index
 
 TableRow = dict[str, Any]
 
@@ -75,14 +76,10 @@ class NuScenesDataset:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,), 0..255, of the sweep; see Dataset.read_points."""
         if not frame.lidar_path:
             raise FrameError(f"sample {frame.frame_id} has no {LIDAR} sweep in {self.version}/sample_data.json")
-        content = read_file(self.root, frame.lidar_path, frame.lidar_bytes)
-        if not content or len(content) % BYTES_PER_POINT:
-            raise FrameError(
-                f"{frame.lidar_path}: truncated sweep: {len(content)} bytes is not a positive multiple of "
-                f"{BYTES_PER_POINT}, the five float32 of a point; fetch the file again"
-            )
-        values = np.frombuffer(content, "<f4").reshape(-1, BYTES_PER_POINT // 4).astype(np.float32)
-        return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
+        try:
+            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_bytes), N_COLUMNS)
+        except ValueError as error:
+            raise FrameError(f"{frame.lidar_path}: truncated sweep: {error}; fetch the file again") from None
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the lidarseg index of each point, uint16 (n,); see Dataset.read_labels."""

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, DataConfig
+from pipeline.datasets.clouds import read_flat
 from pipeline.frame import Camera, Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
 
@@ -31,7 +32,7 @@ USUAL_CAMERAS = ("image_2",)
 
 MATRIX_OF_CAMERA = {"image_0": "P0", "image_1": "P1", "image_2": "P2", "image_3": "P3"}
 
-BYTES_PER_POINT = 16  # four float32: x, y, z, remission
+N_COLUMNS = 4  # of a point, float32: x, y, z, remission
 LIDAR_HEIGHT_M = 1.73  # above the road: the sensor setup of Geiger et al., Vision meets robotics (IJRR 2013)
 SCAN_PERIOD_US = 100_000  # the scanner turns ten times a second
 
@@ -222,14 +223,10 @@ class SemanticKittiDataset:
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and remission float32 (n,), 0..1, of the scan; see Dataset.read_points."""
-        content = read_file(self.root, frame.lidar_path, frame.lidar_bytes)
-        if not content or len(content) % BYTES_PER_POINT:
-            raise FrameError(
-                f"{frame.lidar_path}: truncated scan: {len(content)} bytes is not a positive multiple of "
-                f"{BYTES_PER_POINT}, the four float32 of a point; fetch the file again"
-            )
-        values = np.frombuffer(content, "<f4").reshape(-1, BYTES_PER_POINT // 4).astype(np.float32)
-        return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
+        try:
+            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_bytes), N_COLUMNS)
+        except ValueError as error:
+            raise FrameError(f"{frame.lidar_path}: truncated scan: {error}; fetch the file again") from None
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the class of each point as stored, without its instance, uint16 (n,); see Dataset.read_labels."""

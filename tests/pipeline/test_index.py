@@ -88,7 +88,7 @@ def test_a_truncated_sweep_is_refused(tiny: Any, why: Any) -> None:
     tiny.write_file(path, (tiny.path / path).read_bytes()[:-7])
     assert why(tiny) == (
         f"{path}: truncated sweep: 693753 bytes is not a positive multiple of 20, "
-        "the five float32 of a point; fetch the file again"
+        "the 5 float32 of a point; fetch the file again"
     )
 
 

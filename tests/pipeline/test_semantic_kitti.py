@@ -143,7 +143,7 @@ def test_damaged_binary_files_are_named(root: Path) -> None:
     folder = root / "sequences/08"
     (folder / "velodyne/000000.bin").write_bytes(SCAN.tobytes()[:-3])
     assert why(root) == (
-        "sequences/08/velodyne/000000.bin: truncated scan: 45 bytes is not a positive multiple of 16, the four float32 "
+        "sequences/08/velodyne/000000.bin: truncated scan: 45 bytes is not a positive multiple of 16, the 4 float32 "
         "of a point; fetch the file again"
     )
     (folder / "velodyne/000000.bin").write_bytes((SCAN * [1, np.nan, 1, 1]).astype("<f4").tobytes())
