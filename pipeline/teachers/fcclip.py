@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from manifests.config import changed_values
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.masks import (
     MASK_FORMATS,
     ImageSize,
+    MaskConfig,
     MaskTeacher,
     keep_logits,
     logits_kept,
@@ -28,7 +28,7 @@ from pipeline.teachers.masks import (
     parts_of,
 )
 from pipeline.teachers.templates import templates_of
-from pipeline.teachers.weights import Weights, fill, read_tensors
+from pipeline.teachers.weights import fill, read_tensors
 from superpixels.mask_queries import panoptic_merge
 from superpixels.segments import Segments, Split, compact
 
@@ -76,7 +76,7 @@ _LEAST_PROBABILITY = 1e-8  # added to every probability, as in the reference
 
 
 @dataclass(frozen=True)
-class FcClipConfig:
+class FcClipConfig(MaskConfig):
     """Section `[teacher]` with `name = "fcclip"`.
 
     `model` is the CLIP under the decoders: "convnext_large_d_320" for the official fcclip_cocopan.pth, or
@@ -94,6 +94,8 @@ class FcClipConfig:
     several queries make up one stuff segment, their first gives it its vector and score, though the others may hold
     most of its pixels. By default each weighs as much as it has pixels.
     """
+
+    fields = _FIELDS
 
     name: str = "fcclip"
     model: str = "convnext_large_d_320"
@@ -127,18 +129,6 @@ class FcClipConfig:
             raise ValueError("32 <= short_side_px <= 4096 and top >= 1 are required")
         if not all(0 <= value <= 1 for value in (self.alpha, self.beta, self.overlap)):
             raise ValueError("alpha, beta and overlap are shares; expected 0 to 1")
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision)
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
-        values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
-        if values.pop("weights_sha256", None):
-            values["weights"] = self.pinned.identity
-        return {"name": self.name, **values}
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
         """Return how large a camera's image goes into the network."""

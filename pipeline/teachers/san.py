@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from manifests.config import changed_values
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.masks import (
     DIVISOR_PX,
     MASK_FORMATS,
     ImageSize,
+    MaskConfig,
     MaskTeacher,
     keep_logits,
     logits_kept,
@@ -30,7 +30,7 @@ from pipeline.teachers.masks import (
     parts_of,
 )
 from pipeline.teachers.templates import templates_of
-from pipeline.teachers.weights import Weights, fill, read_tensors
+from pipeline.teachers.weights import fill, read_tensors
 from superpixels.mask_queries import prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
@@ -53,7 +53,7 @@ _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 
 
 @dataclass(frozen=True)
-class SanConfig:
+class SanConfig(MaskConfig):
     """Section `[teacher]` with `name = "san"`.
 
     `model` is the CLIP that the side network stands beside: "ViT-L-14-336-quickgelu" for san_vit_large_14.pth,
@@ -70,6 +70,8 @@ class SanConfig:
     default both images are resized so that their grids cover the whole view exactly, which changes the aspect ratio by
     less than 3 %.
     """
+
+    fields = _FIELDS
 
     name: str = "san"
     model: str = "ViT-L-14-336-quickgelu"
@@ -97,18 +99,6 @@ class SanConfig:
             raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
         if not DIVISOR_PX <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision)
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
-        values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
-        if values.pop("weights_sha256", None):
-            values["weights"] = self.pinned.identity
-        return {"name": self.name, **values}
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
         """Return how large a camera's image goes into the side network."""
