@@ -25,7 +25,7 @@ from manifests.splits import load_split
 from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
 from trainer.augment import AugmentConfig, augment
 from trainer.config import TrainerError
-from trainer.voxels import VoxelConfig, Voxels, voxel_labels, voxelise
+from trainer.voxels import VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
 
 OPEN_SHARDS = 64  # per process and table: file handles are limited, and opening again costs less than a millisecond
 
@@ -324,6 +324,13 @@ class TargetBatch(Batch):
 
 
 @dataclass(frozen=True)
+class ConfidentBatch(TargetBatch):
+    """For the learning of classes where it counts how sure they are: `confidence` (v,) uint8 in 1/255."""
+
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
 class PointBatch(Batch):
     """For prediction: `point_voxel` (n,) int64, the voxel of every point; `n_points` (frames,) int64 points a frame."""
 
@@ -370,9 +377,16 @@ def target_sample(
     class_names: Sequence[str],
     rows: Sequence[Row],
     rng: np.random.Generator,
+    *,
+    confident: bool = False,
 ) -> TargetBatch:
-    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`."""
-    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), targets_of(rows[1]).label, rng)
+    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`.
+
+    With `confident` it is a ConfidentBatch.
+    """
+    target = targets_of(rows[1])
+    confidence = target.confidence if confident else None
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
 
 
 def class_sample(
@@ -382,10 +396,12 @@ def class_sample(
     sweep: Sweep,
     label: NDArray[np.uint8],
     rng: np.random.Generator,
+    confidence: NDArray[np.uint8] | None = None,
 ) -> TargetBatch:
     """Return a sweep whose points bear classes, `label` (n,), 0 none, seen as `augmentation` draws it.
 
-    Raises ValueError for a label that is none of the classes, or labels of another sweep.
+    With the `confidence` (n,) of these labels in 1/255 it is a ConfidentBatch. Raises ValueError for a label that is
+    none of the classes, or labels of another sweep.
     """
     if len(label) != len(sweep.xyz_m):
         raise ValueError(f"{len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: make pack")
@@ -397,7 +413,11 @@ def class_sample(
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
     labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
-    return TargetBatch(**voxel_fields(sweep.frame_id, grid), labels=torch.from_numpy(labels))
+    taught = TargetBatch(**voxel_fields(sweep.frame_id, grid), labels=torch.from_numpy(labels))
+    if confidence is None:
+        return taught
+    sure = voxel_confidences(confidence[kept], label[kept], grid, labels, voxels.label)
+    return ConfidentBatch(**vars(taught), confidence=torch.from_numpy(sure))
 
 
 def point_sample(voxels: VoxelConfig, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:

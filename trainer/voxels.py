@@ -123,6 +123,30 @@ def voxel_labels(
     return winners
 
 
+def voxel_confidences(
+    point_confidence: NDArray[np.uint8],
+    point_labels: NDArray[np.integer[Any]],
+    grid: Voxels,
+    labels: NDArray[np.int64],
+    mode: LabelRule,
+) -> NDArray[np.uint8]:
+    """How sure the label of every voxel is, (v,) in 1/255; 0 where it is unlabelled.
+
+    The mean over those points of the cell that bear its label, rounded; with ``"first"`` the representative point's.
+    ``point_confidence`` in 1/255 and ``point_labels`` are (n,), ``labels`` (v,) is what :func:`voxel_labels` made of
+    the latter in the same mode.
+    """
+    if len(point_confidence) != len(point_labels):
+        raise ValueError(f"{len(point_confidence)} confidences do not fit {len(point_labels)} labels of points")
+    if mode == "first":
+        return np.where(labels > 0, point_confidence[grid.first_point], 0).astype(np.uint8)
+    bears = (point_labels > 0) & (point_labels == labels[grid.inverse])
+    voxel, n_voxels = grid.inverse[bears], len(labels)
+    sums = np.bincount(voxel, point_confidence[bears], n_voxels)
+    means: NDArray[np.float64] = sums / np.maximum(np.bincount(voxel, minlength=n_voxels), 1)
+    return np.rint(means).astype(np.uint8)
+
+
 def _cells(xyz_m: NDArray[np.float32], config: VoxelConfig) -> list[NDArray[np.int32]]:
     """The cell of every point, one (n,) int32 array per axis: contiguous axes are faster than (n, 3)."""
     x, y, z = np.ascontiguousarray(xyz_m.T)

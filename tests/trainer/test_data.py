@@ -138,6 +138,14 @@ def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
     assert sample.coords.tolist() == [[0, 2, 0, 0], [0, 12, 0, 0]]
     assert sample.features.tolist() == [[7], [10]]
     assert sample.labels.tolist() == [2, 1]
+    assert type(sample) is data.TargetBatch, "nobody asked how sure they are"
+
+    target["confidence"] = np.array([0, 100, 201, 255], np.uint8)
+    sure = data.target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0), confident=True)
+    assert isinstance(sure, data.ConfidentBatch)
+    assert sure.labels.tolist() == [2, 1]
+    assert sure.confidence.tolist() == [150, 255]
+    assert data.join([sure, sure]).confidence.tolist() == [150, 255, 150, 255]
 
 
 def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trainer.voxels import VoxelConfig, Voxels, voxel_labels, voxelise
+from trainer.voxels import LabelRule, VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
 
 CARTESIAN = VoxelConfig(coordinates="cartesian")
 
@@ -114,6 +114,21 @@ def test_labelled_points_vote_and_a_tie_goes_to_the_lowest_label() -> None:
     labels = np.array([0, 0, 5, 7, 3, 0, 0, 2, 9, 9], np.uint8)
     assert voxel_labels(labels, inverse, 4, "majority").tolist() == [5, 3, 0, 9]
     assert voxel_labels(labels, inverse, 4, "first").tolist() == [0, 7, 0, 2]
+
+
+def test_a_voxel_is_as_sure_as_its_points_of_that_label() -> None:
+    labels = np.array([0, 5, 5, 2, 7, 3, 0, 0, 3, 0], np.uint8)
+    confidence = np.array([0, 100, 51, 255, 40, 30, 0, 0, 255, 0], np.uint8)
+    inverse = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])
+    first_point = np.array([0, 4, 6, 8])
+    grid = Voxels(np.zeros((4, 3), np.int32), np.zeros((4, 1), np.float32), inverse, first_point)
+
+    def sure(mode: LabelRule) -> list[int]:
+        return voxel_confidences(confidence, labels, grid, voxel_labels(labels, inverse, 4, mode), mode).tolist()
+
+    # (100 + 51) / 2, of a tie the lower label, no label at all, one point of two
+    assert sure("majority") == [76, 30, 0, 255]
+    assert sure("first") == [0, 40, 0, 255]
 
 
 @given(
