@@ -23,6 +23,7 @@ Student = Literal["distill", "probe", "finetune", "supervised"]
 Refinement = Literal["none", "afi"]
 Optimiser = Literal["sgd", "adamw"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Weight = Literal["none", "confidence"]
 
 
 class TrainerError(RuntimeError):
@@ -157,14 +158,21 @@ class DistillConfig(ClassesConfig):
     "pretrain" (the finished pre-training of this recipe), the path of a checkpoint (ours or an official file) or of a
     run's folder, or "" (at random). Defaults are the paper's 5 epochs from TMP. Parity: ``label = "first"`` in
     ``[voxels]``.
+
+    ``weight``
+        How much a voxel counts in both terms of the loss: "none", all the same (the paper), or "confidence", as much as
+        its label is sure: the mean confidence of its points that bear it (see trainer.losses.segmentation_loss).
     """
 
     lr_head: float = 2.0
     lr_trunk: float = 0.02
     init: str = "pretrain"
+    weight: Weight = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weight not in get_args(Weight):
+            raise ValueError(f"weight is {self.weight!r}; choose one of {get_args(Weight)}")
         check_rate("lr_head", self.lr_head)
         check_rate("lr_trunk", self.lr_trunk)
 

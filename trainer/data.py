@@ -270,6 +270,11 @@ class Batch:
         """The frame of every row that teaches, (k,) int64: what losses count by."""
         return self.voxel_frame[:0]
 
+    @property
+    def taught_weight(self) -> Tensor | None:
+        """How much each of these rows may count, (k,) whole numbers; None where all count the same."""
+        return None
+
     def silent(self) -> Self:
         """Return the batch with nothing that teaches."""
         return self
@@ -328,6 +333,10 @@ class ConfidentBatch(TargetBatch):
     """For the learning of classes where it counts how sure they are: `confidence` (v,) uint8 in 1/255."""
 
     confidence: Tensor
+
+    @property
+    def taught_weight(self) -> Tensor:
+        return self.confidence[self.labels > 0]
 
 
 @dataclass(frozen=True)

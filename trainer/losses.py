@@ -57,16 +57,23 @@ class TmpConfig:
 
 
 class Counts(NamedTuple):
-    """Rows that teach (labelled voxels, or superpoints with points), and frames and parts of the batch with any."""
+    """Rows that teach (labelled voxels, or superpoints with points), and frames and parts of the batch with any.
+
+    ``weight`` is that of the rows together, a whole number so that parts add up exactly; 0 where they weigh the same.
+    """
 
     n_rows: int
     n_frames: int
     n_parts: int
+    weight: int = 0
 
 
-def counts(frame_of_row: Tensor) -> Counts:
-    """The counts of one part of a batch; ``frame_of_row`` (k,) int64 is the frame of every row that teaches."""
-    return Counts(len(frame_of_row), int(torch.bincount(frame_of_row).count_nonzero()), int(len(frame_of_row) > 0))
+def counts(frame_of_row: Tensor, weight_of_row: Tensor | None = None) -> Counts:
+    """The counts of one part of a batch; ``frame_of_row`` (k,) int64 is the frame of every row that teaches, and
+    ``weight_of_row`` (k,) its weight, a whole number."""
+    n_frames = int(torch.bincount(frame_of_row).count_nonzero())
+    weight = 0 if weight_of_row is None else int(weight_of_row.sum())
+    return Counts(len(frame_of_row), n_frames, int(len(frame_of_row) > 0), weight)
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ def segmentation_loss(
     lovasz: Lovasz = "batch",
     ignore: int = 0,
     whole: Whole | None = None,
+    weight: Tensor | None = None,
 ) -> SegmentationTerms:
     """Cross-entropy plus Lovász-softmax over the rows whose label is not ``ignore``; 0 if there is no such row.
 
@@ -222,36 +230,55 @@ def segmentation_loss(
     all c columns, that of the ignored label included. The Lovász term bounds the IoU of the whole batch, or with
     ``lovasz`` "scan" that of each frame, of which it is the mean. ``whole`` is the batch that these rows are a part of;
     by default they are all of it.
+
+    ``weight`` (v,), whole numbers, 0 or more and on any scale, says how much a row counts: the cross-entropy is the
+    weighted mean, and the IoU that the Lovász term bounds is of sums of weights in place of numbers of rows. A row
+    without weight teaches nothing.
     """
     taught = labels != ignore
+    if weight is not None:
+        taught &= weight > 0
+        weight = weight[taught].long()
     frame = torch.zeros_like(labels)[taught] if frame is None else frame[taught]
-    whole = whole or Whole(counts(frame))
+    whole = whole or Whole(counts(frame, weight))
     rows, labels = logits[taught].float(), labels[taught].long()
-    if whole.counts.n_rows == 0:
+    total = whole.counts.n_rows if weight is None else whole.counts.weight
+    if total == 0:
         zero = logits.sum() * 0
         return SegmentationTerms(zero, zero, zero)
-    cross_entropy = F.cross_entropy(rows, labels, reduction="sum") / whole.counts.n_rows
+    if weight is None:
+        cross_entropy = F.cross_entropy(rows, labels, reduction="sum") / total
+    else:
+        cross_entropy = (F.cross_entropy(rows, labels, reduction="none") * weight).sum() / total
     probabilities = rows.softmax(1)
     if lovasz == "batch":
-        term = lovasz_softmax(whole.gather(probabilities)[0], whole.gather(labels)[0]) / whole.n_ranks
+        everything = whole.gather(probabilities)[0], whole.gather(labels)[0]
+        weights = None if weight is None else whole.gather(weight)[0]
+        term = lovasz_softmax(*everything, weights) / whole.n_ranks
     else:
-        scans = [lovasz_softmax(probabilities[frame == one], labels[frame == one]) for one in torch.unique(frame)]
+        scans = [
+            lovasz_softmax(probabilities[own], labels[own], None if weight is None else weight[own])
+            for own in (frame == one for one in torch.unique(frame))
+        ]
         term = torch.stack([probabilities.sum() * 0, *scans]).sum() / whole.counts.n_frames
     return SegmentationTerms(cross_entropy + term, cross_entropy, term)
 
 
-def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
+def lovasz_softmax(probabilities: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """The Lovász extension of 1 - IoU, mean over the classes present in ``labels``.
 
-    ``probabilities`` (n, c), ``labels`` (n,) int64, n at least 1. Berman, Triki, Blaschko, "The Lovász-Softmax loss",
+    ``probabilities`` (n, c), ``labels`` (n,) int64, n at least 1; ``weight`` (n,) int64, above 0, is how many rows each
+    counts for, which keeps the set function submodular. Berman, Triki, Blaschko, "The Lovász-Softmax loss",
     CVPR 2018, algorithm 1: errors, sorted from large to small, are weighted by how much each lowers the IoU.
     """
     terms = []
     for label in torch.unique(labels):  # a loop over classes: one sort of (classes, n) is slower from 100,000 rows on
         is_class = labels == label
         errors, order = (is_class.to(probabilities.dtype) - probabilities[:, label]).abs().sort(descending=True)
-        hits = is_class[order]
+        hits, others = is_class[order], ~is_class[order]
+        if weight is not None:
+            hits, others = hits * weight[order], others * weight[order]
         n_class = hits.sum()
-        loss = 1 - (n_class - hits.cumsum(0)) / (n_class + (~hits).cumsum(0)).to(probabilities.dtype)
+        loss = 1 - (n_class - hits.cumsum(0)) / (n_class + others.cumsum(0)).to(probabilities.dtype)
         terms.append(errors @ loss.diff(prepend=loss.new_zeros(1)))
     return torch.stack(terms).mean()

@@ -88,16 +88,20 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
         )  # the pseudo-labels count the classes of the dictionary it was made of
     settings = recipe.distill
     n_outputs = len(recipe.ontology.classes)
+    confident = settings.weight == "confidence"
+    class_names = recipe.ontology.class_names
 
     def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
-        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
+        confidence = batch.confidence if isinstance(batch, data.ConfidentBatch) else None
+        weight = confidence if settings.weight == "confidence" else None
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole, weight=weight)
 
     return Objective(
         task="distill",
         settings=settings,
         stages=("points", "target"),
         broadcast=(),
-        make_sample=partial(data.target_sample, recipe.voxels, recipe.augment, recipe.ontology.class_names),
+        make_sample=partial(data.target_sample, recipe.voxels, recipe.augment, class_names, confident=confident),
         n_outputs=n_outputs,
         normalise_output=False,
         lr_trunk=settings.lr_trunk,
@@ -462,7 +466,7 @@ class Stop:
 
 def agree(ranks: Ranks, parts: Sequence[data.Batch], ending: bool) -> tuple[Whole, bool]:
     """Return what the parts of all processes hold together, and whether any of them was asked to end."""
-    found = [counts(part.taught) for part in parts]
+    found = [counts(part.taught, part.taught_weight) for part in parts]
     totals = [sum(column) for column in zip(*found, strict=True)]
     *totals, n_ending = ranks.sum(torch.tensor([*totals, int(ending)])).tolist()
     return Whole(Counts(*totals), ranks.size, ranks.gather), n_ending > 0

@@ -77,10 +77,10 @@ def points_row(name: str) -> dict[str, Any]:
 
 
 def target_row(name: str) -> dict[str, Any]:
-    """Return the row of table `target`: what is seen has its true class."""
+    """Return the row of table `target`: what is seen has its true class, 80, 160 or 240 of 255 sure by class."""
     scan = sweep(name)
     label = np.where(scan.seen, scan.label, 0).astype(np.uint8)
-    fields = {"label": label, "confidence": np.full(len(label), 200, np.uint8), "seen": scan.seen}
+    fields = {"label": label, "confidence": 80 * label, "seen": scan.seen}
     return {"frame_id": name, "status": "ok", "reason": None, **fields}
 
 

@@ -17,6 +17,7 @@ from trainer.losses import (
     TmpConfig,
     TmpTerms,
     Whole,
+    counts,
     lovasz_softmax,
     pool_superpoints,
     segmentation_loss,
@@ -421,6 +422,54 @@ def test_scan_by_scan_the_lovasz_term_is_the_mean_over_scans_and_parts_add_up() 
     shares = [segmentation_loss(logits[p], labels[p], frame[p], "scan", whole=whole) for p in (first, rest)]
     for term, parts in zip(terms, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(term, torch.stack(parts).sum())
+
+
+# For the label: probability 0.7, 0.5 and 0.3.
+THREE_VOXELS = torch.tensor([[0.1, 0.7, 0.2], [0.2, 0.3, 0.5], [0.1, 0.6, 0.3]]).log()
+THREE_LABELS = torch.tensor([1, 2, 2])
+
+
+def test_a_voxel_counts_as_much_as_it_weighs() -> None:
+    terms = segmentation_loss(THREE_VOXELS, THREE_LABELS, weight=torch.tensor([100, 50, 0], dtype=torch.uint8))
+    assert terms.cross_entropy.item() == pytest.approx(-(2 * math.log(0.7) + math.log(0.5)) / 3)
+    # Class 1: both rows err by 0.3, and together they cost the whole IoU.
+    # Class 2: its only row errs by 0.5, most of all, and costs the whole IoU; the 0.2 of the other adds nothing.
+    assert terms.lovasz.item() == pytest.approx((0.3 + 0.5) / 2)
+    twice = torch.tensor([0, 0, 1])
+    counted = segmentation_loss(THREE_VOXELS[twice], THREE_LABELS[twice])
+    for term, expected in zip(terms, counted, strict=True):
+        torch.testing.assert_close(term, expected)
+
+
+def test_equal_weights_are_none_and_no_weight_teaches_nothing() -> None:
+    for lovasz in ("batch", "scan"):
+        frame = torch.tensor([0, 0, 1])
+        plain = segmentation_loss(THREE_VOXELS, THREE_LABELS, frame, lovasz)
+        same = torch.full((3,), 255, dtype=torch.uint8)
+        weighted = segmentation_loss(THREE_VOXELS, THREE_LABELS, frame, lovasz, weight=same)
+        for term, expected in zip(weighted, plain, strict=True):
+            torch.testing.assert_close(term, expected)
+        logits = THREE_VOXELS.clone().requires_grad_()
+        nothing = segmentation_loss(logits, THREE_LABELS, frame, lovasz, weight=torch.zeros_like(same))
+        nothing.total.backward()
+        assert [term.item() for term in nothing] == [0, 0, 0]
+        assert logits.grad is not None and (logits.grad == 0).all()
+
+
+def test_the_shares_of_weighted_parts_add_up() -> None:
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    labels, frame = torch.tensor([1, 0, 2, 3, 0, 1, 1, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    weight = torch.tensor([9, 8, 7, 6, 5, 4, 3, 2, 1])
+    terms = segmentation_loss(logits, labels, frame, "scan", weight=weight)
+    first, rest = frame == 0, frame > 0
+    parts = [counts(frame[p & (labels > 0)], weight[p & (labels > 0)]) for p in (first, rest)]
+    assert [part.weight for part in parts] == [22, 8]
+    whole = Whole(Counts(6, 3, 2, 30))
+    shares = [
+        segmentation_loss(logits[p], labels[p], frame[p], "scan", whole=whole, weight=weight[p]) for p in (first, rest)
+    ]
+    for term, some in zip(terms, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(term, torch.stack(some).sum())
 
 
 @pytest.mark.parametrize("case", ["a", "b", "c", "noignore"])

@@ -101,6 +101,7 @@ def test_rows_are_joined_in_order_and_gradients_come_back_summed(tmp_path: Path)
         ("pretrain", "pretrain.negatives=global"),
         ("distill", "distill.lovasz=scan"),
         ("distill", "distill.lovasz=batch"),
+        ("distill", "distill.weight=confidence"),
     ],
 )
 def test_two_processes_learn_what_one_learns(
