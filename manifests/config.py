@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-SHARED_SECTIONS = ("data", "run", "correct")
-PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "vote", "target")
+SHARED_SECTIONS = ("data", "run", "vote", "correct")
+PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
 TRAINER_TASKS = ("pretrain", "distill", "probe", "finetune", "supervised")
 TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS

@@ -125,8 +125,7 @@ def empty_quality(table: str, n_classes: int, has_truth: bool) -> LabelQuality:
 def as_ballot(item: FrameRows, here: FrameRows, table: str) -> Ballot:
     """Return what a frame's table of labels says, in the LiDAR frame of another frame."""
     label = item.rows[table]["label"]
-    here_from_lidar = np.linalg.inv(here.frame.world_from_lidar) @ item.frame.world_from_lidar
-    return Ballot(item.rows["points"]["xyz_m"], label, np.ones(len(label)), here_from_lidar)
+    return Ballot.cast(item.rows["points"]["xyz_m"], label, np.ones(len(label)), item.frame, here.frame)
 
 
 def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:

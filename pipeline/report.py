@@ -110,12 +110,14 @@ class Scores:
 class Evaluation:
     """Scores as `trainer evaluate` wrote them, by part of the points ("all", "seen", "unseen").
 
-    `of` is "prediction" or "pseudo"; `before` are the scores before a refinement, empty where there was none, and
-    `changed` counts the labels that it changed. `about` says of what they are, `stale` which tables are no longer those
-    of the recipe. `confusion` counts points by truth (rows) and answer, class 0 first; None where it was not written.
+    `of` is "prediction" or "pseudo"; `steps` are those of a refinement ("vote", "afi"), `before` are the scores before
+    it, both empty where there was none, and `changed` counts the labels that it changed. `about` says of what they are,
+    `stale` which tables are no longer those of the recipe. `confusion` counts points by truth (rows) and answer, class
+    0 first; None where it was not written.
     """
 
     of: str
+    steps: tuple[str, ...]
     title: str
     about: str
     parts: Mapping[str, Scores]
@@ -170,7 +172,7 @@ def write_report(
     try:
         (scratch / PICTURES).mkdir(parents=True)
         evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
-        refined = {item.of for item in evaluations if item.before}
+        refined = {item.of for item in evaluations if item.before and item.steps == ("afi",)}
         frames = [
             show_frame(browser.read(place), recipe, scratch, number, refined)
             for number, place in enumerate(track(browser.choose(n_frames), "frames"))
@@ -440,8 +442,8 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         raise ValueError("it has not one IoU per class")
     kind = SCORED.get(document["of"], str(document["of"]))
     words = ["evaluate", *([] if document["of"] == "prediction" else [document["of"]])]
-    if refinement:
-        kind, words = f"{kind} + {refinement['name'].upper()}", [*words, refinement["name"]]
+    steps = tuple(refinement["name"].split("+")) if refinement else ()
+    kind, words = " + ".join([kind, *map(str.upper, steps)]), [*words, *steps]
     about = f"{document['frames']} frames of split “{document['split']}”"
     if document.get("checkpoint"):
         about += f", {document['checkpoint']} (epoch {document['epoch']})"
@@ -459,6 +461,7 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         raise ValueError(f"its confusion matrix has the shape {confusion.shape}")
     return Evaluation(
         of=document["of"],
+        steps=steps,
         title=kind if path.stem == "-".join(words) else f"{kind} ({path.stem.removeprefix('evaluate-')})",
         about=about,
         parts=parts,

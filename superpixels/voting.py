@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,18 @@ class VotingConfig:
             raise ValueError(f"disputed is {self.disputed}; expected 0..1")
 
 
+class Taken(Protocol):
+    """When and where a sweep was taken: a frame."""
+
+    @property
+    def timestamp_us(self) -> int:
+        """Time of the sweep."""
+
+    @property
+    def world_from_lidar(self) -> Floats:
+        """Pose of the LiDAR in the world at that time, (4, 4)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Ballot:
     """What one sweep says: ``xyz_m`` (n, 3) in its own LiDAR frame, ``label`` (n,) 0 none, ``weight`` (n,) 0..1.
@@ -81,6 +93,12 @@ class Ballot:
     weight: Floats
     here_from_lidar: Floats
     ago_s: float = 0.0
+
+    @classmethod
+    def cast(cls, xyz_m: Floats, label: npt.NDArray[np.uint8], weight: Floats, taken: Taken, here: Taken) -> Self:
+        """Return what the sweep that was `taken` says to the one taken `here`."""
+        here_from_lidar = np.linalg.inv(here.world_from_lidar) @ taken.world_from_lidar
+        return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,8 @@ class Refine(StrEnum):
 
     none = "none"
     afi = "afi"
+    vote = "vote"
+    vote_afi = "vote+afi"
 
 
 RecipeArgument = Annotated[
@@ -76,9 +78,10 @@ OfOption = Annotated[
 ]
 
 RefineOption = Annotated[
-    Refine | None,
+    list[Refine] | None,
     typer.Option(
-        help="afi: score labels before and after flat interaction; short for --set evaluate.refine=afi.",
+        help="In place of evaluate.refine: score labels before and after flat interaction (afi), the vote of the "
+        "sweeps before and after (vote), or first the vote and then the other (vote+afi). May be repeated.",
         show_default=False,
     ),
 ]
@@ -183,11 +186,12 @@ def evaluate(
 ) -> None:
     """Score predictions or pseudo-labels against the true labels of evaluate.split, seen and unseen points apart."""
     with reported() as console:
-        loaded = load(recipe, [*(override or ()), *([f"evaluate.refine={refine}"] if refine else [])])
-        from trainer.evaluate import evaluate as run
+        chosen = [f"evaluate.refine={name.value}" for name in refine or ()]
+        loaded = [load(recipe, [*(override or ()), *words]) for words in ([[word] for word in chosen] or [[]])]
+        from trainer.evaluate import evaluate_each
 
         for what in of or [Of.prediction]:
-            run(loaded, console, what.value)
+            evaluate_each(loaded[0], console, what.value, [one.evaluate.refine for one in loaded])
 
 
 @app.command()

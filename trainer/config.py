@@ -12,6 +12,7 @@ from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from superpixels.flat_interaction import FlatInteractionConfig
 from superpixels.metrics import AbsentRule
+from superpixels.voting import VotingConfig
 from trainer.augment import AugmentConfig
 from trainer.losses import Lovasz, Negatives, TmpConfig
 from trainer.minkunet import NetworkConfig
@@ -20,7 +21,7 @@ from trainer.voxels import VoxelConfig
 Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
 Student = Literal["distill", "probe", "finetune", "supervised"]
 """The tasks that end with a network that names classes."""
-Refinement = Literal["none", "afi"]
+Refinement = Literal["none", "afi", "vote", "vote+afi"]
 Optimiser = Literal["sgd", "adamw"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Weight = Literal["none", "confidence"]
@@ -272,9 +273,10 @@ class EvaluateConfig:
     """Section ``[evaluate]``: the scenes to score, and what a class without points and predictions counts.
 
     ``absent``: "exclude" (nuScenes devkit), "one" (parity with the reference implementation) or "zero" (SemanticKITTI).
-    ``refine``: "none", or "afi" to score labels before and after flat interaction with the constants of ``[correct]``.
-    ``merge``: before "afi", let things that pseudo-labels show near the sensor replace predictions, by chance, the
-    surer the nearer (an option of the reference, off there too); ``merge_seed`` is the seed of these draws.
+    ``refine``: "none", or what labels are scored before and after: "afi", flat interaction with the constants of
+    ``[correct]``; "vote", the vote of the sweeps before and after with those of ``[vote]``; "vote+afi", first the vote.
+    ``merge``: before flat interaction, let things that pseudo-labels show near the sensor replace predictions, by
+    chance, the surer the nearer (an option of the reference, off there too); ``merge_seed`` is the seed of the draws.
     """
 
     split: str = "val"
@@ -288,8 +290,11 @@ class EvaluateConfig:
             raise ValueError(f'absent is "{self.absent}"; choose one of {get_args(AbsentRule)}')
         if self.refine not in get_args(Refinement):
             raise ValueError(f'refine is "{self.refine}"; choose one of {get_args(Refinement)}')
-        if self.merge and self.refine == "none":
-            raise ValueError('merge is true, but nothing is refined; set refine = "afi", or merge = false')
+        if self.merge and "afi" not in self.refine:
+            raise ValueError(
+                f'merge is true, but refine is "{self.refine}": things in images are merged in before flat '
+                'interaction; set refine = "afi" or "vote+afi", or merge = false'
+            )
         if self.merge_seed < 0:
             raise ValueError(f"merge_seed is {self.merge_seed}; it must be 0 or more")
 
@@ -312,6 +317,7 @@ class Recipe:
     supervised: SupervisedConfig
     predict: PredictConfig
     evaluate: EvaluateConfig
+    vote: VotingConfig
     correct: FlatInteractionConfig
     written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """All sections as they were written, those of the pipeline too, with overrides."""
@@ -356,6 +362,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         supervised=file.section("supervised", SupervisedConfig),
         predict=file.section("predict", PredictConfig),
         evaluate=file.section("evaluate", EvaluateConfig),
+        vote=file.section("vote", VotingConfig),
         correct=file.section("correct", FlatInteractionConfig),
         written=file.sections,
     )

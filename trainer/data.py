@@ -97,13 +97,15 @@ class Tables:
         """Return the file of a shard in one of the tables."""
         return self._shards[shard][[table.stage for table in self.tables].index(stage)]
 
-    def row(self, frame: FrameRow) -> list[dict[str, Any]]:
-        """Return the frame's row in every table, in their order.
+    def row(self, frame: FrameRow, stages: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """Return the frame's row in every table, or in those of some stages, in the order of the tables.
 
         Raises StoreError if a shard is missing or damaged, or if the tables are not aligned.
         """
         rows = []
         for number, table in enumerate(self.tables):
+            if stages is not None and table.stage not in stages:
+                continue
             row = self._reader(number, frame.shard).row(frame.row)
             if row["frame_id"] != frame.frame_id or row["status"] != "ok":
                 raise StoreError(

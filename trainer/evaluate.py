@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,13 +18,12 @@ from manifests.config import changed_values
 from manifests.fingerprint import differences, plain
 from manifests.sample import sweep_of
 from manifests.store import Ref, Store, StoreError, TableRef, scene_of
-from superpixels.flat_interaction import Refined, merge_image_labels, refine
-from superpixels.ground import height_of_sensor_m
 from superpixels.metrics import Confusion, Scores, scores
 from trainer import data, official, record
 from trainer.baselines import learn_baseline
-from trainer.config import Recipe
+from trainer.config import Recipe, Refinement
 from trainer.predict import checkpoint_path, predict_identity, shard_key
+from trainer.refine import Answered, Labels, refined, windows
 from trainer.train import pin, progress_bar
 
 Of = Literal["prediction", "pseudo", "majority", "tree"]
@@ -44,27 +42,64 @@ class Evaluation:
     before: Mapping[Part, Scores] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Counts by part of the points: of labels against the truth, and of labels that a refinement changed.
+
+    `notes` counts frames by what a refinement had to say of them.
+    """
+
+    counts: dict[Part, Confusion]
+    changed: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, truth: Labels, before: Labels, after: Labels, where: Mapping[Part, NDArray[np.bool_]]) -> None:
+        """Count a frame, all arrays (n,); raises ValueError for classes that there are not."""
+        for part, points in where.items():
+            self.counts[part].add(truth[points], after[points])
+            self.changed[part] += int((before != after)[points].sum())
+
+
 def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluation:
     """Score predictions, or the pseudo-labels that were learnt ("pseudo"), against the true labels of a split.
 
     "majority" and "tree" are yardsticks without a network that learn from the same pseudo-labels. Prints a table and
     writes `evaluate.json` (`evaluate-pseudo.json`, ...) into the folder of the recipe's runs. All points of the frames
     count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
-    `evaluate.refine` labels are scored before and after flat interaction, which sees points and these labels alone, and
-    the file is named `evaluate-afi.json` (`evaluate-pseudo-afi.json`).
+    `evaluate.refine` labels are scored before and after flat interaction, the vote of the sweeps before and after, or
+    both, which see points, poses and these labels alone, and the file is named `evaluate-afi.json`,
+    `evaluate-pseudo-vote.json`, `evaluate-vote-afi.json`.
 
     Raises StoreError where there are no labels, no predictions, or those of another checkpoint.
     """
+    return evaluate_each(recipe, console, of, [recipe.evaluate.refine])[recipe.evaluate.refine]
+
+
+def evaluate_each(
+    recipe: Recipe, console: Console, of: Of, refinements: Collection[Refinement]
+) -> dict[Refinement, Evaluation]:
+    """Score the same labels with several refinements, as `evaluate` does with one; frames are read once for all."""
+    chosen = [name for name in get_args(Refinement) if name in refinements]
+    found: dict[Refinement, Evaluation] = {}
+    for names in ([name for name in chosen if name == "none"], [name for name in chosen if name != "none"]):
+        if names:
+            found |= one_pass(recipe, console, of, names)
+    return found
+
+
+def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinement]) -> dict[Refinement, Evaluation]:
+    """Score labels before and after some refinements, or without any: ["none"]."""
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
     data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
     data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
-    refining = recipe.evaluate.refine == "afi"
+    refining = [name for name in names if name != "none"]
+    reach = recipe.vote.reach if any("vote" in name for name in names) else 0
     judged, origin, answer_of = answers(of, refining, recipe, store, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
     geometry = [ref.table("index"), ref.table("points")] if refining else []
-    images = pseudo_labels(store, ref, refining) if recipe.evaluate.merge and of == "prediction" else None
+    images = pseudo_labels(store, ref, ["afi"]) if recipe.evaluate.merge and of == "prediction" else None
     merged_from = [images] if images else []
     joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
     tables = data.Tables(store, Ref(recipe.name, joined), list(joined))
@@ -73,52 +108,38 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
 
     n_classes = len(recipe.ontology.classes) - 1
     parts: tuple[Part, ...] = get_args(Part) if seen_from else ("all",)
-    counts, counts_before = ({part: Confusion(n_classes) for part in parts} for _ in range(2))
-    changed, notes = Counter[str](), Counter[str]()
+    before, *after = (Tally({part: Confusion(n_classes) for part in parts}) for _ in ["", *refining])
+    heard = {judged.stage, *(table.stage for table in geometry)}
+    rest = joined.keys() - heard
+
+    def read(frame: data.FrameRow) -> Answered:
+        return answer_of(rows_of(tables, frame, heard))
+
+    near = windows(tables, selection.frames, reach, heard, read)
     with progress_bar(console, recipe.run.progress) as bar:
-        for frame in bar.track(selection.frames, description="evaluate"):
-            rows = dict(zip(joined, tables.row(frame), strict=True))
+        for frame, own, around in bar.track(near, total=len(selection.frames), description="evaluate"):
+            rows = {**own.rows, **rows_of(tables, frame, rest)}
             per_point = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
             n_points = {stage: len(rows[stage][column]) for stage, column in per_point.items()}
             if len(set(n_points.values())) > 1:
                 raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
-            truth, answer = rows["label"]["label"], answer_of(rows)
+            truth = rows["label"]["label"]
             where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(len(truth), np.bool_)}
             if seen_from:
                 where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
             try:
-                for part, points in where.items():
-                    counts_before[part].add(truth[points], answer[points])
-                if refining:
-                    shown = rows[images.stage]["label"] if images else None
-                    found = refined(rows["points"]["xyz_m"], answer, shown, rows["index"], recipe)
+                before.add(truth, own.label, own.label, where)
+                shown = rows[images.stage]["label"] if images else None
+                found = refined(refining, own, around, shown, recipe)
+                for name, tally in zip(refining, after, strict=True):
+                    label, notes = found[name]
+                    tally.add(truth, own.label, label, where)
+                    tally.notes.update(notes)
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
                 ) from None
-            if refining:
-                for part, points in where.items():
-                    counts[part].add(truth[points], found.labels[points])
-                    changed[part] += int((found.labels != answer)[points].sum())
-                notes.update(found.notes)
-    if not refining:
-        counts = counts_before
 
-    results, before = (
-        {part: scores(count, recipe.evaluate.absent) for part, count in some.items()}
-        for some in (counts, counts_before)
-    )
-    refinement = {
-        "refine": {
-            "name": recipe.evaluate.refine,
-            "settings": plain(changed_values(recipe.correct)),
-            "merge": {"table": images.stage, "seed": recipe.evaluate.merge_seed} if images else None,
-            "changed": dict(changed),
-            "notes": dict(notes),
-        },
-        "scores_before": {part: score_document(score) for part, score in before.items()},
-        "confusion_before": {part: count.matrix.tolist() for part, count in counts_before.items()},
-    }
     document = {
         "of": of,
         "recipe": recipe.name,
@@ -130,69 +151,93 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
         **origin,
         "tables": {stage: table.fingerprint for stage, table in joined.items()},
         "classes": list(recipe.ontology.class_names[1:]),
-        "scores": {part: score_document(score) for part, score in results.items()},
-        "confusion": {part: count.matrix.tolist() for part, count in counts.items()},
-        **(refinement if refining else {}),
     }
-    student = recipe.predict.of
-    what = of if of != "prediction" else student if student != "distill" else None
-    words = ["evaluate", *([what] if what else []), *([recipe.evaluate.refine] if refining else [])]
-    path = recipe.folder() / f"{'-'.join(words)}.json"
-    record.write_json(path, document)
-    report = record.write_record(recipe, student if of == "prediction" else "distill", store)
-    console.print(score_table(recipe, of, results, before if refining else None))
-    for note, n_frames in notes.items():
-        console.print(f"{n_frames} frames: {note}")
-    console.print(f"true labels were {record.use_of_labels(document)}")
-    console.print(f"{selection.sentence()}; written to {path}{f' and {report}' if report else ''}")
+    evaluations: dict[Refinement, Evaluation] = {}
+    for name, tally in zip(refining, after, strict=True):
+        settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
+        voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
+        merge = {"table": images.stage, "seed": recipe.evaluate.merge_seed} if images and "afi" in name else None
+        counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
+        after_and_before = {
+            **counted(tally, recipe),
+            "refine": {"name": name, **settings, **voting, "merge": merge, **counts},
+            **{f"{key}_before": value for key, value in counted(before, recipe).items()},
+        }
+        evaluations[name] = tell(recipe, console, store, document | after_and_before, tally, before)
+    if not refining:
+        evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
+    console.print(selection.sentence())
     if not seen_from:
         console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
-    return Evaluation(results, document, before if refining else None)
+    return evaluations
 
 
-def refined(
-    xyz_m: NDArray[np.float32],
-    label: NDArray[np.uint8],
-    image_label: NDArray[np.uint8] | None,
-    index: Mapping[str, Any],
-    recipe: Recipe,
-) -> Refined:
-    """Return labels of a sweep after flat interaction, things in images merged in before where there are image labels.
+def rows_of(tables: data.Tables, frame: data.FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a frame in the tables of some stages; raises StoreError like `Tables.row`."""
+    names = [table.stage for table in tables.tables if table.stage in stages]
+    return dict(zip(names, tables.row(frame, stages), strict=True))
 
-    `index` is the frame's row there: the pose of the LiDAR on the vehicle, and the name that the draws are seeded with.
-    Raises ValueError for a point that is not finite.
-    """
-    if image_label is not None:
-        things = tuple(np.flatnonzero(recipe.ontology.thing_of_class).tolist())
-        seed = recipe.evaluate.merge_seed + zlib.crc32(index["frame_id"].encode())
-        label = merge_image_labels(xyz_m, label, image_label, things, seed)
-    return refine(
-        xyz_m,
-        label,
-        recipe.correct,
-        n_classes=len(recipe.ontology.classes) - 1,
-        ground_classes=recipe.ontology.ground_class_ids,
-        sensor_height_m=height_of_sensor_m(index["ego_from_lidar"]),
-    )
+
+def counted(tally: Tally, recipe: Recipe) -> dict[str, Any]:
+    """Return scores and confusions by part of the points, as JSON."""
+    return {
+        "scores": {part: score_document(score) for part, score in scored(tally, recipe).items()},
+        "confusion": {part: count.matrix.tolist() for part, count in tally.counts.items()},
+    }
+
+
+def scored(tally: Tally, recipe: Recipe) -> dict[Part, Scores]:
+    """Return the scores by part of the points."""
+    return {part: scores(count, recipe.evaluate.absent) for part, count in tally.counts.items()}
+
+
+def tell(
+    recipe: Recipe, console: Console, store: Store, document: Mapping[str, Any], after: Tally, before: Tally | None
+) -> Evaluation:
+    """Write an evaluation into the folder of the recipe's runs, print its table, and return it."""
+    of, student = document["of"], recipe.predict.of
+    refinement = document.get("refine", {}).get("name", "")
+    what = of if of != "prediction" else student if student != "distill" else ""
+    path = recipe.folder() / f"{'-'.join(filter(None, ('evaluate', what, *refinement.split('+'))))}.json"
+    record.write_json(path, document)
+    report = record.write_record(recipe, student if of == "prediction" else "distill", store)
+    found = Evaluation(scored(after, recipe), document, scored(before, recipe) if before else None)
+    title = f"{of} before and after {refinement}" if before else of
+    console.print(score_table(recipe, title, found.scores, found.before))
+    for note, n_frames in after.notes.items():
+        console.print(f"{n_frames} frames: {note}")
+    console.print(f"true labels were {record.use_of_labels(document)}")
+    console.print(f"written to {path}{f' and {report}' if report else ''}")
+    return found
 
 
 def answers(
-    of: Of, refining: bool, recipe: Recipe, store: Store, ref: Ref
-) -> tuple[TableRef, dict[str, Any], Callable[[Mapping[str, Any]], NDArray[np.uint8]]]:
-    """Return the table that is judged, where it comes from, and the function from a frame's rows to labels (n,)."""
+    of: Of, refining: Sequence[Refinement], recipe: Recipe, store: Store, ref: Ref
+) -> tuple[TableRef, dict[str, Any], Callable[[Mapping[str, Any]], Answered]]:
+    """Return the table that is judged, where it comes from, and the function from a frame's rows to its labels."""
     if of == "majority" or of == "tree":
         learnt = learn_baseline(of, recipe, store, ref)
         origin = {"learnt_from": {"split": recipe.distill.split, "target": ref.table("target").fingerprint}}
-        return ref.table("points"), origin, lambda rows: learnt(sweep_of(rows["points"]))
+        return ref.table("points"), origin, lambda rows: Answered(rows, learnt(sweep_of(rows["points"])))
     judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
-    return judged, origin, lambda rows: rows[judged.stage]["label"]
+    stage = judged.stage
+    return judged, origin, lambda rows: Answered(rows, rows[stage]["label"], rows[stage]["confidence"])
 
 
-def pseudo_labels(store: Store, ref: Ref, refining: bool) -> TableRef:
-    """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet."""
+def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> TableRef:
+    """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet.
+
+    Raises StoreError if they are to be put to the vote and have been already, by stage `vote`.
+    """
     target = ref.table("target")
     manifest = store.read_manifest(target.stage, target.fingerprint)
     needs = manifest.identity.get("needs", {}) if manifest else {}
+    if "vote" in needs and any("vote" in name for name in refining):
+        raise StoreError(
+            f"the pseudo-labels of recipe {ref.recipe} have been put to the vote by stage `vote` already; score them "
+            'without refinement or with "afi", or choose target.labels = "group" and run: make target '
+            f"RECIPE={ref.recipe}"
+        )
     return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
 
 
@@ -278,7 +323,7 @@ def number(value: float) -> float | None:
 
 
 def score_table(
-    recipe: Recipe, of: Of, results: Mapping[Part, Scores], before: Mapping[Part, Scores] | None = None
+    recipe: Recipe, title: str, results: Mapping[Part, Scores], before: Mapping[Part, Scores] | None = None
 ) -> Table:
     """Return IoU in percent, a row per class and summary, a column per part of the points.
 
@@ -292,8 +337,7 @@ def score_table(
             return after
         return [f"{percent(value(before[part]))} → {text}" for part, text in zip(results, after, strict=True)]
 
-    what = of if before is None else f"{of} before and after {recipe.evaluate.refine}"
-    table = Table(title=f"{recipe.name}: {what} on {recipe.evaluate.split}, IoU in %")
+    table = Table(title=f"{recipe.name}: {title} on {recipe.evaluate.split}, IoU in %")
     table.add_column("class")
     for part in results:
         table.add_column(titles[part], justify="right")

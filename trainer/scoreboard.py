@@ -152,7 +152,10 @@ def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, 
     # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
     uncorrected = of == "pseudo" and not {"group", "vote"}.isdisjoint(tables)
     before = f"{title}, not corrected" if uncorrected else title
-    return {before: document["scores_before"], f"{title} + {document['refine']['name'].upper()}": document["scores"]}
+    return {
+        before: document["scores_before"],
+        f"{title} + {' + '.join(document['refine']['name'].upper().split('+'))}": document["scores"],
+    }
 
 
 def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> str:

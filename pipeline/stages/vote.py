@@ -38,13 +38,8 @@ def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
     group = one.rows["group"]
     shared, agreed = agreement(one.rows["project"], group, recipe.ontology)
     disputed = np.where(shared & ~agreed, recipe.vote.disputed, 1.0)
-    return Ballot(
-        xyz_m=one.rows["points"]["xyz_m"],
-        label=group["label"],
-        weight=group["confidence"] / 255 * disputed,
-        here_from_lidar=np.linalg.inv(here.frame.world_from_lidar) @ one.frame.world_from_lidar,
-        ago_s=(here.frame.timestamp_us - one.frame.timestamp_us) / 1e6,
-    )
+    weight = group["confidence"] / 255 * disputed
+    return Ballot.cast(one.rows["points"]["xyz_m"], group["label"], weight, one.frame, here.frame)
 
 
 def needs(recipe: Recipe) -> tuple[Need, ...]:

@@ -171,3 +171,11 @@ def test_recipes_of_other_classes_do_not_stand_side_by_side(fleet: Any) -> None:
     put(second, "evaluate.json", "prediction", 0.4, classes=list(second.ontology.class_names[1:]))
     with pytest.raises(TrainerError, match="recipes street and lane do not have the same classes"):
         read_lines([first, second])
+
+
+def test_scores_after_a_vote_say_so(fleet: Any) -> None:
+    recipe = fleet.recipe()
+    for name in ("vote", "vote+afi"):
+        refined = {"refine": {"name": name}, "scores_before": scores(0.4)}
+        put(recipe, f"evaluate-{name.replace('+', '-')}.json", "prediction", 0.5, **refined)
+    assert [line.title for line in read_lines([recipe])] == ["student", "student + VOTE + AFI", "student + VOTE"]

@@ -1,0 +1,216 @@
+"""Refinement at test time: who has a vote on whose labels, and that flat interaction comes after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manifests.config import ConfigError
+from manifests.rows import failed_row, to_table
+from manifests.schema import PREDICT, TABLES
+from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from superpixels.voting import Ballot, VotingConfig, vote
+from trainer import data
+from trainer.evaluate import evaluate, evaluate_each
+from trainer.predict import predict_identity, shard_key
+from trainer.refine import Answered, windows
+
+CAR, ROAD, WALL = 1, 2, 3
+SHARDS = {"scene-0103+0000": ("v0", "v1"), "scene-0103+0002": ("v2",), "scene-0003": ("w0",)}
+STEP_M, STEP_US = 1.0, 500_000  # the vehicle drives ahead
+AHEAD_M = {"v0": 0.0, "v1": STEP_M, "v2": 2 * STEP_M, "w0": 0.0}
+PLACES_M = np.array([[8.1, y, 0.1] for y in (-2.1, -0.1, 1.9)])  # in the world: three points of a wall
+
+
+def row(name: str, **fields: Any) -> dict[str, Any]:
+    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+
+
+def pose(name: str) -> Any:
+    world_from_lidar = np.eye(4)
+    world_from_lidar[0, 3] = AHEAD_M[name]
+    return world_from_lidar
+
+
+def index_row(name: str) -> dict[str, Any]:
+    nothing: dict[str, Any] = {column.name: None for column in TABLES["index"]}
+    time_us = int(AHEAD_M[name] / STEP_M * STEP_US)
+    return nothing | row(name, timestamp_us=time_us, ego_from_lidar=np.eye(4), world_from_lidar=pose(name))
+
+
+def seen_from(name: str, places_m: Any) -> Any:
+    """Places in the world, in the LiDAR frame of a frame."""
+    return (np.asarray(places_m) - [AHEAD_M[name], 0, 0]).astype(np.float32)
+
+
+def fill(fleet: Any, said: Mapping[str, list[int]], places: Mapping[str, Any] | None = None, truth: int = WALL) -> None:
+    """Frames that see the wall, or other places, what pseudo-labels and predictions say of it, and the truth."""
+    fleet.frames = SHARDS
+    xyz_m = {name: seen_from(name, (places or {}).get(name, PLACES_M)) for name in AHEAD_M}
+    label = {name: np.array(said[name], np.uint8) for name in said}
+    sure = {name: np.full(len(some), 204, np.uint8) for name, some in label.items()}
+    true = {name: np.full(len(some), truth, np.uint8) for name, some in label.items()}
+    fleet.put("index", index_row)
+    fleet.put("points", lambda n: row(n, n_points=len(xyz_m[n]), xyz_m=xyz_m[n], intensity=xyz_m[n][:, 0]))
+    fleet.put("target", lambda n: row(n, label=label[n], confidence=sure[n], seen=np.ones(len(label[n]), np.bool_)))
+    fleet.put("label", lambda n: row(n, label=true[n], raw=true[n].astype(np.uint16)))
+    points = fleet.ref().tables["points"]
+    shards = tuple(
+        fleet.store.write(
+            "predict",
+            "a1b2",
+            shard.shard,
+            shard_key("a1b2", shard),
+            to_table([row(n, label=label[n], confidence=sure[n]) for n in SHARDS[shard.shard]], PREDICT),
+        )
+        for shard in points.shards
+    )
+    identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
+    fleet.store.write_manifest(Manifest("predict", "a1b2", identity, shards, {"epoch": 2}))
+    fleet.store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", "a1b2", shards)}))
+
+
+TWO_OUTVOTE_ONE = ("evaluate.refine=vote", "vote.own=0")  # what a frame says itself counts once, not twice
+RIGHT = [WALL, WALL, WALL]
+MIDDLE_ERRS = {"v0": RIGHT, "v1": [WALL, CAR, WALL], "v2": RIGHT, "w0": [CAR, CAR, CAR]}
+
+
+def called_a_car(document: Mapping[str, Any], key: str = "confusion") -> int:
+    """How many points of the wall are called a car."""
+    return int(document[key]["all"][WALL][CAR])
+
+
+@pytest.mark.parametrize("of", ["prediction", "pseudo"])
+def test_an_error_of_one_frame_is_outvoted_by_the_frames_before_and_after(
+    fleet: Any, console: Console, of: Any, capsys: Any
+) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    result = evaluate(fleet.recipe(*TWO_OUTVOTE_ONE), console, of)
+    # the other scene stands at the same place in its own world, and nobody hears it
+    assert called_a_car(result.document, "confusion_before") == 1 + 3 and called_a_car(result.document) == 3
+    name = "evaluate-vote.json" if of == "prediction" else "evaluate-pseudo-vote.json"
+    document = json.loads((fleet.folder / "runs/street" / name).read_text())
+    assert document["refine"] == {
+        "name": "vote",
+        "voting": {"own": 0.0},
+        "merge": None,
+        "changed": {"all": 1, "seen": 1, "unseen": 0},
+        "notes": {},
+    }
+    assert f"{of} before and after vote" in capsys.readouterr().out
+
+    def ballot(name: str) -> Ballot:
+        weight = np.full(3, 0.8)
+        here_from_lidar = np.linalg.inv(pose("v1")) @ pose(name)
+        ago_s = (AHEAD_M["v1"] - AHEAD_M[name]) / STEP_M * STEP_US / 1e6
+        return Ballot(seen_from(name, PLACES_M), np.array(MIDDLE_ERRS[name], np.uint8), weight, here_from_lidar, ago_s)
+
+    assert vote(ballot("v1"), [ballot("v0"), ballot("v2")], 3, VotingConfig(own=0)).label.tolist() == RIGHT
+
+
+def test_constants_are_those_of_the_section_vote(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    for words, n_cars in (("vote.reach=0", 4), ("vote.own=1", 4), ("vote.reach=1", 3)):
+        document = evaluate(fleet.recipe(*TWO_OUTVOTE_ONE, words), console).document
+        assert called_a_car(document) == n_cars
+    assert document["refine"]["voting"] == {"reach": 1, "own": 0.0}
+    assert fleet.recipe("vote.reach=1").vote == VotingConfig(reach=1)
+
+
+def test_several_refinements_are_scored_in_one_go(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    found = evaluate_each(fleet.recipe(), console, "prediction", ["vote+afi", "none", "vote", "afi"])
+    files = {path.name for path in (fleet.folder / "runs/street").glob("*.json")}
+    assert files == {"evaluate.json", "evaluate-afi.json", "evaluate-vote.json", "evaluate-vote-afi.json"}
+    assert found["none"].before is None and called_a_car(found["none"].document) == 4
+    for name in ("afi", "vote", "vote+afi"):
+        alone = evaluate(fleet.recipe(f"evaluate.refine={name}"), console)
+        assert alone.document == found[name].document
+        assert alone.document["confusion_before"] == found["none"].document["confusion"]
+    assert found["vote+afi"].document["refine"].keys() >= {"settings", "voting"}
+    with pytest.raises(ConfigError, match='refine is "vote": things in images are merged in before flat interaction'):
+        fleet.recipe("evaluate.refine=vote", "evaluate.merge=true")
+
+
+def test_what_has_driven_away_does_not_smear(fleet: Any, console: Console) -> None:
+    """A car stood where the next sweep sees a wall 20 m away; its side shares a voxel with a post that still stands."""
+    y_m, z_m = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-1, 1, 5))
+    beyond = np.stack([np.full(y_m.size, 21.0), y_m.ravel(), z_m.ravel()], axis=1)
+    car, post = [[11.05, y, 0.1] for y in (0.3, 0.6, 1.01)], [11.05, 1.19, 0.1]
+    places = {"v0": car, "v1": [*beyond, post]}
+    said = {"v0": [CAR] * 3, "v1": [0] * 1006, "v2": [0] * 3, "w0": [0] * 3}
+    fill(fleet, said, places)
+    smeared = evaluate(fleet.recipe("evaluate.refine=vote", "vote.through_m=1e9"), console, "pseudo").document
+    assert called_a_car(smeared) == 3 + 1, "without the test of what is looked through"
+    assert called_a_car(evaluate(fleet.recipe("evaluate.refine=vote"), console, "pseudo").document) == 3
+
+
+def test_frames_that_failed_have_no_vote_and_those_that_are_excluded_have(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    settings = (*TWO_OUTVOTE_ONE, "vote.reach=1")
+    excluded = evaluate(fleet.recipe(*settings, 'data.exclude=["v0", "w0"]'), console).document
+    assert excluded["frames"] == 2 and called_a_car(excluded) == 0
+    points = fleet.store.rows("points", *table_of(fleet, "points"))
+    fleet.put("points", lambda name: failed_row(name, "cut off") if name == "v0" else points_again(points, name))
+    fleet.put("target", lambda name: row(name, label=np.array(MIDDLE_ERRS[name], np.uint8), **of_three()))
+    alone = evaluate(fleet.recipe(*settings), console, "pseudo").document
+    # one against one, and that one half a second later
+    assert called_a_car(alone) == 1 + 3
+
+
+def table_of(fleet: Any, stage: str) -> tuple[str, Any]:
+    table = fleet.ref().tables[stage]
+    return table.fingerprint, table.shards[0]
+
+
+def points_again(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    xyz_m = seen_from(name, PLACES_M)
+    return {**rows[0], **row(name, n_points=3, xyz_m=xyz_m, intensity=xyz_m[:, 0])}
+
+
+def of_three() -> dict[str, Any]:
+    return {"confidence": np.full(3, 204, np.uint8), "seen": np.ones(3, np.bool_)}
+
+
+def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: Any) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    tables = data.Tables(fleet.store, fleet.ref(), ["points"])
+    frames = data.select_frames(tables, "val", "nuscenes", ["v1"]).frames
+    assert [frame.frame_id for frame in frames] == ["v0", "v2", "w0"]
+    read: list[str] = []
+
+    def answered(frame: data.FrameRow) -> Answered:
+        read.append(frame.frame_id)
+        return Answered({"index": {"frame_id": frame.frame_id}}, np.zeros(0, np.uint8))
+
+    def names(reach: int) -> list[tuple[str, list[str]]]:
+        read.clear()
+        found = windows(tables, frames, reach, ["points"], answered)
+        return [(one.frame_id, [other.rows["index"]["frame_id"] for other in around]) for one, _, around in found]
+
+    assert names(1) == [("v0", ["v1"]), ("v2", ["v1"]), ("w0", [])]
+    assert names(5) == [("v0", ["v1", "v2"]), ("v2", ["v0", "v1"]), ("w0", [])]
+    assert read == ["v0", "v1", "v2", "w0"]
+    assert names(0) == [("v0", []), ("v2", []), ("w0", [])] and read == ["v0", "v2", "w0"]
+
+
+def test_pseudo_labels_are_not_put_to_the_vote_twice(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    store, target = Store.open(fleet.folder / "store"), fleet.ref().tables["target"]
+    store.write_manifest(Manifest("target", target.fingerprint, {"needs": {"vote": "c0"}}, target.shards))
+    with pytest.raises(StoreError, match="have been put to the vote by stage `vote` already; .*make target"):
+        evaluate(fleet.recipe("evaluate.refine=vote+afi"), console, "pseudo")
+    assert evaluate(fleet.recipe("evaluate.refine=afi"), console, "pseudo").scores["all"].n_points == 12
+
+
+def test_yardsticks_have_a_vote_too(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    recipe = fleet.recipe(*TWO_OUTVOTE_ONE)
+    recipe = replace(recipe, distill=replace(recipe.distill, split="val"))
+    assert called_a_car(evaluate(recipe, console, "majority").document) == 0
