@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from manifests.config import ConfigError
 from pipeline.city import things
@@ -38,6 +39,9 @@ from pipeline.city.tables import (
 
 EPOCH_US = 1_600_000_000_000_000  # the city's clock starts on 13 September 2020; drives are 100 s apart
 MAP_PX_PER_M = 10  # as the official maps have it
+
+PLACE_M = 5.0  # side of the squares of ground whose walls, road and trees count as one place
+FIRST_PLACE, PLACES_ALONG = 1000, 250  # 16 bits hold 999 things and 250 x 250 squares, more than a drive sees
 
 
 def write_city(
@@ -127,12 +131,29 @@ def discard_other_scenes(folder: Path, config: CityConfig) -> None:
         for row in (*rows["sample_data"], *rows["lidarseg"], *rows["map"]):
             (folder / row["filename"]).unlink(missing_ok=True)
         for row in rows["sample_data"]:
-            (folder / class_map_path(config, row["token"])).unlink(missing_ok=True)
+            for path in (class_map_path(config, row["token"]), place_map_path(config, row["token"])):
+                (folder / path).unlink(missing_ok=True)
 
 
 def class_map_path(config: CityConfig, image_token: str) -> Path:
     """Return where the true classes of an image's pixels are: a grey PNG of fine classes, relative to the root."""
     return Path("classmaps", config.version, f"{image_token}.png")
+
+
+def place_map_path(config: CityConfig, image_token: str) -> Path:
+    """Return where it is written which place each pixel of an image shows: a grey PNG of 16 bits, see `places`."""
+    return Path("placemaps", config.version, f"{image_token}.png")
+
+
+def places(hits: Hits) -> npt.NDArray[np.uint16]:
+    """Return for each hit (n,) a number that is the same in all images of a drive: of the thing, or of the place.
+
+    Things that have a box are counted from 1; all else goes by squares of 5 m in the scene's frame, from 1000. The sky
+    is 0.
+    """
+    column, row = np.floor(hits.position_m[:, :2] / PLACE_M).astype(np.int64).T % PLACES_ALONG
+    place = np.where(hits.actor >= 0, 1 + hits.actor, FIRST_PLACE + row * PLACES_ALONG + column)
+    return np.where(np.isfinite(hits.distance), place, 0).astype(np.uint16)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -150,7 +171,6 @@ class Capture:
     `footprints_m` (actors, 4, 2) are the corners of the actors' boxes on the ground.
     """
 
-    world_from_ego: Array
     scene_from_sensor: Array
     rays: Any
     hits: Hits
@@ -171,9 +191,7 @@ def capture(stage: Stage, scene: Scene, sensor: Sensor, rays: Any, time_s: float
     moment = stage.at(actors)
     turned = (rays @ scene_from_sensor[:3, :3].T).astype(np.float32)
     hits = moment.cast(scene_from_sensor[:3, 3], turned)
-    return Capture(
-        scene.world_from_scene @ scene_from_ego, scene_from_sensor, turned, hits, moment, np.array(footprints)
-    )
+    return Capture(scene_from_sensor, turned, hits, moment, np.array(footprints))
 
 
 class _SceneWriter:
@@ -188,6 +206,13 @@ class _SceneWriter:
         size = (config.image_width_px, config.image_height_px)
         self.camera_rays = {
             sensor.channel: camera_rays(sensor.intrinsics(*size), *size) for sensor in RIG if sensor.is_camera
+        }
+
+        self.late_s = {
+            sensor.channel: config.clock_error_s
+            * generator(config.seed, scene.name, sensor.channel, "clock").standard_normal()
+            for sensor in RIG
+            if sensor.is_camera
         }
 
     def token(self, *names: object) -> str:
@@ -263,7 +288,7 @@ class _SceneWriter:
         xyz_m = rays[hit] * echo.range_m[:, None]
         points = np.concatenate([xyz_m, echo.intensity[:, None], ring[hit, None]], axis=1)[kept].astype("<f4")
         labels = np.where(echo.stray, things.FINE["noise"], taken.hits.fine[hit])[kept].astype(np.uint8)
-        row = self.add_sensor_data(frame, sensor, time_s, taken, "pcd", 0, 0)
+        row = self.add_sensor_data(frame, sensor, time_s, "pcd", 0, 0)
         write_file(self.folder / row["filename"], points.tobytes())
         path = f"lidarseg/{config.version}/{row['token']}_lidarseg.bin"
         self.rows["lidarseg"].append({"token": row["token"], "sample_data_token": row["token"], "filename": path})
@@ -272,27 +297,34 @@ class _SceneWriter:
         return np.bincount(actors[actors >= 0], minlength=len(self.scene.actors) + 1)
 
     def write_image(self, frame: int, sensor: Sensor, time_s: float) -> Hits:
-        """Write an image and the classes of its pixels; returns what its rays met."""
+        """Write an image, the classes of its pixels and their places; returns what its rays met.
+
+        It is taken when the camera's clock shows `time_s`.
+        """
         config = self.config
         size = (config.image_width_px, config.image_height_px)
-        taken = capture(self.stage, self.scene, sensor, self.camera_rays[sensor.channel], time_s)
+        late_s = self.late_s[sensor.channel]
+        taken = capture(self.stage, self.scene, sensor, self.camera_rays[sensor.channel], time_s + late_s)
         rng = generator(config.seed, self.scene.name, frame, sensor.channel)
         grain = rng.standard_normal(len(taken.rays), np.float32)
         image = photograph(
             taken.moment, taken.hits, taken.rays, self.scene.light, taken.footprints_m, size, config.shadows, grain
         )
-        row = self.add_sensor_data(frame, sensor, time_s, taken, "jpg", *size)
+        row = self.add_sensor_data(frame, sensor, time_s, "jpg", *size)
         write_file(self.folder / row["filename"], jpeg(image, config.jpeg_quality))
         sky = ~np.isfinite(taken.hits.distance)
         classes = np.where(sky, things.FINE["static.other"], taken.hits.fine).astype(np.uint8)
         write_file(self.folder / class_map_path(config, row["token"]), png(classes.reshape(size[::-1])))
+        place = places(taken.hits).reshape(size[::-1])
+        write_file(self.folder / place_map_path(config, row["token"]), png(place))
         return taken.hits
 
     def add_sensor_data(
-        self, frame: int, sensor: Sensor, time_s: float, taken: Capture, kind: str, width_px: int, height_px: int
+        self, frame: int, sensor: Sensor, time_s: float, kind: str, width_px: int, height_px: int
     ) -> Row:
-        """Add the rows of one capture and of the car's pose at its time; returns the first."""
+        """Add the rows of one capture and of the car's pose at its (claimed) time; returns the first."""
         timestamp = self.start_us + round(time_s * 1e6)
+        pose = self.scene.world_from_scene @ self.scene.ego_pose(time_s)
         own = self.token(frame, sensor.channel)
         ending = "jpg" if sensor.is_camera else "pcd.bin"
         row = {
@@ -310,7 +342,7 @@ class _SceneWriter:
             "next": "",
         }
         self.rows["sample_data"].append(row)
-        self.rows["ego_pose"].append({"token": own, "timestamp": timestamp, **pose_columns(taken.world_from_ego)})
+        self.rows["ego_pose"].append({"token": own, "timestamp": timestamp, **pose_columns(pose)})
         return row
 
     def annotate(self, frame: int, actor: Actor, pose: Array, n_points: int, seen: float) -> None:

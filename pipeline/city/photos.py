@@ -156,8 +156,8 @@ def jpeg(image: UInt8, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def png(image: UInt8) -> bytes:
-    """Return a grey image, uint8 (height, width), as a PNG file."""
+def png(image: UInt8 | npt.NDArray[np.uint16]) -> bytes:
+    """Return a grey image (height, width), of 8 or 16 bits, as a PNG file."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -21,6 +21,9 @@ Integers = npt.NDArray[np.integer[Any]]
 
 NOTHING = -1
 
+MOST_PLACES = 2**16
+"""Places of regions are below this: maps of them hold 16 bits."""
+
 _NODES_BEYOND = 3  # of the grid behind a smooth field: a node three spacings away counts exp(-9/2), about 1 %
 
 
@@ -111,25 +114,32 @@ def sample_nearest(class_map: Integers, row: npt.NDArray[np.float32], col: npt.N
 class Regions:
     """The parts of an image that a teacher names as one: n connected regions of one class.
 
-    `region_map` (H, W) int32 holds 1..n, 0 where there is no class. Aligned with regions 1..n, (n,): `class_id`, and
-    `area_px` in pixels of the map.
+    `region_map` (H, W) int32 holds 1..n, 0 where there is no class. Aligned with regions 1..n, (n,): `class_id`,
+    `area_px` in pixels of the map, and `place`, a number that the region has in other images too, 0 where none is known.
     """
 
     region_map: npt.NDArray[np.int32]
     class_id: Integers
     area_px: npt.NDArray[np.int64]
+    place: Integers
 
     def __len__(self) -> int:
         return len(self.class_id)
 
 
 def find_regions(
-    class_map: Integers, thing: npt.NDArray[np.bool_], rng: np.random.Generator, *, patch_px: float
+    class_map: Integers,
+    thing: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    *,
+    patch_px: float,
+    place_map: Integers | None = None,
 ) -> Regions:
     """Return the 4-connected regions of a class map (H, W); `thing` says which classes are countable, (classes,).
 
     Where `patch_px` is above 0, what is not countable (road, walls) is cut into patches of about that side, with
-    wavy borders: a teacher is wrong about a stretch of pavement, not about all of it.
+    wavy borders: a teacher is wrong about a stretch of pavement, not about all of it. The place of a region is that of
+    its last pixel, row by row, in `place_map` (H, W).
     """
     key = class_map.astype(np.int32) + 1
     if patch_px:
@@ -146,7 +156,10 @@ def find_regions(
     area_px = np.bincount(region_map.ravel())
     class_id = np.zeros(len(area_px), class_map.dtype)
     class_id[region_map] = class_map
-    return Regions(region_map, class_id[1:], area_px[1:])
+    place = np.zeros(len(area_px), np.int64)
+    if place_map is not None:
+        place[region_map] = place_map  # of several values for one region the last stays
+    return Regions(region_map, class_id[1:], area_px[1:], place[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +187,30 @@ def find_borders(regions: Regions) -> Borders:
     return Borders(key // base, key % base, length_px)
 
 
+def chances(
+    place: Integers,
+    image: np.random.Generator,
+    drive: np.random.Generator,
+    *,
+    rows: int = 1,
+    persistence: float,
+) -> npt.NDArray[np.float64]:
+    """Return numbers uniform in 0..1 to decide with, (rows, n): for a share of the places the same in every image.
+
+    `image` is the generator of one image, `drive` one that all images of a drive share. A share `persistence` of the
+    places (n,) of regions has its numbers from `drive`: whoever is wrong there in one image is so in the next. Place 0
+    is unknown and never among them.
+    """
+    chance = image.random((rows, len(place)))
+    if not persistence:
+        return chance
+    lasting = drive.random((1 + rows, MOST_PLACES))[:, place]
+    return np.where((lasting[0] < persistence) & (place > 0), lasting[1:], chance)
+
+
 def swallow(
     regions: Regions,
-    rng: np.random.Generator,
+    chance: npt.NDArray[np.float64],
     *,
     drop: float,
     drop_area_px: float,
@@ -184,11 +218,11 @@ def swallow(
 ) -> npt.NDArray[np.int64]:
     """Return for each region the index of the region whose name it takes, its own where nothing happens, (n,).
 
+    `chance` (2, n), uniform in 0..1, decides about the two things that can happen.
     A region of area A is dropped, that is taken for its surroundings, with probability drop * exp(-A / drop_area_px),
     and merged into a neighbour of another class with probability `merge`. Only larger neighbours swallow; of several
     the one with the longest border does. Where that is swallowed in turn, its taker takes both.
     """
-    chance = rng.random((2, len(regions)))
     dropped = chance[0] < drop * np.exp(-regions.area_px / drop_area_px)
     merged = ~dropped & (chance[1] < merge)
     taker = np.arange(len(regions))
@@ -210,13 +244,14 @@ def swallow(
 # -- what things are called -------------------------------------------------------------------------------------------
 
 
-def confuse(class_id: Integers, rng: np.random.Generator, share: npt.NDArray[np.float64], strength: float) -> Integers:
-    """Return the class that each region is taken for, (n,).
+def confuse(
+    class_id: Integers, chance: npt.NDArray[np.float64], share: npt.NDArray[np.float64], strength: float
+) -> Integers:
+    """Return the class that each region is taken for, (n,); `chance` (n,), uniform in 0..1, decides.
 
     `share` (classes, classes) holds at [a, b] the probability at strength 1 that a region of class a is taken for b;
     the diagonal is 0, and what a row lacks to 1 is the probability that the region is taken for what it is.
     """
-    chance = rng.random(len(class_id))
     below = np.cumsum(share * strength, axis=1)[class_id]
     taken_for = (chance[:, None] >= below).sum(axis=1)
     return np.where(taken_for < len(share), taken_for, class_id)

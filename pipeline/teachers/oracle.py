@@ -33,6 +33,7 @@ from pipeline.teachers.artifacts import read_label_map, reason
 from pipeline.teachers.noise import (
     NOTHING,
     Integers,
+    chances,
     confuse,
     find_regions,
     generator,
@@ -50,7 +51,7 @@ from superpixels.slic import grow_labels, majority_labels, slic_superpixels
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe, SegmentConfig
 
-FOLDER = "classmaps"
+FOLDER, PLACES = "classmaps", "placemaps"
 
 TRUTH = ("label", "project")
 """The tables that source "points" reads."""
@@ -88,7 +89,7 @@ The pairs are those that look alike, both ways. Large classes give little to sma
 what bears the name. The shares are our judgement, not a measurement of any teacher.
 """
 
-_PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "score_noise")
+_PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "persistence", "score_noise")
 _LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "vector_noise", "grow_px")
 _POSITIVE = ("boundary_length_px", "drop_area_px", "slic_px", "slic_compactness")
 
@@ -115,7 +116,9 @@ class OracleConfig:
     taken for another class. `synonyms`: it gets another prompt than the first of its fine class, any of its class (of
     its fine class, where that is ignored). `drop`: it is lost in its surroundings, the likelier the smaller it is, by
     a factor exp(-area / drop_area_px); areas in square pixels of the image. `merge`: a larger neighbour of another
-    class swallows it.
+    class swallows it. `persistence` is the share of things and places about which confusion, drop and merge are decided
+    once for a drive, not anew in each image: a teacher that takes a truck for a bus is mostly wrong again half a second
+    later. It needs source "maps", whose maps of places tell what is the same.
 
     What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
     is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
@@ -140,6 +143,7 @@ class OracleConfig:
     drop: float = 0.0
     drop_area_px: float = 200.0
     merge: float = 0.0
+    persistence: float = 0.0
     vector_noise: float = 0.0
     score_noise: float = 0.0
     slic_px: float = 20.0
@@ -158,6 +162,11 @@ class OracleConfig:
                 value: float = getattr(self, name)
                 if not (least <= value <= most and math.isfinite(value)):
                     raise ValueError(f"{name} is {value}; expected a finite number, {least:g} to {most:g}")
+        if self.persistence and self.source != "maps":
+            raise ValueError(
+                f'persistence is {self.persistence} and source "{self.source}"; only source "maps" knows what is the '
+                "same in two images"
+            )
         if 0 < self.patch_px < 8:
             raise ValueError(f"patch_px is {self.patch_px}; expected 0, for whole regions, or at least 8")
 
@@ -189,11 +198,13 @@ class Oracle:
         config, ontology = recipe.teacher, recipe.ontology
         assert isinstance(config, OracleConfig)
         root, version = Path(recipe.data.root), recipe.data.version
-        if stage == "segment" and config.source == "maps" and not (root / FOLDER / version).is_dir():
-            raise ConfigError(
-                f"teacher.source: there are no class maps in {root / FOLDER / version}; only the synthetic city has "
-                'them: for other labelled data set teacher.source = "points"'
-            )
+        folders = (FOLDER, PLACES) if config.persistence else (FOLDER,)
+        for folder in folders if stage == "segment" and config.source == "maps" else ():
+            if not (root / folder / version).is_dir():
+                raise ConfigError(
+                    f"teacher.source: there is no folder {root / folder / version}; only the synthetic city has such "
+                    'maps: for other labelled data set teacher.source = "points" and no persistence'
+                )
         try:
             share = share_table(config.confused if config.confusion else (), ontology.class_names)
         except ValueError as error:
@@ -256,7 +267,8 @@ class Oracle:
                 truth = self.map_of_points(camera, view, encoding, height, width)
             else:
                 truth = self.stored_map(camera)[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
-            views.append(self.spoil(truth, camera, text))
+            place = self.place_map(camera, height, width) if self.config.persistence else None
+            views.append(self.spoil(truth, camera, text, place, frame.scene))
         return views
 
     # -- the truth
@@ -264,10 +276,7 @@ class Oracle:
     def stored_map(self, camera: Camera) -> npt.NDArray[np.int16]:
         """Return the fine class of each pixel of an image, (H, W), -1 where it has no prompt; raises FrameError."""
         relative = f"{FOLDER}/{self.version}/{camera.token}.png"
-        try:
-            stored = read_label_map(inside(self.root, relative), (camera.width_px, camera.height_px))
-        except (ValueError, OSError) as error:
-            raise FrameError(f"{relative}: {reason(error)}") from None
+        stored = self.read(relative, camera)
         present = np.flatnonzero(np.bincount(stored.ravel()))
         fine_of_raw = np.full(int(present[-1]) + 1, NOTHING, np.int16)
         try:
@@ -275,6 +284,18 @@ class Oracle:
         except ValueError as error:
             raise FrameError(f"{relative}: {error}") from None
         return np.asarray(fine_of_raw[stored])
+
+    def place_map(self, camera: Camera, height: int, width: int) -> Integers:
+        """Return which place each pixel of a smaller image shows, (height, width), 0 for none; raises FrameError."""
+        stored = self.read(f"{PLACES}/{self.version}/{camera.token}.png", camera)
+        return stored[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
+
+    def read(self, relative: str, camera: Camera) -> Integers:
+        """Return the map of a camera's image at a path below the root, (H, W); raises FrameError."""
+        try:
+            return read_label_map(inside(self.root, relative), (camera.width_px, camera.height_px))
+        except (ValueError, OSError) as error:
+            raise FrameError(f"{relative}: {reason(error)}") from None
 
     def map_of_points(
         self, camera: Camera, view: int, rows: Mapping[str, npt.NDArray[Any]], height: int, width: int
@@ -306,10 +327,18 @@ class Oracle:
 
     # -- and what is made of it
 
-    def spoil(self, truth: npt.NDArray[np.int16], camera: Camera, text: npt.NDArray[Any]) -> Segments:
+    def spoil(
+        self,
+        truth: npt.NDArray[np.int16],
+        camera: Camera,
+        text: npt.NDArray[Any],
+        place: Integers | None = None,
+        scene: str = "",
+    ) -> Segments:
         """Return the segments of a true map of fine classes (H, W), -1 for none, with all the noise of the recipe.
 
-        Everything random is drawn for the camera's token, so neither order nor batch nor worker matters.
+        Everything random is drawn for the camera's token, so neither order nor batch nor worker matters; what lasts, for
+        the scene and the places (H, W) in it.
         """
         config, ontology = self.config, self.ontology
         scale = truth.shape[0] / camera.height_px
@@ -318,19 +347,31 @@ class Oracle:
         def draws(name: str) -> np.random.Generator:
             return generator(config.seed, camera.token, name)
 
-        class_map = shift_boundaries(
-            truth,
-            draws("boundary"),
-            boundary_shift_px=config.boundary_shift_px * scale,
-            boundary_length_px=max(config.boundary_length_px * scale, 1),
-        )
-        class_map = jitter(class_map, draws("jitter"), jitter_px=config.jitter_px * scale, jitter_deg=config.jitter_deg)
+        def decided(name: str, rows: int) -> npt.NDArray[np.float64]:
+            lasting = generator(config.seed, scene, f"lasting {name}")
+            return chances(regions.place, draws(name), lasting, rows=rows, persistence=config.persistence)
+
+        def moved(one: Integers) -> Integers:
+            shifted = shift_boundaries(
+                one,
+                draws("boundary"),
+                boundary_shift_px=config.boundary_shift_px * scale,
+                boundary_length_px=max(config.boundary_length_px * scale, 1),
+            )
+            return jitter(shifted, draws("jitter"), jitter_px=config.jitter_px * scale, jitter_deg=config.jitter_deg)
+
         thing = np.zeros(len(ontology.fine), np.bool_)
         thing[ontology.fine_of_prompt] = ontology.thing_of_prompt
-        regions = find_regions(class_map, thing, draws("patch"), patch_px=config.patch_px * scale)
+        regions = find_regions(
+            moved(truth),
+            thing,
+            draws("patch"),
+            patch_px=config.patch_px * scale,
+            place_map=None if place is None else moved(place),
+        )
 
         true_class = ontology.class_of_fine[regions.class_id]
-        named_class = confuse(true_class, draws("confusion"), self.share, config.confusion)
+        named_class = confuse(true_class, decided("confusion", 1)[0], self.share, config.confusion)
         prompt = np.where(
             named_class == true_class,
             first_prompt(ontology.fine_of_prompt, len(ontology.fine))[regions.class_id],
@@ -339,7 +380,7 @@ class Oracle:
         prompt = scatter(prompt, pools(ontology), draws("synonyms"), config.synonyms)
         taker = swallow(
             regions,
-            draws("swallow"),
+            decided("swallow", 2),
             drop=config.drop,
             drop_area_px=config.drop_area_px * area_scale,
             merge=config.merge,

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as nps
 
 from pipeline.teachers.noise import (
     NOTHING,
+    chances,
     confuse,
     find_borders,
     find_regions,
@@ -147,7 +148,9 @@ ISLANDS[3:9, 3:9] = 3  # and one of 36 pixels
 def swallowed(seed: int = 0, **strengths: float) -> tuple[np.ndarray, np.ndarray]:
     """Class and area of the regions of the map above that something swallowed."""
     regions = find_regions(ISLANDS, THING, rng(), patch_px=0)
-    taker = swallow(regions, rng(seed), **{"drop": 0.0, "drop_area_px": 10.0, "merge": 0.0, **strengths})
+    taker = swallow(
+        regions, rng(seed).random((2, len(regions))), **{"drop": 0.0, "drop_area_px": 10.0, "merge": 0.0, **strengths}
+    )
     gone = taker != np.arange(len(regions))
     np.testing.assert_array_equal(regions.class_id[taker[gone]], 0)  # all that surrounds them
     return regions.class_id[gone], regions.area_px[gone]
@@ -169,7 +172,7 @@ def test_merging_takes_small_into_large_whatever_the_size() -> None:
 
 def all_dropped(class_map: list[list[int]]) -> list[int]:
     regions = find_regions(np.array(class_map, np.int16), THING, rng(), patch_px=0)
-    return swallow(regions, rng(), drop=1.0, drop_area_px=1e9, merge=0.0).tolist()
+    return swallow(regions, rng().random((2, len(regions))), drop=1.0, drop_area_px=1e9, merge=0.0).tolist()
 
 
 def test_the_longest_border_takes_what_is_dropped() -> None:
@@ -188,7 +191,9 @@ def test_only_larger_neighbours_swallow() -> None:
 def test_patches_of_one_class_do_not_merge() -> None:
     regions = find_regions(np.zeros((60, 60), np.int16), THING, rng(), patch_px=20)
     assert len(regions) > 4
-    assert swallow(regions, rng(), drop=0, drop_area_px=1, merge=1.0).tolist() == list(range(len(regions)))
+    assert swallow(regions, rng().random((2, len(regions))), drop=0, drop_area_px=1, merge=1.0).tolist() == list(
+        range(len(regions))
+    )
 
 
 def test_a_stronger_setting_keeps_the_faults_of_a_weaker_one() -> None:
@@ -198,16 +203,36 @@ def test_a_stronger_setting_keeps_the_faults_of_a_weaker_one() -> None:
     assert len(swallowed()[0]) == 0
 
 
+def test_the_share_that_lasts_is_decided_alike_in_every_image() -> None:
+    place = np.arange(1, 5001)
+    first, second = (chances(place, rng(image), rng(99), rows=2, persistence=0.6) for image in (1, 2))
+    lasts = (first == second).all(axis=0)
+    assert lasts.mean() == pytest.approx(0.6, abs=0.03)
+    assert (first == second).any(axis=0).sum() == lasts.sum()  # all decisions about a place last, or none does
+    for chance in (first, second):
+        assert chance.mean() == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_array_equal(chances(place, rng(1), rng(99), rows=2, persistence=0.0), rng(1).random((2, 5000)))
+    unknown = [chances(np.zeros(9, int), rng(image), rng(99), persistence=1.0) for image in (1, 2)]
+    assert not (unknown[0] == unknown[1]).any()
+
+
+def test_a_region_is_at_the_place_of_its_last_pixel() -> None:
+    class_map = np.array([[2, 2, 0], [2, -1, 0]], np.int16)
+    regions = find_regions(class_map, THING, rng(), patch_px=0, place_map=np.array([[5, 6, 7], [8, 9, 10]]))
+    assert regions.place.tolist() == [8, 10]
+    assert find_regions(class_map, THING, rng(), patch_px=0).place.tolist() == [0, 0]
+
+
 # -- what things are called
 
 
 def test_a_class_is_taken_for_another_as_often_as_the_table_says() -> None:
     share = np.array([[0, 0.0, 0.0], [0, 0, 0.5], [0.2, 0.2, 0]])
     true = np.repeat([0, 1, 2], 20_000)
-    found = confuse(true, rng(), share, 0.5)
+    found = confuse(true, rng().random(60_000), share, 0.5)
     matrix = np.stack([np.bincount(found[true == one], minlength=3) for one in range(3)]) / 20_000
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 0.75, 0.25], [0.1, 0.1, 0.8]], atol=0.02)
-    np.testing.assert_array_equal(confuse(true, rng(), share, 0.0), true)
+    np.testing.assert_array_equal(confuse(true, rng().random(60_000), share, 0.0), true)
 
 
 def test_a_table_of_confusions_is_checked() -> None:

@@ -324,7 +324,7 @@ def test_a_token_does_not_leave_the_root(root: Path) -> None:
 
 
 def test_a_root_without_maps_is_told_about_the_other_source(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='there are no class maps in .* teacher.source = "points"'):
+    with pytest.raises(ConfigError, match='there is no folder .*classmaps.* teacher.source = "points"'):
         Oracle.load(recipe_at(tmp_path), "segment")
     assert Oracle.load(recipe_at(tmp_path), "text").text(NUSCENES.prompts).shape == (175, 64)
 
