@@ -49,7 +49,7 @@ class CityConfig:
     detection_limit : weakest echo that the LiDAR detects one time in two, in units of the echo of a white wall seen
         head-on at 10 m; 0 detects everything.
     clock_error_s : standard deviation of how late a camera's clock is, constant in a drive. Its images are taken that
-        much after the times that the tables tell, so that points fall beside what moves, and beside all if the car does.
+        much after the times that the tables tell: points fall beside what moves, and beside all if the car does.
     version : name of the folder of tables.
     """
 

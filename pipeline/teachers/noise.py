@@ -115,7 +115,7 @@ class Regions:
     """The parts of an image that a teacher names as one: n connected regions of one class.
 
     `region_map` (H, W) int32 holds 1..n, 0 where there is no class. Aligned with regions 1..n, (n,): `class_id`,
-    `area_px` in pixels of the map, and `place`, a number that the region has in other images too, 0 where none is known.
+    `area_px` in pixels of the map, and `place`, the number that the region has in all images, 0 where unknown.
     """
 
     region_map: npt.NDArray[np.int32]
@@ -138,11 +138,13 @@ def find_regions(
     """Return the 4-connected regions of a class map (H, W); `thing` says which classes are countable, (classes,).
 
     Where `patch_px` is above 0, what is not countable (road, walls) is cut into patches of about that side, with
-    wavy borders: a teacher is wrong about a stretch of pavement, not about all of it. The place of a region is that of
-    its last pixel, row by row, in `place_map` (H, W).
+    wavy borders: a teacher is wrong about a stretch of pavement, not about all of it. With a `place_map` (H, W) regions
+    are of one place too, and there are no other patches.
     """
     key = class_map.astype(np.int32) + 1
-    if patch_px:
+    if place_map is not None:
+        key += place_map.astype(np.int32) * (len(thing) + 1) * (class_map != NOTHING)
+    elif patch_px:
         height, width = class_map.shape
         start_row, start_col = rng.random(2)
         down, right = (smooth_field(rng, height, width, patch_px) for _ in range(2))
@@ -158,7 +160,7 @@ def find_regions(
     class_id[region_map] = class_map
     place = np.zeros(len(area_px), np.int64)
     if place_map is not None:
-        place[region_map] = place_map  # of several values for one region the last stays
+        place[region_map] = place_map
     return Regions(region_map, class_id[1:], area_px[1:], place[1:])
 
 

@@ -7,9 +7,10 @@ identities of its tables hold `simulated = true`, and TEACHERS marks it, for rep
 The truth has two sources. "maps": the class maps that the synthetic city writes beside its images,
 `classmaps/<version>/<camera token>.png`, one 8-bit grey pixel per image pixel that holds the label as label files store
 it. They belong to the data set as images do: planning does not digest them. They are known by the version's name, the
-camera tokens and the sizes of the image files that were written with them. "points": true labels of the points that a
-camera sees (tables `label` and `project`), grown to SLIC superpixels; for any labelled data set, but there is no
-segment far from all points.
+camera tokens and the sizes of the image files that were written with them. `placemaps/...` beside them tell which
+pixels of a drive's images show the same thing or place (16 bits), for mistakes that last. "points": true labels of the
+points that a camera sees (tables `label` and `project`), grown to SLIC superpixels; for any labelled data set, but
+there is no segment far from all points.
 
 Vectors of prompts are drawn, too: those of one group are close, those of different classes nearly orthogonal.
 """
@@ -118,7 +119,8 @@ class OracleConfig:
     a factor exp(-area / drop_area_px); areas in square pixels of the image. `merge`: a larger neighbour of another
     class swallows it. `persistence` is the share of things and places about which confusion, drop and merge are decided
     once for a drive, not anew in each image: a teacher that takes a truck for a bus is mostly wrong again half a second
-    later. It needs source "maps", whose maps of places tell what is the same.
+    later. It needs source "maps", whose maps of places tell what is the same; a region is then of one place, and there
+    are no other patches.
 
     What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
     is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
@@ -337,8 +339,8 @@ class Oracle:
     ) -> Segments:
         """Return the segments of a true map of fine classes (H, W), -1 for none, with all the noise of the recipe.
 
-        Everything random is drawn for the camera's token, so neither order nor batch nor worker matters; what lasts, for
-        the scene and the places (H, W) in it.
+        Everything random is drawn for the camera's token, so neither order nor batch nor worker matters; what lasts,
+        for the scene and the places (H, W) in it.
         """
         config, ontology = self.config, self.ontology
         scale = truth.shape[0] / camera.height_px

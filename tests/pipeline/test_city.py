@@ -19,7 +19,7 @@ from manifests.config import ConfigError, DataConfig
 from manifests.ontology import load_ontology
 from manifests.splits import load_split
 from pipeline.city.config import SIZES, CityConfig, city_config
-from pipeline.city.generate import class_map_path, write_city, write_scene
+from pipeline.city.generate import class_map_path, place_map_path, write_city, write_scene
 from pipeline.city.layout import KEYFRAME_S, LEAD_S, lay_out
 from pipeline.city.render import Stage
 from pipeline.city.sensors import RIG
@@ -193,6 +193,46 @@ def test_the_true_class_of_the_sky_is_static_other_and_all_others_are_fine_class
     assert set(np.unique(classes)) <= set(FINE.values()) - {FINE["noise"], FINE["vehicle.ego"]}
 
 
+def test_a_thing_has_one_number_in_all_images_of_a_drive_and_a_class(city: Path) -> None:
+    classes_of: dict[tuple[str, int], set[int]] = {}
+    images_of: dict[tuple[str, int], int] = {}
+    for frame in open_dataset(DataConfig(root=str(city), version=TINY.version)).frames():
+        for camera in frame.cameras:
+            place = np.asarray(Image.open(city / place_map_path(TINY, camera.token)))
+            classes = np.asarray(Image.open(city / class_map_path(TINY, camera.token)))
+            assert place.shape == classes.shape and place.dtype == np.uint16
+            np.testing.assert_array_equal(place[classes == FINE["vehicle.car"]] < 1000, True)
+            np.testing.assert_array_equal(place[classes == FINE["flat.driveable_surface"]] >= 1000, True)
+            for number in np.unique(place[(place > 0) & (place < 1000)]).tolist():
+                thing = frame.scene, number
+                images_of[thing] = images_of.get(thing, 0) + 1
+                classes_of.setdefault(thing, set()).update(np.unique(classes[place == number]).tolist())
+    assert max(images_of.values()) > 1
+    one_class = [len(found) == 1 for found in classes_of.values()]
+    assert len(one_class) > 20 and np.mean(one_class) > 0.9  # a bicycle may have a rider
+
+
+def test_a_late_clock_changes_images_and_not_what_the_tables_tell(small: Path, tmp_path: Path) -> None:
+    write_city(tmp_path, replace(SMALL, clock_error_s=0.1, val_scenes=0))
+    for name in ("ego_pose", "sample_data", "calibrated_sensor", "sample_annotation"):
+        ours = {row["token"]: row for row in table(tmp_path, name)}
+        theirs = {row["token"]: row for row in table(small, name)}
+        for token, row in ours.items():
+            unlike = {key for key in row if row[key] != theirs[token][key]}
+            assert unlike <= {"visibility_token"}, (name, unlike)
+    front = [row for row in table(tmp_path, "sample_data") if row["filename"].startswith("samples/LIDAR")]
+    assert all((tmp_path / row["filename"]).read_bytes() == (small / row["filename"]).read_bytes() for row in front)
+    images = [row["token"] for row in table(tmp_path, "sample_data") if row["filename"].endswith(".jpg")]
+    moved = [
+        np.mean(
+            np.asarray(Image.open(tmp_path / class_map_path(SMALL, token)))
+            != np.asarray(Image.open(small / class_map_path(SMALL, token)))
+        )
+        for token in images
+    ]
+    assert 0 < min(moved) and np.median(moved) < 0.5
+
+
 def test_names_of_fine_classes_are_those_of_the_class_dictionary() -> None:
     names = [kind.name for kind in load_ontology("nuscenes").fine]
     assert all(names[index] == name for name, index in FINE.items())
@@ -297,7 +337,8 @@ def test_a_smaller_city_in_the_same_folder_leaves_no_files_without_rows(small: P
     named = {row["filename"] for row in (*table(root, "sample_data"), *table(root, "lidarseg"), *table(root, "map"))}
     files = {name for name in contents(root) if name.startswith(("samples", "lidarseg", "maps"))}
     assert files == named
-    assert len(list((root / "classmaps" / SMALL.version).iterdir())) == 6
+    for maps in ("classmaps", "placemaps"):
+        assert len(list((root / maps / SMALL.version).iterdir())) == 6
 
 
 def test_tables_of_something_else_are_not_overwritten(tmp_path: Path) -> None:

@@ -216,10 +216,11 @@ def test_the_share_that_lasts_is_decided_alike_in_every_image() -> None:
     assert not (unknown[0] == unknown[1]).any()
 
 
-def test_a_region_is_at_the_place_of_its_last_pixel() -> None:
+def test_a_region_is_of_one_class_and_one_place() -> None:
     class_map = np.array([[2, 2, 0], [2, -1, 0]], np.int16)
-    regions = find_regions(class_map, THING, rng(), patch_px=0, place_map=np.array([[5, 6, 7], [8, 9, 10]]))
-    assert regions.place.tolist() == [8, 10]
+    regions = find_regions(class_map, THING, rng(), patch_px=0, place_map=np.array([[5, 6, 6], [5, 6, 6]]))
+    assert regions.region_map.tolist() == [[1, 2, 3], [1, 0, 3]]
+    assert (regions.class_id.tolist(), regions.place.tolist()) == ([2, 2, 0], [5, 6, 6])
     assert find_regions(class_map, THING, rng(), patch_px=0).place.tolist() == [0, 0]
 
 

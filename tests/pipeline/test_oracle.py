@@ -125,6 +125,57 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+# -- mistakes that last
+
+
+def places_of(root: Path, tokens: str = "abc") -> None:
+    """Write maps of places: the two cars are 1 and 2, the people 3 to 6, all else squares of a chess board."""
+    row, col = np.mgrid[:90, :160] // 10
+    place = (1000 + 250 * row + col).astype(np.uint16)
+    place[45:60, 60:80], place[45:60, 100:120] = 1, 2
+    for number, left in enumerate((10, 30, 130, 140), start=3):
+        place[44:56, left : left + 3] = number
+    folder = root / "placemaps" / "v1.0-city"
+    folder.mkdir(parents=True)
+    for token in tokens:
+        Image.fromarray(place).save(folder / f"{token}.png")
+
+
+def share_alike(root: Path, **values: Any) -> float:
+    """How large a part of the pixels that two images name wrongly, in either, both name alike."""
+    one, other = (class_map(found) for found in see(recipe_at(root, confusion=1.0, patch_px=10.0, **values), "a", "b"))
+    right = NUSCENES.class_of_fine[NUSCENES.fine_of_raw_labels(street())]
+    wrong = (one != right) | (other != right)
+    return float((one == other)[wrong].mean())
+
+
+def test_mistakes_that_last_are_the_same_in_two_images_of_a_drive(root: Path) -> None:
+    places_of(root)
+    fresh, some, all_last = (share_alike(root, persistence=share) for share in (0.0, 0.5, 1.0))
+    assert all_last == 1
+    assert fresh < some < 0.9
+
+
+def test_a_thing_that_is_missed_for_good_is_missed_in_every_image(root: Path) -> None:
+    places_of(root)
+    recipe = recipe_at(root, drop=0.5, drop_area_px=1e6, persistence=1.0)
+    drawn = [class_map(found) for found in see(recipe, "a", "b", "c")]
+    for other in drawn[1:]:
+        np.testing.assert_array_equal(other, drawn[0])
+    redrawn = class_map(see(replace(recipe, teacher=replace(recipe.teacher, seed=1)))[0])
+    assert (redrawn != drawn[0]).any()
+
+
+def test_what_lasts_needs_maps_of_places(root: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no folder .*placemaps"):
+        see(recipe_at(root, persistence=0.5))
+    places_of(root, "b")
+    with pytest.raises(FrameError, match=r"^placemaps/v1\.0-city/a\.png: No such file"):
+        see(recipe_at(root, persistence=0.5))
+    with pytest.raises(ValueError, match='only source "maps" knows'):
+        OracleConfig(source="points", persistence=0.5)
+
+
 # -- nothing is spoilt
 
 
@@ -449,6 +500,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "source": "points",
         "seed": 1,
         "dims": 32,
+        "persistence": 0.5,
         "confused": CONFUSED[:3],
         "drop_area_px": 10.0,
         "slic_px": 10.0,
@@ -458,7 +510,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
     assert other.keys() == {field.name for field in fields(OracleConfig)} - {"name"}
     base = OracleConfig()
     for name, value in other.items():
-        after = replace(base, **{name: value})
+        after = replace(base, **{name: value})  # that source "points" has no persistence is seen when it is made
         assert any(after.settings(stage) != base.settings(stage) for stage in ("text", "segment")), name
 
 
