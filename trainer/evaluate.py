@@ -22,9 +22,10 @@ from superpixels.metrics import Confusion, Scores, scores
 from trainer import data, official, record
 from trainer.baselines import learn_baseline
 from trainer.config import Recipe, Refinement
-from trainer.predict import checkpoint_path, predict_identity, shard_key
+from trainer.predict import checkpoint_path, predict_identity
+from trainer.predictions import read_predictions
 from trainer.refine import Answered, Labels, refined, windows
-from trainer.train import pin, progress_bar
+from trainer.train import progress_bar
 
 Of = Literal["prediction", "pseudo", "majority", "tree"]
 Part = Literal["all", "seen", "unseen"]
@@ -248,16 +249,7 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     changed since they were made: classes are numbers there.
     """
     advice = f"run: make predict RECIPE={recipe.name}"
-    if pin(recipe, "predict") not in store.refs():
-        raise StoreError(f"recipe {recipe.name} has no predictions yet; {advice}")
-    table = store.read_ref(pin(recipe, "predict")).table("predict")
-    manifest = store.read_manifest(table.stage, table.fingerprint)
-    if manifest is None:
-        raise StoreError(f"the manifest of predictions {table.fingerprint} is missing; {advice}")
-    keys = {shard.shard: shard_key(table.fingerprint, shard) for shard in ref.table("points").shards}
-    changed = any(keys.get(shard.shard) != shard.key for shard in table.shards)
-    if changed or manifest.identity["needs"]["points"] != ref.table("points").fingerprint:
-        raise StoreError(f"the points of recipe {recipe.name} were made anew since they were predicted; {advice}")
+    table, manifest = read_predictions(store, recipe.name, ref.table("points"), advice)
     path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
     if path is not None and official.read_document(path)["weights"] != weights:
         raise StoreError(

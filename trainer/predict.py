@@ -20,12 +20,13 @@ from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
 from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
-from trainer import checkpoint, data, official
+from trainer import checkpoint, data, official, record
 from trainer.config import Recipe, TrainerError
 from trainer.learner import N_INPUTS
 from trainer.minkunet import NetworkConfig, build_network
+from trainer.predictions import pin, shard_key
 from trainer.sparse import Engine, open_engine
-from trainer.train import deterministic, pin, progress_bar, resolve_device
+from trainer.train import deterministic, progress_bar, resolve_device
 from trainer.voxels import without_labels
 
 VERSION = 1
@@ -91,8 +92,9 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
-    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
-    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, class_names=wanted)
+    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe.name, "predict")
+    made = {"class_names": wanted, "origin": record.ancestor(path, learnt.document)}
+    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, **made)
 
 
 def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
@@ -206,11 +208,6 @@ def identity_of(
         }
     )
     return identity
-
-
-def shard_key(fingerprint: str, points: ShardFile) -> str:
-    """Return the key of a shard of predictions: that of the points it was made of, in a table of this identity."""
-    return digest([fingerprint, points.key])
 
 
 def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, ...]:

@@ -18,7 +18,7 @@ import torch
 
 from manifests.fingerprint import differences, digest, sha256_file
 from manifests.store import Ref, Store, TableRef
-from trainer import checkpoint, official, protocol
+from trainer import checkpoint, protocol
 from trainer.config import LabelledConfig, Recipe, Task, TrainerError
 
 FORMAT = 1
@@ -58,26 +58,43 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def ancestor(path: Path) -> dict[str, Any]:
-    """Return what is known of the weights a run starts from, and of those they started from themselves.
-
-    Raises TrainerError if the checkpoint cannot be read.
-    """
-    document = official.read_document(path)
-    names = ("weights", "task", "recipe", "epoch", "epochs", "n_outputs", "teacher", "reads_labels", "initial")
+def ancestor(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a checkpoint that a run starts from or whose predictions it learns: of its `document`,
+    in which what it started and learnt from itself is described alike."""
+    names = (
+        "weights",
+        "task",
+        "recipe",
+        "epoch",
+        "epochs",
+        "n_outputs",
+        "teacher",
+        "reads_labels",
+        "initial",
+        "student",
+    )
     return {"file": str(path), **{name: document[name] for name in names if name in document}}
 
 
 def reads_labels(
-    recipe: Recipe, task: Task, initial: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None
+    recipe: Recipe,
+    task: Task,
+    initial: Mapping[str, Any] | None,
+    teacher: Mapping[str, Any] | None,
+    student: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Return whether true labels took part: in the task, in what it starts from, or in its teacher.
+    """Return whether true labels took part: in the task, in what it starts from, in its teacher, or in the student
+    whose predictions it learns.
 
     A simulated teacher knows those of this data set; a supervised one learnt from those of other driving scenes.
     """
     known = teacher or {}
-    earlier = (initial or {}).get("reads_labels") or known.get("simulated") or known.get("supervised")
-    return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier)
+    earlier = any((one or {}).get("reads_labels") for one in (initial, student))
+    return (
+        isinstance(recipe.settings(task), LabelledConfig)
+        or earlier
+        or bool(known.get("simulated") or known.get("supervised"))
+    )
 
 
 def teacher_of(store: Store, ref: Ref, initial: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -141,6 +158,7 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "written": start.get("written", {}),
         "initial": start.get("initial"),
         "teacher": start.get("teacher"),
+        "student": start.get("student"),
         "tables": with_upstream(store, tables, start["tables"]),
         "ontology": {**start["ontology"], "labels": start["identity"]["ontology"], "classes": start["class_names"]},
         "versions": start["versions"],

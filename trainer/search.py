@@ -36,7 +36,7 @@ from trainer.config import Recipe, TrainerError
 from trainer.learner import N_INPUTS
 from trainer.minkunet import build_network
 from trainer.predict import Columns, Sweeps, identity_of, load_learnt, n_outputs_of, run_over
-from trainer.train import pin
+from trainer.predictions import pin
 
 VERSION = 1
 """Raised when the code changes what a similarity is."""
@@ -95,7 +95,7 @@ def finished_pretraining(recipe: Recipe) -> Path:
 
 def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     """Raise TrainerError if the pre-training learnt vectors of another text encoder than the query's."""
-    name = pin(recipe, "pretrain")
+    name = pin(recipe.name, "pretrain")
     learnt = store.read_ref(name).tables.get("text") if name in store.refs() else None
     manifest = store.read_manifest("text", learnt.fingerprint) if learnt else None
     changes = differences(encoder_of(manifest.identity.get("settings", {})), query.encoder) if manifest else []

@@ -31,6 +31,7 @@ from trainer.config import Recipe, Task, TrainerError
 from trainer.learner import Learner
 from trainer.losses import Counts, Whole, counts, segmentation_loss, soft_text_target, tmp_loss
 from trainer.objective import Objective, Terms
+from trainer.predictions import pin, with_student
 from trainer.ranks import ALONE, Ranks, joined
 from trainer.sparse import Engine, check_engine, open_engine
 from trainer.supervised import finetuning, full_supervision, probing
@@ -78,7 +79,8 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
 
 
 def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
-    """Return the learning of pseudo-labels, one output per class and one for "none".
+    """Return the learning of pseudo-labels, or of what `distill.student` predicted, one output per class and one for
+    "none".
 
     The paper (arXiv 2405.15286), annotation-free training; points whose pseudo-label is 0 teach nothing.
     """
@@ -109,9 +111,16 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
     return Objective(
         task="distill",
         settings=settings,
-        stages=("points", "target"),
+        stages=("points", "predict" if settings.student else "target"),
         broadcast=(),
-        make_sample=partial(data.target_sample, recipe.voxels, recipe.augment, class_names, confident=confident),
+        make_sample=partial(
+            data.target_sample,
+            recipe.voxels,
+            recipe.augment,
+            class_names,
+            confident=confident,
+            least=settings.least,
+        ),
         n_outputs=n_outputs,
         normalise_output=False,
         lr_trunk=settings.lr_trunk,
@@ -156,12 +165,14 @@ class Run:
     initial: Path | None
     ancestor: Mapping[str, Any] | None
     teacher: Mapping[str, Any] | None
+    student: Mapping[str, Any] | None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the result depends on, readable; a run is continued only where it is the same."""
         recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
-        for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
+        # no influence; and initial weights and tables count, not where they lie
+        for name in ("keep_every", "init", "student"):
             settings.pop(name, None)
         identity: dict[str, Any] = plain(
             {
@@ -207,9 +218,10 @@ class Run:
                 self.ancestor,
                 record.made_with(self.tables.store, self.used),
             ),
-            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher),
+            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher, self.student),
             "initial": self.ancestor,
             "teacher": self.teacher,
+            "student": self.student,
             "n_outputs": self.objective.n_outputs,
             "tables": {
                 name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
@@ -255,8 +267,10 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
                 record.write_record(run.recipe, task, store)
             return earlier.path
         console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
+        if run.student:
+            console.print(f"{task}: learning what {run.student['file']} predicted, in place of pseudo-labels")
         if ranks.is_first:
-            store.write_ref(pin(recipe, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
+            store.write_ref(pin(recipe.name, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
         try:
             path = learn(run, earlier, lock if ranks.is_first else None, console)
         except KeyboardInterrupt:
@@ -276,13 +290,16 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine, ranks)
     recipe = recipe.seen_by(task)
+    student = None
+    if task == "distill" and recipe.distill.student:
+        ref, student = with_student(recipe, store, ref)
     objective = OBJECTIVES[task](recipe, store, ref, device)
     tables = data.Tables(store, ref, objective.stages)
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = data.select_frames(tables, objective.settings.split, recipe.data.dataset, excluded, objective.every)
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
     initial = initial_checkpoint(recipe, task, objective.init)
-    ancestor = record.ancestor(initial) if initial else None
+    ancestor = record.ancestor(initial, official.read_document(initial)) if initial else None
     return Run(
         recipe=recipe,
         objective=objective,
@@ -296,7 +313,8 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
         used=used,
         initial=initial,
         ancestor=ancestor,
-        teacher=record.teacher_of(store, ref, ancestor),
+        teacher=student.get("teacher") if student else record.teacher_of(store, ref, ancestor),
+        student=student,
     )
 
 
@@ -598,11 +616,6 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
     return found
 
 
-def pin(recipe: Recipe, task: str) -> str:
-    """Return the name of the ref that keeps the tables of a run."""
-    return f"runs/{recipe.name}-{task}"
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """Hold the lock of a run's folder and yield its file descriptor; raises TrainerError if another run holds it."""
@@ -659,7 +672,8 @@ def move_aside(store: Store, run: Run) -> None:
     while (aside := run.folder.with_name(f"{run.folder.name}.old-{number}")).exists():
         number += 1
     try:
-        store.write_ref(pin(run.recipe, aside.name), store.read_ref(pin(run.recipe, run.folder.name)))
+        name = run.recipe.name
+        store.write_ref(pin(name, aside.name), store.read_ref(pin(name, run.folder.name)))
     except StoreError:
         pass  # it never came to pin a table, or the store is another one
     run.folder.rename(aside)

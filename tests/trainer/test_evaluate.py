@@ -17,7 +17,8 @@ from manifests.store import Manifest, Ref, StoreError, TableRef
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.evaluate import evaluate
-from trainer.predict import predict, predict_identity, shard_key
+from trainer.predict import predict, predict_identity
+from trainer.predictions import shard_key
 from trainer.train import train
 
 LABEL = np.array([0, 1, 1, 2, 2, 2, 3, 3], np.uint8)
