@@ -20,7 +20,7 @@ TRAINER := pretrain distill probe finetune supervised predict submit evaluate sc
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench docs clean recipe city demo export query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: help setup test lint check bench ladder docs clean recipe city demo export query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ check: lint test ## lint, then test
 bench: setup ## time and bytes against the usual way, side by side
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/run.py $(ARGS)
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/network.py $(NETWORK_ARGS)
+
+ladder: export OMP_NUM_THREADS = 1
+ladder: setup ## what each part of the method adds, on the synthetic city; goes on where it stopped
+	@$(PY) -m pipeline city data/city_bench --size bench
+	@PYTHONPATH=. $(PY) -m bench.ladder $(ARGS)
 
 docs: setup ## write docs/data.md anew from the table schemas
 	@$(PY) -m pipeline docs
