@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def gain(own: Mapping[int | None, float], other: Mapping[int | None, float]) -> 
     if not differences:
         return None
     middle = mean(differences)
-    return Gain(middle, sum(math.copysign(1, one) == math.copysign(1, middle) for one in differences), len(differences))
+    return Gain(middle, sum(one * middle > 0 for one in differences), len(differences))
 
 
 def lines_of(rungs: Mapping[str, Rung], records: Records) -> list[Line]:
