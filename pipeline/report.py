@@ -198,6 +198,7 @@ def write_report(
             frames=frames,
             quality=quality,
             tables_of_labels=[(item, item.scores()) for item in tables_of_labels],
+            judged=any(item.confusion for item in tables_of_labels),
             learnt=learnt_classes(tables_of_labels, recipe.ontology),
             n_frames_in_all=len(browser.places()),
             has=set(browser.tables),
