@@ -133,7 +133,8 @@ def test_frames_of_another_car_without_truth_are_voted_on_and_judged_in_the_repo
     browser = built(recipe, "target")
     group, vote, *_ = label_quality(pairs(browser, ""), recipe.ontology)
     assert (group.table, vote.table, group.n_frames) == ("group", "vote", 3)
-    assert agreement_of(vote) > agreement_of(group) > 0
+    # these random weights name nearly all alike, so frames agree whatever the vote does; what counts is that they meet
+    assert 1 >= agreement_of(vote) >= agreement_of(group) > 0 and vote.met.sum() > group.met.sum() > 1000
     assert vote.labelled_seen >= group.labelled_seen and vote.labelled_unseen > group.labelled_unseen == 0
     assert group.scores() == {} == vote.scores()
 
