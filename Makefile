@@ -3,12 +3,16 @@
 # RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
 # ARGS    passed on as it stands, for example ARGS="--set group.min_points=5"
 # OUT     where to write an export
+# TABLES  what to share: stages, or pack for all that training reads
+# ARCHIVE the file that tables are shared as
 # WORDS   what to ask the map for
 # SIZE    of the city in make demo: demo, or tiny for a quick one
 PYTHON ?= python3.11
 RECIPE ?=
 ARGS ?=
 OUT ?= export/$(RECIPE)
+TABLES ?= pack
+ARCHIVE ?=
 WORDS ?=
 SIZE ?= demo
 PY := .venv/bin/python
@@ -20,7 +24,7 @@ TRAINER := pretrain distill probe finetune supervised predict submit evaluate sc
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint check bench ladder docs clean recipe city demo export query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs clean recipe city demo export share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +111,13 @@ $(STAGES): recipe setup
 export: recipe setup ## segments and point labels as the official scripts write them, into OUT
 	@$(PY) -m pipeline export "$(RECIPE)" "$(OUT)" $(ARGS)
 
+##@ Handing tables on
+share: recipe archive setup ## TABLES with their manifests and a licence note as one file, ARCHIVE=city.tar
+	@$(PY) -m pipeline store export "$(RECIPE)" $(TABLES) "$(ARCHIVE)" $(ARGS)
+
+receive: archive setup ## check such a file and take its tables in; ARGS="--into STORE" where it is not ./store
+	@$(PY) -m pipeline store import "$(ARCHIVE)" $(ARGS)
+
 ##@ Asking about tables
 doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
 plan: ## what would run, why, and how many GB
@@ -144,6 +155,9 @@ scores: ## all scores of a recipe in one table
 $(TRAINER): export OMP_NUM_THREADS = 1
 $(TRAINER): recipe setup
 	@$(PY) -m trainer $@ "$(RECIPE)" $(ARGS)
+
+archive:
+	@test -n "$(ARCHIVE)" || { echo "make: this target needs a file, for example: ARCHIVE=city.tar" >&2; exit 2; }
 
 recipe:
 	@test -n "$(RECIPE)" || { echo "make: this target needs a recipe, for example: make $(firstword $(MAKECMDGOALS)) RECIPE=nuscenes_mini" >&2; exit 2; }

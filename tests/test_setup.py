@@ -417,4 +417,15 @@ def test_help_tells_of_every_target() -> None:
     database = make("-p", "-n", "help").stdout
     targets = next(line for line in database.splitlines() if line.startswith(".PHONY:")).split()[1:]
     assert len(targets) > 20
-    assert [target for target in targets if target != "recipe" and f"  {target} " not in told] == []
+    asked = {"recipe", "archive"}  # what others need: is it given?
+    assert [target for target in targets if target not in asked and f"  {target} " not in told] == []
+
+
+def test_tables_are_handed_on_by_name_of_a_file() -> None:
+    given = ("RECIPE=city", "ARCHIVE=out/city.tar")
+    printed = make("-n", "share", *given, "TABLES=points pairs", "ARGS=--licence L").stdout
+    assert '.venv/bin/python -m pipeline store export "city" points pairs "out/city.tar" --licence L' in printed
+    assert '"city" pack "out/city.tar"' in make("-n", "share", *given).stdout
+    assert 'store import "out/city.tar"' in make("-n", "receive", given[1]).stdout
+    for without in (make("share", "RECIPE=city"), make("receive")):
+        assert without.returncode == 2 and without.stdout == "" and "ARCHIVE=city.tar" in without.stderr
