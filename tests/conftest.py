@@ -5,9 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.manifests.s3_server import Server
 
 # Read by the libraries when they load, so set here, before any test module is imported. MinkowskiEngine gives the same
 # bits in every run only with one thread.
@@ -41,6 +45,15 @@ def shared() -> Path:
             pytest.fail(absent)
         pytest.skip(absent)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+    """moto's S3 server, started for the first test that wants it."""
+    from tests.manifests.s3_server import run_moto
+
+    with run_moto(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,237 +1,243 @@
-"""A server that speaks as much of the S3 protocol as Arrow's client asks for, over real sockets, with faults on demand.
+"""moto's S3 server in a process of its own, and a line to a server that fails on demand.
 
-Ours, and not moto's: moto needs botocore, which takes no python-dateutil as new as the pinned one. It keeps objects in
-memory, makes them visible when they are complete, lists, serves ranges, and takes uploads in parts. Signatures are not
-checked; only the name of the key is.
+What a store does on S3 is tested against moto, over real sockets. What moto cannot do is ours: a `Line` stands between
+client and server. It passes every request on, or breaks off in the middle of one or of its answer, or answers late, or
+says in the server's place that it has too much to do or that credentials have expired. Of S3 it knows the form of an
+error alone.
 """
 
 from __future__ import annotations
 
-import hashlib
+import http.client
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import formatdate
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
 
-KEY = "test-key"
+REGION = "us-east-1"
+ANSWERED = re.compile(r'"(?:\x1b\[[\d;]*m)*([A-Z]+) (\S+) HTTP/1.1(?:\x1b\[[\d;]*m)*" (\d+)')
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request: what for, the range it wanted, and how many bytes of an object went out."""
-
-    method: str
-    path: str
-    range: str | None = None
-    sent: int = 0
+def uri_of(bucket: str, port: int, key: str = "key", secret: str = "secret") -> str:
+    """Return the URI of a store in a bucket behind a port of this machine."""
+    return f"s3://{key}:{secret}@{bucket}/store?endpoint_override=127.0.0.1:{port}&scheme=http&region={REGION}"
 
 
 @dataclass
-class Bucket:
-    """What the server holds and was asked; `fault` may answer in its place, and says what it does."""
+class Server:
+    """moto's server: where it listens, and the log of what it answered."""
 
-    objects: dict[str, bytes] = field(default_factory=dict)
-    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
-    fault: Callable[[str, str], str | None] = lambda method, path: None
+    port: int
+    log: Path
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def client(self, service: str) -> Any:
+        """Return a client of a service that moto offers, of Amazon's library and not Arrow's."""
+        import boto3
+
+        address = {"endpoint_url": f"http://127.0.0.1:{self.port}", "region_name": REGION}
+        return boto3.client(service, **address, aws_access_key_id="key", aws_secret_access_key="secret")
+
+    @cached_property
+    def s3(self) -> Any:
+        """The client of S3."""
+        return self.client("s3")
+
+    def bucket(self) -> Bucket:
+        """Return a bucket of a new name, with nothing in it."""
+        bucket = Bucket(self, f"bucket-{next(self.numbers)}")
+        self.s3.create_bucket(Bucket=bucket.name)
+        return bucket
+
+    @contextmanager
+    def checking_signatures(self) -> Iterator[None]:
+        """Have keys, rights and signatures checked, which moto leaves alone outside the block."""
+
+        def leave_alone(n_requests: str) -> None:
+            address = f"http://127.0.0.1:{self.port}/moto-api/reset-auth"
+            kind = {"Content-Type": "text/plain"}
+            urllib.request.urlopen(urllib.request.Request(address, n_requests.encode(), kind, method="POST")).close()
+
+        leave_alone("0")
+        try:
+            yield
+        finally:
+            leave_alone("inf")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of the server."""
+
+    server: Server
+    name: str
+
+    def uri(self, key: str = "key", secret: str = "secret") -> str:
+        """Return the URI of a store in this bucket."""
+        return uri_of(self.name, self.server.port, key, secret)
+
+    def objects(self) -> dict[str, bytes]:
+        """Return every object by its key."""
+        listed = self.server.s3.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return {one["Key"]: self.read(one["Key"]) for one in listed}
+
+    def read(self, key: str) -> bytes:
+        """Return an object."""
+        return bytes(self.server.s3.get_object(Bucket=self.name, Key=key)["Body"].read())
+
+    def put(self, key: str, content: bytes) -> None:
+        """Make an object, or another one of one that is there."""
+        self.server.s3.put_object(Bucket=self.name, Key=key, Body=content)
+
+    def answered(self) -> list[tuple[str, str, int]]:
+        """Return method, path within the bucket, and status of every request so far."""
+        found = [match.groups() for match in ANSWERED.finditer(self.server.log.read_text())]
+        own = f"/{self.name}/"
+        return [(method, path.removeprefix(own), int(status)) for method, path, status in found if path.startswith(own)]
+
+
+@contextmanager
+def run_moto(folder: Path) -> Iterator[Server]:
+    """Run moto's server on a free port of this machine, with its log in a folder."""
+    log = folder / "moto.log"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", "0"]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            until = time.monotonic() + 120
+            while not (listens := re.search(r"http://127\.0\.0\.1:(\d+)\s", log.read_text())):
+                assert process.poll() is None and time.monotonic() < until, f"moto did not start: {log.read_text()}"
+                time.sleep(0.05)
+            yield Server(int(listens[1]), log)
+        finally:
+            process.terminate()
+
+
+# -- what moto cannot do -----------------------------------------------------------------------------------------------
+
+STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400, "AccessDenied": 403}
+
+
+@dataclass
+class Line:
+    """A line to a server, and how many of the next requests of which method and path fail on it, and how."""
+
+    server_port: int
     port: int = 0
+    left: int = 0
+    what: str = ""
+    method: str = ""
+    path: str = ""
+    sent_bytes: int = 0  # of objects and lists, to the client
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def uri(self, prefix: str = "store", key: str = KEY) -> str:
-        return f"s3://{key}:secret@bucket/{prefix}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
-
     def fails(self, times: int, what: str, method: str = "", path: str = "") -> None:
-        """Have the next requests of a method whose path holds `path` fail: an S3 error code, "cut" or "cut upload"."""
-        left = [times]
+        """Have requests of a method whose path holds `path` fail.
 
-        def fault(asked_method: str, asked_path: str) -> str | None:
-            if left[0] and method in asked_method and path in asked_path:
-                left[0] -= 1
-                return what
-            return None
+        `what` is the code of an S3 error, "cut upload" (within the request), "cut" (within the answer) or "late".
+        """
+        with self.lock:
+            self.left, self.what, self.method, self.path = times, what, method, path
 
-        self.fault = fault
+    def fault(self, method: str, path: str) -> str:
+        """Return how a request fails, or nothing."""
+        with self.lock:
+            if not (self.left and self.method in method and self.path in path):
+                return ""
+            self.left -= 1
+            return self.what
 
 
-STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400, "AccessDenied": 403, "NoSuchKey": 404}
+LATE_S = 4.0  # Arrow's client gives up a connection on which nothing came for three seconds
 
 
-class Handler(BaseHTTPRequestHandler):
+class Passing(BaseHTTPRequestHandler):
+    """One connection of a client: every request goes to the server over a connection of its own."""
+
     protocol_version = "HTTP/1.1"
-    bucket: Bucket
+    line: Line
 
     def log_message(self, *_: object) -> None:
         return None
 
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def refuse(self, code: str) -> None:
-        text = f"<Error><Code>{code}</Code><Message>{code} was asked for by the test</Message></Error>"
-        self.answer(STATUS[code], text.encode(), Content_Type="application/xml", Connection="close")
-        self.close_connection = True
-
     def body(self) -> bytes:
-        """Return what came with the request; the client's way to sign while it sends wraps it in chunks."""
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while n_bytes := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(n_bytes))
-                self.rfile.readline()
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while n_bytes := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(n_bytes))
             self.rfile.readline()
-            content = b"".join(parts)
-        if "aws-chunked" not in self.headers.get("Content-Encoding", ""):
-            return content
-        out = bytearray()
-        while content:
-            size, _, content = content.partition(b"\r\n")
-            n_bytes = int(size.split(b";")[0], 16)
-            if not n_bytes:
-                break
-            out += content[:n_bytes]
-            content = content[n_bytes + 2 :]
-        return bytes(out)
+        self.rfile.readline()
+        return b"".join(parts)
 
     def handle_one(self) -> None:
-        parts = urlsplit(self.path)
-        path = unquote(parts.path)
-        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        key = path.removeprefix("/bucket").lstrip("/")
-        with self.bucket.lock:
-            fault = self.bucket.fault(self.command, key)
-        if fault == "cut upload":  # the line breaks in the middle of what the client sends
+        fault = self.line.fault(self.command, self.path)
+        if fault == "cut upload":
             self.rfile.read(64)
             self.close_connection = True
             return
         content = self.body()
-        if f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
-            fault = "AccessDenied"
-        if fault and fault != "cut":
-            self.bucket.asked.append(Asked(self.command, key))
-            return self.refuse(fault)
-        if not path.startswith("/bucket"):
-            return self.refuse("NoSuchKey")
-        getattr(self, f"on_{self.command.lower()}")(key, query, content, cut=fault == "cut")
+        if fault in STATUS:
+            text = f"<Error><Code>{fault}</Code><Message>{fault} was asked for by the test</Message></Error>".encode()
+            self.answer(STATUS[fault], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)
+            self.close_connection = True
+            return
+        there = http.client.HTTPConnection("127.0.0.1", self.line.server_port)
+        kept = {name: text for name, text in self.headers.items() if name.lower() != "transfer-encoding"}
+        there.request(self.command, self.path, content, kept | {"Content-Length": str(len(content))})
+        with there.getresponse() as answer:
+            body = answer.read()
+            headers = [(name, text) for name, text in answer.getheaders() if name.lower() != "connection"]
+        there.close()
+        if fault == "late":
+            time.sleep(LATE_S)
+        if fault == "cut":
+            body = body[: len(body) // 2]
+        self.close_connection = bool(fault)
+        self.answer(answer.status, headers, body)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
 
-    def on_head(self, key: str, query: dict[str, str], content: bytes, cut: bool) -> None:
-        if not key:
-            return self.answer(200)
-        self.on_get(key, query, content, cut)
+    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, text in headers:
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.line.sent_bytes += len(body)
 
-    def on_get(self, key: str, query: dict[str, str], content: bytes, cut: bool) -> None:
-        if not key or "list-type" in query:
-            return self.list(query)
-        value = self.bucket.objects.get(key)
-        if value is None:
-            return self.refuse("NoSuchKey")
-        status, piece, headers = 200, value, {}
-        wanted = self.headers.get("Range")
-        if wanted:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            piece = value[int(first) : int(last) + 1]
-            status = 206
-            headers["Content_Range"] = f"bytes {first}-{int(first) + len(piece) - 1}/{len(value)}"
-        self.bucket.asked.append(Asked(self.command, key, wanted, len(piece) if self.command == "GET" else 0))
-        headers |= {"ETag": f'"{hashlib.md5(value).hexdigest()}"', "Last_Modified": formatdate(usegmt=True)}
-        if cut:  # the line breaks in the middle of what the server sends
-            self.send_response(status)
-            for name, text in {"Content-Length": str(len(piece)), **headers}.items():
-                self.send_header(name.replace("_", "-"), text)
-            self.end_headers()
-            self.wfile.write(piece[: len(piece) // 2])
-            self.close_connection = True
-            return
-        if self.command == "HEAD":
-            headers["Content_Length"] = str(len(value))
-        self.answer(status, piece, **headers)
 
-    def list(self, query: dict[str, str]) -> None:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        self.bucket.asked.append(Asked("LIST", prefix))
-        found: list[str] = []
-        folders: set[str] = set()
-        for key in sorted(self.bucket.objects):
-            if key.startswith(prefix):
-                head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
-                if mark:
-                    folders.add(prefix + head + mark)
-                else:
-                    found.append(key)
-        text = "".join(
-            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.bucket.objects[key])}</Size>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key in found
-        )
-        text += "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders))
-        body = (
-            f"<ListBucketResult><Name>bucket</Name><Prefix>{escape(prefix)}</Prefix>"
-            f"<KeyCount>{len(found) + len(folders)}</KeyCount><IsTruncated>false</IsTruncated>{text}</ListBucketResult>"
-        )
-        self.answer(200, body.encode(), Content_Type="application/xml")
+class Lines(ThreadingHTTPServer):
+    """Accepts connections; a client that has given one up is no news."""
 
-    def on_put(self, key: str, query: dict[str, str], content: bytes, cut: bool) -> None:
-        self.bucket.asked.append(Asked("PUT", key))
-        with self.bucket.lock:
-            if "uploadId" in query:
-                self.bucket.uploads[query["uploadId"]][int(query["partNumber"])] = content
-            else:
-                self.bucket.objects[key] = content
-        self.answer(200, ETag=f'"{hashlib.md5(content).hexdigest()}"')
+    daemon_threads = True
 
-    def on_post(self, key: str, query: dict[str, str], content: bytes, cut: bool) -> None:
-        self.bucket.asked.append(Asked("POST", key))
-        with self.bucket.lock:
-            if "uploads" in query:
-                upload = f"upload-{len(self.bucket.uploads)}"
-                self.bucket.uploads[upload] = {}
-                text = (
-                    f"<InitiateMultipartUploadResult><Bucket>bucket</Bucket><Key>{escape(key)}</Key>"
-                    f"<UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
-                )
-            else:
-                parts = self.bucket.uploads[query["uploadId"]]
-                self.bucket.objects[key] = b"".join(parts[number] for number in sorted(parts))
-                text = (
-                    f"<CompleteMultipartUploadResult><Bucket>bucket</Bucket><Key>{escape(key)}</Key>"
-                    '<ETag>"made-of-parts"</ETag></CompleteMultipartUploadResult>'
-                )
-        self.answer(200, text.encode(), Content_Type="application/xml")
-
-    def on_delete(self, key: str, query: dict[str, str], content: bytes, cut: bool) -> None:
-        self.bucket.asked.append(Asked("DELETE", key))
-        with self.bucket.lock:
-            if "uploadId" in query:
-                self.bucket.uploads.pop(query["uploadId"], None)
-            else:
-                self.bucket.objects.pop(key, None)
-        self.answer(204)
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager
-def serve() -> Iterator[Bucket]:
-    """Run a server with one empty bucket named `bucket` on a free port of this machine."""
-    bucket = Bucket()
-    handler: Any = type("HandlerOfOne", (Handler,), {"bucket": bucket})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    bucket.port = server.server_address[1]
+def line_to(server_port: int) -> Iterator[Line]:
+    """Run a line to a server on a free port of this machine."""
+    line = Line(server_port)
+    handler: Any = type("PassingOn", (Passing,), {"line": line})
+    server = Lines(("127.0.0.1", 0), handler)
+    line.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield bucket
+        yield line
     finally:
         server.shutdown()
         server.server_close()

@@ -22,7 +22,7 @@ from manifests.fingerprint import digest
 from manifests.rows import to_table
 from manifests.schema import TARGET, signature
 from manifests.store import Manifest, Ref, Store, StoreError, TableRef
-from tests.manifests.s3_server import serve
+from tests.manifests.s3_server import Server
 
 IDENTITY = {"stage": "target", "version": 1, "columns": signature(TARGET), "settings": {}, "needs": {}}
 FINGERPRINT, KEY = digest(IDENTITY), "00aa11bb22cc"
@@ -80,12 +80,11 @@ def test_the_same_tables_give_the_same_archive_and_any_tar_program_reads_it(pack
         assert all(member.isreg() for member in tar) and len(tar.getnames()) == 7
 
 
-def test_tables_travel_from_a_bucket_and_into_one(packed: Path, tmp_path: Path) -> None:
-    with serve() as bucket:
-        there = Store.open(bucket.uri())
-        assert unpack(packed, there).n_new == 2
-        there.write_ref("recipe", Store.open(tmp_path / "from").read_ref("recipe"))
-        pack(there, "recipe", ["target"], "For tests only.\n", tmp_path / "back.tar")
+def test_tables_travel_from_a_bucket_and_into_one(packed: Path, tmp_path: Path, s3: Server) -> None:
+    there = Store.open(s3.bucket().uri())
+    assert unpack(packed, there).n_new == 2
+    there.write_ref("recipe", Store.open(tmp_path / "from").read_ref("recipe"))
+    pack(there, "recipe", ["target"], "For tests only.\n", tmp_path / "back.tar")
     with tarfile.open(packed) as one, tarfile.open(tmp_path / "back.tar") as other:
         assert one.getnames() == other.getnames()
         assert [file.size for file in one if file.name.endswith("t")] == [f.size for f in other if f.name.endswith("t")]

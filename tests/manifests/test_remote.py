@@ -1,4 +1,4 @@
-"""The store on object storage: an S3 server over sockets, a file system without renames, and what goes wrong there."""
+"""The store on object storage: moto's S3 server, a file system without renames, and what goes wrong there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from manifests.remote import RangeFile, Unreachable, patiently
 from manifests.rows import to_table
 from manifests.schema import TARGET
 from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
-from tests.manifests.s3_server import Bucket, serve
+from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
 
@@ -42,11 +43,23 @@ def write(store: Store, shard: str = "scene-1", n_rows: int = 3, n_points: int =
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """An S3 server of its own; the store waits no longer than a hundredth of a second between tries."""
+def bucket(s3: Server) -> Bucket:
+    """An empty bucket on moto's server."""
+    return s3.bucket()
+
+
+@pytest.fixture
+def line(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """A line to the server that fails on demand; a store waits no longer than a hundredth of a second between tries."""
     monkeypatch.setattr(remote, "WAITS_S", (0.01, 0.01))
-    with serve() as bucket:
-        yield bucket
+    with line_to(s3.port) as line:
+        yield line
+
+
+@pytest.fixture
+def over_line(bucket: Bucket, line: Line) -> Store:
+    """A store in the bucket, over the line."""
+    return Store.open(uri_of(bucket.name, line.port))
 
 
 class NoMove(pafs.FSSpecHandler):
@@ -102,23 +115,24 @@ def test_a_shard_has_the_same_bytes_on_s3_as_on_disk(bucket: Bucket, tmp_path: P
     there, here = write(Store.open(bucket.uri())), write(Store.open(tmp_path))
     assert there == here
     path = f"target/{FINGERPRINT}/{here.name}"
-    assert bucket.objects[f"store/{path}"] == (tmp_path / path).read_bytes()
+    assert bucket.read(f"store/{path}") == (tmp_path / path).read_bytes()
 
 
-def test_a_row_is_read_by_ranges_and_not_with_the_whole_file(bucket: Bucket) -> None:
-    store = Store.open(bucket.uri())
-    shard = write(store, n_rows=8, n_points=300_000)
-    assert shard.bytes > 4_000_000  # larger than the client's buffer: it went up in parts
-    bucket.asked.clear()
-    row = store.open_shard("target", FINGERPRINT, shard).row(5, ["frame_id", "seen"])
-    assert row["frame_id"] == "scene-1/5" and len(row["seen"]) == 300_000
-    reads = [asked for asked in bucket.asked if asked.method == "GET"]
-    assert reads and all(asked.range for asked in reads)
-    assert sum(asked.sent for asked in reads) < 0.1 * shard.bytes
+def test_a_row_is_read_by_ranges_and_not_with_the_whole_file(bucket: Bucket, line: Line, over_line: Store) -> None:
+    shard = write(over_line, n_rows=16, n_points=500_000)
+    uploads = [method for method, path, _ in bucket.answered() if ".parquet?" in path and "upload" in path]
+    assert shard.bytes > 12_000_000 and uploads.count("PUT") > 1  # it went up in parts
+    n_bytes_before, n_before = line.sent_bytes, len(bucket.answered())
+    row = over_line.open_shard("target", FINGERPRINT, shard).row(5, ["frame_id", "seen"])
+    assert row["frame_id"] == "scene-1/5" and len(row["seen"]) == 500_000
+    reads = [status for method, _, status in bucket.answered()[n_before:] if method == "GET"]
+    assert reads and set(reads) == {206}  # partial content
+    assert line.sent_bytes - n_bytes_before < 0.1 * shard.bytes
 
 
-def test_the_name_of_a_store_shows_no_password(bucket: Bucket) -> None:
-    assert "secret" in bucket.uri() and Store.open(bucket.uri()).place == "s3://bucket/store"
+def test_the_name_of_a_store_shows_no_password() -> None:
+    uri = uri_of("bucket", 9)
+    assert "secret" in uri and Store.open(uri).place == "s3://bucket/store"
     with pytest.raises(StoreError) as caught:
         Store.open("s3://key:secret@bucket/store?nonsense=1")
     assert "secret" not in str(caught.value) and "cannot be opened" in str(caught.value)
@@ -149,25 +163,31 @@ def test_forked_processes_read_over_connections_of_their_own(bucket: Bucket) -> 
 
 
 @pytest.mark.parametrize("fault", ["SlowDown", "InternalError", "cut"])
-def test_reading_outlives_an_error_that_passes(bucket: Bucket, fault: str) -> None:
-    store = Store.open(bucket.uri())
-    shard = write(store)
-    expected = store.read("target", FINGERPRINT, shard)
-    bucket.fails(1, fault, "GET")
-    assert store.open_shard("target", FINGERPRINT, shard).table().equals(expected)
-    bucket.fails(1, fault, "GET")
-    assert store.damage("target", FINGERPRINT, shard) is None
-    bucket.fails(1, fault, "GET")
-    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+def test_reading_outlives_an_error_that_passes(line: Line, over_line: Store, fault: str) -> None:
+    shard = write(over_line)
+    expected = over_line.read("target", FINGERPRINT, shard)
+    line.fails(1, fault, "GET")
+    assert over_line.open_shard("target", FINGERPRINT, shard).table().equals(expected)
+    line.fails(1, fault, "GET")
+    assert over_line.damage("target", FINGERPRINT, shard) is None
+    line.fails(1, fault, "GET")
+    assert over_line.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+    assert line.left == 0
 
 
 @pytest.mark.parametrize("fault", ["SlowDown", "InternalError", "cut upload"])
-def test_writing_outlives_an_error_that_passes(bucket: Bucket, fault: str) -> None:
-    store = Store.open(bucket.uri())
-    bucket.fails(2, fault, "PUT", ".parquet")
-    shard = write(store)
-    assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
-    assert store.damage("target", FINGERPRINT, shard) is None
+def test_writing_outlives_an_error_that_passes(line: Line, over_line: Store, fault: str) -> None:
+    line.fails(2, fault, "PUT", ".parquet")
+    shard = write(over_line)
+    assert line.left == 0
+    assert over_line.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+    assert over_line.damage("target", FINGERPRINT, shard) is None
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(line: Line, over_line: Store) -> None:
+    shard = write(over_line)
+    line.fails(1, "late", "GET", ".parquet")
+    assert over_line.damage("target", FINGERPRINT, shard) is None and line.left == 0
 
 
 def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,11 +237,13 @@ def test_a_range_that_comes_short_is_read_again_and_never_passed_on(monkeypatch:
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "AccessDenied"])
-def test_credentials_that_are_refused_are_named_and_nothing_is_called_damaged(bucket: Bucket, code: str) -> None:
-    store = Store.open(bucket.uri())
+def test_credentials_that_are_refused_are_named_and_nothing_is_called_damaged(
+    bucket: Bucket, line: Line, over_line: Store, code: str
+) -> None:
+    store = over_line
     shard = write(store)
-    before = dict(bucket.objects)
-    bucket.fails(10**6, code)
+    before = bucket.objects()
+    line.fails(10**6, code)
     for action in (
         lambda: store.read("target", FINGERPRINT, shard),
         lambda: store.damage("target", FINGERPRINT, shard),
@@ -233,33 +255,50 @@ def test_credentials_that_are_refused_are_named_and_nothing_is_called_damaged(bu
         with pytest.raises(StoreError, match="credentials are refused or have expired; renew them") as caught:
             action()
         assert "damaged" not in str(caught.value)
-    assert bucket.objects == before
+    assert before and bucket.objects() == before
 
 
-def test_a_key_that_the_server_does_not_know_is_a_sentence(bucket: Bucket) -> None:
-    with pytest.raises(StoreError, match="credentials are refused"):
-        Store.open(bucket.uri(key="stranger")).refs()
+def test_a_server_that_checks_signatures_takes_ours_and_a_wrong_key_or_secret_is_a_sentence(bucket: Bucket) -> None:
+    iam = bucket.server.client("iam")
+    iam.create_user(UserName="us")
+    rights = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [rights]})
+    iam.put_user_policy(UserName="us", PolicyName="all", PolicyDocument=document)
+    known = iam.create_access_key(UserName="us")["AccessKey"]
+    key, secret = known["AccessKeyId"], known["SecretAccessKey"]
+    with bucket.server.checking_signatures():
+        store = Store.open(bucket.uri(key, quote(secret, safe="")))
+        shard = write(store)
+        assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): shard}
+        for uri in (bucket.uri("stranger", "secret"), bucket.uri(key, "wrong")):
+            for action in (
+                lambda store: store.shards("target", FINGERPRINT),
+                lambda store: store.read("target", FINGERPRINT, shard),
+                lambda store: write(store, "scene-2"),
+            ):
+                with pytest.raises(StoreError, match="credentials are refused or have expired; renew them"):
+                    action(Store.open(uri))
+    assert {key.rsplit("/", 1)[1] for key in bucket.objects()} - {""} == {shard.name, f"scene-1.{KEY}.json"}
 
 
-def test_a_server_that_stays_away_is_a_sentence(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.open(bucket.uri())
-    shard = write(store)
+def test_a_server_that_stays_away_is_a_sentence(line: Line, over_line: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write(over_line)
     monkeypatch.setattr(remote, "WAITS_S", ())  # Arrow's own tries take some seconds each
-    bucket.fails(10**6, "SlowDown", "GET", ".parquet")
+    line.fails(10**6, "SlowDown", "GET", ".parquet")
     with pytest.raises(StoreError, match="cannot be read: it was tried 1 times; see that it is up"):
-        store.read("target", FINGERPRINT, shard)
+        over_line.read("target", FINGERPRINT, shard)
 
 
 def test_a_connection_lost_for_good_in_a_write_leaves_nothing_that_counts(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    line: Line, over_line: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.open(bucket.uri())
+    store = over_line
     first = write(store)
     monkeypatch.setattr(remote, "WAITS_S", ())
-    bucket.fails(10**6, "cut upload", "PUT", ".parquet")
+    line.fails(10**6, "cut upload", "PUT", ".parquet")
     with pytest.raises(StoreError, match="cannot be written: it was tried 1 times"):
         write(store, "scene-2")
-    bucket.fails(0, "")
+    line.fails(0, "")
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
     second = write(store, "scene-2")
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first, ("scene-2", KEY): second}
@@ -270,7 +309,7 @@ def test_half_a_file_does_not_count_whatever_lies_beside_it(bucket: Bucket, shar
     store = Store.open(bucket.uri())
     shard = write(store)
     key = f"store/target/{FINGERPRINT}/{shard.name}"
-    bucket.objects[key] = bucket.objects[key][: int(share * shard.bytes)]
+    bucket.put(key, bucket.read(key)[: int(share * shard.bytes)])
     assert store.shards("target", FINGERPRINT) == {}
     with pytest.raises(StoreError, match="is damaged"):
         store.read("target", FINGERPRINT, shard)
@@ -303,16 +342,15 @@ def test_two_writers_of_one_shard_leave_a_whole_one(bucket: Bucket) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_a_sentence(bucket: Bucket) -> None:
-    uri = bucket.uri().replace("@bucket/", "@nowhere/")
     with pytest.raises(StoreError, match="cannot be written"):
-        write(Store.open(uri))
+        write(Store.open(uri_of("nowhere", bucket.server.port)))
 
 
 def test_a_document_larger_than_any_of_a_store_is_not_read(bucket: Bucket, tmp_path: Path) -> None:
     for store in (Store.open(bucket.uri()), Store.open(tmp_path)):
         write(store)
     sidecar = f"target/{FINGERPRINT}/scene-1.{KEY}.json"
-    bucket.objects[f"store/{sidecar}"] = b" " * (33 << 20)
+    bucket.put(f"store/{sidecar}", b" " * (33 << 20))
     with (tmp_path / sidecar).open("wb") as file:
         file.truncate(1 << 40)
     for store in (Store.open(bucket.uri()), Store.open(tmp_path)):
@@ -320,18 +358,17 @@ def test_a_document_larger_than_any_of_a_store_is_not_read(bucket: Bucket, tmp_p
             store.shards("target", FINGERPRINT)
 
 
-def test_verifying_drops_nothing_that_may_not_be_read(bucket: Bucket) -> None:
+def test_verifying_drops_nothing_that_may_not_be_read(line: Line, over_line: Store) -> None:
     """Once, what could not be read counted as damaged, and `verify --drop` would have removed it."""
     from pipeline.runner import damaged_shards
 
-    store = Store.open(bucket.uri())
-    ref = Ref("recipe", {"target": TableRef("target", FINGERPRINT, (write(store),))})
-    bucket.fails(10**6, "ExpiredToken", "GET")
+    ref = Ref("recipe", {"target": TableRef("target", FINGERPRINT, (write(over_line),))})
+    line.fails(10**6, "ExpiredToken", "GET")
     with pytest.raises(StoreError, match="credentials"):
-        damaged_shards(store, ref, lambda _: None)
+        damaged_shards(over_line, ref, lambda _: None)
 
 
 def test_a_sidecar_is_whole_json(bucket: Bucket) -> None:
     shard = write(Store.open(bucket.uri()))
-    document: Any = json.loads(bucket.objects[f"store/target/{FINGERPRINT}/scene-1.{KEY}.json"])
+    document: Any = json.loads(bucket.read(f"store/target/{FINGERPRINT}/scene-1.{KEY}.json"))
     assert document["sha256"] == shard.sha256 and document["bytes"] == shard.bytes

@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from manifests.store import Store
 from pipeline.__main__ import app
-from tests.manifests.s3_server import serve
+from tests.manifests.s3_server import Server
 
 
-def test_a_recipe_keeps_its_tables_in_a_bucket(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_keeps_its_tables_in_a_bucket(
+    shared: Path, tmp_path: Path, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "one.txt").write_text("scene-0008\n")
     recipe = tmp_path / "tiny.toml"
@@ -27,17 +29,17 @@ def test_a_recipe_keeps_its_tables_in_a_bucket(shared: Path, tmp_path: Path, mon
         store = Store.open(uri)
         return {stage: table.shards[0].sha256 for stage, table in store.read_ref("tiny").tables.items()}
 
-    with serve() as bucket:
-        for uri in (bucket.uri(), str(tmp_path / "store")):
-            recipe.write_text(
-                f'[data]\nroot = "{shared / "golden" / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
-                f'[run]\nstore = "{uri}"\n[teacher]\nname = "artifacts"\nfolder = "unused"\n'
-            )
-            assert "points: 1 of 1 shards" in run("run", "points", str(recipe))
-            assert "everything is built already" in run("run", "points", str(recipe))
-            assert "0 damaged" in run("verify", str(recipe))
-        assert tables(bucket.uri()) == tables(str(tmp_path / "store"))
-        assert {"index", "points"} == tables(bucket.uri()).keys()
+    bucket = s3.bucket()
+    for uri in (bucket.uri(), str(tmp_path / "store")):
+        recipe.write_text(
+            f'[data]\nroot = "{shared / "golden" / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
+            f'[run]\nstore = "{uri}"\n[teacher]\nname = "artifacts"\nfolder = "unused"\n'
+        )
+        assert "points: 1 of 1 shards" in run("run", "points", str(recipe))
+        assert "everything is built already" in run("run", "points", str(recipe))
+        assert "0 damaged" in run("verify", str(recipe))
+    assert tables(bucket.uri()) == tables(str(tmp_path / "store"))
+    assert {"index", "points"} == tables(bucket.uri()).keys()
 
 
 def test_tables_are_exported_and_imported_by_name(
