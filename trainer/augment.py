@@ -121,6 +121,17 @@ def flipped(xyz_m: NDArray[np.float32], flip_x: bool, flip_y: bool) -> NDArray[n
     return xyz_m * np.array([-1 if flip_x else 1, -1 if flip_y else 1, 1], xyz_m.dtype)
 
 
+def view_of(xyz_m: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+    """Return one of the fixed views that predictions are averaged over, (n, 3); view 0 is the sweep as it is.
+
+    View k is turned about z by k golden angles, which spread evenly however many there are and never bring the cells of
+    a grid back onto one another; odd views are mirrored too.
+    """
+    if number == 0:
+        return xyz_m
+    return flipped(rotated(xyz_m, number * np.pi * (3 - np.sqrt(5))), False, number % 2 == 1)
+
+
 def outside_cuboid(xyz_m: NDArray[np.float32], centre: int, share: float) -> NDArray[np.bool_]:
     """Which points to keep, (n,): all but those strictly inside a box around point ``centre``.
 

@@ -269,12 +269,18 @@ class PredictConfig:
     """Section ``[predict]``: the scenes to predict, and with what.
 
     ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a file instead, ours or an official one,
-    or the folder of a run for its newest.
+    or the folder of a run for its newest. ``views`` is over how many views of each sweep, turned and mirrored, the
+    probabilities of a point are averaged; it takes as many times as long, and 1 is the sweep itself.
     """
 
     split: str = "val"
     of: Student = "distill"
     checkpoint: str = ""
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.views <= 64:
+            raise ValueError(f"views is {self.views}; expected 1..64 views of each sweep")
 
 
 @dataclass(frozen=True)

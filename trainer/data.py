@@ -23,7 +23,7 @@ from manifests.rows import Row
 from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of
 from manifests.splits import load_split
 from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
-from trainer.augment import AugmentConfig, augment
+from trainer.augment import AugmentConfig, augment, view_of
 from trainer.config import TrainerError
 from trainer.voxels import VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
 
@@ -435,14 +435,19 @@ def class_sample(
     return ConfidentBatch(**vars(taught), confidence=torch.from_numpy(sure))
 
 
-def point_sample(voxels: VoxelConfig, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:
-    """Return one frame of table `points`, as it is."""
+def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:
+    """Return fixed views of one frame of table `points` as so many frames; the first is the frame as it is."""
     sweep = sweep_of(rows[0])
-    grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
-    return PointBatch(
-        **voxel_fields(sweep.frame_id, grid),
-        point_voxel=torch.from_numpy(grid.inverse),
-        n_points=torch.tensor([len(sweep.xyz_m)]),
+    grids = (voxelise(view_of(sweep.xyz_m, number), sweep.intensity, voxels) for number in range(views))
+    return join(
+        [
+            PointBatch(
+                **voxel_fields(sweep.frame_id, grid),
+                point_voxel=torch.from_numpy(grid.inverse),
+                n_points=torch.tensor([len(sweep.xyz_m)]),
+            )
+            for grid in grids
+        ]
     )
 
 

@@ -94,7 +94,8 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
     identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe.name, "predict")
     made = {"class_names": wanted, "origin": record.ancestor(path, learnt.document)}
-    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, **made)
+    views = recipe.predict.views
+    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, **made)
 
 
 def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
@@ -121,9 +122,12 @@ def run_over(
     name: str,
     columns: Columns,
     console: Console,
+    views: int = 1,
     **made: Any,
 ) -> TableRef:
     """Run what a checkpoint learnt over all sweeps; return the table of what it says of them, which ref `name` names.
+
+    With several `views` of each sweep, `columns` is given what they say of each point together: see `averaged`.
 
     The table is identified by what `identity` says, the weights and the table of points among it, and each shard by the
     points it was made of: what is there already is not computed again. A frame without points to read keeps its row,
@@ -146,7 +150,7 @@ def run_over(
         progress_bar(console, recipe.run.progress) as bar,
     ):
         shown = bar.add_task(stage, total=sum(tables.file("points", shard).rows for shard in missing))
-        for shard, rows in answered_shards(recipe, tables, missing, network, device, columns):
+        for shard, rows in answered_shards(recipe, tables, missing, network, device, columns, views):
             with store.writer(stage, fingerprint, shard, keys[shard], schema) as writer:
                 for row in rows:
                     writer.append(row)
@@ -185,7 +189,8 @@ def checkpoint_path(recipe: Recipe) -> Path | None:
 
 def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
     """Return what a table of predictions depends on."""
-    return identity_of("predict", VERSION, PREDICT, recipe, weights, points)
+    views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
+    return identity_of("predict", VERSION, PREDICT, recipe, weights, points, **views)
 
 
 def identity_of(
@@ -222,6 +227,7 @@ def answered_shards(
     network: nn.Module,
     device: torch.device,
     columns: Columns,
+    views: int,
 ) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
     """Yield each shard and the rows of its table, in frame order; workers prepare the frames of the next meanwhile."""
     states = {shard: [state for (state,) in tables.states(shard)] for shard in shards}
@@ -231,12 +237,14 @@ def answered_shards(
         for row, state in enumerate(states[shard])
         if state["status"] == "ok"
     ]
-    samples = data.BatchDataset(tables, frames, partial(data.point_sample, recipe.voxels), seed=0)
+    samples = data.BatchDataset(tables, frames, partial(data.point_sample, recipe.voxels, views), seed=0)
     size = recipe.run.batch_size
     numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
     with data.load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
         answers = (
-            frame for batch in loader for frame in answer_batch(network, data.checked_batch(batch), device, columns)
+            frame
+            for batch in loader
+            for frame in answer_batch(network, data.checked_batch(batch), device, columns, views)
         )
         for shard in shards:
             yield shard, (answered_row(state, answers) for state in states[shard])
@@ -250,19 +258,36 @@ def answered_row(state: dict[str, Any], answers: Iterator[dict[str, NDArray[Any]
 
 
 def answer_batch(
-    network: nn.Module, batch: data.PointBatch, device: torch.device, columns: Columns
+    network: nn.Module, batch: data.PointBatch, device: torch.device, columns: Columns, views: int = 1
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each."""
-    counts = batch.n_points.tolist()
+    """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each.
+
+    With several views, so many frames of the batch are one frame, and their voxels' logits are averaged for each point.
+    """
+    counts = batch.n_points.tolist()[::views]
     with torch.inference_mode():
         if len(batch.cells):
             output = network(batch.coords.to(device), batch.features.to(device))
         else:  # no points in any of the frames: there is nothing to run, but the columns have names
             output = torch.zeros(0, int(network.get_parameter("final.kernel").shape[-1]), device=device)
-        values = {name: value.cpu()[batch.point_voxel] for name, value in columns(output).items()}
+        if views == 1:
+            values = {name: value.cpu()[batch.point_voxel] for name, value in columns(output).items()}
+        else:
+            of_views = torch.split(output[batch.point_voxel.to(device)], batch.n_points.tolist())
+            frames = [averaged(of_views[i : i + views]) for i in range(0, len(of_views), views)]
+            values = {name: value.cpu() for name, value in columns(torch.cat(frames)).items()}
     parts = (torch.split(value, counts) for value in values.values())
     for frame in zip(*parts, strict=True):
         yield {name: value.numpy() for name, value in zip(values, frame, strict=True)}
+
+
+def averaged(views: Sequence[Tensor]) -> Tensor:
+    """Return logits (n, classes) that give the mean of the probabilities which several views give the classes but 0.
+
+    `views` are the logits (n, classes) of each. The logit of class 0, which is no answer, is 0.
+    """
+    mean = torch.stack([logits[:, 1:].float().softmax(1) for logits in views]).mean(0)
+    return torch.nn.functional.pad(mean.log(), (1, 0))
 
 
 def classes_of(logits: Tensor) -> dict[str, Tensor]:

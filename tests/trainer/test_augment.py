@@ -20,6 +20,7 @@ from trainer.augment import (
     outside_cuboid,
     resize_pixels,
     rotated,
+    view_of,
 )
 from trainer.voxels import VoxelConfig, voxelise
 
@@ -60,6 +61,15 @@ def test_flips_change_the_sign_of_their_axis_only() -> None:
     assert flipped(xyz, True, False).tolist() == [[-1, 2, 3]]
     assert flipped(xyz, False, True).tolist() == [[1, -2, 3]]
     assert flipped(xyz, False, False).dtype == np.float32
+
+
+def test_fixed_views_are_the_sweep_and_turned_and_mirrored_ones() -> None:
+    xyz = np.array([[1, 0, 5], [0, 2, -1]], np.float32)
+    assert view_of(xyz, 0) is xyz
+    golden = np.radians(137.50776)  # 360 degrees in the golden ratio
+    assert view_of(xyz, 1)[0] == pytest.approx([np.cos(golden), -np.sin(golden), 5], abs=1e-6), "turned, then mirrored"
+    assert view_of(xyz, 2)[1] == pytest.approx([-2 * np.sin(2 * golden), 2 * np.cos(2 * golden), -1], abs=1e-5)
+    assert view_of(xyz, 3).dtype == np.float32
 
 
 def test_a_cuboid_drops_only_points_strictly_inside() -> None:

@@ -9,11 +9,14 @@ import torch
 from rich.console import Console
 
 from manifests.config import ConfigError
-from manifests.store import TableRef
+from manifests.sample import sweep_of
+from manifests.store import StoreError, TableRef
 from trainer import checkpoint, data
+from trainer.augment import view_of
 from trainer.config import TrainerError
+from trainer.evaluate import evaluate
 from trainer.minkunet import build_network
-from trainer.predict import best_class, predict
+from trainer.predict import averaged, best_class, predict
 from trainer.sparse import Minkowski
 from trainer.train import train
 
@@ -37,13 +40,50 @@ def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -
 
     network = build_network(recipe.network, 1, 4, Minkowski()).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = data.point_sample(recipe.voxels, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = data.point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
     with torch.no_grad():
         label, _ = best_class(network(sample.coords, sample.features))
     agree = row["label"] == label[sample.point_voxel].numpy()
     assert agree.mean() > 0.999  # the frame was predicted in a batch of two
     assert set(np.unique(row["label"])) <= {1, 2, 3}
     assert row["confidence"].min() >= 255 // 3
+
+
+def test_views_are_averaged_as_probabilities_of_the_classes() -> None:
+    views = [torch.tensor([[9.0, 0.0, np.log(3)]]), torch.tensor([[-9.0, np.log(3), 0.0]]), torch.tensor([[0.0] * 3])]
+    # the second class has 3/4, 1/4 and 1/2
+    assert averaged(views).exp().tolist() == [pytest.approx([1.0, 0.5, 0.5])]
+    sure = [torch.tensor([[0.0, 200.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 200.0, 0.0]])]
+    assert averaged(sure)[0, 3] == -torch.inf
+    label, confidence = best_class(averaged(sure))
+    assert (label.tolist(), confidence.tolist()) == ([1], [128])
+
+
+def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("predict.views=3")
+    path = train(recipe, "distill", console)
+    table = predict(recipe, console)
+    rows = rows_of(fleet, table)
+
+    network = build_network(recipe.network, 1, 4, Minkowski()).eval()
+    checkpoint.load_weights(checkpoint.load(path), network)
+    sweep = sweep_of(fleet.points_row("v1"))
+    logits = []
+    for xyz_m in (sweep.xyz_m, view_of(sweep.xyz_m, 1), view_of(sweep.xyz_m, 2)):
+        turned = fleet.points_row("v1") | {"xyz_m": xyz_m}
+        sample = data.point_sample(recipe.voxels, 1, [turned], np.random.default_rng(0))
+        with torch.no_grad():
+            logits.append(network(sample.coords, sample.features)[sample.point_voxel])
+    label, confidence = best_class(averaged(logits))
+    assert (rows["v1"]["label"] == label.numpy()).mean() > 0.999  # the frame was predicted in a batch of two
+    assert np.abs(rows["v1"]["confidence"].astype(int) - confidence.numpy().astype(int)).max() <= 2
+
+    plain = predict(fleet.recipe(), console)
+    assert plain.fingerprint != table.fingerprint, "how many views there are is part of what a prediction is"
+    with pytest.raises(StoreError, match=r"are of other settings \(views: \(default\) -> 3\); run: make predict"):
+        evaluate(recipe, console)
+    predict(recipe, console)
+    evaluate(recipe, console)
 
 
 def test_scenes_of_the_split_are_predicted_whole(fleet: Any, console: Console) -> None:

@@ -45,7 +45,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
     }
     network = build_network(recipe.network, 1, 8, Minkowski(), normalise_output=True).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = data.point_sample(recipe.voxels, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = data.point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
     with torch.no_grad():
         features = network(sample.coords, sample.features)[sample.point_voxel].numpy()
     expected = similarity(features, query.vector, fleet.text)
