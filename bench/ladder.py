@@ -220,7 +220,7 @@ class Ladder:
             for stage in TABLES[step.rung.task]
             if stage in tables
         }
-        for rung in filter(None, (step.rung.after if step.rung.seeded else "", step.rung.student)):
+        for rung in filter(None, [step.rung.after if step.rung.seeded else ""]):
             needed = self.plan.needed(step, rung)
             found["weights"][rung] = weights_of(self.plan.run_folder(needed) / needed.rung.task)
         return found
@@ -322,7 +322,7 @@ class Ladder:
             "wall_s": before.get("wall_s", 0.0) if same else 0.0,
             "cpu_s": before.get("cpu_s", 0.0) if same else 0.0,
         }
-        for arguments in plan.commands(step, sections, fresh=bool(before) and not same):
+        for arguments in plan.commands(step, fresh=bool(before) and not same):
             write_text(path, json.dumps(record, indent=1) + "\n")
             started = time.monotonic()
             status, cpu_s = self.launch(arguments, log)

@@ -18,13 +18,14 @@ PLAIN = "none"
 
 TRAINED = ("pretrain", "distill", "probe", "finetune", "supervised")
 STARTS = ("distill", "probe", "finetune")
-"""Tasks whose section says where weights start."""
+"""Tasks whose section says where weights start. Task "predict" trains nothing: it predicts otherwise with another's."""
 
-KEYS = ("part", "title", "task", "labels", "after", "student", "against", "set", "refine")
+KEYS = ("part", "title", "task", "labels", "after", "against", "set", "refine")
 NETWORK = ("data", "voxels", "network", "augment")
 READS: Mapping[str, Sequence[str]] = {
     "labels": ("data", "teacher", "project", "text", "segment", "group", "vote", "correct", "target"),
     **{task: (*NETWORK, task) for task in TRAINED},
+    "predict": (*NETWORK, "predict"),
 }
 """The sections that the result of a task depends on."""
 
@@ -32,7 +33,7 @@ JUDGED_BY = ("correct", "vote", "predict", "evaluate")
 TABLES: Mapping[str, Sequence[str]] = {
     "labels": ("points", "pairs", "target", "label"),
     "pretrain": ("points", "pairs", "text"),
-    **{task: ("points", "target", "label") for task in TRAINED[1:]},
+    **{task: ("points", "target", "label") for task in (*TRAINED[1:], "predict")},
 }
 
 
@@ -57,7 +58,6 @@ class Rung:
     title: str = ""
     labels: str = "group"
     after: str = ""
-    student: str = ""
     against: str = ""
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refine: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Rung:
     def needs(self) -> tuple[str, ...]:
         """The rungs it reads tables, weights or predictions of."""
         labels = (self.labels,) if self.seeded else ()
-        return tuple(dict.fromkeys(name for name in (*labels, self.after, self.student) if name))
+        return tuple(dict.fromkeys(name for name in (*labels, self.after) if name))
 
     def lines(self) -> list[Line]:
         if not self.title:
@@ -115,6 +115,10 @@ def read_rungs(path: Path = LADDER) -> dict[str, Rung]:
         for line in rung.lines():
             if line.against and line.against not in lines:
                 raise ConfigError(f"{path}: {line.name} is compared with {line.against}, and there is no such line")
+        if rung.task == "predict" and (not rung.after or rungs[rung.after].task not in TRAINED[1:]):
+            raise ConfigError(
+                f"{path}: rung {rung.name} predicts with what no rung has trained to; name one in `after`"
+            )
         if rung.seeded and rungs[rung.labels].task != "labels":
             raise ConfigError(f"{path}: rung {rung.name} learns the labels of {rung.labels}, which makes none")
     return rungs
@@ -179,6 +183,10 @@ class Plan:
         """Return the step that a training starts from, if any."""
         return self.needed(step, step.rung.after) if step.rung.seeded and step.rung.after else None
 
+    def student(self, step: Step) -> str:
+        """Return the task whose network is scored in a step."""
+        return self.rungs[step.rung.after].task if step.rung.task == "predict" else step.rung.task
+
     def settings(self, step: Step) -> dict[str, dict[str, Any]]:
         """Return in what a step's recipe differs from the preset: its rung, then the command line, then what it needs.
 
@@ -190,15 +198,16 @@ class Plan:
         for section, key, value in map(parse_override, self.overrides):
             own.setdefault(section, {})[key] = value
         own.setdefault("run", {}).update(runs=str(self.folder / "runs"), progress=False)
-        if rung.seeded:
+        if task in TRAINED:
             own.setdefault(task, {})["seed"] = step.seed
         if task in STARTS:
             start = self.weights(step)
             own[task]["init"] = str(self.run_folder(start) / start.rung.task) if start else ""
-        if task in TRAINED[1:]:
-            own.setdefault("predict", {})["of"] = task
-        if rung.student:
-            own[task]["student"] = self.recipe_name(self.needed(step, rung.student))
+        if task in (*TRAINED[1:], "predict"):
+            own.setdefault("predict", {})["of"] = self.student(step)
+        if task == "predict":
+            start = self.needed(step, rung.after)
+            own["predict"]["checkpoint"] = str(self.run_folder(start) / start.rung.task)
         return own
 
     def sections(self, step: Step) -> dict[str, dict[str, Any]]:
@@ -221,17 +230,12 @@ class Plan:
             write_text(path.parent / preset.name, preset.read_text(encoding="utf-8"))
         write_text(path, recipe_text(preset.stem, self.settings(step)))
 
-    def commands(self, step: Step, sections: Mapping[str, Mapping[str, Any]], fresh: bool) -> list[list[str]]:
+    def commands(self, step: Step, fresh: bool) -> list[list[str]]:
         """Return what makes a step and scores it, as arguments of `python -m`."""
         recipe, task = str(self.recipe_path(step)), step.rung.task
         if task == "labels":
             return [["pipeline", "run", "pack,label", recipe], ["trainer", "evaluate", recipe, "--of", "pseudo"]]
-        before = []
-        if step.rung.student:
-            student = str(self.recipe_path(self.needed(step, step.rung.student)))
-            split = sections[task].get("split", "train")
-            before = [["trainer", "predict", student, "--set", f"predict.split={split}"]]
-        training = [*before, ["trainer", task, recipe, *(["--fresh"] if fresh else [])]]
+        training = [["trainer", task, recipe, *(["--fresh"] if fresh else [])]] if task in TRAINED else []
         if not step.rung.title:
             return training
         judged = [["trainer", "evaluate", recipe, "--set", f"evaluate.refine={name}"] for name in self.refined(step)]
@@ -248,12 +252,12 @@ class Plan:
     def whole(self, step: Step, sections: Mapping[str, Any]) -> str:
         """Return the digest of all settings and commands behind a step's scores."""
         judged = {name: sections.get(name, {}) for name in JUDGED_BY}
-        return digest([self.learnt(step, sections), judged, self.commands(step, sections, fresh=False)])
+        return digest([self.learnt(step, sections), judged, self.commands(step, fresh=False)])
 
     def score_files(self, step: Step) -> dict[str, Path]:
         """Return the file that holds the scores of each line of a step."""
         folder, task = self.run_folder(step), step.rung.task
-        student = {"labels": "-pseudo", "distill": ""}.get(task, f"-{task}")
+        student = "-pseudo" if task == "labels" else "" if self.student(step) == "distill" else f"-{self.student(step)}"
         files = {refine: folder / f"evaluate{student}-{refine.replace('+', '-')}.json" for refine in step.rung.refine}
         plain = f"evaluate{student}.json" if not files else next(iter(files.values())).name
         return {PLAIN: folder / plain, **files} if step.rung.title else {}

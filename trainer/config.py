@@ -166,11 +166,6 @@ class DistillConfig(ClassesConfig):
     ``smoothing``
         What of the target of a voxel goes, in even shares, to the other classes: this times (1 - confidence), 0..1. In
         the cross-entropy only; a label that is wholly sure stays as it is. 0 (the paper) smooths nothing.
-    ``student``
-        Name of another recipe of the store, whose predictions are learnt in place of table ``target`` (self-training);
-        they have to cover ``split``. "": none.
-    ``least``
-        Labels less sure than this, 0..1, teach nothing.
     """
 
     lr_head: float = 2.0
@@ -178,8 +173,6 @@ class DistillConfig(ClassesConfig):
     init: str = "pretrain"
     weight: Weight = "none"
     smoothing: float = 0.0
-    student: str = ""
-    least: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,8 +180,6 @@ class DistillConfig(ClassesConfig):
             raise ValueError(f"weight is {self.weight!r}; choose one of {get_args(Weight)}")
         if not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing is {self.smoothing}; expected a share in 0..1")
-        if not 0 <= self.least <= 1:
-            raise ValueError(f"least is {self.least}; expected a confidence in 0..1")
         check_rate("lr_head", self.lr_head)
         check_rate("lr_trunk", self.lr_trunk)
 

@@ -20,7 +20,7 @@ from manifests.config import ConfigError
 from manifests.fingerprint import plain
 from manifests.ontology import Ontology
 from manifests.rows import Row
-from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of
+from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
 from manifests.splits import load_split
 from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
 from trainer.augment import AugmentConfig, augment, view_of
@@ -390,18 +390,14 @@ def target_sample(
     rng: np.random.Generator,
     *,
     confident: bool = False,
-    least: float = 0.0,
 ) -> TargetBatch:
-    """Return one frame of tables `points` and `target` or `predict`, seen as `augmentation` draws it; raises like
-    `class_sample`.
+    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`.
 
-    With `confident` it is a ConfidentBatch. Labels less sure than `least`, in 0..1, are none.
+    With `confident` it is a ConfidentBatch.
     """
-    label = rows[1]["label"]
-    if least:
-        label = np.where(rows[1]["confidence"] >= 255 * least, label, 0).astype(label.dtype)
-    confidence = rows[1]["confidence"] if confident else None
-    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), label, rng, confidence)
+    target = targets_of(rows[1])
+    confidence = target.confidence if confident else None
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
 
 
 def class_sample(

@@ -20,7 +20,7 @@ from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
 from manifests.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
-from trainer import checkpoint, data, official, record
+from trainer import checkpoint, data, official
 from trainer.config import Recipe, TrainerError
 from trainer.learner import N_INPUTS
 from trainer.minkunet import NetworkConfig, build_network
@@ -93,9 +93,10 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
     identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe.name, "predict")
-    made = {"class_names": wanted, "origin": record.ancestor(path, learnt.document)}
     views = recipe.predict.views
-    return run_over(sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, **made)
+    return run_over(
+        sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, class_names=wanted
+    )
 
 
 def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:

@@ -59,42 +59,22 @@ def processor() -> str:
 
 
 def ancestor(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a checkpoint that a run starts from or whose predictions it learns: of its `document`,
-    in which what it started and learnt from itself is described alike."""
-    names = (
-        "weights",
-        "task",
-        "recipe",
-        "epoch",
-        "epochs",
-        "n_outputs",
-        "teacher",
-        "reads_labels",
-        "initial",
-        "student",
-    )
+    """Return what is known of a checkpoint that a run starts from: of its `document`, in which what it started from
+    itself is described alike."""
+    names = ("weights", "task", "recipe", "epoch", "epochs", "n_outputs", "teacher", "reads_labels", "initial")
     return {"file": str(path), **{name: document[name] for name in names if name in document}}
 
 
 def reads_labels(
-    recipe: Recipe,
-    task: Task,
-    initial: Mapping[str, Any] | None,
-    teacher: Mapping[str, Any] | None,
-    student: Mapping[str, Any] | None = None,
+    recipe: Recipe, task: Task, initial: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None
 ) -> bool:
-    """Return whether true labels took part: in the task, in what it starts from, in its teacher, or in the student
-    whose predictions it learns.
+    """Return whether true labels took part: in the task, in what it starts from, or in its teacher.
 
     A simulated teacher knows those of this data set; a supervised one learnt from those of other driving scenes.
     """
     known = teacher or {}
-    earlier = any((one or {}).get("reads_labels") for one in (initial, student))
-    return (
-        isinstance(recipe.settings(task), LabelledConfig)
-        or earlier
-        or bool(known.get("simulated") or known.get("supervised"))
-    )
+    earlier = (initial or {}).get("reads_labels") or known.get("simulated") or known.get("supervised")
+    return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier)
 
 
 def teacher_of(store: Store, ref: Ref, initial: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -158,7 +138,6 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
         "written": start.get("written", {}),
         "initial": start.get("initial"),
         "teacher": start.get("teacher"),
-        "student": start.get("student"),
         "tables": with_upstream(store, tables, start["tables"]),
         "ontology": {**start["ontology"], "labels": start["identity"]["ontology"], "classes": start["class_names"]},
         "versions": start["versions"],

@@ -31,7 +31,7 @@ from trainer.config import Recipe, Task, TrainerError
 from trainer.learner import Learner
 from trainer.losses import Counts, Whole, counts, segmentation_loss, soft_text_target, tmp_loss
 from trainer.objective import Objective, Terms
-from trainer.predictions import pin, with_student
+from trainer.predictions import pin
 from trainer.ranks import ALONE, Ranks, joined
 from trainer.sparse import Engine, check_engine, open_engine
 from trainer.supervised import finetuning, full_supervision, probing
@@ -79,8 +79,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
 
 
 def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
-    """Return the learning of pseudo-labels, or of what `distill.student` predicted, one output per class and one for
-    "none".
+    """Return the learning of pseudo-labels, one output per class and one for "none".
 
     The paper (arXiv 2405.15286), annotation-free training; points whose pseudo-label is 0 teach nothing.
     """
@@ -111,16 +110,9 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
     return Objective(
         task="distill",
         settings=settings,
-        stages=("points", "predict" if settings.student else "target"),
+        stages=("points", "target"),
         broadcast=(),
-        make_sample=partial(
-            data.target_sample,
-            recipe.voxels,
-            recipe.augment,
-            class_names,
-            confident=confident,
-            least=settings.least,
-        ),
+        make_sample=partial(data.target_sample, recipe.voxels, recipe.augment, class_names, confident=confident),
         n_outputs=n_outputs,
         normalise_output=False,
         lr_trunk=settings.lr_trunk,
@@ -165,14 +157,12 @@ class Run:
     initial: Path | None
     ancestor: Mapping[str, Any] | None
     teacher: Mapping[str, Any] | None
-    student: Mapping[str, Any] | None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the result depends on, readable; a run is continued only where it is the same."""
         recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
-        # no influence; and initial weights and tables count, not where they lie
-        for name in ("keep_every", "init", "student"):
+        for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
             settings.pop(name, None)
         identity: dict[str, Any] = plain(
             {
@@ -218,10 +208,9 @@ class Run:
                 self.ancestor,
                 record.made_with(self.tables.store, self.used),
             ),
-            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher, self.student),
+            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher),
             "initial": self.ancestor,
             "teacher": self.teacher,
-            "student": self.student,
             "n_outputs": self.objective.n_outputs,
             "tables": {
                 name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
@@ -267,8 +256,6 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
                 record.write_record(run.recipe, task, store)
             return earlier.path
         console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
-        if run.student:
-            console.print(f"{task}: learning what {run.student['file']} predicted, in place of pseudo-labels")
         if ranks.is_first:
             store.write_ref(pin(recipe.name, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
         try:
@@ -290,9 +277,6 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine, ranks)
     recipe = recipe.seen_by(task)
-    student = None
-    if task == "distill" and recipe.distill.student:
-        ref, student = with_student(recipe, store, ref)
     objective = OBJECTIVES[task](recipe, store, ref, device)
     tables = data.Tables(store, ref, objective.stages)
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
@@ -313,8 +297,7 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
         used=used,
         initial=initial,
         ancestor=ancestor,
-        teacher=student.get("teacher") if student else record.teacher_of(store, ref, ancestor),
-        student=student,
+        teacher=record.teacher_of(store, ref, ancestor),
     )
 
 

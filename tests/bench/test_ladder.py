@@ -54,11 +54,12 @@ refine.afi = { title = "best, corrected", against = "best" }
 
 [rung.second]
 part = "Students"
-title = "second round"
-task = "distill"
-after = "start"
-student = "best"
+title = "best, four views"
+task = "predict"
+labels = "vote"
+after = "best"
 against = "best"
+set.predict.views = 4
 
 [rung.few]
 part = "Few labels"
@@ -150,7 +151,8 @@ def test_the_rungs_that_come_with_it_are_whole() -> None:
     [
         ('after = "start"', 'aftre = "start"', "rung best has no `aftre` (did you mean `after`?); it has"),
         ('task = "pretrain"', 'task = "pretend"', "rung start has task 'pretend'; there are"),
-        ('student = "best"', 'student = "bset"', "rung second needs rung bset, and there is none"),
+        ('after = "best"', 'after = "bset"', "rung second needs rung bset, and there is none"),
+        ('after = "best"', 'after = "start"', "rung second predicts with what no rung has trained to; name one in"),
         ('against = "plain"', 'against = "plane"', "best is compared with plane, and there is no such line"),
         ('labels = "vote"\nafter', 'labels = "plain"\nafter', "rung best learns the labels of plain, which makes none"),
     ],
@@ -172,15 +174,18 @@ def test_what_is_asked_for_brings_what_it_needs(plan: Plan) -> None:
 
 
 def test_a_recipe_says_all_that_a_rung_is(plan: Plan) -> None:
-    step = steps_of(plan.rungs, [3])["second_s3"]
+    step = steps_of(plan.rungs, [3])["best_s3"]
     plan.write_recipe(step)
     sections = read_recipe(plan.recipe_path(step)).sections
     assert {name: dict(values) for name, values in sections.items()} == plan.sections(step)
-    assert sections["distill"]["seed"] == 3 and sections["distill"]["student"] == "san_like-best_s3"
+    assert sections["distill"]["seed"] == 3
     assert sections["distill"]["init"] == str(plan.folder / "runs" / "san_like-start_s3" / "pretrain")
     assert sections["distill"]["epochs"] == read_recipe("san_like").sections["distill"]["epochs"]
     plain = plan.sections(steps_of(plan.rungs, [3])["plain_s3"])
     assert plain["distill"]["init"] == "", "the preset starts from its pre-training"
+    second = plan.sections(steps_of(plan.rungs, [3])["second_s3"])
+    assert second["predict"]["checkpoint"] == str(plan.folder / "runs" / "san_like-best_s3" / "distill")
+    assert second["predict"]["of"] == "distill" and second["predict"]["views"] == 4
 
 
 def test_what_was_learnt_depends_on_its_own_settings(plan: Plan) -> None:
@@ -222,8 +227,9 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
     assert best[:3] == ["best_s1 distill", "best_s1 predict", "best_s1 evaluate --set evaluate.refine=afi"]
     assert machine.calls.index("start_s1 pretrain") < machine.calls.index("best_s1 distill")
     assert not any(call.startswith("start_s0 predict") for call in machine.calls), "weights alone have no score"
-    asked = "best_s0 predict --set predict.split=data/city_bench/train.txt"
-    assert machine.calls.index(asked) < machine.calls.index("second_s0 distill")
+    second = [call for call in machine.calls if call.startswith("second_s0")]
+    assert second == ["second_s0 predict", "second_s0 evaluate --set evaluate.refine=none"], "it trains nothing"
+    assert machine.calls.index("best_s0 distill") < machine.calls.index("second_s0 predict")
     assert ladder.store.read_ref("san_like-best_s0").table("target").fingerprint == digest("vote")
 
     record = ladder.record(ladder.steps["best_s0"])

@@ -147,10 +147,6 @@ def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
     assert sure.confidence.tolist() == [150, 255]
     assert data.join([sure, sure]).confidence.tolist() == [150, 255, 150, 255]
 
-    predicted = {name: target[name] for name in ("label", "confidence")}
-    surest = data.target_sample(VOXELS, None, CLASSES, [points, predicted], np.random.default_rng(0), least=0.8)
-    assert surest.labels.tolist() == [0, 1], "100 and 201 of 255 are less than 0.8"
-
 
 def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:
     points, pairs = fleet.points_row("a0"), fleet.pairs_row("a0")
