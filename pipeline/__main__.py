@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -485,24 +486,25 @@ class ProgressWatcher:
             disable=not visible,
         )
         self._visible = visible
-        self._bar = TaskID(0)
-        self._failed = 0
+        self._bars: dict[str, TaskID] = {}
+        self._failed: Counter[str] = Counter()
         self.built = 0
 
     def stage_started(self, plan: StagePlan, n_frames: int) -> None:
         """Open the stage's bar."""
-        self._failed = 0
-        self._bar = self.progress.add_task(plan.stage.name, total=n_frames, note="")
+        self._bars[plan.stage.name] = self.progress.add_task(plan.stage.name, total=n_frames, note="")
 
     def shard_finished(self, task: Task, outcome: Outcome) -> None:
         """Advance the stage's bar by a shard."""
-        self._failed += len(outcome.failures)
+        failed = self._failed[task.stage] = self._failed[task.stage] + len(outcome.failures)
         self.built += outcome.shard is not None
-        note = f"[red]{self._failed} failed[/]" if self._failed else ""
-        self.progress.update(self._bar, advance=task.n_frames, note=note)
+        note = f"[red]{failed} failed[/]" if failed else ""
+        self.progress.update(self._bars[task.stage], advance=task.n_frames, note=note)
 
     def stage_finished(self, plan: StagePlan) -> None:
-        """Say what was built where no bar shows it."""
+        """Stop the stage's bar where it is, and say what was built where no bar shows it."""
+        bar = self._bars[plan.stage.name]
+        self.progress.update(bar, total=self.progress.tasks[bar].completed)
         if not self._visible:
             done = [shard.done for shard in plan.shards if shard.done]
             size = sum(shard.bytes for shard in done) / 1e6

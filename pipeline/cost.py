@@ -46,7 +46,7 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
     """Yield the cost of every stage of a plan for all its frames that are not built.
 
     A run in this store counts before the measurement: with the same settings if there is one, else the newest that
-    ran the stage. Its time is that of the whole stage, start-up of workers included, times the number of workers.
+    ran the stage. Its time is what the workers spent on shards, loading of networks included.
     """
     for plan in plans:
         n_frames = sum(shard.n_frames for shard in plan.shards if not shard.done)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
 from pipeline.recipe import Recipe
-from pipeline.runner import Failure, Outcome, Task, Worker
-from pipeline.stages.base import Stage
+from pipeline.runner import Failure, Outcome, Queue, Task, Worker
+from pipeline.stages import STAGES
 
 LOST_WORKERS = 2  # a shard that took this many workers down is set aside instead of tried again
 LOST_NODES = 10  # a shard that was aboard this many nodes that went away is set aside as well
@@ -39,27 +39,56 @@ class InlinePool:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome, in order."""
-        for task in tasks:
+    def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        """Yield every task with its outcome, stage by stage; raises ConfigError where the recipe is at fault."""
+        while stages := queue.stages():
+            task = queue.take(stages[0])
             yield task, self._worker.run(task)
 
 
 @dataclass
 class Hand:
-    """An actor, and the node it runs on once that is known."""
+    """An actor, the stage it last worked for, and the node it runs on once that is known."""
 
     actor: Any
     node: str = ""
+    stage: str = ""
+
+
+@dataclass
+class Lane:
+    """The workers that take the same share of a GPU: `room` is how many there may be, `stages` those they work for.
+
+    `hired` are not placed yet; `busy` is how many have a shard; `refused` counts hires in a row that came to nothing;
+    `asked` is when it began to ask for those that are hired.
+    """
+
+    gpus: float
+    room: int = 0
+    stages: set[str] = field(default_factory=set)
+    idle: list[Hand] = field(default_factory=list)
+    hired: dict[Any, Hand] = field(default_factory=dict)
+    busy: int = 0
+    refused: int = 0
+    asked: float = 0.0
+
+    @property
+    def starves(self) -> bool:
+        """Whether it has asked for workers in vain for a while, and has none."""
+        return bool(self.hired) and not (self.busy or self.idle) and time.monotonic() - self.asked > LOOK_S
 
 
 class RayPool:
     """Builds shards on Ray Core actors: one shard at a time each, lost ones replaced wherever there is room.
 
+    Stages that take the same share of a GPU have one lane of workers, and lanes work side by side: while GPUs encode
+    some shards, CPUs list others and segment those that are encoded. Workers on GPUs take no CPU in Ray's books, so
+    that none on a CPU can be in their place. A worker stays with its stage while that has tasks, since another one
+    would load its network anew.
+
     A shard is handed to an actor that has been placed and has answered, never to one that still waits for a node: a
     cluster that shrinks under a run slows it down and does not stop it. A shard whose worker died is tried once more,
-    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often. Actors
-    are kept from stage to stage unless the stage needs other resources.
+    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often.
 
     Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
     Raises RuntimeError on entry if Ray cannot be started or reached.
@@ -67,30 +96,33 @@ class RayPool:
 
     def __init__(self, recipe: Recipe, worker: type[Worker] = Worker) -> None:
         self._recipe, self._worker = recipe, worker
-        self._idle: list[Hand] = []
-        self._gpus = 0.0
+        self._lanes: dict[float, Lane] = {}
 
     def __enter__(self) -> RayPool:
         self._ray = connect(self._recipe)
         cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
-        # a worker takes a whole CPU unless there are fewer CPUs than workers
-        self._cpus = min(1.0, cpus / self._recipe.run.workers)
+        # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001
+        self._cpus = min(1.0, math.floor(cpus / self._recipe.run.workers * 1e4) / 1e4)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._dismiss(self._idle)
+        for lane in self._lanes.values():
+            self._dismiss(lane.idle)
 
     def _dismiss(self, hands: list[Hand]) -> None:
         while hands:
             self._ray.kill(hands.pop().actor)
 
-    def _hire(self) -> tuple[Any, Hand]:
-        """Return a new actor, and the reference of its first answer: the node that it was placed on."""
-        remote = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(placed(self._worker))
+    def _hire(self, lane: Lane) -> None:
+        """Ask for an actor; the first thing it answers is the node that it was placed on."""
+        if not lane.hired:
+            lane.asked = time.monotonic()
+        cpus = 0.0 if lane.gpus else self._cpus
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=lane.gpus, max_restarts=0)(placed(self._worker))
         actor = remote.remote(self._recipe)
-        return actor.where.remote(), Hand(actor)
+        lane.hired[actor.where.remote()] = Hand(actor)
 
-    def _places(self, stage: Stage, gpus: float) -> int:
+    def _places(self, stage: str, gpus: float) -> int:
         """Return how many workers the cluster has room for; raises RuntimeError where it has room for none."""
         workers = self._recipe.run.workers
         if gpus:
@@ -98,7 +130,7 @@ class RayPool:
             workers = min(workers, sum(int(node // gpus) for node in nodes))
         if not workers:
             raise RuntimeError(
-                f"stage {stage.name} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
+                f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
                 "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
             )
         return workers
@@ -106,75 +138,115 @@ class RayPool:
     def _alive(self, node: str) -> bool:
         return any(one["NodeID"] == node and one["Alive"] for one in self._ray.nodes())
 
-    def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def _lane(self, stage: str) -> Lane:
+        """Return the lane of a stage; raises RuntimeError where the cluster has no room for its workers."""
+        gpus = STAGES[stage].gpus(self._recipe) or 0.0
+        lane = self._lanes.setdefault(gpus, Lane(gpus))
+        if stage not in lane.stages:
+            lane.room = self._places(stage, gpus)
+            lane.stages.add(stage)
+        return lane
+
+    def _hand_out(self, queue: Queue, busy: dict[Any, tuple[Lane, Hand, Task]]) -> None:
+        """Give tasks to the workers that have none, and hire as many as there is room and work for."""
+        for stage in queue.stages():
+            lane = self._lane(stage)
+            while lane.idle and queue.count(lane.stages):
+                hand = next((one for one in lane.idle if queue.count([one.stage])), lane.idle[-1])
+                lane.idle.remove(hand)
+                if not queue.count([hand.stage]):
+                    hand.stage = next(name for name in queue.stages() if name in lane.stages)
+                task = queue.take(hand.stage)
+                busy[hand.actor.run.remote(task)] = lane, hand, task
+                lane.busy += 1
+            while len(lane.hired) < min(lane.room - lane.busy, queue.count(lane.stages)):
+                self._hire(lane)
+
+    def _make_room(self, queue: Queue) -> None:
+        """Let idle workers on GPUs go where a lane has tasks and no worker at all: they may be in its place."""
+        if any(lane.starves for lane in self._lanes.values()):
+            for lane in self._lanes.values():
+                if lane.gpus and not queue.count(lane.stages):
+                    self._dismiss(lane.idle)
+
+    def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
         """Yield every task with its outcome, as they come; raises ConfigError where the recipe is at fault.
 
-        No more than `run.workers` shards are under way at any time, and the next one waits until the caller has taken
-        an outcome.
+        No more than `run.workers` shards of a lane are under way at any time, and the next ones wait until the caller
+        has taken an outcome. An error is raised when what was under way has come to its end.
         """
-        gpus = stage.gpus(self._recipe) or 0.0
-        if gpus != self._gpus:
-            self._dismiss(self._idle)
-            self._gpus = gpus
-        workers = self._places(stage, gpus)
         errors = self._ray.exceptions
-        waiting = deque((task, Losses()) for task in tasks)
-        busy: dict[Any, tuple[Hand, Task, Losses]] = {}
-        hired: dict[Any, Hand] = {}
-        refused = 0  # hires in a row that came to nothing
+        busy: dict[Any, tuple[Lane, Hand, Task]] = {}
+        lost: dict[tuple[str, str], Losses] = {}
+        fault: Exception | None = None
+        for lane in self._lanes.values():
+            lane.stages.clear()  # the cluster may have changed since
         last_sign = time.monotonic()
         try:
-            while waiting or busy:
-                while waiting and self._idle:
-                    hand = self._idle.pop()
-                    task, losses = waiting.popleft()
-                    busy[hand.actor.run.remote(task)] = hand, task, losses
-                while len(hired) < min(workers - len(busy), len(waiting)):
-                    reference, hand = self._hire()
-                    hired[reference] = hand
-                ready, _ = self._ray.wait([*busy, *hired], num_returns=1, timeout=LOOK_S)
+            while busy or (queue and fault is None):
+                if fault is None:
+                    try:
+                        self._hand_out(queue, busy)
+                    except RuntimeError as error:
+                        fault = error
+                        continue
+                self._make_room(queue)
+                hired = {reference: lane for lane in self._lanes.values() for reference in lane.hired}
+                # new workers first: of shards there may always be one that is ready
+                ready, _ = self._ray.wait([*hired, *busy], num_returns=1, timeout=LOOK_S)
                 if not ready:
                     if not busy and time.monotonic() - last_sign > PATIENCE_S:
-                        yield from given_up(waiting, f"no node had room for one in {PATIENCE_S:.0f} s")
+                        yield from given_up(queue, queue.stages(), f"no node had room for one in {PATIENCE_S:.0f} s")
                     continue
                 last_sign = time.monotonic()
                 if ready[0] in hired:
-                    hand = hired.pop(ready[0])
+                    lane = hired[ready[0]]
+                    hand = lane.hired.pop(ready[0])
                     try:
                         hand.node = self._ray.get(ready[0])
                     except errors.RayError as error:
-                        refused += 1
-                        if refused > workers and not busy:
-                            yield from given_up(waiting, str(error))
+                        lane.refused += 1
+                        if lane.refused > lane.room and not lane.busy:
+                            yield from given_up(queue, sorted(lane.stages), str(error))
                     else:
-                        refused = 0
-                        self._idle.append(hand)
+                        lane.refused = 0
+                        lane.idle.append(hand)
                     continue
-                hand, task, losses = busy.pop(ready[0])
+                lane, hand, task = busy.pop(ready[0])
+                lane.busy -= 1
                 try:
                     outcome = self._ray.get(ready[0])
                 except errors.RayActorError as error:
+                    losses = lost.get((task.stage, task.shard), Losses())
                     if self._alive(hand.node):
                         losses = replace(losses, workers=losses.workers + 1)
                     else:
                         losses = replace(losses, nodes=losses.nodes + 1)
+                    lost[task.stage, task.shard] = losses
                     if losses.workers < LOST_WORKERS and losses.nodes < LOST_NODES:
-                        waiting.append((task, losses))
+                        queue.put(task)
                         continue
                     outcome = lost_outcome(task, f"{losses.told}: {error}")
                 except errors.RayTaskError as error:
-                    self._idle.append(hand)
+                    lane.idle.append(hand)
                     if isinstance(error.cause, ConfigError):
-                        raise error.cause from None
+                        fault = fault or error.cause
+                        continue
                     outcome = lost_outcome(task, str(error))
                 except errors.RayError as error:
-                    self._idle.append(hand)
+                    lane.idle.append(hand)
                     outcome = lost_outcome(task, str(error))
                 else:
-                    self._idle.append(hand)
+                    lane.idle.append(hand)
                 yield task, outcome
+            if fault is not None:
+                raise fault from None
         finally:
-            self._dismiss([*(hand for hand, _, _ in busy.values()), *hired.values()])
+            self._dismiss([hand for _, hand, _ in busy.values()])
+            for lane in self._lanes.values():
+                self._dismiss(list(lane.hired.values()))
+                lane.hired.clear()
+                lane.busy = 0
 
 
 @dataclass(frozen=True)
@@ -202,11 +274,12 @@ def placed(worker: type[Worker]) -> type[Worker]:
     return Placed
 
 
-def given_up(waiting: deque[tuple[Task, Losses]], cause: str) -> Iterator[tuple[Task, Outcome]]:
-    """Empty the queue: yield every task that waits as one that nobody could be found for."""
-    while waiting:
-        task, _ = waiting.popleft()
-        yield task, lost_outcome(task, f"no worker could be started: {cause}")
+def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[Task, Outcome]]:
+    """Yield every task of some stages that waits as one that nobody could be found for."""
+    for stage in stages:
+        while queue.count([stage]):
+            task = queue.take(stage)
+            yield task, lost_outcome(task, f"no worker could be started: {cause}")
 
 
 def lost_outcome(task: Task, cause: str) -> Outcome:

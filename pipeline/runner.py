@@ -6,12 +6,12 @@ import hashlib
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 
 FRAMES_PER_SHARD = 64
+NAME_S = 600.0  # how often the ref is moved while no stage ends: garbage collection spares what it names
 MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
 ALL = "all"  # the one shard of a table that all frames share
 
@@ -69,17 +70,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: the committed shard or why there is none; the device and batch that networks ran with."""
+    """What came of a task: the committed shard or why there is none; the device and batch that networks ran with.
+
+    `seconds` is how long its worker was at it.
+    """
 
     shard: ShardFile | None
     failures: tuple[Failure, ...] = ()
     device: str = "cpu"
     batch: int | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run did for one stage: how many frames, in how long, with how many workers."""
+    """What a run did for one stage: how many frames, and how long each worker was at it if all had the same share."""
 
     frames: int
     seconds: float
@@ -124,11 +129,61 @@ class StagePlan:
         return sum(shard.n_frames for shard in self.shards if not shard.done) * self.kilobytes_per_frame / 1e6
 
 
-class Pool(Protocol):
-    """A way to have tasks of one stage done by workers; outcomes come as they are ready, one for every task."""
+class Table(Protocol):
+    """What is built of a stage, as far as stages that need it want to know."""
 
-    def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome; raises ConfigError where a worker finds the recipe at fault."""
+    @property
+    def fingerprint(self) -> str:
+        """The name of its folder."""
+
+    @property
+    def done(self) -> Mapping[str, ShardFile]:
+        """The built shards by name."""
+
+
+class Queue:
+    """Tasks that can be built now, by stage; more are put in while others are under way.
+
+    `taken` is told of every task that somebody takes.
+    """
+
+    def __init__(self, tasks: Iterable[Task] = (), taken: Callable[[Task], None] = lambda task: None) -> None:
+        self._tasks: dict[str, deque[Task]] = {}
+        self._taken = taken
+        for task in tasks:
+            self.put(task)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tasks.values()))
+
+    def put(self, task: Task) -> None:
+        """Add a task behind the others of its stage."""
+        self._tasks.setdefault(task.stage, deque()).append(task)
+
+    def stages(self) -> list[str]:
+        """Return the stages that have tasks here, in the order data flows."""
+        return [name for name in STAGES if self._tasks.get(name)]
+
+    def count(self, stages: Iterable[str]) -> int:
+        """Return how many tasks of these stages are here."""
+        return sum(len(self._tasks.get(name, ())) for name in stages)
+
+    def take(self, stage: str) -> Task:
+        """Remove and return the first task of a stage that has some."""
+        task = self._tasks[stage].popleft()
+        self._taken(task)
+        return task
+
+
+class Pool(Protocol):
+    """A way to have tasks done by workers, those of several stages side by side if it can."""
+
+    def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        """Yield every task with its outcome, as they come, until the queue is empty and nothing is under way.
+
+        The caller may put tasks in until it asks for the next outcome. Raises ConfigError where a worker finds the
+        recipe at fault, after the outcomes of what was under way.
+        """
 
 
 class Watcher(Protocol):
@@ -142,6 +197,21 @@ class Watcher(Protocol):
 
     def stage_finished(self, plan: StagePlan) -> None:
         """A stage is done."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the store has of a stage's table, and what else its shards are planned by.
+
+    `kept` are shards of the tables that the stage otherwise makes on its way. `again`: no built shard counts.
+    """
+
+    stage: Stage
+    fingerprint: str
+    identity: Mapping[str, Any]
+    committed: Mapping[tuple[str, str], ShardFile]
+    kept: Mapping[str, Mapping[tuple[str, str], ShardFile]]
+    again: bool
 
 
 class Worker:
@@ -163,16 +233,17 @@ class Worker:
         """
         if self._stage is None or self._stage.name != task.stage:
             self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
+        begun = time.monotonic()
         try:
             # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
             with threadpool_limits(1):
-                return (
-                    self._build_table(task, self._stage) if self._stage.build else self._build_frames(task, self._stage)
-                )
+                build = self._build_table if self._stage.build else self._build_frames
+                outcome = build(task, self._stage)
         except ConfigError:
             raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
-            return Outcome(None, (Failure(task.stage, task.shard, None, cause_of(error)),))
+            outcome = Outcome(None, (Failure(task.stage, task.shard, None, cause_of(error)),))
+        return replace(outcome, seconds=time.monotonic() - begun)
 
     def _build_table(self, task: Task, stage: Stage) -> Outcome:
         assert stage.build is not None
@@ -347,34 +418,42 @@ class Runner:
             "needs": {need.table: digest(self.identity(STAGES[need.table])) for need in needs},
         }
 
-    def _plan_stage(self, stage: Stage, upstream: Mapping[str, StagePlan], again: bool = False) -> StagePlan:
+    def _plan_stage(self, stage: Stage, upstream: Mapping[str, Table]) -> StagePlan:
+        found = self._look(stage, again=False)
+        shards = tuple(self._plan_shard(found, shard, upstream) for shard in self._shards_of(stage))
+        changes = () if found.committed else tuple(self._changes(stage, found.identity))
+        size = stage.kilobytes_per_frame(self.recipe)
+        return StagePlan(stage, found.fingerprint, found.identity, shards, changes, size)
+
+    def _shards_of(self, stage: Stage) -> Mapping[str, Sequence[Frame]]:
+        """Return the frames of a stage by shard."""
+        return {ALL: ()} if stage.build else self.listing()
+
+    def _look(self, stage: Stage, again: bool) -> Found:
+        """Return what the store has of a stage's table; raises ConfigError where the data set cannot have it."""
         sentence = stage.refuse(self.recipe, (frame for frames in self.listing().values() for frame in frames))
         if sentence:
             raise ConfigError(sentence)
         identity = self.identity(stage)
-        fingerprint = digest(identity)
-        committed = self.store.shards(stage.name, fingerprint)
         fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
         kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
-        shards = []
-        scenes: Mapping[str, Sequence[Frame]] = {ALL: ()} if stage.build else self.listing()
-        for shard, frames in scenes.items():
-            task = self._task(stage, fingerprint, shard, frames, upstream)
-            if task is None:
-                shards.append(ShardPlan(shard, len(frames), None, None, "waits for what it needs"))
-                continue
-            done = committed.get((shard, task.key))
-            if not done and any(kept.values()):  # made from a table that was kept in an earlier run
-                apart = self._task(stage, fingerprint, shard, frames, upstream, kept)
-                done = committed.get((shard, apart.key)) if apart else None
-            bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
-            if done and not bad and not again:
-                shards.append(ShardPlan(shard, len(frames), done, None, ""))
-            else:
-                reason = self._reason(shard, bad, committed, again)
-                shards.append(ShardPlan(shard, len(frames), None, task, reason))
-        changes = () if committed else tuple(self._changes(stage, identity))
-        return StagePlan(stage, fingerprint, identity, tuple(shards), changes, stage.kilobytes_per_frame(self.recipe))
+        fingerprint = digest(identity)
+        return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
+
+    def _plan_shard(self, found: Found, shard: str, upstream: Mapping[str, Table]) -> ShardPlan:
+        stage, fingerprint, committed = found.stage, found.fingerprint, found.committed
+        frames = self._shards_of(stage)[shard]
+        task = self._task(stage, fingerprint, shard, frames, upstream)
+        if task is None:
+            return ShardPlan(shard, len(frames), None, None, "waits for what it needs")
+        done = committed.get((shard, task.key))
+        if not done and any(found.kept.values()):  # made from a table that was kept in an earlier run
+            apart = self._task(stage, fingerprint, shard, frames, upstream, found.kept)
+            done = committed.get((shard, apart.key)) if apart else None
+        bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
+        if done and not bad and not found.again:
+            return ShardPlan(shard, len(frames), done, None, "")
+        return ShardPlan(shard, len(frames), None, task, self._reason(shard, bad, committed, found.again))
 
     @staticmethod
     def _reason(shard: str, bad: set[str], committed: Mapping[tuple[str, str], ShardFile], again: bool) -> str:
@@ -394,7 +473,7 @@ class Runner:
         fingerprint: str,
         shard: str,
         frames: Sequence[Frame],
-        upstream: Mapping[str, StagePlan],
+        upstream: Mapping[str, Table],
         kept: Mapping[str, Mapping[tuple[str, str], ShardFile]] = MappingProxyType({}),
     ) -> Task | None:
         """Return the task that builds a shard, or None while something that it needs is not built.
@@ -411,7 +490,7 @@ class Runner:
         rows: dict[str, tuple[str, ShardFile]] = {}
         broadcast: dict[str, tuple[str, ShardFile]] = {}
         halo: dict[str, dict[str, tuple[str, ShardFile]]] = {"before": {}, "after": {}}
-        index = done_shard(upstream["index"], shard)
+        index = upstream["index"].done.get(shard)
         if index is None:
             return None
         rows["index"] = upstream["index"].fingerprint, index
@@ -424,7 +503,7 @@ class Runner:
                 made = kept.get(need.table, {}).get((shard, key))
                 depends[need.table] = [made.key, made.sha256] if made else key
                 continue
-            source = done_shard(upstream[need.table], ALL if need.how == "broadcast" else shard)
+            source = upstream[need.table].done.get(ALL if need.how == "broadcast" else shard)
             if source is None:
                 return None
             (broadcast if need.how == "broadcast" else rows)[need.table] = upstream[need.table].fingerprint, source
@@ -433,9 +512,9 @@ class Runner:
             depends[need.table] = [source.key, source.sha256]
             if need.how != "window":
                 continue
-            for side, beside in self._beside(shard).items():
+            for side, beside in self._beside[shard].items():
                 for name in ("index", need.table):
-                    source = done_shard(upstream[name], beside)
+                    source = upstream[name].done.get(beside)
                     if source is None:
                         return None
                     halo[side][name] = upstream[name].fingerprint, source
@@ -446,16 +525,14 @@ class Runner:
                     )
         return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast, **halo)
 
-    def _beside(self, shard: str) -> dict[str, str]:
-        """Return the shards of the same scene just "before" and "after" a shard, as far as there are any."""
-        shards = list(self.listing())
-        place = shards.index(shard)
-        near = {"before": place - 1, "after": place + 1}
-        return {
-            side: shards[other]
-            for side, other in near.items()
-            if 0 <= other < len(shards) and scene_of(shards[other]) == scene_of(shard)
-        }
+    @cached_property
+    def _beside(self) -> dict[str, dict[str, str]]:
+        """For every shard, those of the same scene just "before" and "after" it, as far as there are any."""
+        near: dict[str, dict[str, str]] = {shard: {} for shard in self.listing()}
+        for before, after in pairwise(near):
+            if scene_of(before) == scene_of(after):
+                near[before]["after"], near[after]["before"] = after, before
+        return near
 
     def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
         """Return a digest of frame ids, status and some further columns of a shard of `index`."""
@@ -493,45 +570,18 @@ class Runner:
     ) -> list[Failure]:
         """Build what is missing of the named stages and all that they need; return what failed.
 
-        A failed shard holds up what needs it and nothing else. After every stage that is complete, the recipe's ref is
-        moved to it; tables of the ref that no longer belong to the recipe are taken out. `again` names stages whose
-        shards are built even if they exist.
+        A shard is built as soon as what it needs is, whatever other shards and stages are at; a failed one holds up
+        what needs it and nothing else. After every stage that is complete, the recipe's ref is moved to it; tables of
+        the ref that no longer belong to the recipe are taken out. `again` names stages whose shards are built even if
+        they exist. A run that is cut short, by a fault of the recipe or by whoever started it, names what it built.
         """
-        started = datetime.now(UTC)
-        plans: dict[str, StagePlan] = {}
-        failures: list[Failure] = []
-        for stage in with_upstream(tuple(targets), self.recipe):
-            plan = self._plan_stage(stage, plans, stage.name in again)
-            tasks = [shard.task for shard in plan.shards if shard.task is not None]
-            if tasks:
-                if watcher:
-                    watcher.stage_started(plan, sum(task.n_frames for task in tasks))
-                begun = time.monotonic()
-                done: dict[str, ShardFile] = {}
-                devices: set[str] = set()
-                batches: set[int] = set()
-                for task, outcome in pool.run(stage, tasks):
-                    failures += outcome.failures
-                    if outcome.shard:
-                        done[task.shard] = outcome.shard
-                        devices.add(outcome.device)
-                        batches |= {outcome.batch} if outcome.batch else set()
-                    if watcher:
-                        watcher.shard_finished(task, outcome)
-                shards = tuple(
-                    ShardPlan(item.shard, item.n_frames, done.get(item.shard, item.done), None, item.reason)
-                    for item in plan.shards
-                )
-                plan = StagePlan(stage, plan.fingerprint, plan.identity, shards, (), plan.kilobytes_per_frame)
-                if watcher:
-                    watcher.stage_finished(plan)
-                n_frames = sum(task.n_frames for task in tasks if task.shard in done)
-                work = Work(n_frames, time.monotonic() - begun, self.recipe.run.workers)
-                told = [failure for failure in failures if failure.stage == stage.name]
-                self._write_manifest(plan, started, pool, sorted(devices), sorted(batches), told, work)
-            plans[stage.name] = plan
-            self._move_ref(plans)
-        return failures
+        under_way = Run(self, targets, pool, watcher, again)
+        try:
+            for task, outcome in pool.run(under_way.queue):
+                under_way.take(task, outcome)
+        finally:
+            under_way.stop()
+        return under_way.failures
 
     def _write_manifest(
         self,
@@ -566,23 +616,24 @@ class Runner:
         }
         self.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
 
-    def _move_ref(self, plans: Mapping[str, StagePlan]) -> None:
+    def _move_ref(self, plans: Mapping[str, StagePlan], under_way: Mapping[str, Table] = MappingProxyType({})) -> None:
         """Point the recipe's name at the complete tables that belong to it.
 
-        Its other shards, of tables still incomplete and of scenes not selected now, are held: a run that was stopped, a
-        bad frame in a new scene or another split makes no garbage of finished work.
+        Its other shards, of tables still incomplete or `under_way` and of scenes not selected now, are held: a run that
+        was stopped, a bad frame in a new scene or another split makes no garbage of finished work.
         """
         before = self.read_ref()
         named = (*before.tables.values(), *before.held) if before else ()
         tables: dict[str, TableRef] = {}
         held: list[TableRef] = []
         for name, stage in STAGES.items():
-            if name not in plans and not any(table.stage == name for table in named):
-                continue
             plan = plans.get(name)
-            fingerprint = plan.fingerprint if plan else self._fingerprint(stage)
+            found = plan or under_way.get(name)
+            if not found and not any(table.stage == name for table in named):
+                continue
+            fingerprint = found.fingerprint if found else self._fingerprint(stage)
             earlier = [table for table in named if table.stage == name and table.fingerprint == fingerprint]
-            now = {shard.shard: shard.done for shard in plan.shards if shard.done} if plan else {}
+            now = dict(found.done) if found else {}
             if plan and plan.complete:
                 tables[name] = TableRef(name, plan.fingerprint, tuple(now.values()))
             elif not plan and before and before.tables.get(name) in earlier:
@@ -606,6 +657,153 @@ class Runner:
             return ""
 
 
+@dataclass
+class StageRun:
+    """A stage while a run goes on. `upstream` are the stages that it needs tables of.
+
+    A shard is in `done`, in `waiting` for what it needs, `under_way` (in the queue or with a worker), or it failed.
+    `begun`: a worker has had one of them. `n_frames` were built in this run, in so many `seconds` of its workers.
+    """
+
+    found: Found
+    upstream: frozenset[str]
+    shards: dict[str, ShardPlan] = field(default_factory=dict)
+    done: dict[str, ShardFile] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    under_way: set[str] = field(default_factory=set)
+    begun: bool = False
+    failures: list[Failure] = field(default_factory=list)
+    devices: set[str] = field(default_factory=set)
+    batches: set[int] = field(default_factory=set)
+    n_frames: int = 0
+    seconds: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the table's folder."""
+        return self.found.fingerprint
+
+
+class Run:
+    """A run while it goes on: `queue` has the shards that can be built now; every one that is built may add others."""
+
+    def __init__(
+        self, runner: Runner, targets: Sequence[str], pool: Pool, watcher: Watcher | None, again: Sequence[str]
+    ) -> None:
+        """Plan all stages, as far as what they need is built; raises ConfigError where a table cannot be had."""
+        self._runner, self._pool, self._watcher = runner, pool, watcher
+        self._started = datetime.now(UTC)
+        self._named = time.monotonic()  # when the ref was last moved
+        self.queue = Queue(taken=self._begin)
+        self._finished: dict[str, StagePlan] = {}
+        self._open: dict[str, StageRun] = {}
+        for stage in with_upstream(tuple(targets), runner.recipe):
+            needs = {need.table for need in stage.needs(runner.recipe) if need.how != "fused"}
+            upstream = frozenset(needs if stage.build or stage.name == "index" else {"index", *needs})
+            self._open[stage.name] = StageRun(runner._look(stage, stage.name in again), upstream)
+        self._stages = dict(self._open)
+        for one in self._stages.values():
+            for shard in runner._shards_of(one.found.stage):
+                self._plan(one, shard)
+        self._finish_stages()
+
+    def take(self, task: Task, outcome: Outcome) -> None:
+        """Note what came of a task, and put into the queue what can be built now."""
+        one = self._stages[task.stage]
+        one.under_way.remove(task.shard)
+        one.failures += outcome.failures
+        one.seconds += outcome.seconds
+        one.shards[task.shard] = replace(one.shards[task.shard], done=outcome.shard, task=None)
+        if outcome.shard:
+            one.n_frames += task.n_frames
+            one.devices.add(outcome.device)
+            one.batches |= {outcome.batch} if outcome.batch else set()
+            one.done[task.shard] = outcome.shard
+            self._release(task.stage, task.shard)
+        if self._watcher:
+            self._watcher.shard_finished(task, outcome)
+        self._finish_stages()
+        if time.monotonic() - self._named > NAME_S:
+            self._move_ref()
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What failed, stage by stage."""
+        return [failure for one in self._stages.values() for failure in one.failures]
+
+    def stop(self) -> None:
+        """Write the manifests of stages that are not through, as far as they got."""
+        for name, one in list(self._open.items()):
+            if one.n_frames or one.failures:
+                self._finish(name, one)
+
+    def _plan(self, one: StageRun, shard: str) -> bool:
+        """Put a shard where it belongs now; return whether it turned out to be built already."""
+        planned = self._runner._plan_shard(one.found, shard, self._stages)
+        one.shards[shard] = planned
+        one.waiting.discard(shard)
+        if planned.done:
+            one.done[shard] = planned.done
+        elif planned.task:
+            one.under_way.add(shard)
+            self.queue.put(planned.task)
+        else:
+            one.waiting.add(shard)
+        return planned.done is not None
+
+    def _release(self, stage: str, shard: str) -> None:
+        """Plan again what waits for a shard that is built now, and what waits for that if it was built before."""
+        built = [(stage, shard)]
+        while built:
+            stage, shard = built.pop()
+            everywhere = STAGES[stage].build is not None
+            near = () if everywhere else (shard, *self._runner._beside[shard].values())
+            for name, one in self._open.items():
+                if stage in one.upstream:
+                    others = one.shards if everywhere else near
+                    built += [(name, other) for other in others if other in one.waiting and self._plan(one, other)]
+
+    def _begin(self, task: Task) -> None:
+        """Say that a stage begins when the first of its shards goes to a worker."""
+        one = self._stages[task.stage]
+        if one.begun:
+            return
+        one.begun = True
+        if self._watcher:
+            hope = () if self._open.keys().isdisjoint(one.upstream) else one.waiting
+            n_frames = sum(one.shards[shard].n_frames for shard in (*one.under_way, *hope))
+            self._watcher.stage_started(self._plan_of(one), n_frames)
+
+    def _plan_of(self, one: StageRun) -> StagePlan:
+        stage, found = one.found.stage, one.found
+        size = stage.kilobytes_per_frame(self._runner.recipe)
+        return StagePlan(stage, found.fingerprint, found.identity, tuple(one.shards.values()), (), size)
+
+    def _finish_stages(self) -> None:
+        """Finish the stages of which nothing more can come."""
+        for name, one in list(self._open.items()):
+            if not one.under_way and self._open.keys().isdisjoint(one.upstream):
+                self._finish(name, one)
+
+    def _finish(self, name: str, one: StageRun) -> None:
+        """Write a stage's manifest if this run did something for it, and move the recipe's ref."""
+        del self._open[name]
+        plan = self._finished[name] = self._plan_of(one)
+        if one.begun:
+            if self._watcher:
+                self._watcher.stage_finished(plan)
+            workers = self._runner.recipe.run.workers
+            work = Work(one.n_frames, one.seconds / workers, workers)
+            self._runner._write_manifest(
+                plan, self._started, self._pool, sorted(one.devices), sorted(one.batches), one.failures, work
+            )
+        self._move_ref()
+
+    def _move_ref(self) -> None:
+        self._runner._move_ref(self._finished, self._open)
+        self._named = time.monotonic()
+
+
 def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
     """Return the tables that hold the same shards as `index`, so that rows of any two of them are the same frames."""
     if "index" not in tables:
@@ -616,11 +814,6 @@ def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
         for name, table in tables.items()
         if STAGES[name].build or [shard.shard for shard in table.shards] == names
     }
-
-
-def done_shard(plan: StagePlan, shard: str) -> ShardFile | None:
-    """Return a shard of a planned stage if it is built."""
-    return plan.done.get(shard)
 
 
 def digest_table(table: pa.Table) -> str:

@@ -26,7 +26,7 @@ from manifests.store import Store
 from pipeline import runner
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import Outcome, Runner, Task, Worker
+from pipeline.runner import Outcome, Queue, Runner, Task, Worker
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
 
@@ -298,6 +298,49 @@ def test_a_full_disk_on_one_node_and_a_store_out_of_reach_leave_a_list_and_nothi
     assert shards_of(recipe) == expected
 
 
+def test_gpus_encode_some_shards_while_cpus_list_others(
+    on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def before(task: Task) -> None:
+        (marks / f"{task.stage} {task.shard}").touch()
+        if (task.stage, task.shard) == ("index", f"drive-{SCENES - 1}"):
+            until = time.monotonic() + 60  # one stage after the other, this would be in vain
+            while time.monotonic() < until and not (marks / "encode drive-0").exists():
+                time.sleep(0.05)
+            assert (marks / "encode drive-0").exists(), "no GPU had anything to do"
+
+    recipe = on_cluster()
+    with RayPool(recipe, fake_gpu(0, before)) as pool:
+        assert Runner(recipe).run(["encode"], pool) == []
+    assert shards_of(recipe) == expected
+
+
+def test_a_stage_without_gpus_ends_the_run_with_a_sentence_and_the_others_keep_their_tables(
+    on_cluster: Callable[..., Recipe], expected: dict[str, str]
+) -> None:
+    recipe = on_cluster("run.gpus_per_worker=2")
+    with RayPool(recipe, fake_gpu(0)) as pool, pytest.raises(RuntimeError, match="encode wants 2.0 GPUs a worker"):
+        Runner(recipe).run(["encode"], pool)
+    written = shards_of(recipe)
+    assert written and written.items() < expected.items()
+    [manifest] = Store.open(recipe.run.store).manifests("index")
+    assert len(manifest.shards) == len(written)
+
+
+def test_stages_that_want_other_shares_of_the_same_gpus_get_them_in_turn(on_cluster: Callable[..., Recipe]) -> None:
+    class Idler(Worker):
+        def run(self, task: Task) -> Outcome:
+            return Outcome(None, device=task.stage)
+
+    tasks = [Task(stage, "00", f"s{number}", "00", 1) for stage in ("encode", "segment") for number in range(3)]
+    with RayPool(on_cluster("run.segment_gpus=0.5"), Idler) as pool:  # two whole GPUs are all there is
+        done = [outcome.device for _, outcome in pool.run(Queue(tasks))]
+    assert Counter(done) == {"encode": 3, "segment": 3}
+
+
 def test_two_nodes_share_work_that_waits(
     cluster: Any, on_cluster: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,10 +353,10 @@ def test_two_nodes_share_work_that_waits(
     rates, used = {}, {}
     for workers in (1, 2):
         with RayPool(on_cluster(f"run.workers={workers}"), Sleeper) as pool:
-            warm = list(pool.run(STAGES["encode"], tasks[: 2 * workers]))  # actors are started and placed here
+            warm = list(pool.run(Queue(tasks[: 2 * workers])))  # actors are started and placed here
             assert len(warm) == 2 * workers
             started = time.perf_counter()
-            done = [outcome.device for _, outcome in pool.run(STAGES["encode"], tasks)]
+            done = [outcome.device for _, outcome in pool.run(Queue(tasks))]
             rates[workers] = len(done) / (time.perf_counter() - started)
             used[workers] = Counter(done)
     with capsys.disabled():

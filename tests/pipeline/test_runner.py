@@ -19,9 +19,9 @@ from manifests.schema import described, metadata
 from manifests.store import ShardFile
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
-from pipeline.runner import Failure, Outcome, Runner, StagePlan, Task, Worker, digest_table
+from pipeline.runner import Failure, Outcome, Queue, Runner, StagePlan, Task, Worker, digest_table
 from pipeline.stages import PACKED, STAGES
-from pipeline.stages.base import FrameFunction, FrameInput, Stage
+from pipeline.stages.base import FrameFunction, FrameInput
 
 
 class Recorder:
@@ -299,6 +299,99 @@ def test_ray_and_inline_give_the_same_bytes(packed: Recipe, recipe_of: Callable[
     assert shards_of(on_ray) == shards_of(packed)
 
 
+class Hasty(InlinePool):
+    """Takes a shard through all stages before it begins with the next: the opposite of one stage after the other."""
+
+    def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        while stages := queue.stages():
+            task = queue.take(stages[-1])
+            yield task, self._worker.run(task)
+
+
+def test_the_order_in_which_shards_are_built_changes_no_byte_and_no_name(
+    packed: Recipe, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    other, recorder = recipe_of(f"run.store={tmp_path / 'store2'}"), Recorder()
+    assert Runner(other).run(PACKED, Hasty(other), recorder) == []
+    assert recorder.built.index("target/scene-0001") < recorder.built.index("index/scene-0008")
+    assert shards_of(other) == shards_of(packed)
+    before, after = Runner(packed).read_ref(), Runner(other).read_ref()
+    assert before and after and before.tables == after.tables
+
+
+def test_a_shard_goes_on_when_what_it_waited_for_turns_out_to_be_built(packed: Recipe) -> None:
+    recorder = Recorder()
+    assert Runner(packed).run(PACKED, InlinePool(packed), recorder, again=["index"]) == []
+    assert stages(recorder.built) == ["index"]  # the same bytes again: what follows is planned only then, and is there
+    assert all(plan.complete for plan in Runner(packed).plan(PACKED))
+
+
+def interrupted(pool: InlinePool, at: str, fault: BaseException) -> None:
+    """Have a pool's worker raise where it comes to a stage."""
+    build = pool._worker.run
+
+    def run(task: Task) -> Outcome:
+        if task.stage == at:
+            raise fault
+        return build(task)
+
+    pool._worker.run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("fault", [ConfigError("group cannot be had"), KeyboardInterrupt()])
+def test_a_run_that_is_cut_short_leaves_lists_of_what_was_built_before(
+    recipe_of: Callable[..., Recipe], fault: BaseException
+) -> None:
+    recipe = recipe_of()
+    pool = Hasty(recipe)
+    interrupted(pool, "group", fault)
+    with pytest.raises(type(fault)):
+        Runner(recipe).run(PACKED, pool)
+    store = Runner(recipe).store
+    assert [len(store.manifests(name)) for name in ("index", "project", "segment", "group")] == [1, 1, 1, 0]
+    assert garbage_of(recipe) == []  # the ref holds them
+
+
+def test_what_a_long_run_has_built_is_named_before_any_stage_ends(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, garbage = recipe_of(), []
+
+    class Collector(Recorder):
+        def shard_finished(self, task: Task, outcome: Outcome) -> None:
+            garbage.append(len(garbage_of(recipe)))
+
+    monkeypatch.setattr("pipeline.runner.NAME_S", -1.0)
+    assert Runner(recipe).run(PACKED, Hasty(recipe), Collector()) == []
+    assert set(garbage) == {1}  # the newest shard alone, which is named next
+
+
+class Bars(Recorder):
+    """A watcher that remembers when stages begin and end, and how many frames were announced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
+        self.told.append(f"{plan.stage.name} of {n_frames}")
+
+    def stage_finished(self, plan: StagePlan) -> None:
+        self.told.append(f"{plan.stage.name} ends")
+
+
+def test_one_stage_after_the_other_and_side_by_side_each_is_announced_with_the_frames_it_may_build(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    here, beside = Bars(), Bars()
+    recipe, other = recipe_of(), recipe_of(f"run.store={tmp_path / 'store2'}")
+    assert Runner(recipe).run(["points", "project"], InlinePool(recipe), here) == []
+    assert here.told == ["index of 3", "index ends", "points of 3", "points ends", "project of 3", "project ends"]
+    assert Runner(other).run(["points", "project"], Hasty(other), beside) == []
+    assert beside.told[:3] == ["index of 3", "project of 3", "points of 3"]
+    assert beside.told[3:] == ["index ends", "project ends", "points ends"]
+
+
 @pytest.mark.usefixtures("ray_stopped_afterwards")
 def test_a_killed_worker_is_replaced_and_a_deadly_shard_set_aside(
     packed: Recipe, recipe_of: Callable[..., Recipe], tmp_path: Path
@@ -408,7 +501,7 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run_once(recipe_of: Callable[.
 def test_more_workers_than_gpus_is_a_sentence_and_no_endless_wait(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("run.pool=ray", "run.workers=2", "run.gpus_per_worker=64")
     with RayPool(recipe) as pool, pytest.raises(RuntimeError, match="wants 64.0 GPUs a worker"):
-        list(pool.run(STAGES["encode"], [Task("encode", "00", "scene", "00", 0)]))
+        list(pool.run(Queue([Task("encode", "00", "scene", "00", 0)])))
 
 
 # -- encoding and segmenting in one go
@@ -504,11 +597,14 @@ def test_the_manifest_says_on_what_prompts_were_encoded(
 
 def test_a_shard_that_failed_ran_on_no_device(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     class OneFails(InlinePool):
-        def run(self, stage: Stage, tasks: Sequence[Task]) -> Iterator[tuple[Task, Outcome]]:
-            first, *others = tasks
-            if stage.name == "encode":
-                yield first, Outcome(None, (Failure("encode", first.shard, None, "its worker died"),))
-            yield from super().run(stage, others if stage.name == "encode" else tasks)
+        failed = False
+
+        def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+            for task, outcome in super().run(queue):
+                if task.stage == "encode" and not self.failed:
+                    self.failed = True
+                    outcome = Outcome(None, (Failure("encode", task.shard, None, "its worker died"),))
+                yield task, outcome
 
     monkeypatch.setattr("pipeline.runner.device_name", lambda recipe: "a GPU")
     runner = Runner(street())

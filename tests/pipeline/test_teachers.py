@@ -20,7 +20,7 @@ from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.pools import RayPool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
-from pipeline.runner import Outcome, Task, Worker
+from pipeline.runner import Outcome, Queue, Task, Worker
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS
@@ -298,7 +298,7 @@ def test_on_ray_every_teacher_gives_what_it_gives_here_to_the_last_bit(tmp_path:
     tasks = [Example("segment", "", example, "", 1, (frame,), recipe=one) for example, one in recipes.items()]
     try:
         with RayPool(next(iter(recipes.values())), TeacherWorker) as pool:
-            found = {task.shard: outcome for task, outcome in pool.run(STAGES["segment"], tasks)}
+            found = {task.shard: outcome for task, outcome in pool.run(Queue(tasks))}
     finally:
         ray.shutdown()
     assert found.keys() == EXAMPLES.keys()
