@@ -1,13 +1,15 @@
 """`make bench`, second half: the network. Both sparse engines, and our training step beside its bare passes.
 
 The ways take turns on the same simulated sweeps, after one turn that does not count; least and median of the repeats
-are shown, in seconds of CPU time and of wall time. `--gpu` asks for step time and memory of the torch engine instead.
+are shown, in seconds of CPU time and of wall time. `--gpu` asks for step time and memory of a training step on a GPU
+instead, beside one core of the same machine.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +33,7 @@ from trainer.train import agree, deterministic
 from trainer.voxels import VoxelConfig, voxelise
 
 N_CLASSES = 17
-GPU_FRAMES, GPU_VOXELS = 16, 25_000
+GPU_FRAMES = 16
 NOT_SLOWER = 1.0  # torch engine against MinkowskiEngine
 OVERHEAD = 1.1  # training step against its bare passes
 TOLERANCE = 1e-3
@@ -41,12 +43,13 @@ def main(
     frames: Annotated[int, typer.Option(min=1, help="Sweeps in the batch.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="How often every way is timed.")] = 5,
     network: Annotated[str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")] = "minkunet34c",
-    gpu: Annotated[bool, typer.Option("--gpu", help="Step time and memory of the torch engine on a GPU.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Time and memory of a training step on a GPU.")] = False,
+    size_m: Annotated[float, typer.Option(help="Edge of a voxel on a GPU.")] = VoxelConfig.size_m,
 ) -> None:
     """Time the sparse engines against each other, and a step of training against its bare passes."""
     try:
         if gpu:
-            on_gpu(network, repeats)
+            on_gpu(network, repeats, size_m)
         else:
             on_cpu(network, frames, repeats)
     except (ConfigError, RuntimeError, ValueError) as error:
@@ -79,14 +82,26 @@ def on_cpu(network: str, n_frames: int, repeats: int) -> None:
     say(f"training step: {share:.2f} of its bare forward + backward", share, OVERHEAD)
 
 
-def on_gpu(network: str, repeats: int) -> None:
-    """Print seconds and memory of a training step on the GPU, in float32 and bfloat16."""
+def on_gpu(network: str, repeats: int, size_m: float) -> None:
+    """Print time and memory of a training step of every engine that the GPU can run, in float32 and bfloat16.
+
+    As deterministic as a training run. The last line is the same step on a CPU: one sweep of the batch, torch engine.
+    """
     if not torch.cuda.is_available():
         raise ConfigError("--gpu: torch sees no GPU here, so there is nothing to measure")
-    device, engine = torch.device("cuda"), open_engine("torch")
-    batch = simulated_batch(GPU_FRAMES, GPU_VOXELS)
-    print(f"{network} on {torch.cuda.get_device_name()}, {GPU_FRAMES} simulated sweeps, {len(batch.cells)} voxels")
-    for precision in ("float32", "bfloat16"):
+    device = torch.device("cuda")
+    batch = simulated_batch(GPU_FRAMES, size_m=size_m)
+    print(
+        f"{network} on {torch.cuda.get_device_name()}, {GPU_FRAMES} simulated sweeps, {len(batch.cells)} voxels of "
+        f"{size_m:g} m"
+    )
+    for name, precision in (("torch", "float32"), ("torch", "bfloat16"), ("minkowski", "float32")):
+        try:
+            engine = open_engine(name)
+        except ConfigError:
+            continue
+        if not engine.cuda_usable():
+            continue
         one = learner(network, engine, device, precision=precision)
         torch.cuda.reset_peak_memory_stats()
 
@@ -94,18 +109,29 @@ def on_gpu(network: str, repeats: int) -> None:
             step(one, batch)
             torch.cuda.synchronize()
 
-        _, wall_s = measure({precision: timed}, repeats)[precision]
-        print(f"{precision}: {show(wall_s)} s a step, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+        with deterministic(True, device, engine), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of sums that torch cannot order on a GPU
+            _, wall_s = measure({precision: timed}, repeats)[precision]
+        print(
+            f"{name}, {precision}: {show(wall_s)} s a step, {GPU_FRAMES / np.median(wall_s):.1f} frames/s, "
+            f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
+        )
         del one, timed
+        torch.cuda.empty_cache()
+    sweep = simulated_batch(1, size_m=size_m)
+    one = learner(network, open_engine("torch"), torch.device("cpu"))
+    _, wall_s = measure({"cpu": partial(step, one, sweep)}, 2)["cpu"]
+    threads, rate = torch.get_num_threads(), 1 / np.median(wall_s)
+    print(f"CPU, {threads} threads, float32: {show(wall_s)} s a sweep, {rate:.2f} frames/s")
 
 
-def simulated_batch(n_frames: int, n_voxels: int | None = None) -> TargetBatch:
+def simulated_batch(n_frames: int, n_voxels: int | None = None, size_m: float = VoxelConfig.size_m) -> TargetBatch:
     """Return simulated sweeps with random classes, the first `n_voxels` voxels of each."""
     sweeps = [simulated_sweep(seed) for seed in range(n_frames)]
     cells, features = [], []
     for xyz_m in sweeps:
         intensity = np.random.default_rng(0).uniform(0, 100, len(xyz_m)).astype(np.float32)
-        found = voxelise(xyz_m, intensity, VoxelConfig())
+        found = voxelise(xyz_m, intensity, VoxelConfig(size_m=size_m))
         cells.append(torch.from_numpy(found.coords)[:n_voxels])
         features.append(torch.from_numpy(found.features)[:n_voxels])
     counts = torch.tensor([len(one) for one in cells])

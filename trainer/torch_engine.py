@@ -8,6 +8,8 @@ made once for a batch and serves every layer of its kind there, forward and back
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise, product
 from typing import Any
@@ -227,8 +229,9 @@ class _Convolve(torch.autograd.Function):
         kernels = kernel.unbind(0)
         shape = (kernel_map.n_outputs, kernel.shape[2])
         sums = _start(features, kernels, kernel_map.centre, shape)
-        for j, inputs, outputs in kernel_map.steps:
-            sums.index_add_(0, outputs, torch.mm(features.index_select(0, inputs), kernels[j]).to(sums.dtype))
+        with _in_any_order(features.device):
+            for j, inputs, outputs in kernel_map.steps:
+                sums.index_add_(0, outputs, torch.mm(features.index_select(0, inputs), kernels[j]).to(sums.dtype))
         return sums.to(features.dtype)
 
     @staticmethod
@@ -247,17 +250,37 @@ class _Convolve(torch.autograd.Function):
             if centre is not None:
                 _add_product(of_kernel[centre], features.t(), gradient)
         of_kernels = of_kernel.unbind(0) if of_kernel is not None else ()
-        for j, inputs, outputs in kernel_map.steps:
-            rows = gradient.index_select(0, outputs)
-            if of_features is not None:
-                of_features.index_add_(0, inputs, torch.mm(rows, kernels[j]).to(of_features.dtype))
-            if of_kernels:
-                _add_product(of_kernels[j], features.index_select(0, inputs).t(), rows)
+        with _in_any_order(gradient.device):
+            for j, inputs, outputs in kernel_map.steps:
+                rows = gradient.index_select(0, outputs)
+                if of_features is not None:
+                    of_features.index_add_(0, inputs, torch.mm(rows, kernels[j]).to(of_features.dtype))
+                if of_kernels:
+                    _add_product(of_kernels[j], features.index_select(0, inputs).t(), rows)
         return (
             None if of_features is None else of_features.to(features.dtype),
             None if of_kernel is None else of_kernel.to(kernel.dtype),
             None,
         )
+
+
+@contextmanager
+def _in_any_order(device: torch.device) -> Iterator[None]:
+    """Within the block, a GPU adds rows as it likes, also where torch is asked to be deterministic.
+
+    No offset of a kernel map has a row twice, so nothing depends on the order; torch, which cannot know, would sort the
+    rows of every addition first.
+    """
+    asked = torch.are_deterministic_algorithms_enabled() and device.type == "cuda"
+    if not asked:
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 def _sum_dtype(rows: Tensor) -> torch.dtype:

@@ -1,0 +1,211 @@
+"""What the trainer computes on a GPU is what it computes on a CPU. Skipped where torch sees none."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from bench.network import learner, simulated_batch
+from trainer import checkpoint, machine
+from trainer import train as trainer_train
+from trainer.config import DistillConfig
+from trainer.learner import Learner
+from trainer.losses import segmentation_loss
+from trainer.minkunet import NetworkConfig, build_network
+from trainer.objective import Objective
+from trainer.predict import predict
+from trainer.ranks import Ranks
+from trainer.sparse import ENGINES, Engine, check_engine, open_engine
+from trainer.train import agree, train
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
+    # of sums that torch cannot order on a GPU, and of how it forks the loader's processes from Python 3.12 on
+    pytest.mark.filterwarnings("ignore:.*determinis:UserWarning", "ignore:.*fork:DeprecationWarning"),
+]
+GPU = "cuda"
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """An engine that can use the GPU."""
+    try:
+        found = open_engine(request.param)
+        usable = found.cuda_usable()
+    except (RuntimeError, ValueError, ImportError) as error:
+        pytest.skip(str(error))
+    if not usable:
+        pytest.skip(f"the {request.param} engine cannot use this GPU")
+    return found
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    """Return the length of the difference as a share of what was expected."""
+    got, expected = (one.detach().cpu().double() for one in (got, expected))
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def log_of(folder: Path, task: str) -> list[dict[str, float]]:
+    return [dict(event) for event in trainer_train.record.read_log(folder / "street" / task / "log.jsonl")[1]]
+
+
+# -- one step ----------------------------------------------------------------------------------------------------------
+
+
+def test_convolutions_on_the_gpu_are_dense_ones(engine: Engine) -> None:
+    assert check_engine(engine, GPU) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["minkunet_small", "minkunet34c"])
+def test_outputs_and_gradients_are_as_near_to_exact_ones_as_those_of_the_cpu(engine: Engine, name: str) -> None:
+    """Exact is float64. Batch norm of the few voxels at the bottom makes gradients differ by a percent in float32."""
+    batch = simulated_batch(2, 4000)
+    found: list[tuple[Tensor, ...]] = []
+    for device, kind, dtype in (
+        ("cpu", open_engine("torch"), torch.float64),
+        ("cpu", open_engine("torch"), torch.float32),
+        (GPU, engine, torch.float32),
+    ):
+        network = build_network(
+            NetworkConfig(name), 1, 17, kind, generator=torch.Generator().manual_seed(0), normalise_output=True
+        ).to(device, dtype)
+        output = network(batch.coords.to(device), batch.features.to(device, dtype))
+        loss = 20 * output[torch.arange(len(output), device=device), batch.labels.to(device)].mean()
+        torch.autograd.backward(loss)
+        gradients = torch.cat([parameter.grad.flatten().cpu() for parameter in network.parameters()])
+        found.append((output, loss[None], gradients))
+    exact, cpu, gpu = found
+    for expected, near, got, most in zip(exact, cpu, gpu, (1e-4, 1e-4, 1e-3), strict=True):
+        assert apart(got, expected) < max(most, 5 * apart(near, expected))
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 2e-2)])
+def test_a_training_step_has_the_loss_of_the_cpu(engine: Engine, precision: str, most: float) -> None:
+    batch = simulated_batch(2, 4000)
+    cpu = learner("minkunet_small", open_engine("torch"), torch.device("cpu"))
+    gpu = learner("minkunet_small", engine, torch.device(GPU), precision=precision)
+    for _ in range(3):
+        losses = []
+        for one in (cpu, gpu):
+            whole, _ = agree(Ranks(), [batch], False)
+            losses.append(one.find_gradients([batch], whole)["total"])
+            one.follow_gradients()
+        assert losses[1] == pytest.approx(losses[0], rel=most)
+    assert all(parameter.dtype == torch.float32 for parameter in gpu.network.parameters())
+
+
+class AsTwo(Ranks):
+    """One process that says it is two, to go the way of several on a machine with one GPU."""
+
+    @property
+    def is_first(self) -> bool:
+        return True
+
+
+def test_batch_norm_and_gradients_of_several_processes_go_through_nccl(tmp_path: Path) -> None:
+    """A group of one: torch then takes the mean over one process of a loss that counts double."""
+    dist = torch.distributed
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    batch = simulated_batch(2, 4000)
+    settings = replace(DistillConfig(), lovasz="scan")
+    engine, device = open_engine("torch"), torch.device(GPU, 0)
+
+    def loss(output: Tensor, part: Any, whole: Any) -> Any:
+        return segmentation_loss(output, part.labels, part.voxel_frame, "scan", whole=whole)
+
+    def no_sample(*_: object) -> Any:
+        raise AssertionError
+
+    objective = Objective("distill", settings, (), (), no_sample, 17, False, 0.1, 0.1, loss)
+    gradients = []
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1, device_id=device
+    )
+    try:
+        for ranks in (Ranks(), AsTwo(size=2)):
+            one = Learner(objective, NetworkConfig("minkunet_small", engine="torch"), engine, device, ranks)
+            one.start_epoch(1.0)
+            whole, _ = agree(Ranks(), [batch], False)
+            one.find_gradients([batch], whole)
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
+            kinds = {type(module).__name__ for module in one.network.modules()}
+            assert ("SyncBatchNorm" in kinds) == (ranks.size == 2)
+        assert apart(gradients[1], 2 * gradients[0]) < 1e-4
+        assert Ranks(size=2).sum(torch.ones(3, device=device)).tolist() == [1, 1, 1]
+    finally:
+        dist.destroy_process_group()
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["pretrain", "distill"])
+def test_a_run_has_the_losses_of_the_cpu(
+    fleet: Any, console: Console, tmp_path: Path, engine: Engine, task: Any, capsys: Any
+) -> None:
+    for device, kind in (("cpu", "torch"), (GPU, engine.name)):
+        settings = (f"run.device={device}", f"network.engine={kind}", "run.loader_workers=2")
+        train(fleet.recipe(*settings, f"run.runs={tmp_path}/{device}"), task, console)
+    cpu, gpu = (log_of(tmp_path / device, task) for device in ("cpu", GPU))
+    assert [epoch["total"] for epoch in gpu] == pytest.approx([epoch["total"] for epoch in cpu], rel=1e-2)
+    assert f", on {GPU}" in capsys.readouterr().out
+
+
+ALL_AT_ONCE = (
+    "distill.lovasz=scan",
+    "distill.accumulate=2",
+    "distill.ema_decay=0.9",
+    "distill.clip_norm=1",
+    "distill.precision=float16",
+    "distill.optimiser=adamw",
+)
+
+
+@pytest.mark.parametrize("overrides", [(), ALL_AT_ONCE], ids=["plain", "all at once"])
+def test_a_run_that_is_asked_to_end_goes_on_bit_for_bit_with_the_torch_engine(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    overrides = (f"run.device={GPU}", "network.engine=torch", "distill.batch_size=2", *overrides)
+    whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
+    agreed, n_steps = trainer_train.agree, 0
+
+    def press(*arguments: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 5:  # of 6, in the second of two epochs
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer_train, "agree", press)
+        train(fleet.recipe(*overrides), "distill", console)
+    torch.rand(5, device=GPU)  # whatever happens in between
+    parts = train(fleet.recipe(*overrides), "distill", console)
+    one, other = (checkpoint.load(path).tensors for path in (whole, parts))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_predictions_are_those_of_the_cpu(fleet: Any, console: Console, engine: Engine) -> None:
+    train(fleet.recipe("run.device=cpu", "network.engine=torch", "distill.epochs=8"), "distill", console)
+    labels = []
+    for device, kind in (("cpu", "torch"), (GPU, engine.name)):
+        predict(fleet.recipe(f"run.device={device}", f"network.engine={kind}"), console)
+        table = fleet.store.read_ref("runs/street-predict").tables["predict"]
+        rows = [row for shard in table.shards for row in fleet.store.rows("predict", table.fingerprint, shard)]
+        labels.append(np.concatenate([row["label"] for row in rows]))
+    assert len(labels[0]) > 1000 and (labels[0] == labels[1]).mean() > 0.999
+
+
+def test_the_doctor_finds_the_gpu(fleet: Any) -> None:
+    found = machine.look_at(fleet.recipe("run.device=auto", "network.engine=torch"))
+    assert (found.device, found.problem) == (GPU, "")
+    assert found.gpus[0][0] == torch.cuda.get_device_name(0) and found.gpus[0][1] > 1
