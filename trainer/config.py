@@ -163,23 +163,17 @@ class DistillConfig(ClassesConfig):
     ``weight``
         How much a voxel counts in both terms of the loss: "none", all the same (the paper), or "confidence", as much as
         its label is sure: the mean confidence of its points that bear it (see trainer.losses.segmentation_loss).
-    ``smoothing``
-        What of the target of a voxel goes, in even shares, to the other classes: this times (1 - confidence), 0..1. In
-        the cross-entropy only; a label that is wholly sure stays as it is. 0 (the paper) smooths nothing.
     """
 
     lr_head: float = 2.0
     lr_trunk: float = 0.02
     init: str = "pretrain"
     weight: Weight = "none"
-    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight not in get_args(Weight):
             raise ValueError(f"weight is {self.weight!r}; choose one of {get_args(Weight)}")
-        if not 0 <= self.smoothing <= 1:
-            raise ValueError(f"smoothing is {self.smoothing}; expected a share in 0..1")
         check_rate("lr_head", self.lr_head)
         check_rate("lr_trunk", self.lr_trunk)
 

@@ -223,7 +223,6 @@ def segmentation_loss(
     ignore: int = 0,
     whole: Whole | None = None,
     weight: Tensor | None = None,
-    spread: Tensor | None = None,
 ) -> SegmentationTerms:
     """Cross-entropy plus Lovász-softmax over the rows whose label is not ``ignore``; 0 if there is no such row.
 
@@ -235,8 +234,6 @@ def segmentation_loss(
     ``weight`` (v,), whole numbers, 0 or more and on any scale, says how much a row counts: the cross-entropy is the
     weighted mean, and the IoU that the Lovász term bounds is of sums of weights in place of numbers of rows. A row
     without weight teaches nothing.
-
-    ``spread`` (v,) in 0..1 smooths the labels of the cross-entropy, see :func:`smoothed_cross_entropy`.
     """
     taught = labels != ignore
     if weight is not None:
@@ -249,14 +246,10 @@ def segmentation_loss(
     if total == 0:
         zero = logits.sum() * 0
         return SegmentationTerms(zero, zero, zero)
-    if weight is None and spread is None:
+    if weight is None:
         cross_entropy = F.cross_entropy(rows, labels, reduction="sum") / total
     else:
-        if spread is None:
-            losses = F.cross_entropy(rows, labels, reduction="none")
-        else:
-            losses = smoothed_cross_entropy(rows, labels, spread[taught], ignore)
-        cross_entropy = (losses if weight is None else losses * weight).sum() / total
+        cross_entropy = (F.cross_entropy(rows, labels, reduction="none") * weight).sum() / total
     probabilities = rows.softmax(1)
     if lovasz == "batch":
         everything = whole.gather(probabilities)[0], whole.gather(labels)[0]
@@ -269,19 +262,6 @@ def segmentation_loss(
         ]
         term = torch.stack([probabilities.sum() * 0, *scans]).sum() / whole.counts.n_frames
     return SegmentationTerms(cross_entropy + term, cross_entropy, term)
-
-
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, spread: Tensor, ignore: int = 0) -> Tensor:
-    """The cross-entropy of every row, (n,), to a target of 1 - ``spread`` on its label, the rest even on the others.
-
-    The others are all columns but the label's and that of ``ignore``, and there is at least one. ``logits`` (n, c),
-    ``labels`` (n,) int64, ``spread`` (n,) in 0..1. Szegedy et al., "Rethinking the Inception Architecture for Computer
-    Vision", CVPR 2016, section 7, has one ``spread`` for all rows and a share of it for the label too.
-    """
-    cost = -logits.log_softmax(1)
-    own = cost.gather(1, labels[:, None])[:, 0]
-    others = (cost.sum(1) - cost[:, ignore] - own) / (logits.shape[1] - 2)
-    return (1 - spread) * own + spread * others
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -89,23 +89,12 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
         )  # the pseudo-labels count the classes of the dictionary it was made of
     settings = recipe.distill
     n_outputs = len(recipe.ontology.classes)
-    if settings.smoothing and n_outputs < 3:
-        raise ConfigError(
-            f"distill.smoothing is {settings.smoothing}, but dictionary {recipe.ontology.name} has no second class to "
-            "share a label with; set it to 0"
-        )
-    confident = settings.weight == "confidence" or settings.smoothing > 0
+    confident = settings.weight == "confidence"
     class_names = recipe.ontology.class_names
 
     def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
-        confidence = batch.confidence if isinstance(batch, data.ConfidentBatch) else None
-        weight = confidence if settings.weight == "confidence" else None
-        spread = None
-        if settings.smoothing and confidence is not None:
-            spread = settings.smoothing * (1 - confidence.float() / 255)
-        return segmentation_loss(
-            output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole, weight=weight, spread=spread
-        )
+        weight = batch.confidence if isinstance(batch, data.ConfidentBatch) else None
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole, weight=weight)
 
     return Objective(
         task="distill",

@@ -47,7 +47,6 @@ def test_a_recipe_is_read_with_its_dictionary(fleet: Any) -> None:
         ("run.checkpoint_steps=-1", "checkpoint_steps"),
         ("distill.momentum=1", "momentum"),
         ("distill.weight=votes", "weight is 'votes'"),
-        ("distill.smoothing=1.5", "smoothing is 1.5"),
         ("predict.views=0", "views is 0"),
         ("distill.lr_head=nan", "lr_head is nan"),
         ("distill.keep_every=-1", "0 or more"),

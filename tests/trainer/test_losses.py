@@ -472,18 +472,6 @@ def test_the_shares_of_weighted_parts_add_up() -> None:
         torch.testing.assert_close(term, torch.stack(some).sum())
 
 
-def test_a_smoothed_label_shares_with_the_other_classes_but_not_with_none() -> None:
-    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.1, 0.2, 0.2, 0.5], [0.4, 0.2, 0.2, 0.2]]).log()
-    labels, spread = torch.tensor([1, 3, 0]), torch.tensor([0.5, 0.0, 1.0])
-    plain, terms = segmentation_loss(logits, labels), segmentation_loss(logits, labels, spread=spread)
-    half = -0.5 * math.log(0.4) - 0.25 * math.log(0.3) - 0.25 * math.log(0.2)
-    assert terms.cross_entropy.item() == pytest.approx((half - math.log(0.5)) / 2)
-    assert terms.lovasz == plain.lovasz
-    both = segmentation_loss(logits, labels, weight=torch.tensor([3, 1, 1]), spread=spread)
-    assert both.cross_entropy.item() == pytest.approx((3 * half - math.log(0.5)) / 4)
-    torch.testing.assert_close(segmentation_loss(logits, labels, spread=0 * spread).total, plain.total)
-
-
 @pytest.mark.parametrize("case", ["a", "b", "c", "noignore"])
 def test_the_segmentation_loss_equals_the_reference_implementation(case: str) -> None:
     golden = np.load(GOLDEN / "lovasz_ce.npz")
