@@ -1,7 +1,5 @@
 """What the trainer computes on a GPU is what it computes on a CPU. Skipped where torch sees none."""
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from bench.network import learner, simulated_batch
-from trainer import checkpoint, machine
+from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
+from trainer import machine
 from trainer import train as trainer_train
 from trainer.config import DistillConfig
 from trainer.learner import Learner
@@ -159,39 +158,16 @@ def test_a_run_has_the_losses_of_the_cpu(
     assert f", on {GPU}" in capsys.readouterr().out
 
 
-ALL_AT_ONCE = (
-    "distill.lovasz=scan",
-    "distill.accumulate=2",
-    "distill.ema_decay=0.9",
-    "distill.clip_norm=1",
-    "distill.precision=float16",
-    "distill.optimiser=adamw",
-)
-
-
 @pytest.mark.parametrize("overrides", [(), ALL_AT_ONCE], ids=["plain", "all at once"])
 def test_a_run_that_is_asked_to_end_goes_on_bit_for_bit_with_the_torch_engine(
     fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     overrides = (f"run.device={GPU}", "network.engine=torch", "distill.batch_size=2", *overrides)
     whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
-    agreed, n_steps = trainer_train.agree, 0
-
-    def press(*arguments: Any) -> Any:
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 5:  # of 6, in the second of two epochs
-            os.kill(os.getpid(), signal.SIGTERM)
-        return agreed(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer_train, "agree", press)
-        train(fleet.recipe(*overrides), "distill", console)
+    asked_to_end_in_its_fifth_step(fleet.recipe(*overrides), console, monkeypatch)
     torch.rand(5, device=GPU)  # whatever happens in between
     parts = train(fleet.recipe(*overrides), "distill", console)
-    one, other = (checkpoint.load(path).tensors for path in (whole, parts))
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert same_tensors(whole, parts)
 
 
 def test_predictions_are_those_of_the_cpu(fleet: Any, console: Console, engine: Engine) -> None:

@@ -228,6 +228,23 @@ def interrupted_after_one_epoch(
     return caught.value
 
 
+def asked_to_end_in_its_fifth_step(recipe: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> KeyboardInterrupt:
+    """Distil until SIGTERM comes in the fifth step: with batches of two frames, the second of three in an epoch."""
+    agree, n_steps = trainer_train.agree, 0
+
+    def press(*arguments: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(trainer_train, "agree", press)
+        train(recipe, "distill", console)
+    return caught.value
+
+
 @pytest.mark.parametrize(("task", "optimiser"), [("pretrain", "sgd"), ("distill", "sgd"), ("distill", "adamw")])
 def test_one_epoch_and_one_resumed_equal_two_bit_for_bit(
     fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any, optimiser: str
@@ -259,19 +276,8 @@ def test_a_run_that_is_asked_to_end_saves_before_the_next_step_and_goes_on_bit_f
 ) -> None:
     overrides = ("distill.batch_size=2", *overrides)
     whole = train(fleet.recipe(*overrides, f"run.runs={tmp_path}/whole"), "distill", console)
-    agree, n_steps = trainer_train.agree, 0
-
-    def press(*arguments: Any) -> Any:
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 5:  # of 6, in the second of two epochs
-            os.kill(os.getpid(), signal.SIGTERM)
-        return agree(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-        patch.setattr(trainer_train, "agree", press)
-        train(fleet.recipe(*overrides), "distill", console)
-    assert "1 of 2 epochs and the state in the middle of the next one are finished and kept" in str(caught.value)
+    stopped = asked_to_end_in_its_fifth_step(fleet.recipe(*overrides), console, monkeypatch)
+    assert "1 of 2 epochs and the state in the middle of the next one are finished and kept" in str(stopped)
     running = fleet.folder / "runs/street/distill/running.safetensors"
     document = checkpoint.read_document(running)
     assert (document["epoch"], document["step"], document["so_far"]["batches"]) == (1, 5, 2)
