@@ -223,6 +223,9 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
     if free is not None and need > free:
         raise StoreError(f"{where} needs {need / 1e9:.3f} GB, and store {store.place} has {free / 1e9:.3f} GB free")
     done: list[tuple[Manifest, ShardFile]] = []
+    name = f"imported-{recipe}"
+    first = name not in store.refs()
+    store.begin(name, recipe, [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
     try:
         for manifest, shard, member in new:
             done.append((manifest, shard))
@@ -232,6 +235,8 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
     except BaseException:
         for manifest, shard in done:
             store.forget(manifest.stage, manifest.fingerprint, shard)
+        if first:
+            store.delete_ref(name)
         raise
     refs = []
     for one in tables:
@@ -241,8 +246,7 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
         made = before.made if before else one.manifest.made
         store.write_manifest(Manifest(stage, fingerprint, one.manifest.identity, tuple(committed.values()), made))
         refs.append(TableRef(stage, fingerprint, tuple(committed[shard.shard, shard.key] for shard, _ in one.shards)))
-    name = f"imported-{recipe}"
-    held = [*store.read_ref(name).held] if name in store.refs() else []
+    held = [*store.read_ref(name).held]
     held += [ref for ref in refs if ref not in held]
     store.write_ref(name, Ref(recipe, {}, (), tuple(held)))
     return Imported(tuple(refs), len(new), name, licence)

@@ -23,11 +23,13 @@ many workers do not all come back at once. Arrow's S3 client tries for some seco
 here, so that a store may be away for most of a minute."""
 
 _PASSES = re.compile(
-    r"NETWORK_CONNECTION|SLOW_?DOWN|SERVICE_UNAVAILABLE|INTERNAL_(FAILURE|ERROR)|THROTTL|REQUEST_TIME(OUT|_TOO_SKEWED)|"
+    r"NETWORK_CONNECTION|SLOW_?DOWN|SERVICE_UNAVAILABLE|INTERNAL_(FAILURE|ERROR)|THROTTL|REQUEST_TIMEOUT|"
     r"HTTP status (429|5\d\d)|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|curlCode|timed? ?out|"
     r"connection (reset|refused|closed|aborted)",
     re.IGNORECASE,
 )
+# S3 refuses a signature that is a quarter of an hour off; its client corrects that by the date of the answer, if it can
+_SKEWED = re.compile(r"REQUEST_?TIME_?TOO_?SKEWED", re.IGNORECASE)
 # 400: a HEAD request with a token that has expired, whose answer has no text
 _REFUSES = re.compile(
     r"EXPIRED_?TOKEN|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|"
@@ -52,6 +54,11 @@ def patiently(action: Callable[[], T]) -> T:
             raise
         except (OSError, pa.ArrowException) as error:
             told = " ".join(str(error).split())
+            if _SKEWED.search(told):
+                raise Unreachable(
+                    f"the clock of this machine and that of the store differ too much; set the wrong one right and run "
+                    f"again, finished shards are safe ({told})"
+                ) from None
             if _REFUSES.search(told):
                 raise Unreachable(
                     f"the credentials are refused or have expired; renew them and run again, finished shards are safe "

@@ -24,7 +24,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -92,12 +92,14 @@ class Ref:
 
     `tables` are complete and hold the same frames. `held` are the recipe's other shards: of a table that is not
     complete yet, or of scenes that are not selected now. Nobody reads them by this ref, but they are not garbage.
+    `building` are stage and fingerprint of tables that a run is at: nothing in their folders is garbage.
     """
 
     recipe: str
     tables: Mapping[str, TableRef]
     excluded: tuple[str, ...] = ()
     held: tuple[TableRef, ...] = ()
+    building: tuple[tuple[str, str], ...] = ()
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""
@@ -319,6 +321,7 @@ class Store:
             "tables": {stage: asdict(table) for stage, table in ref.tables.items()},
             "excluded": list(ref.excluded),
             "held": [asdict(table) for table in ref.held],
+            "building": ref.building,
         }
         self._put_json(ref_path(name), document)
 
@@ -335,7 +338,20 @@ class Store:
         tables = {stage: table_from(item, where) for stage, item in named.items()}
         held = tuple(table_from(item, where) for item in expect_list(document.get("held", []), where))
         excluded = tuple(str(frame) for frame in expect_list(document.get("excluded", []), where))
-        return Ref(str(document.get("recipe")), tables, excluded, held)
+        building = tuple(building_from(item, where) for item in expect_list(document.get("building", []), where))
+        return Ref(str(document.get("recipe")), tables, excluded, held, building)
+
+    def begin(self, name: str, recipe: str, tables: Iterable[tuple[str, str]]) -> None:
+        """Say by a ref that tables (stage, fingerprint) are being built, until the ref is written without that.
+
+        It keeps their files from being collected, whatever the clocks say that date them; it outlives a run that was
+        killed, whose work the next one takes up.
+        """
+        known = self._read_json(ref_path(name), missing_ok=True) is not None
+        before = self.read_ref(name) if known else Ref(recipe, {})
+        now = replace(before, building=tuple(dict.fromkeys((*before.building, *tables))))
+        if now != before:
+            self.write_ref(name, now)
 
     def refs(self) -> dict[str, Ref]:
         """Return every ref of the store by name."""
@@ -354,20 +370,22 @@ class Store:
     def unreferenced(self, min_age_s: float) -> list[tuple[str, int]]:
         """Return (relative path, bytes) of every file that no ref names and that is older than `min_age_s` seconds.
 
-        The age protects the work of runs in progress, whose shards no ref names yet.
+        Tables being built are left alone, however old they look. The age is for what has begun since the refs were
+        read; it is told by the clock that dates the files, and not by that of this machine.
         """
-        keep = set()
+        now = self._clock_s()
+        keep, building = set(), set()
         for ref in self.refs().values():
+            building |= {table_folder(*table) for table in ref.building}
             for table in (*ref.tables.values(), *ref.held):
                 folder = table_folder(table.stage, table.fingerprint)
                 keep.add(f"{folder}/{MANIFEST}")
                 for shard in table.shards:
                     keep |= {f"{folder}/{shard.name}", f"{folder}/{sidecar_name(shard.shard, shard.key)}"}
-        now = time.time()
         garbage = []
         for entry in self._entries("", recursive=True):
             path = entry.path.lstrip("/")
-            if entry.type != pafs.FileType.File or path in keep:
+            if entry.type != pafs.FileType.File or path in keep or path.rpartition("/")[0] in building:
                 continue
             temporary = entry.base_name.startswith(_TEMPORARY)
             if path.startswith(f"{REFS}/") and not temporary:
@@ -378,6 +396,22 @@ class Store:
                 garbage.append((path, int(entry.size or 0)))
         # sidecars go first: a shard without one does not count, so an interrupted collection leaves nothing half there
         return sorted(garbage, key=lambda item: (not item[0].endswith(".json"), item[0]))
+
+    def _clock_s(self) -> float:
+        """Return the time by the clock that dates the files of this store: that of a file which is written for it.
+
+        Where none can be written, or files have no dates, it is the time of this machine.
+        """
+        path = f"{REFS}/{_TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            self._put_json(path, {})
+            try:
+                written = self._patiently(lambda: self._files.get_file_info(path).mtime)
+            finally:
+                self._delete(path)
+        except (StoreError, OSError, pa.ArrowException):
+            written = None
+        return time.time() if written is None else float(written.timestamp())
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files by the relative paths that `unreferenced` returned."""
@@ -687,6 +721,14 @@ def table_from(document: Any, where: str) -> TableRef:
         raise StoreError(f"{where} is not a ref of this store; delete it and run again")
     shards = tuple(shard_from(shard, where) for shard in expect_list(document.get("shards"), where))
     return TableRef(checked(str(document.get("stage"))), checked_hex(str(document.get("fingerprint"))), shards)
+
+
+def building_from(document: Any, where: str) -> tuple[str, str]:
+    """Return stage and fingerprint of a table that a ref says is being built; raises StoreError for anything else."""
+    match document:
+        case [str(stage), str(fingerprint)]:
+            return checked(stage), checked_hex(fingerprint)
+    raise StoreError(f"{where} is not a ref of this store; delete it and run again")
 
 
 def shard_name(scene: str, start: int | None = None) -> str:

@@ -125,6 +125,8 @@ def made_of_points(store: Store, ref: Ref, stage: str, pin: str) -> TableRef | N
     if pin not in store.refs():
         return None
     made = store.read_ref(pin)
+    if stage not in made.tables:  # it is being made for the first time
+        return None
     points, used = ref.table("points"), made.table("points")
     now = {shard.shard: shard.key for shard in points.shards}
     same = {shard.shard for shard in used.shards if now.get(shard.shard) == shard.key}

@@ -620,7 +620,8 @@ class Runner:
         """Point the recipe's name at the complete tables that belong to it.
 
         Its other shards, of tables still incomplete or `under_way` and of scenes not selected now, are held: a run that
-        was stopped, a bad frame in a new scene or another split makes no garbage of finished work.
+        was stopped, a bad frame in a new scene or another split makes no garbage of finished work. Nor is anything
+        garbage that lies beside shards being built, as long as a table is `under_way`.
         """
         before = self.read_ref()
         named = (*before.tables.values(), *before.held) if before else ()
@@ -645,7 +646,8 @@ class Runner:
                 held.append(TableRef(name, fingerprint, rest))
         usable = consistent(tables)
         held += [table for name, table in tables.items() if name not in usable]
-        ref = Ref(self.recipe.name, usable, self.recipe.data.exclude, tuple(held))
+        building = before.building if before and under_way else ()
+        ref = Ref(self.recipe.name, usable, self.recipe.data.exclude, tuple(held), building)
         if ref != before:
             self.store.write_ref(self.recipe.name, ref)
 
@@ -764,10 +766,14 @@ class Run:
                     built += [(name, other) for other in others if other in one.waiting and self._plan(one, other)]
 
     def _begin(self, task: Task) -> None:
-        """Say that a stage begins when the first of its shards goes to a worker."""
+        """Say that a stage begins when the first of its shards goes to a worker, and in the store that a run does."""
         one = self._stages[task.stage]
         if one.begun:
             return
+        if not any(other.begun for other in self._stages.values()):
+            tables = [(name, other.found.fingerprint) for name, other in self._stages.items()]
+            name = self._runner.recipe.name
+            self._runner.store.begin(name, name, tables)
         one.begun = True
         if self._watcher:
             hope = () if self._open.keys().isdisjoint(one.upstream) else one.waiting

@@ -146,6 +146,8 @@ def run_over(
     keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
     committed = store.shards(stage, fingerprint)
     missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
+    if missing:
+        store.begin(name, recipe.name, [(stage, fingerprint)])
     with (
         deterministic(recipe.run.deterministic, device, sweeps.engine),
         progress_bar(console, recipe.run.progress) as bar,

@@ -22,9 +22,9 @@ def read_predictions(store: Store, recipe: str, points: TableRef, advice: str) -
     Raises StoreError, which ends with the advice, if there are none, or if they are of other points than these.
     """
     name = pin(recipe, "predict")
-    if name not in store.refs():
+    table = store.read_ref(name).tables.get("predict") if name in store.refs() else None
+    if table is None:
         raise StoreError(f"recipe {recipe} has no predictions yet; {advice}")
-    table = store.read_ref(name).table("predict")
     manifest = store.read_manifest(table.stage, table.fingerprint)
     if manifest is None:
         raise StoreError(f"the manifest of predictions {table.fingerprint} is missing; {advice}")

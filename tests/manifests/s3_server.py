@@ -2,8 +2,8 @@
 
 What a store does on S3 is tested against moto, over real sockets. What moto cannot do is ours: a `Line` stands between
 client and server. It passes every request on, or breaks off in the middle of one or of its answer, or answers late, or
-says in the server's place that it has too much to do or that credentials have expired. Of S3 it knows the form of an
-error alone.
+says in the server's place that it has too much to do, that credentials have expired, or that a clock is wrong. Of S3 it
+knows the form of an error and the stamp of a request alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import formatdate
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -124,12 +126,24 @@ def run_moto(folder: Path) -> Iterator[Server]:
 
 # -- what moto cannot do -----------------------------------------------------------------------------------------------
 
-STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400, "AccessDenied": 403}
+STATUS = {
+    "SlowDown": 503,
+    "InternalError": 500,
+    "ExpiredToken": 400,
+    "AccessDenied": 403,
+    "RequestTimeTooSkewed": 403,
+}
+LATE_S = 4.0  # Arrow's client gives up a connection on which nothing came for three seconds
+MOST_SKEW_S = 900.0  # a request whose stamp is further from S3's own clock is refused
 
 
 @dataclass
 class Line:
-    """A line to a server, and how many of the next requests of which method and path fail on it, and how."""
+    """A line to a server, and how many of the next requests of which method and path fail on it, and how.
+
+    `clock_ahead_s` is how far the server's clock is ahead of this machine's; it refuses requests stamped too far from
+    it, as S3 does and moto does not.
+    """
 
     server_port: int
     port: int = 0
@@ -137,6 +151,7 @@ class Line:
     what: str = ""
     method: str = ""
     path: str = ""
+    clock_ahead_s: float = 0.0
     sent_bytes: int = 0  # of objects and lists, to the client
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -148,16 +163,16 @@ class Line:
         with self.lock:
             self.left, self.what, self.method, self.path = times, what, method, path
 
-    def fault(self, method: str, path: str) -> str:
+    def fault(self, method: str, path: str, stamp: str) -> str:
         """Return how a request fails, or nothing."""
+        stamped = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
         with self.lock:
+            if abs(stamped - time.time() - self.clock_ahead_s) > MOST_SKEW_S:
+                return "RequestTimeTooSkewed"
             if not (self.left and self.method in method and self.path in path):
                 return ""
             self.left -= 1
             return self.what
-
-
-LATE_S = 4.0  # Arrow's client gives up a connection on which nothing came for three seconds
 
 
 class Passing(BaseHTTPRequestHandler):
@@ -180,7 +195,7 @@ class Passing(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def handle_one(self) -> None:
-        fault = self.line.fault(self.command, self.path)
+        fault = self.line.fault(self.command, self.path, self.headers["X-Amz-Date"])
         if fault == "cut upload":
             self.rfile.read(64)
             self.close_connection = True
@@ -196,7 +211,7 @@ class Passing(BaseHTTPRequestHandler):
         there.request(self.command, self.path, content, kept | {"Content-Length": str(len(content))})
         with there.getresponse() as answer:
             body = answer.read()
-            headers = [(name, text) for name, text in answer.getheaders() if name.lower() != "connection"]
+            headers = [one for one in answer.getheaders() if one[0].lower() not in ("connection", "date")]
         there.close()
         if fault == "late":
             time.sleep(LATE_S)
@@ -209,6 +224,7 @@ class Passing(BaseHTTPRequestHandler):
 
     def answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)
+        self.send_header("Date", formatdate(time.time() + self.line.clock_ahead_s, usegmt=True))
         for name, text in headers:
             self.send_header(name, text)
         self.end_headers()

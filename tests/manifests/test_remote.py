@@ -190,6 +190,24 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(line: Line, over_line:
     assert over_line.damage("target", FINGERPRINT, shard) is None and line.left == 0
 
 
+@pytest.mark.parametrize("hours", [-30, -1, 5])
+def test_a_store_whose_clock_differs_from_ours_takes_our_requests(line: Line, over_line: Store, hours: int) -> None:
+    """The client corrects its stamps by the dates of the answers, also when a clock jumps in the middle of a run."""
+    first = write(over_line)
+    line.clock_ahead_s = hours * 3600
+    second = write(over_line, "scene-2")
+    assert over_line.damage("target", FINGERPRINT, first) is None
+    line.clock_ahead_s = 0
+    assert over_line.shards("target", FINGERPRINT) == {("scene-1", KEY): first, ("scene-2", KEY): second}
+
+
+def test_a_clock_that_the_client_cannot_correct_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waited"))
+    told = "AWS Error REQUEST_TIME_TOO_SKEWED (HTTP status 403) during PutObject operation"
+    with pytest.raises(Unreachable, match="the clock of this machine and that of the store differ too much; set"):
+        patiently(lambda: exec("raise OSError(told)", {"told": told}))
+
+
 def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(remote.time, "sleep", slept.append)

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +299,36 @@ def test_collection_takes_only_what_no_ref_names(store: Store) -> None:
     store.delete(path for path, _ in store.unreferenced(0))
     assert list(store.shards("target", FINGERPRINT)) == [("scene-1", KEY)]
     assert (folder(store).parent.parent / "notes.txt").exists()
+
+
+def test_what_is_being_built_is_no_garbage_however_old_it_looks(store: Store) -> None:
+    store.begin("recipe", "recipe", [("target", FINGERPRINT), ("points", FINGERPRINT)])
+    shard = write(store)
+    (folder(store) / ".tmp-running").write_bytes(b"half a shard")
+    for path in folder(store).iterdir():
+        os.utime(path, (time.time() - 30 * 3600,) * 2)  # as by a machine whose clock is 30 hours late
+    assert store.unreferenced(0) == []
+    ref = store.read_ref("recipe")
+    assert ref == Ref("recipe", {}, building=(("target", FINGERPRINT), ("points", FINGERPRINT)))
+    store.write_ref("recipe", replace(ref, building=()))
+    assert len(store.unreferenced(24 * 3600)) == 3
+    store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (shard,))}))
+    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-running"]
+    store.begin("recipe", "recipe", [("target", FINGERPRINT)])
+    assert store.read_ref("recipe").table("target").shards == (shard,) and store.unreferenced(0) == []
+
+
+@pytest.mark.parametrize("hours", [48, -48])
+def test_age_is_told_by_the_clock_that_dates_the_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    write(store)
+    (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
+    os.utime(folder(store) / ".tmp-dead", (time.time() - 25 * 3600,) * 2)
+    right = time.time
+    monkeypatch.setattr("manifests.store.time.time", lambda: right() + hours * 3600)
+    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-dead"]
+    assert list((folder(store).parent.parent / "refs").iterdir()) == []
 
 
 def test_the_pin_of_a_training_run_keeps_its_tables(store: Store) -> None:

@@ -14,6 +14,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from manifests.rows import Row
 from manifests.store import Store
 from pipeline import runner
 from pipeline.pools import InlinePool, RayPool
+from pipeline.progress import progress_of
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import Outcome, Queue, Runner, Task, Worker
 from pipeline.stages import STAGES
@@ -218,6 +221,81 @@ def test_a_killed_worker_a_node_that_goes_away_and_clocks_that_differ(
     assert shards_of(recipe) == expected
     assert Store.open(recipe.run.store).unreferenced(0) == []
     cluster.gpu_nodes[1] = add_node(cluster)
+
+
+def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
+    cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One node is 30 hours late, the clocks of the other and of the driver jump back by six, the collector is 48 ahead.
+
+    A machine's clock is simulated: what its process asks for the time, and the dates of the files that it writes.
+    """
+    late_id = cluster.gpu_nodes[0].node_id
+
+    class WrongClock(fake_gpu(0.3)):  # type: ignore[misc]
+        def run(self, task: Task) -> Outcome:
+            self._task, self._n_tasks = task, getattr(self, "_n_tasks", 0) + 1
+            jumps = task.stage == "encode" and self._n_tasks > 1
+            self._late_s = 30 * 3600 if node_here() == late_id else 6 * 3600 if jumps else 0
+            right = getattr(time, "right", time.time)
+            time.right, time.time = right, lambda: right() - self._late_s  # type: ignore[attr-defined]
+            outcome = super().run(task)
+            self.date(f"{task.shard}.*")
+            return outcome
+
+        def encode(self, inputs: FrameInput) -> Row:  # type: ignore[override]
+            self.date(".tmp-*")  # what is being written now
+            return super().encode(inputs)
+
+        def date(self, names: str) -> None:
+            for path in (self._store.local / self._task.stage / self._task.fingerprint).glob(names):
+                with suppress(FileNotFoundError):  # another worker's, finished by now
+                    os.utime(path, (time.time(),) * 2)
+
+    class Collector:
+        """Runs what `gc --delete` runs, from a machine of its own, whenever a shard is finished."""
+
+        found: list[str] = []
+        started: list[float] = []
+
+        def __init__(self, recipe: Recipe) -> None:
+            self.store = Store.open(recipe.run.store)
+
+        def stage_started(self, plan: Any, n_frames: int) -> None:
+            pass
+
+        def stage_finished(self, plan: Any) -> None:
+            pass
+
+        def shard_finished(self, task: Task, outcome: Outcome) -> None:
+            with monkeypatch.context() as patch:
+                right = time.time
+                patch.setattr("manifests.store.time.time", lambda: right() + 48 * 3600)
+                garbage = self.store.unreferenced(24 * 3600)
+                self.store.delete(path for path, _ in garbage)
+                self.found += [path for path, _ in garbage]
+            monkeypatch.setattr(runner, "datetime", JumpedBack)
+
+    recipe = on_cluster()
+    collector = Collector(recipe)
+    with RayPool(recipe, WrongClock) as pool:
+        assert Runner(recipe).run(["encode"], pool, collector) == []
+    assert collector.found == []
+    assert shards_of(recipe) == expected
+    [made] = [manifest.made for manifest in collector.store.manifests("encode")]
+    assert made["finished"] < made["started"] and made["work"]["seconds"] > 0
+    assert [(item.n_done, item.failures) for item in progress_of(Runner(recipe), ["encode"])] == [(SCENES, ())] * 2
+    dates = [path.stat().st_mtime for path in Path(recipe.run.store).glob("encode/*/*.parquet")]
+    assert min(dates) < time.time() - 29 * 3600 and len(dates) == SCENES
+    assert collector.store.unreferenced(0) == []
+
+
+class JumpedBack(datetime):
+    """The driver's clock after it was set back."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) - timedelta(hours=6)
 
 
 def test_a_driver_that_is_killed_and_started_again(
