@@ -34,7 +34,6 @@ from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 
 FRAMES_PER_SHARD = 64
-NAME_S = 600.0  # how often the ref is moved while no stage ends: garbage collection spares what it names
 MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
 ALL = "all"  # the one shard of a table that all frames share
 
@@ -695,7 +694,6 @@ class Run:
         """Plan all stages, as far as what they need is built; raises ConfigError where a table cannot be had."""
         self._runner, self._pool, self._watcher = runner, pool, watcher
         self._started = datetime.now(UTC)
-        self._named = time.monotonic()  # when the ref was last moved
         self.queue = Queue(taken=self._begin)
         self._finished: dict[str, StagePlan] = {}
         self._open: dict[str, StageRun] = {}
@@ -725,8 +723,6 @@ class Run:
         if self._watcher:
             self._watcher.shard_finished(task, outcome)
         self._finish_stages()
-        if time.monotonic() - self._named > NAME_S:
-            self._move_ref()
 
     @property
     def failures(self) -> list[Failure]:
@@ -803,11 +799,7 @@ class Run:
             self._runner._write_manifest(
                 plan, self._started, self._pool, sorted(one.devices), sorted(one.batches), one.failures, work
             )
-        self._move_ref()
-
-    def _move_ref(self) -> None:
         self._runner._move_ref(self._finished, self._open)
-        self._named = time.monotonic()
 
 
 def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:

@@ -352,18 +352,17 @@ def test_a_run_that_is_cut_short_leaves_lists_of_what_was_built_before(
     assert garbage_of(recipe) == []  # the ref holds them
 
 
-def test_what_a_long_run_has_built_is_named_before_any_stage_ends(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_of_a_run_is_garbage_while_it_goes_on_nor_afterwards(recipe_of: Callable[..., Recipe]) -> None:
     recipe, garbage = recipe_of(), []
 
     class Collector(Recorder):
         def shard_finished(self, task: Task, outcome: Outcome) -> None:
-            garbage.append(len(garbage_of(recipe)))
+            garbage.append(garbage_of(recipe))
 
-    monkeypatch.setattr("pipeline.runner.NAME_S", -1.0)
     assert Runner(recipe).run(PACKED, Hasty(recipe), Collector()) == []
-    assert set(garbage) == {1}  # the newest shard alone, which is named next
+    assert len(garbage) == 15 and not any(garbage)  # two scenes through seven stages, and the prompts
+    ref = Runner(recipe).read_ref()
+    assert garbage_of(recipe) == [] and ref and ref.building == ()
 
 
 class Bars(Recorder):
