@@ -53,6 +53,10 @@ class StoreError(RuntimeError):
     """A table that is missing, incomplete or damaged, or a store that cannot be written; it says what to do."""
 
 
+class DiskFull(StoreError):
+    """A disk of this machine that has no room for a shard; another machine may have some."""
+
+
 @dataclass(frozen=True)
 class ShardFile:
     """A committed shard: the scene (or chunk of one), the key of its inputs, and the file that holds it.
@@ -536,7 +540,7 @@ class _Scratch:
                 self._scratch = folder / f"{_TEMPORARY}{secrets.token_hex(8)}"
                 self._stream = self._scratch.open("xb+")
         except OSError as error:
-            raise unwritable(self._store.place, error) from None
+            raise self.refused(error) from None
         return self._stream, self.publish
 
     def publish(self, path: str | None = None) -> None:
@@ -559,7 +563,14 @@ class _Scratch:
         if self._scratch is not None:
             self._scratch.unlink(missing_ok=True)
         if isinstance(error, OSError | pa.ArrowException) and not isinstance(error, StoreError):
-            raise unwritable(self._store.place, error) from None
+            raise self.refused(error) from None
+
+    def refused(self, error: BaseException) -> StoreError:
+        """Return the error for a write that failed, here or on the way to where the store lies."""
+        place = self._store.place
+        if self._store.local is None and is_full(error):
+            place += f", whose shards wait for their upload in {tempfile.gettempdir()}"
+        return unwritable(place, error)
 
 
 class ShardWriter:
@@ -590,7 +601,7 @@ class ShardWriter:
             )
         except (OSError, pa.ArrowException) as error:
             self._scratch.__exit__(None, None, None)
-            raise unwritable(self._store.place, error) from None
+            raise self._scratch.refused(error) from None
         return self
 
     def append(self, row: Row, counts: Mapping[str, int] | None = None) -> None:
@@ -805,7 +816,12 @@ def shown_uri(uri: str) -> str:
 
 def unwritable(place: str, error: BaseException) -> StoreError:
     """Return the error for a failed write; a full disk is named as such."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return StoreError(f"store {place}: the disk is full. Finished shards are safe; free space and run again")
+    if is_full(error):
+        return DiskFull(f"store {place}: the disk is full. Finished shards are safe; free space and run again")
     return StoreError(f"store {place} cannot be written: {error}")
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether it was for want of space, or of quota, on a disk."""
+    full = isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error)

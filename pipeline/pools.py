@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from pipeline.recipe import Recipe
 from pipeline.runner import Failure, Outcome, Queue, Task, Worker
 from pipeline.stages import STAGES
 
+_log = logging.getLogger(__name__)
+
 LOST_WORKERS = 2  # a shard that took this many workers down is set aside instead of tried again
 LOST_NODES = 10  # a shard that was aboard this many nodes that went away is set aside as well
+FULL_DISKS = 2  # a node whose disk had no room for this many shards gets no more
 LOOK_S = 5.0  # how often to look up while nothing happens
 PATIENCE_S = 900.0  # how long a cluster without room for any worker may take to get some: autoscalers take minutes
 
@@ -41,9 +45,15 @@ class InlinePool:
 
     def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
         """Yield every task with its outcome, stage by stage; raises ConfigError where the recipe is at fault."""
+        n_full = 0
         while stages := queue.stages():
+            if n_full >= FULL_DISKS:
+                yield from given_up(queue, stages, "not tried, since the disk is full; free space and run again")
+                continue
             task = queue.take(stages[0])
-            yield task, self._worker.run(task)
+            outcome = self._worker.run(task)
+            n_full += outcome.disk_full
+            yield task, outcome
 
 
 @dataclass
@@ -88,7 +98,8 @@ class RayPool:
 
     A shard is handed to an actor that has been placed and has answered, never to one that still waits for a node: a
     cluster that shrinks under a run slows it down and does not stop it. A shard whose worker died is tried once more,
-    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often.
+    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often. A node
+    whose disk is full is left out for the rest of the run; its shards go to others that have room for a worker.
 
     Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
     Raises RuntimeError on entry if Ray cannot be started or reached.
@@ -97,6 +108,7 @@ class RayPool:
     def __init__(self, recipe: Recipe, worker: type[Worker] = Worker) -> None:
         self._recipe, self._worker = recipe, worker
         self._lanes: dict[float, Lane] = {}
+        self._full: Counter[str] = Counter()  # shards that the disk of a node had no room for
 
     def __enter__(self) -> RayPool:
         self._ray = connect(self._recipe)
@@ -118,7 +130,9 @@ class RayPool:
         if not lane.hired:
             lane.asked = time.monotonic()
         cpus = 0.0 if lane.gpus else self._cpus
-        remote = self._ray.remote(num_cpus=cpus, num_gpus=lane.gpus, max_restarts=0)(placed(self._worker))
+        left_out = ",".join(sorted(self._left_out()))
+        where = {"label_selector": {"ray.io/node-id": f"!in({left_out})"}} if left_out else {}
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=lane.gpus, max_restarts=0, **where)(placed(self._worker))
         actor = remote.remote(self._recipe)
         lane.hired[actor.where.remote()] = Hand(actor)
 
@@ -126,14 +140,55 @@ class RayPool:
         """Return how many workers the cluster has room for; raises RuntimeError where it has room for none."""
         workers = self._recipe.run.workers
         if gpus:
-            nodes = [node["Resources"].get("GPU", 0.0) for node in self._ray.nodes() if node["Alive"]]
-            workers = min(workers, sum(int(node // gpus) for node in nodes))
+            workers = min(workers, sum(int(node["Resources"]["GPU"] // gpus) for node in self._nodes(gpus)))
         if not workers:
             raise RuntimeError(
                 f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
                 "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
             )
         return workers
+
+    def _nodes(self, gpus: float) -> list[Any]:
+        """Return the nodes that can have a worker with this share of a GPU, and take shards."""
+        kind, share = ("GPU", gpus) if gpus else ("CPU", self._cpus)
+        able = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0.0) >= share]
+        return [node for node in able if node["NodeID"] not in self._left_out()]
+
+    def _left_out(self) -> set[str]:
+        """Return the nodes that get no more shards, since their disks are full."""
+        return {node for node, n_shards in self._full.items() if n_shards >= FULL_DISKS}
+
+    def _note_full(self, lane: Lane, hand: Hand, outcome: Outcome) -> Outcome | None:
+        """Count a shard that a disk had no room for; return None if another node may have, else the outcome, told so.
+
+        A node where it happens again is left out.
+        """
+        self._full[hand.node] += 1
+        name = next((named(node) for node in self._ray.nodes() if node["NodeID"] == hand.node), hand.node)
+        failures = tuple(replace(failure, cause=f"{name}: {failure.cause}") for failure in outcome.failures)
+        if self._full[hand.node] == FULL_DISKS:
+            _log.warning(
+                "%s gets no more shards in this run: its disk is full. Free space there; runs that start afterwards "
+                "use it again (%s)", name, "; ".join(failure.cause for failure in outcome.failures),
+            )  # fmt: skip
+            for other in self._lanes.values():
+                self._dismiss([one for one in other.idle if one.node == hand.node])
+                other.idle = [one for one in other.idle if one.node != hand.node]
+                other.stages.clear()  # the room for workers is counted anew
+        return None if self._nodes(lane.gpus) else replace(outcome, failures=failures)
+
+    def _without_node(self, queue: Queue) -> list[str]:
+        """Return the stages in the queue that no node is left for, since disks are full."""
+        if not self._left_out():
+            return []
+        return [stage for stage in queue.stages() if not self._nodes(STAGES[stage].gpus(self._recipe) or 0.0)]
+
+    def _free(self, lane: Lane, hand: Hand) -> None:
+        """Have a worker wait for its next shard, or let it go if its node gets none any more."""
+        if hand.node in self._left_out():
+            self._dismiss([hand])
+        else:
+            lane.idle.append(hand)
 
     def _alive(self, node: str) -> bool:
         return any(one["NodeID"] == node and one["Alive"] for one in self._ray.nodes())
@@ -184,6 +239,12 @@ class RayPool:
         last_sign = time.monotonic()
         try:
             while busy or (queue and fault is None):
+                if fault is None and (stages := self._without_node(queue)):
+                    cause = (
+                        "not tried: the disks of all nodes with room for a worker are full; free space and run again"
+                    )
+                    yield from given_up(queue, stages, cause)
+                    continue
                 if fault is None:
                     try:
                         self._hand_out(queue, busy)
@@ -196,7 +257,9 @@ class RayPool:
                 ready, _ = self._ray.wait([*hired, *busy], num_returns=1, timeout=LOOK_S)
                 if not ready:
                     if not busy and time.monotonic() - last_sign > PATIENCE_S:
-                        yield from given_up(queue, queue.stages(), f"no node had room for one in {PATIENCE_S:.0f} s")
+                        yield from given_up(
+                            queue, queue.stages(), f"no node had room for a worker in {PATIENCE_S:.0f} s"
+                        )
                     continue
                 last_sign = time.monotonic()
                 if ready[0] in hired:
@@ -207,10 +270,10 @@ class RayPool:
                     except errors.RayError as error:
                         lane.refused += 1
                         if lane.refused > lane.room and not lane.busy:
-                            yield from given_up(queue, sorted(lane.stages), str(error))
+                            yield from given_up(queue, sorted(lane.stages), f"no worker could be started: {error}")
                     else:
                         lane.refused = 0
-                        lane.idle.append(hand)
+                        self._free(lane, hand)
                     continue
                 lane, hand, task = busy.pop(ready[0])
                 lane.busy -= 1
@@ -228,16 +291,21 @@ class RayPool:
                         continue
                     outcome = lost_outcome(task, f"{losses.told}: {error}")
                 except errors.RayTaskError as error:
-                    lane.idle.append(hand)
+                    self._free(lane, hand)
                     if isinstance(error.cause, ConfigError):
                         fault = fault or error.cause
                         continue
                     outcome = lost_outcome(task, str(error))
                 except errors.RayError as error:
-                    lane.idle.append(hand)
+                    self._free(lane, hand)
                     outcome = lost_outcome(task, str(error))
                 else:
-                    lane.idle.append(hand)
+                    told = self._note_full(lane, hand, outcome) if outcome.disk_full else outcome
+                    self._free(lane, hand)
+                    if told is None:
+                        queue.put(task)
+                        continue
+                    outcome = told
                 yield task, outcome
             if fault is not None:
                 raise fault from None
@@ -262,6 +330,11 @@ class Losses:
         return f"its worker died {self.workers} times, its node went away {self.nodes} times"
 
 
+def named(node: Mapping[str, Any]) -> str:
+    """Return the name of a node for people, of what Ray says of it."""
+    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]} in Ray)"
+
+
 def placed(worker: type[Worker]) -> type[Worker]:
     """Return the worker with a method that tells on which node it runs."""
 
@@ -275,11 +348,11 @@ def placed(worker: type[Worker]) -> type[Worker]:
 
 
 def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[Task, Outcome]]:
-    """Yield every task of some stages that waits as one that nobody could be found for."""
+    """Yield every task of some stages that waits as one that was not built, and why."""
     for stage in stages:
         while queue.count([stage]):
             task = queue.take(stage)
-            yield task, lost_outcome(task, f"no worker could be started: {cause}")
+            yield task, lost_outcome(task, cause)
 
 
 def lost_outcome(task: Task, cause: str) -> Outcome:

@@ -25,7 +25,7 @@ from manifests.fingerprint import DIGITS, canonical, differences, digest
 from manifests.rows import Row, failed_row
 from manifests.schema import signature
 from manifests.splits import load_split
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, scene_of, shard_name
+from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, is_full, scene_of, shard_name
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, frame_of, frame_row
 from pipeline.listing import ListedFrames, Spool
@@ -71,7 +71,7 @@ class Failure:
 class Outcome:
     """What came of a task: the committed shard or why there is none; the device and batch that networks ran with.
 
-    `seconds` is how long its worker was at it.
+    `seconds` is how long its worker was at it. `disk_full`: for want of space, which another machine may have.
     """
 
     shard: ShardFile | None
@@ -79,6 +79,7 @@ class Outcome:
     device: str = "cpu"
     batch: int | None = None
     seconds: float = 0.0
+    disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ class Worker:
         except ConfigError:
             raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
-            outcome = Outcome(None, (Failure(task.stage, task.shard, None, cause_of(error)),))
+            failure = Failure(task.stage, task.shard, None, cause_of(error))
+            outcome = Outcome(None, (failure,), disk_full=is_full(error))
         return replace(outcome, seconds=time.monotonic() - begun)
 
     def _build_table(self, task: Task, stage: Stage) -> Outcome:

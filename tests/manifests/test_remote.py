@@ -21,7 +21,7 @@ from manifests import remote
 from manifests.remote import RangeFile, Unreachable, patiently
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.store import DiskFull, Manifest, Ref, ShardFile, Store, StoreError, TableRef
 from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
@@ -320,6 +320,15 @@ def test_a_connection_lost_for_good_in_a_write_leaves_nothing_that_counts(
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
     second = write(store, "scene-2")
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first, ("scene-2", KEY): second}
+
+
+def test_a_full_disk_of_the_machine_that_uploads_is_named(
+    bucket: Bucket, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    with pytest.raises(DiskFull, match=f"wait for their upload in {small_disk}: the disk is full"):
+        write(Store.open(bucket.uri()), n_points=300_000)
+    assert not any(key.endswith((".parquet", ".json")) for key in bucket.objects())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])

@@ -26,7 +26,7 @@ from PIL import Image
 from manifests.rows import Row
 from manifests.store import Store
 from pipeline import runner
-from pipeline.pools import InlinePool, RayPool
+from pipeline.pools import FULL_DISKS, InlinePool, RayPool
 from pipeline.progress import progress_of
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.runner import Outcome, Queue, Runner, Task, Worker
@@ -329,31 +329,65 @@ def test_a_driver_that_is_killed_and_started_again(
     assert shards_of(recipe) == expected
 
 
-def test_a_full_disk_on_one_node_and_a_store_out_of_reach_leave_a_list_and_nothing_half_written(
-    cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
-) -> None:
-    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    recipe = on_cluster()
-    store, away, full_id = tmp_path / "store", tmp_path / "away", cluster.gpu_nodes[0].node_id
+def small_disks(nodes: set[str], marks: Path) -> type[Worker]:
+    """A fake GPU on whose node, where that is one of these, `encode` finds a disk of one page; it marks its tries."""
 
     class FullDisk(fake_gpu(0.15)):  # type: ignore[misc]
         def run(self, task: Task) -> Outcome:
-            folder = self._store.local / task.stage / task.fingerprint
-            if task.stage == "encode" and node_here() == full_id and not os.path.ismount(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                libc = ctypes.CDLL(None, use_errno=True)
-                assert libc.unshare(0x20000) == 0  # CLONE_NEWNS: this process alone sees the small disk
-                assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
-                assert libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=4k") == 0
+            if task.stage == "encode" and node_here() in nodes:
+                (marks / f"{node_here()}-{time.monotonic_ns()}").touch()
+                folder = self._store.local / task.stage / task.fingerprint
+                if not os.path.ismount(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    libc = ctypes.CDLL(None, use_errno=True)
+                    assert libc.unshare(0x20000) == 0  # CLONE_NEWNS: this process alone sees the small disk
+                    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+                    assert libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=4k") == 0
             return super().run(task)
 
-    with RayPool(recipe, FullDisk) as pool:
+    return FullDisk
+
+
+@pytest.fixture
+def may_mount() -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+
+
+def test_a_node_whose_disk_is_full_is_left_out_and_others_do_its_work(
+    may_mount: None,
+    cluster: Any,
+    on_cluster: Callable[..., Recipe],
+    expected: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe, marks, full = on_cluster(), tmp_path / "marks", cluster.gpu_nodes[0].node_id
+    marks.mkdir()
+    with RayPool(recipe, small_disks({full}, marks)) as pool:
+        assert Runner(recipe).run(["encode"], pool) == []
+    assert shards_of(recipe) == expected
+    assert len(list(marks.iterdir())) == FULL_DISKS
+    assert f"{full[:8]} in Ray) gets no more shards in this run: its disk is full. Free space there" in caplog.text
+    assert Store.open(recipe.run.store).unreferenced(0) == []
+
+
+def test_full_disks_on_all_nodes_and_a_store_out_of_reach_leave_a_list_and_nothing_half_written(
+    may_mount: None, cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], tmp_path: Path
+) -> None:
+    recipe, marks = on_cluster(), tmp_path / "marks"
+    store, away = tmp_path / "store", tmp_path / "away"
+    marks.mkdir()
+    full = {node.node_id for node in cluster.gpu_nodes}
+    with RayPool(recipe, small_disks(full, marks)) as pool:
         failures = Runner(recipe).run(["encode"], pool)
-    assert failures and all("the disk is full" in failure.cause for failure in failures)
+    told = [failure.cause for failure in failures]
+    assert any("in Ray): store" in cause and "the disk is full" in cause for cause in told)
+    assert any("the disks of all nodes with room for a worker are full; free space" in cause for cause in told)
+    assert len(list(marks.iterdir())) <= FULL_DISKS * len(full)
     written = shards_of(recipe)
     assert {f"encode/{failure.shard}" for failure in failures} == expected.keys() - written.keys()
-    assert written.items() <= expected.items()
+    assert written.items() <= expected.items() and len(failures) == SCENES
 
     class Outage(fake_gpu(0.1)):  # type: ignore[misc]
         def run(self, task: Task) -> Outcome:

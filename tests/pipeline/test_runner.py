@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pytest
 from manifests.config import ConfigError
 from manifests.rows import Row
 from manifests.schema import described, metadata
-from manifests.store import ShardFile
+from manifests.store import ShardFile, Store
 from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
 from pipeline.runner import Failure, Outcome, Queue, Runner, StagePlan, Task, Worker, digest_table
@@ -350,6 +352,21 @@ def test_a_run_that_is_cut_short_leaves_lists_of_what_was_built_before(
     store = Runner(recipe).store
     assert [len(store.manifests(name)) for name in ("index", "project", "segment", "group")] == [1, 1, 1, 0]
     assert garbage_of(recipe) == []  # the ref holds them
+
+
+def test_a_machine_whose_disk_is_full_tries_twice_and_lists_the_rest(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, tried = recipe_of(), []
+
+    def write(self: Store, *_: object) -> Any:
+        tried.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "writer", write)
+    failures = Runner(recipe).run(PACKED, InlinePool(recipe))
+    assert len(tried) == 2 and {failure.stage for failure in failures} == {"index", "text"}
+    assert [failure.cause.split(";")[0] for failure in failures[2:]] == ["not tried, since the disk is full"]
 
 
 def test_nothing_of_a_run_is_garbage_while_it_goes_on_nor_afterwards(recipe_of: Callable[..., Recipe]) -> None:
