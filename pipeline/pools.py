@@ -102,7 +102,8 @@ class RayPool:
     whose disk is full is left out for the rest of the run; its shards go to others that have room for a worker.
 
     Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
-    Raises RuntimeError on entry if Ray cannot be started or reached.
+    Raises on entry ConfigError for a store that workers would look for elsewhere, and RuntimeError if Ray cannot be
+    started or reached.
     """
 
     def __init__(self, recipe: Recipe, worker: type[Worker] = Worker) -> None:
@@ -111,6 +112,12 @@ class RayPool:
         self._full: Counter[str] = Counter()  # shards that the disk of a node had no room for
 
     def __enter__(self) -> RayPool:
+        run = self._recipe.run
+        if run.ray_address != "local" and "://" not in run.store and not Path(run.store).expanduser().is_absolute():
+            raise ConfigError(
+                f'run.store is "{run.store}", and each worker of a cluster would look for it in a folder of its own: '
+                "give an absolute path that all machines see, or s3://bucket/folder"
+            )
         self._ray = connect(self._recipe)
         cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
         # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001

@@ -520,6 +520,14 @@ def test_more_workers_than_gpus_is_a_sentence_and_no_endless_wait(recipe_of: Cal
         list(pool.run(Queue([Task("encode", "00", "scene", "00", 0)])))
 
 
+def test_a_store_that_workers_of_a_cluster_would_look_for_elsewhere_is_refused(
+    recipe_of: Callable[..., Recipe],
+) -> None:
+    recipe = recipe_of("run.pool=ray", "run.ray_address=auto", "run.store=tables")
+    with pytest.raises(ConfigError, match="each worker of a cluster would look for it in a folder of its own"):
+        RayPool(recipe).__enter__()
+
+
 # -- encoding and segmenting in one go
 
 
