@@ -65,10 +65,6 @@ class FlatInteractionConfig:
     Gaps: a point without a label gets the winner wherever there is evidence; but where less than `fill_share` of a
     surface leads to it, the label of the nearest point that has one (0.0: never).
 
-    Own vehicle: a point without a label within `own_radius_m` (horizontally) of the sensor gets none either (0.0: it
-    does). A fifth to a third of the returns of a roof-mounted LiDAR lie there; no camera sees them and no truth scores
-    them, but a student would learn them.
-
     Islands, where the gate is in force: wrong labels come in patches, which agree with themselves. Points that bear one
     label and hang together by their `island_links` nearest neighbours, 2 to `island_points` of them, take the class of
     their shore, the points of other labels among the `island_shore` nearest of theirs, if these are of one class (a
@@ -107,7 +103,6 @@ class FlatInteractionConfig:
     agreement: float = 0.6
     max_isolation: float = 1.5
     fill_share: float = 0.2
-    own_radius_m: float = 0.0
     island_points: int = 300
     island_links: int = 8
     island_shore: int = 20
@@ -146,8 +141,6 @@ class FlatInteractionConfig:
             raise ValueError("every number of neighbours must be at least 1, and directions at least 2")
         if not 0 < self.collinear_cos < 1 or min(self.margin, self.max_isolation, self.fill_share) < 0:
             raise ValueError("0 < collinear_cos < 1, margin >= 0, max_isolation >= 0 and fill_share >= 0 are required")
-        if self.own_radius_m < 0:
-            raise ValueError(f"own_radius_m is {self.own_radius_m}; give a distance in metres, or 0 for none")
         if not all(0 <= share <= 1 for share in (self.max_support, self.agreement, self.island_purity)):
             raise ValueError("max_support, agreement and island_purity are shares; give 0 to 1")
         if min(self.island_points, self.island_gap_deg, self.island_flatness) < 0:
@@ -338,9 +331,6 @@ def refine_in_order(
         loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
         known = np.flatnonzero(source)
         winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
-    if config.own_radius_m:
-        own = np.hypot(xyz_m[:, 0], xyz_m[:, 1]) <= config.own_radius_m
-        winner[own & (label == 0)] = 0
     if config.gated and config.island_points:
         drained = without_islands(xyz_m, winner, tree, config)
         drained[ring] = np.where(np.isin(drained[ring], ground_classes), drained[ring], winner[ring])

@@ -259,7 +259,6 @@ def test_arrays_that_do_not_fit_are_refused(xyz_m: Any, labels: Any, sentence: s
         ({"agreement": 1.5}, "are shares"),
         ({"island_points": -1}, "must be 0 or more"),
         ({"max_isolation": -1.0}, "max_isolation >= 0"),
-        ({"own_radius_m": -1.0}, "own_radius_m is -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, Any], sentence: str) -> None:
@@ -443,18 +442,6 @@ def test_a_point_to_which_no_surface_leads_takes_the_nearest_label() -> None:
     assert refine(xyz_m, labels).labels[2500] == 1
     nearest_away = np.where(labels == 1, 3, labels)
     assert refine(xyz_m, nearest_away).labels[2500] == 3
-
-
-def test_points_on_the_own_vehicle_without_a_label_may_be_left_without() -> None:
-    xyz_m = sheet() - np.float32([7.5, 7.5, 0])
-    near = np.linalg.norm(xyz_m[:, :2], axis=1) <= 1.5
-    named = near & (xyz_m[:, 0] > 1)  # some camera saw these
-    labels = np.where(near & ~named | (xyz_m[:, 1] > 5), 0, 1)
-    ended = refine(xyz_m, labels, FlatInteractionConfig(own_radius_m=1.5))
-    assert 50 < (near & ~named).sum() and named.any()
-    assert np.array_equal(ended.labels == 0, near & ~named), "other gaps are filled, and labels that are there stay"
-    assert not ended.score[near & ~named].any() and not ended.changed[near].any()
-    assert (refine(xyz_m, labels).labels == 1).all()
 
 
 def test_the_foot_of_a_thing_in_the_ring_keeps_its_label_and_bare_ground_does_not() -> None:
