@@ -17,6 +17,10 @@ from trainer.config import TrainerError
 
 T = TypeVar("T")
 
+_LEFT: list[object] = []
+"""Groups of processes that were left, kept until this process ends. Torch 2.13 hangs now and then if the last to let
+go of a gloo group is a network: with Python's lock held, it waits for a thread that needs it to free its last sum."""
+
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
 """Words in the errors of torch's backends where another process is gone."""
 
@@ -127,6 +131,7 @@ def joined() -> Iterator[Ranks]:
             "see what that process said, and run the same command again"
         ) from None
     finally:
+        _LEFT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
