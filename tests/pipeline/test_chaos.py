@@ -330,10 +330,18 @@ def test_a_driver_that_is_killed_and_started_again(
 
 
 def small_disks(nodes: set[str], marks: Path) -> type[Worker]:
-    """A fake GPU on whose node, where that is one of these, `encode` finds a disk of one page; it marks its tries."""
+    """A fake GPU on whose node, where that is one of these, `encode` finds a disk of one page; it marks its tries.
+
+    Workers of other nodes wait until there have been as many tries as a node has, so that the order of events is one.
+    """
 
     class FullDisk(fake_gpu(0.15)):  # type: ignore[misc]
         def run(self, task: Task) -> Outcome:
+            until = time.monotonic() + 60
+            while task.stage == "encode" and node_here() not in nodes and time.monotonic() < until:
+                if len(list(marks.iterdir())) >= FULL_DISKS:
+                    break
+                time.sleep(0.05)
             if task.stage == "encode" and node_here() in nodes:
                 (marks / f"{node_here()}-{time.monotonic_ns()}").touch()
                 folder = self._store.local / task.stage / task.fingerprint
