@@ -176,6 +176,8 @@ LABEL = table(
 PREDICT = table(
     array("label", "|u1", ("n_points",), "predicted class, never 0"),
     array("confidence", "|u1", ("n_points",), "softmax probability of the predicted class in 1/255", "1/255"),
+    array("runner_up", "|u1", ("n_points", 2), "the second and the third likeliest class; 0: less likely than 1/510"),
+    array("runner_up_confidence", "|u1", ("n_points", 2), "their probabilities", "1/255"),
 )
 
 SIMILARITY = table(

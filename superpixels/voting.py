@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
+SMALL_M = (0.2, 0.2, 0.2)
+"""Edges of the voxels in which two sweeps are compared."""
+
 
 @dataclass(frozen=True)
 class VotingConfig:
@@ -24,17 +27,15 @@ class VotingConfig:
 
     ``reach``
         Sweeps before and after that have a vote, as far as the scene goes; 0: only the sweep itself.
-    ``voxel_m``, ``coarse_voxel_m``
-        Edge of the cubes that collect votes, and of larger ones for points that find none in theirs (0: not tried).
+    ``voxel_m``, ``voxel_height_m``
+        Edges of the voxels that collect votes, on the ground and upwards. Flat ones keep a street and what stands on
+        it apart.
     ``range_half_m``, ``time_half_s``
         A vote counts half if the point was that far from its sensor, or that long ago or ahead.
     ``disputed``
         Weight of a point that two cameras name differently, 0..1.
     ``own``
-        How much more the label that a point has counts than one vote of its surroundings.
-    ``margin``
-        A label is replaced only if the winner's share of the votes exceeds its own by this; a point without a label
-        takes the winner.
+        How much more what a point says itself counts than one vote of its surroundings.
     ``azimuth_deg``, ``elevation_deg``, ``through_m``
         A sweep looks through a place if all its returns in that direction, within a cell of this size, are farther away
         by ``through_m`` and 5 % of the distance.
@@ -42,14 +43,13 @@ class VotingConfig:
         Evidence that nothing is known: confidence is winner / (all votes + prior).
     """
 
-    reach: int = 3
-    voxel_m: float = 0.2
-    coarse_voxel_m: float = 0.6
+    reach: int = 8
+    voxel_m: float = 0.6
+    voxel_height_m: float = 0.3
     range_half_m: float = 30.0
-    time_half_s: float = 2.0
+    time_half_s: float = 8.0
     disputed: float = 0.5
     own: float = 1.0
-    margin: float = 0.1
     azimuth_deg: float = 1.0
     elevation_deg: float = 1.5
     through_m: float = 0.5
@@ -58,14 +58,19 @@ class VotingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.reach <= 64:
             raise ValueError(f"reach is {self.reach}; expected 0..64 sweeps")
-        for name in ("voxel_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg"):
+        for name in ("voxel_m", "voxel_height_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("coarse_voxel_m", "own", "margin", "through_m", "prior"):
+        for name in ("own", "through_m", "prior"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.disputed <= 1:
             raise ValueError(f"disputed is {self.disputed}; expected 0..1")
+
+    @property
+    def edges_m(self) -> tuple[float, float, float]:
+        """Edges of a voxel along x, y and z."""
+        return self.voxel_m, self.voxel_m, self.voxel_height_m
 
 
 class Taken(Protocol):
@@ -84,8 +89,9 @@ class Taken(Protocol):
 class Ballot:
     """What one sweep says: ``xyz_m`` (n, 3) in its own LiDAR frame, ``label`` (n,) 0 none, ``weight`` (n,) 0..1.
 
-    ``here_from_lidar`` (4, 4) leads into the frame of the sweep that is voted on, ``ago_s`` is how long before (or, if
-    negative, after) it was taken.
+    Label and weight are (n, k) where a vote is divided among k names, the likeliest first. ``here_from_lidar`` (4, 4)
+    leads into the frame of the sweep that is voted on, ``ago_s`` is how long before (or, if negative, after) it was
+    taken.
     """
 
     xyz_m: Floats
@@ -99,6 +105,18 @@ class Ballot:
         """Return what the sweep that was `taken` says to the one taken `here`."""
         here_from_lidar = np.linalg.inv(here.world_from_lidar) @ taken.world_from_lidar
         return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6)
+
+    @property
+    def best(self) -> npt.NDArray[np.uint8]:
+        """The likeliest label of every point, (n,)."""
+        return self.label if self.label.ndim == 1 else self.label[:, 0]
+
+    @property
+    def votes(self) -> tuple[npt.NDArray[np.uint8], Floats]:
+        """Labels and their weights, (n, k) both; a weight is 0 where there is no label."""
+        single = self.label.ndim == 1
+        label = self.label[:, None] if single else self.label
+        return label, np.where(label > 0, self.weight[:, None] if single else self.weight, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,56 +136,42 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     0..``n_classes``. Raises ValueError for points that are not finite, labels out of range, or arrays that do not fit.
     """
     config = config or VotingConfig()
-    ballots = [own, *others]
-    for ballot in ballots:
+    for ballot in (own, *others):
         _check(ballot, n_classes)
     here = own.xyz_m.astype(np.float64)
-    n_points, has = len(here), own.label > 0
+    n_points, before = len(here), own.best
     seen_from_here = RangeImage(here, config)
-    # one row per ballot: where it may speak of a point of ours, and its votes that nothing here speaks against
-    heard: list[npt.NDArray[np.bool_]] = []
-    places: list[Floats] = []
-    weights: list[Floats] = []
-    labels: list[npt.NDArray[np.uint8]] = []
-    for ballot in ballots:
-        there = ballot.xyz_m.astype(np.float64)
-        range_m = np.linalg.norm(there, axis=1)
-        weight = ballot.weight * 0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s)
-        votes = (ballot.label > 0) & (weight > 0)
-        place = there
-        may_speak = np.ones(n_points, np.bool_)
-        if ballot is not own:
-            place = _moved(ballot.here_from_lidar, there)
-            votes &= ~seen_from_here.looks_through(place)
-            in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
-            may_speak = ~RangeImage(there, config).looks_through(in_its_frame)
-        heard.append(may_speak)
-        places.append(place[votes])
-        weights.append(weight[votes])
-        labels.append(ballot.label[votes])
-
+    voxels = Voxels(here, config.edges_m)
     score = np.zeros((n_points, n_classes + 1))
-    for edge_m in (config.voxel_m, config.coarse_voxel_m):
-        without = np.flatnonzero(score.sum(axis=1) == 0)
-        if not edge_m or not len(without):
+    for ballot in (own, *others):
+        place = ballot.xyz_m.astype(np.float64)
+        range_m = np.linalg.norm(place, axis=1)
+        label, weight = ballot.votes
+        weight = weight * (0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s))[:, None]
+        votes = (weight > 0).any(axis=1)
+        if ballot is own:
+            score += voxels.votes(place[votes], label[votes], weight[votes], n_classes)[voxels.of_point]
             continue
-        for speaks, place, weight, label in zip(heard, places, weights, labels, strict=True):
-            score[without] += _votes_at(here[without], place, weight, label, n_classes, edge_m) * speaks[without, None]
+        in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
+        may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
+        place = _moved(ballot.here_from_lidar, place)
+        votes &= ~seen_from_here.looks_through(place)
+        heard = voxels.votes(place[votes], label[votes], weight[votes], n_classes)[voxels.of_point]
+        score += heard * may_speak[:, None]
 
     everyone = np.arange(n_points)
-    range_here_m = np.linalg.norm(here, axis=1)
-    own_weight = config.own * own.weight * 0.5 ** (range_here_m / config.range_half_m)
-    score[everyone[has], own.label[has]] += own_weight[has]
+    own_label, own_weight = own.votes
+    own_weight = own_weight * config.own * 0.5 ** (np.linalg.norm(here, axis=1) / config.range_half_m)[:, None]
+    for column in range(own_label.shape[1]):
+        score[everyone, own_label[:, column]] += own_weight[:, column]
     total = score.sum(axis=1)
     winner = score.argmax(axis=1)
-    share = np.divide(score, total[:, None], out=np.zeros_like(score), where=total[:, None] > 0)
-    keeps = has & (share[everyone, winner] - share[everyone, own.label] <= config.margin)
-    label = np.where(keeps, own.label, winner).astype(np.uint8)
-    label[total == 0] = own.label[total == 0]
+    keeps = (before > 0) & (score[everyone, winner] <= score[everyone, before])
+    label = np.where(keeps | (total == 0), before, winner).astype(np.uint8)
     confidence = np.zeros(n_points, np.float32)
     sure = (label > 0) & (total > 0)
     np.divide(score[everyone, label], total + config.prior, out=confidence, where=sure, casting="same_kind")
-    return Voted(label, confidence, label != own.label)
+    return Voted(label, confidence, label != before)
 
 
 def seen_twice(
@@ -175,9 +179,9 @@ def seen_twice(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return how many voxels have a name in both of two sweeps, and how many have the same one, by class of the first.
 
-    Both are (classes + 1,), entry 0 is 0. A voxel's name is that of most of its named points, the lowest of several.
-    Places that either sweep looks through do not count: what stood there has moved. Weights play no part. Raises
-    ValueError like `vote`.
+    Both are (classes + 1,), entry 0 is 0. Voxels are cubes of 0.2 m, named as most of their named points are, the
+    lowest of several. Places that either sweep looks through do not count: what stood there has moved. Weights play no
+    part. Raises ValueError like `vote`.
     """
     config = config or VotingConfig()
     for ballot in (first, second):
@@ -185,17 +189,52 @@ def seen_twice(
     here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
     second_here = _moved(second.here_from_lidar, there)
     first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
-    of_first = (first.label > 0) & ~RangeImage(there, config).looks_through(first_there)
-    of_second = (second.label > 0) & ~RangeImage(here, config).looks_through(second_here)
-    at = np.unique(np.floor(here[of_first] / config.voxel_m), axis=0) * config.voxel_m + config.voxel_m / 2
+    of_first = (first.best > 0) & ~RangeImage(there, config).looks_through(first_there)
+    of_second = (second.best > 0) & ~RangeImage(here, config).looks_through(second_here)
+    voxels = Voxels(here[of_first], SMALL_M)
     votes = [
-        _votes_at(at, place[chosen], np.ones(int(chosen.sum())), ballot.label[chosen], n_classes, config.voxel_m)
-        for ballot, place, chosen in ((first, here, of_first), (second, second_here, of_second))
+        voxels.votes(place[chosen], best[chosen, None], np.ones((int(chosen.sum()), 1)), n_classes)
+        for best, place, chosen in ((first.best, here, of_first), (second.best, second_here, of_second))
     ]
     both = (votes[0].sum(axis=1) > 0) & (votes[1].sum(axis=1) > 0)
     names = [one[both].argmax(axis=1) for one in votes]
     met, same = (np.bincount(some, minlength=n_classes + 1) for some in (names[0], names[0][names[0] == names[1]]))
     return met, same
+
+
+class Voxels:
+    """The voxels that some points lie in; ``of_point`` (n,) is the voxel of each."""
+
+    def __init__(self, xyz_m: Floats, edges_m: tuple[float, float, float]) -> None:
+        """``xyz_m`` (n, 3), edges of a voxel along x, y and z."""
+        self._edges_m = np.asarray(edges_m)
+        cells = self._cells(xyz_m)
+        self._low = cells.min(axis=0, initial=0)
+        self._sides = cells.max(axis=0, initial=0) - self._low + 1
+        self._keys, self.of_point = np.unique(self._key(cells), return_inverse=True)
+
+    def votes(self, xyz_m: Floats, label: npt.NDArray[np.uint8], weight: Floats, n_classes: int) -> Floats:
+        """Return the votes (voxels, classes + 1) in every voxel: those of points at ``xyz_m`` (m, 3).
+
+        Their ``label`` and ``weight`` are (m, k).
+        """
+        cells = self._cells(xyz_m)
+        inside = ((cells >= self._low) & (cells < self._low + self._sides)).all(axis=1)
+        key = self._key(cells[inside])
+        voxel = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+        meets = self._keys[voxel] == key if len(self._keys) else np.zeros(len(key), np.bool_)
+        place_of_vote = voxel[meets][:, None] * (n_classes + 1) + label[inside][meets]
+        votes = np.bincount(
+            place_of_vote.ravel(), weight[inside][meets].ravel(), minlength=len(self._keys) * (n_classes + 1)
+        )
+        return np.asarray(votes.reshape(len(self._keys), n_classes + 1))
+
+    def _cells(self, xyz_m: Floats) -> npt.NDArray[np.int64]:
+        return np.asarray(np.floor(xyz_m / self._edges_m).astype(np.int64))
+
+    def _key(self, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        x, y, z = (cells - self._low).T
+        return np.asarray((x * self._sides[1] + y) * self._sides[2] + z)
 
 
 class RangeImage:
@@ -226,24 +265,6 @@ class RangeImage:
         return row * self._n_columns + column, range_m
 
 
-def _votes_at(
-    here: Floats, place: Floats, weight: Floats, label: npt.NDArray[np.uint8], n_classes: int, edge_m: float
-) -> Floats:
-    """Return the votes (n, classes + 1) in the voxel of every point ``here`` (n, 3)."""
-    cells = np.floor(np.concatenate([here, place]) / edge_m).astype(np.int64)
-    low = cells.min(axis=0, initial=0)
-    sides = cells.max(axis=0, initial=0) - low + 1
-    key = ((cells[:, 0] - low[0]) * sides[1] + cells[:, 1] - low[1]) * sides[2] + cells[:, 2] - low[2]
-    voxels, voxel = np.unique(key[: len(here)], return_inverse=True)
-    if not len(voxels):
-        return np.zeros((0, n_classes + 1))
-    spot = np.minimum(np.searchsorted(voxels, key[len(here) :]), len(voxels) - 1)
-    meets = voxels[spot] == key[len(here) :]
-    place_of_vote = spot[meets] * (n_classes + 1) + label[meets]
-    votes = np.bincount(place_of_vote, weight[meets], len(voxels) * (n_classes + 1))
-    return np.asarray(votes.reshape(len(voxels), n_classes + 1)[voxel])
-
-
 def _moved(there_from_here: Floats, xyz_m: Floats) -> Floats:
     return np.asarray(xyz_m @ there_from_here[:3, :3].T + there_from_here[:3, 3])
 
@@ -252,8 +273,9 @@ def _check(ballot: Ballot, n_classes: int) -> None:
     """Raise ValueError unless a ballot is whole."""
     n = len(ballot.xyz_m)
     shapes = ballot.xyz_m.shape, ballot.label.shape, ballot.weight.shape, np.shape(ballot.here_from_lidar)
-    if shapes != ((n, 3), (n,), (n,), (4, 4)):
-        raise ValueError(f"a ballot has shapes {shapes}; expected (n, 3), (n,), (n,) and (4, 4)")
+    names = ballot.label.shape[1:]
+    if shapes != ((n, 3), (n, *names), (n, *names), (4, 4)) or len(names) > 1 or 0 in names:
+        raise ValueError(f"a ballot has shapes {shapes}; expected (n, 3), (n,) or (n, k) twice, and (4, 4)")
     if not (np.isfinite(ballot.xyz_m).all() and np.isfinite(ballot.weight).all()):
         raise ValueError("a ballot has points or weights that are not finite; a sweep is cleaned when it is read")
     if n and int(ballot.label.max()) > n_classes:

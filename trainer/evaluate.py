@@ -221,8 +221,15 @@ def answers(
         origin = {"learnt_from": {"split": recipe.distill.split, "target": ref.table("target").fingerprint}}
         return ref.table("points"), origin, lambda rows: Answered(rows, learnt(sweep_of(rows["points"])))
     judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
-    stage = judged.stage
-    return judged, origin, lambda rows: Answered(rows, rows[stage]["label"], rows[stage]["confidence"])
+    return judged, origin, lambda rows: Answered(rows, *said_by(rows[judged.stage]))
+
+
+def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
+    """Return the classes (n,) or, of a row of predictions, (n, 3), and how sure they are, of the same shape."""
+    label, confidence = row["label"], row["confidence"]
+    if "runner_up" not in row:
+        return label, confidence
+    return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
 
 
 def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> TableRef:

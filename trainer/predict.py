@@ -295,14 +295,23 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
 
 def classes_of(logits: Tensor) -> dict[str, Tensor]:
     """Return the columns of table `predict`."""
-    label, confidence = best_class(logits)
-    return {"label": label, "confidence": confidence}
+    label, confidence = likeliest(logits, 3)
+    label[:, 1:] *= confidence[:, 1:] > 0
+    return {
+        "label": label[:, 0],
+        "confidence": confidence[:, 0],
+        "runner_up": label[:, 1:],
+        "runner_up_confidence": confidence[:, 1:],
+    }
 
 
-def best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the likeliest class of every row but 0, (v,) uint8, and its probability among these, uint8 in 1/255.
+def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the `k` likeliest classes of every row but 0, (v, k) uint8, and their probabilities, uint8 in 1/255.
 
-    Class 0 means "none": it is no answer, so its logit takes no part (the nuScenes devkit forbids it too).
+    Class 0 means "none": it is no answer, so its logit takes no part (the nuScenes devkit forbids it too). It fills up
+    where there are fewer than `k` classes. Of equally likely classes the first comes first.
     """
-    probability, label = logits[:, 1:].float().softmax(1).max(1)
-    return (label + 1).to(torch.uint8), (probability * 255).round().to(torch.uint8)
+    probability, order = logits[:, 1:].float().softmax(1).sort(dim=1, descending=True, stable=True)
+    missing = (0, max(0, k - probability.shape[1]))
+    label = torch.nn.functional.pad((order[:, :k] + 1).to(torch.uint8), missing)
+    return label, torch.nn.functional.pad((probability[:, :k] * 255).round().to(torch.uint8), missing)

@@ -27,14 +27,18 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """A frame with what is said of its points: its `rows` by table, `label` (n,), 0 none, `confidence` (n,) in 1/255.
-
-    Without a confidence all points count the same.
+    """A frame with what is said of its points: its `rows` by table, `said` (n,) or (n, k) classes, the likeliest first,
+    0 none, and `confidence` of the same shape in 1/255. Without a confidence all points count the same.
     """
 
     rows: Mapping[str, Mapping[str, Any]]
-    label: Labels
+    said: Labels
     confidence: Labels | None = None
+
+    @property
+    def label(self) -> Labels:
+        """The likeliest class of every point, (n,)."""
+        return self.said if self.said.ndim == 1 else self.said[:, 0]
 
     @property
     def timestamp_us(self) -> int:
@@ -48,8 +52,8 @@ class Answered:
 
     def ballot(self, here: Answered) -> Ballot:
         """Return what this frame says to another one, or to itself."""
-        weight = np.ones(len(self.label)) if self.confidence is None else self.confidence / 255
-        return Ballot.cast(self.rows["points"]["xyz_m"], self.label, weight, self, here)
+        weight = np.ones(self.said.shape) if self.confidence is None else self.confidence / 255
+        return Ballot.cast(self.rows["points"]["xyz_m"], self.said, weight, self, here)
 
 
 def windows(

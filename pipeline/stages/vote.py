@@ -54,7 +54,7 @@ def needs(recipe: Recipe) -> tuple[Need, ...]:
 
 STAGE = Stage(
     name="vote",
-    version=1,
+    version=2,
     schema=TABLES["vote"],
     needs=needs,
     settings=lambda recipe: {**changed_values(recipe.vote), "classes": recipe.ontology.class_of_prompt.tolist()},

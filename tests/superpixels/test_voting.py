@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from superpixels.voting import Ballot, RangeImage, VotingConfig, seen_twice, vot
 
 CAR, WALL = 1, 2
 HERE = np.eye(4)
-PLAIN = VotingConfig(range_half_m=1e9, time_half_s=1e9, coarse_voxel_m=0.0, margin=0.0, prior=0.0)
+PLAIN = VotingConfig(range_half_m=1e9, time_half_s=1e9, prior=0.0)
 
 
 def ballot(xyz_m: Any, label: Any, weight: float = 1.0, here_from_lidar: Any = HERE, ago_s: float = 0.0) -> Ballot:
@@ -43,6 +44,26 @@ def test_two_to_two_keeps_the_label() -> None:
     assert voted.label.tolist() == [CAR] and not voted.changed.any()
 
 
+def test_a_vote_may_be_divided_among_several_names() -> None:
+    # three sweeps lean to the wall, one is sure of the car: as single names the wall wins, as shares the car
+    place = np.array([[8.0, 0, 0]], np.float32)
+    names = np.array([[WALL, CAR]], np.uint8)
+    leans = [Ballot(place, names, np.array([[0.5, 0.4]]), HERE)] * 3
+    sure = Ballot(
+        place, np.array([[CAR, 0]], np.uint8), np.array([[0.9, 0.7]]), HERE
+    )  # 0 has no say, whatever it weighs
+    single = [Ballot(place, names[:, 0], np.array([0.5]), HERE)] * 3
+    assert vote(ballot(place, 0), [*single, ballot(place, CAR, 0.9)], 2, PLAIN).label.tolist() == [WALL]
+    voted = vote(ballot(place, 0), [*leans, sure], 2, PLAIN)
+    assert voted.label.tolist() == [CAR] and voted.confidence[0] == pytest.approx(2.1 / 3.6)
+    # what a point says itself counts by its shares too: 0.4 in its voxel and as much again
+    own = vote(leans[0], [sure], 2, PLAIN)
+    assert own.label.tolist() == [CAR] and own.changed.tolist() == [True]
+    assert own.confidence[0] == pytest.approx((0.4 + 0.9 + 0.4) / (0.9 + 0.9 + 0.9))
+    once, twice = (seen_twice(one, sure, 2) for one in (Ballot(place, names[:, 0], np.ones(1), HERE), leans[0]))
+    assert [part.tolist() for part in once] == [part.tolist() for part in twice] == [[0, 0, 1], [0, 0, 0]]
+
+
 def test_what_no_camera_saw_gets_what_others_saw_there() -> None:
     voted = vote(ballot(wall(8), 0), [ballot(wall(8), WALL)], 2, PLAIN)
     assert (voted.label == WALL).all() and voted.changed.all()
@@ -50,11 +71,13 @@ def test_what_no_camera_saw_gets_what_others_saw_there() -> None:
     assert not alone.label.any() and not alone.confidence.any() and not alone.changed.any()
 
 
-def test_points_that_find_no_vote_in_their_voxel_look_farther() -> None:
-    own, other = ballot([[8.05, 0.05, 0.05]], 0), ballot([[8.35, 0.05, 0.05]], WALL)
-    assert vote(own, [other], 2, PLAIN).label.tolist() == [0]
-    farther = VotingConfig(coarse_voxel_m=1.0)
-    assert vote(own, [other], 2, farther).label.tolist() == [WALL]
+def test_voxels_are_flat() -> None:
+    # a road ends at the height where a voxel does; a wall stands on it
+    road, wall_s_foot, beside = [8.1, 0.1, -1.81], [8.1, 0.1, -1.79], [8.3, 0.1, -1.85]
+    other = ballot([road], CAR)
+    assert vote(ballot([wall_s_foot, beside], 0), [other], 2, PLAIN).label.tolist() == [0, CAR]
+    higher = replace(PLAIN, voxel_height_m=0.7)
+    assert vote(ballot([wall_s_foot, beside], 0), [other], 2, higher).label.tolist() == [CAR, CAR]
 
 
 def test_sweeps_are_brought_into_one_frame() -> None:
@@ -90,7 +113,7 @@ def test_what_has_come_is_not_named_by_sweeps_that_looked_through_its_place() ->
 
 
 def test_near_sure_and_recent_votes_count_more() -> None:
-    config = VotingConfig(coarse_voxel_m=0, margin=0)
+    config = VotingConfig(time_half_s=2)
     place = [[8, 0, 0]]
     assert vote(ballot(place, 0), [ballot(place, CAR, 0.9), ballot(place, WALL, 0.5)], 2, config).label[0] == CAR
     late = [ballot(place, CAR, ago_s=3.0), ballot(place, WALL, ago_s=-0.5)]
@@ -142,7 +165,9 @@ def test_bad_ballots_and_settings_get_a_sentence() -> None:
         vote(ballot([[1, 0, 0]], 3), [], 2)
     with pytest.raises(ValueError, match="a ballot has shapes"):
         vote(Ballot(np.zeros((2, 3)), np.zeros(1, np.uint8), np.zeros(2), HERE), [], 2)
-    for wrong in ({"reach": -1}, {"voxel_m": 0}, {"disputed": 1.5}, {"margin": -0.1}):
+    with pytest.raises(ValueError, match="a ballot has shapes"):
+        vote(Ballot(np.zeros((2, 3)), np.zeros((2, 0), np.uint8), np.zeros((2, 0)), HERE), [], 2)
+    for wrong in ({"reach": -1}, {"voxel_m": 0}, {"disputed": 1.5}, {"prior": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VotingConfig(**wrong)  # type: ignore[arg-type]
 

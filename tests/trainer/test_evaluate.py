@@ -54,7 +54,11 @@ def scored(fleet: Any) -> Any:
 
 
 def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
-    rows = [row(name, label=answer, confidence=answer) for name, answer in answers.items()]
+    alone = {name: np.zeros((len(answer), 2), np.uint8) for name, answer in answers.items()}
+    rows = [
+        row(name, label=answer, confidence=answer, runner_up=alone[name], runner_up_confidence=alone[name])
+        for name, answer in answers.items()
+    ]
     points = fleet.ref().tables["points"]
     key = shard_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))

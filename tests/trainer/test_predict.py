@@ -16,7 +16,7 @@ from trainer.augment import view_of
 from trainer.config import TrainerError
 from trainer.evaluate import evaluate
 from trainer.minkunet import build_network
-from trainer.predict import averaged, best_class, predict
+from trainer.predict import averaged, classes_of, likeliest, predict
 from trainer.sparse import Minkowski
 from trainer.train import train
 
@@ -28,9 +28,21 @@ def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:
 
 def test_class_none_is_never_predicted() -> None:
     logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, -4.0, -5.0]])
-    label, confidence = best_class(logits)
-    assert label.tolist() == [2, 1]
-    assert confidence.tolist() == [round(255 / (1 + np.exp(-1)))] * 2, "among the classes alone, both are e : 1"
+    label, confidence = likeliest(logits, 1)
+    assert label.tolist() == [[2], [1]]
+    assert confidence.tolist() == [[round(255 / (1 + np.exp(-1)))]] * 2, "among the classes alone, both are e : 1"
+
+
+def test_the_two_next_likeliest_classes_are_kept_too() -> None:
+    halves = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = torch.stack([halves.log(), halves.flip(0).log(), torch.tensor([0.0, 0.0, -20.0, -20.0])])
+    found = classes_of(torch.nn.functional.pad(logits, (1, 0), value=9.0))
+    assert found["label"].tolist() == [1, 4, 1], "of two equally likely ones the first comes first"
+    assert found["runner_up"].tolist() == [[2, 3], [3, 2], [2, 0]], "what has no probability has no name"
+    assert found["confidence"].tolist() == [128, 128, 128]
+    assert found["runner_up_confidence"].tolist() == [[76, 38], [76, 38], [128, 0]]
+    two_classes = classes_of(torch.tensor([[0.0, 1.0, 1.0]]))
+    assert (two_classes["label"].tolist(), two_classes["runner_up"].tolist()) == ([1], [[2, 0]])
 
 
 def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -> None:
@@ -42,7 +54,7 @@ def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -
     checkpoint.load_weights(checkpoint.load(path), network)
     sample = data.point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
     with torch.no_grad():
-        label, _ = best_class(network(sample.coords, sample.features))
+        label = likeliest(network(sample.coords, sample.features), 1)[0][:, 0]
     agree = row["label"] == label[sample.point_voxel].numpy()
     assert agree.mean() > 0.999  # the frame was predicted in a batch of two
     assert set(np.unique(row["label"])) <= {1, 2, 3}
@@ -55,8 +67,8 @@ def test_views_are_averaged_as_probabilities_of_the_classes() -> None:
     assert averaged(views).exp().tolist() == [pytest.approx([1.0, 0.5, 0.5])]
     sure = [torch.tensor([[0.0, 200.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 200.0, 0.0]])]
     assert averaged(sure)[0, 3] == -torch.inf
-    label, confidence = best_class(averaged(sure))
-    assert (label.tolist(), confidence.tolist()) == ([1], [128])
+    label, confidence = likeliest(averaged(sure), 2)
+    assert (label.tolist(), confidence.tolist()) == ([[1, 2]], [[128, 128]])
 
 
 def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, console: Console) -> None:
@@ -74,7 +86,7 @@ def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, 
         sample = data.point_sample(recipe.voxels, 1, [turned], np.random.default_rng(0))
         with torch.no_grad():
             logits.append(network(sample.coords, sample.features)[sample.point_voxel])
-    label, confidence = best_class(averaged(logits))
+    label, confidence = (column[:, 0] for column in likeliest(averaged(logits), 1))
     assert (rows["v1"]["label"] == label.numpy()).mean() > 0.999  # the frame was predicted in a batch of two
     assert np.abs(rows["v1"]["confidence"].astype(int) - confidence.numpy().astype(int)).max() <= 2
 

@@ -49,8 +49,17 @@ def seen_from(name: str, places_m: Any) -> Any:
     return (np.asarray(places_m) - [AHEAD_M[name], 0, 0]).astype(np.float32)
 
 
-def fill(fleet: Any, said: Mapping[str, list[int]], places: Mapping[str, Any] | None = None, truth: int = WALL) -> None:
-    """Frames that see the wall, or other places, what pseudo-labels and predictions say of it, and the truth."""
+def fill(
+    fleet: Any,
+    said: Mapping[str, list[int]],
+    places: Mapping[str, Any] | None = None,
+    truth: int = WALL,
+    second: Mapping[str, int] | None = None,
+) -> None:
+    """Frames that see the wall, or other places, what pseudo-labels and predictions say of it, and the truth.
+
+    `second` is the second likeliest class of all points in the predictions of a frame, almost as likely as the first.
+    """
     fleet.frames = SHARDS
     xyz_m = {name: seen_from(name, (places or {}).get(name, PLACES_M)) for name in AHEAD_M}
     label = {name: np.array(said[name], np.uint8) for name in said}
@@ -60,6 +69,12 @@ def fill(fleet: Any, said: Mapping[str, list[int]], places: Mapping[str, Any] | 
     fleet.put("points", lambda n: row(n, n_points=len(xyz_m[n]), xyz_m=xyz_m[n], intensity=xyz_m[n][:, 0]))
     fleet.put("target", lambda n: row(n, label=label[n], confidence=sure[n], seen=np.ones(len(label[n]), np.bool_)))
     fleet.put("label", lambda n: row(n, label=true[n], raw=true[n].astype(np.uint16)))
+
+    def predicted(n: str) -> dict[str, Any]:
+        runner_up = np.tile(np.array([(second or {}).get(n, 0), 0], np.uint8), (len(label[n]), 1))
+        almost = np.where(runner_up > 0, 200, 0).astype(np.uint8)
+        return row(n, label=label[n], confidence=sure[n], runner_up=runner_up, runner_up_confidence=almost)
+
     points = fleet.ref().tables["points"]
     shards = tuple(
         fleet.store.write(
@@ -67,7 +82,7 @@ def fill(fleet: Any, said: Mapping[str, list[int]], places: Mapping[str, Any] | 
             "a1b2",
             shard.shard,
             shard_key("a1b2", shard),
-            to_table([row(n, label=label[n], confidence=sure[n]) for n in SHARDS[shard.shard]], PREDICT),
+            to_table([predicted(n) for n in SHARDS[shard.shard]], PREDICT),
         )
         for shard in points.shards
     )
@@ -112,6 +127,16 @@ def test_an_error_of_one_frame_is_outvoted_by_the_frames_before_and_after(
         return Ballot(seen_from(name, PLACES_M), np.array(MIDDLE_ERRS[name], np.uint8), weight, here_from_lidar, ago_s)
 
     assert vote(ballot("v1"), [ballot("v0"), ballot("v2")], 3, VotingConfig(own=0)).label.tolist() == RIGHT
+
+
+def test_predictions_vote_for_their_runners_up_too(fleet: Any, console: Console) -> None:
+    # the first and the last sweep lean to the car, yet all three find the wall likely
+    said = {"v0": [CAR] * 3, "v1": RIGHT, "v2": [CAR] * 3, "w0": RIGHT}
+    fill(fleet, said)
+    assert called_a_car(evaluate(fleet.recipe(*TWO_OUTVOTE_ONE), console).document) == 9
+    fill(fleet, said, second={"v0": WALL, "v2": WALL})
+    assert called_a_car(evaluate(fleet.recipe(*TWO_OUTVOTE_ONE), console).document) == 0
+    assert called_a_car(evaluate(fleet.recipe(*TWO_OUTVOTE_ONE), console, "pseudo").document) == 9
 
 
 def test_constants_are_those_of_the_section_vote(fleet: Any, console: Console) -> None:
