@@ -102,7 +102,9 @@ def add_predictions(recipe: Recipe) -> None:
     (shard,) = points.shards
     (row,) = store.rows("points", points.fingerprint, shard)
     label = np.full(row["n_points"], 4, np.uint8)
+    alone = np.zeros((len(label), 2), np.uint8)
     made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "label": label, "confidence": label}
+    made |= {"runner_up": alone, "runner_up_confidence": alone}
     written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_table([made], TABLES["predict"]))
     table = TableRef("predict", "0" * 12, (written,))
     store.write_manifest(Manifest("predict", "0" * 12, {"stage": "predict", "version": 1}, (written,), {"epoch": 1}))
