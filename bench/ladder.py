@@ -266,7 +266,7 @@ class Ladder:
                 while sorter.is_active():
                     for name in sorter.get_ready():
                         heapq.heappush(ready, names.index(name))
-                    while ready and len(running) < jobs:
+                    if ready and len(running) < jobs:
                         name = names[heapq.heappop(ready)]
                         missing = sorted(needs[name] & failed.keys())
                         if missing:
@@ -278,8 +278,7 @@ class Ladder:
                         else:
                             self.console.print(f"{now()} {name}: started ({len(done)} of {len(names)} done)")
                             running[pool.submit(self.do, self.steps[name])] = name
-                    if not running:
-                        continue
+                        continue  # what needs a step that is done may start beside one that runs
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         name = running.pop(future)
                         sorter.done(name)

@@ -243,6 +243,22 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
     assert again.climb(["group"], jobs=1, again=True) == {} and len(machine.calls) == 2
 
 
+def test_what_needs_a_step_that_is_done_runs_beside_another(plan: Plan) -> None:
+    ladder, machine = prepared(plan)
+    ladder.climb(list(ladder.steps), jobs=2)
+    for name in ("plain_s0", "few_s0"):  # few_s0 needs best_s0, which is ready at the same time as plain_s0, and done
+        ladder.record_path(ladder.steps[name]).unlink()
+    both = threading.Barrier(2)
+
+    def launch(arguments: Sequence[str], log: Path) -> tuple[int, float]:
+        if arguments[1] in ("distill", "finetune"):
+            both.wait(timeout=60)
+        return machine(arguments, log)
+
+    ladder.launch = launch
+    assert ladder.climb(list(ladder.steps), jobs=2) == {} and not both.broken
+
+
 def test_a_rung_that_fails_holds_up_only_what_needs_it(plan: Plan) -> None:
     ladder, machine = prepared(plan)
     machine.broken = {"best_s0 predict"}
