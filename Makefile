@@ -50,7 +50,7 @@ bench: setup ## time and bytes against the usual way, side by side
 
 ladder: export OMP_NUM_THREADS = 1
 ladder: setup ## what each part of the method adds, on the synthetic city; goes on where it stopped
-	@$(PY) -m pipeline city data/city_bench --size bench
+	@$(PY) -m bench.city data/city_bench --size bench
 	@PYTHONPATH=. $(PY) -m bench.ladder $(ARGS)
 
 docs: setup ## write docs/data.md anew from the table schemas
@@ -66,7 +66,7 @@ demo: setup ## the whole method on a synthetic city, to a table of scores and a 
 	@set -e; started=$$(date +%s); n=0; log=runs/city_scratch.log; mkdir -p runs; \
 	step() { n=$$((n + 1)); printf '\n[%d/9] %s\n' $$n "$$1"; shift; "$$@"; }; \
 	step "A synthetic city: streets and traffic, as six cameras and a LiDAR see them" \
-	  $(PY) -m pipeline city data/city --size $(SIZE); \
+	  $(PY) -m bench.city data/city --size $(SIZE); \
 	step "Tables: simulated masks, projections, superpoints, pseudo-labels" \
 	  $(PY) -m pipeline run pack,correct,label city $(ARGS); \
 	$(PY) -m pipeline run pack,label city_scratch --set run.pool=inline $(ARGS); \
@@ -89,7 +89,7 @@ demo: setup ## the whole method on a synthetic city, to a table of scores and a 
 	printf 'Done in %d min %d s. Look at it: %s/reports/city/index.html\n' $$((seconds / 60)) $$((seconds % 60)) "$$PWD"
 
 city: setup ## a synthetic city in nuScenes format, in data/city; ARGS="--size tiny --seed 1"
-	@$(PY) -m pipeline city data/city $(ARGS)
+	@$(PY) -m bench.city data/city $(ARGS)
 
 ##@ Building tables, each with what it needs: make pack RECIPE=nuscenes_mini
 index: ## list the frames and check every file

@@ -79,9 +79,9 @@ def simulated_frames(golden: Path) -> Iterator[StudyFrame]:
 
 def city_frames(folder: Path) -> Iterator[StudyFrame]:
     """Yield the sweeps of a synthetic city; where the folder holds none, one of size demo is written, small images."""
+    from bench.city.config import city_config
+    from bench.city.generate import write_city
     from manifests.config import DataConfig
-    from pipeline.city.config import city_config
-    from pipeline.city.generate import write_city
 
     config = city_config("demo", image_size="160x90")
     if not (folder / config.version).exists():

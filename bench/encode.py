@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.checks import DifferentResults
-from manifests.store import Store
+from bench.teacher_speed import bench_recipe, write_frames
+from manifests.storage.store import Store
 from pipeline.stages import encode
 from pipeline.stages.base import FrameInput
-from pipeline.teacher_speed import bench_recipe, write_frames
 
 IMAGES = 24
 BATCH = 6

@@ -16,12 +16,12 @@ import pyarrow as pa
 from manifests.config import DataConfig, RunConfig
 from manifests.ontology import load_ontology
 from manifests.rows import Row
-from manifests.store import Ref, ShardFile, Store, TableRef
+from manifests.storage.store import Ref, ShardFile, Store, TableRef
 from pipeline.datasets import open_dataset
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.runner import Runner, Task, Worker
 from pipeline.frame import Frame, frame_of
-from pipeline.pools import InlinePool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
-from pipeline.runner import Runner, Task, Worker
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from manifests.ontology import Ontology
 from pipeline.datasets.nuscenes import CAMERAS, LIDAR
-from trainer.sparse import Minkowski
+from trainer.network.sparse import Minkowski
 
 NO_LABEL = -1
 UNIT = 0.1  # metres; the reference's azimuth cells are 1 degree

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
 from manifests import schema
-from manifests.archive import pack, unpack
 from manifests.config import ConfigError, RunConfig
 from manifests.query import HEADINGS
-from manifests.store import Store, StoreError
-from pipeline.city.config import SIZES, city_config
-from pipeline.city.generate import write_city
-from pipeline.cost import Cost, costs
-from pipeline.doctor import FRAMES, examine
-from pipeline.export import LAYOUTS, export
-from pipeline.pictures import draw_frames
-from pipeline.pools import make_pool
-from pipeline.progress import progress_of
-from pipeline.query import ask
+from manifests.storage.archive import pack, unpack
+from manifests.storage.store import Store, StoreError
+from pipeline.checks.doctor import FRAMES, examine
+from pipeline.commands.console import FramesOption, RecipeArgument, SetOption, Targets, console, sentences
+from pipeline.engine.cost import Cost, costs
+from pipeline.engine.pools import make_pool
+from pipeline.engine.progress import progress_of
+from pipeline.engine.runner import MANY_FAILURES, Failure, Outcome, Runner, StagePlan, Task, damaged_shards
+from pipeline.exchange.export import LAYOUTS, export
+from pipeline.look.pictures import draw_frames
+from pipeline.look.query import ask
+from pipeline.look.report import write_report
+from pipeline.look.viewer import view_frames, write_recording
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import write_report
-from pipeline.runner import MANY_FAILURES, Failure, Outcome, Runner, StagePlan, Task, damaged_shards
 from pipeline.stages import PACKED, STAGES
-from pipeline.teacher_speed import LARGE, LARGE_BATCHES, SMALL, bench_recipe, measure, write_frames
-from pipeline.teachers.towers import pick_device
-from pipeline.viewer import view_frames, write_recording
 
 app = typer.Typer(
     help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
@@ -47,7 +40,6 @@ app = typer.Typer(
 )
 tables = typer.Typer(help="Hand tables on as one file.", no_args_is_help=True)
 app.add_typer(tables, name="store")
-console = Console(stderr=False, highlight=False)
 
 LICENCES = {
     "nuscenes": "Made from nuScenes, or from logs in its layout. nuScenes is for non-commercial use (CC BY-NC-SA 4.0 "
@@ -56,13 +48,6 @@ LICENCES = {
     "BY-NC-SA), and so are these tables.\n",
 }
 """The note that goes with tables of a data set where none is given."""
-
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of a built-in one.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
-]
-FramesOption = Annotated[int, typer.Option(min=1, help="How many frames at most, evenly chosen.")]
-Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
 
 
 @app.command()
@@ -345,38 +330,6 @@ def import_tables(
 
 
 @app.command()
-def city(
-    out: Annotated[Path, typer.Argument(help="Folder to write, a data root for recipes.")] = Path("data/city"),
-    size: Annotated[str, typer.Option(help=f"One of: {', '.join(SIZES)}.")] = "demo",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another city.")] = 0,
-    image_size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Size of all images.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; their number changes no byte.")] = 2,
-) -> None:
-    """Write a synthetic city in nuScenes format, with true labels and class maps; needs no licence and no download."""
-    with sentences():
-        config = city_config(size, seed, image_size)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("city", total=len(config.scenes))
-            write_city(out, config, workers, lambda scene: progress.advance(bar))
-        console.print(
-            f"{len(config.scenes)} scenes of {config.keyframes} key frames in {out}, version {config.version}"
-        )
-
-
-@app.command("bench-teacher")
-def bench_teacher(
-    name: Annotated[str, typer.Argument(help="A teacher, as recipes name it.")],
-    set_: SetOption = None,
-    images: Annotated[int, typer.Option(min=1, help="How many images go through, six to a frame.")] = 96,
-    image_size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Their size on disk.")] = "1600x900",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images at once; may be repeated.")] = None,
-) -> None:
-    """Measure images a second of each part of a teacher, on noise with random weights; on a CPU a small tower runs."""
-    with sentences():
-        measure_teacher(name, set_ or (), images, image_size, batch or [])
-
-
-@app.command()
 def docs(
     path: Annotated[Path, typer.Argument(help="Where to write.")] = Path("docs/data.md"),
 ) -> None:
@@ -384,46 +337,6 @@ def docs(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(data_document(), encoding="utf-8")
     console.print(f"wrote {path}")
-
-
-def measure_teacher(name: str, overrides: Sequence[str], images: int, image_size: str, batches: list[int]) -> None:
-    """Print a line per tower and batch; raises ConfigError for a teacher that has nothing to measure."""
-    if name not in SMALL:
-        raise ConfigError(f'"{name}" is no teacher with a network; there are {", ".join(sorted(SMALL))}')
-    width, cross, height = image_size.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ConfigError(f'--image-size is "{image_size}"; expected WIDTHxHEIGHT, for example 1600x900')
-    with tempfile.TemporaryDirectory(prefix="afov-bench-") as folder:
-        root = Path(folder)
-        on_gpu = pick_device(bench_recipe(name, root, SMALL[name][0], overrides).run.device).type == "cuda"
-        cases = (LARGE if on_gpu else SMALL)[name]
-        if not on_gpu:
-            console.print(
-                "There is no GPU here: a small tower runs on the CPU, and says nothing about a GPU.", soft_wrap=True
-            )
-        frames = write_frames(root, images, int(width), int(height))
-        table = Table(title=f"{name}, {images} images of {image_size}, random weights; images a second")
-        for heading in ("tower", "batch", "whole", "decode", "model", "pack", "post", "network runs"):
-            table.add_column(heading, justify="right")
-        sizes: Sequence[int | None] = batches or (LARGE_BATCHES if on_gpu else [None])
-        for number, case in enumerate(cases, 1):
-            for size in sizes:
-                speed = measure(bench_recipe(name, root, case, overrides), frames, size)
-                if size == sizes[0]:
-                    console.print(f"{number}: {speed.what} on {speed.device}", markup=False, soft_wrap=True)
-                parts = (speed.wall_s, speed.decode_s, speed.model_s, speed.pack_s, speed.post_s)
-                rates = (speed.rate(seconds) for seconds in parts)
-                table.add_row(
-                    *(str(number), str(speed.batch or "-")),
-                    *("-" if rate is None else f"{rate:.1f}" for rate in rates),
-                    "-" if speed.busy is None else f"{speed.busy:.0%}",
-                )
-        console.print(table)
-        console.print(
-            "whole: stage encode without writing; decode and pack: one thread (run.decode_threads of them work side by "
-            "side); post: stage segment, one thread; network runs: share of the whole time.",
-            soft_wrap=True,
-        )
 
 
 def data_document() -> str:
@@ -447,27 +360,6 @@ def shown(items: Sequence[Any], what: str) -> Iterable[Any]:
     """Yield the items, and show how far it got where somebody watches."""
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         yield from progress.track(items, description=what)
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Print expected errors as one sentence: exit 2 for a wrong recipe, exit 1 for a table or a machine at fault."""
-    try:
-        yield
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except RuntimeError as error:  # StoreError, FrameError, Ray that cannot be reached
-        if isinstance(error, typer.Exit):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("stopped; finished shards are kept, the next run goes on from them", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 class ProgressWatcher:

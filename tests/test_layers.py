@@ -23,18 +23,18 @@ LEAF_LIBRARIES = {"numpy", "scipy", "skimage", "sklearn", "pyarrow"}
 
 # The one door of each heavy package: the modules that may import it, and only inside a function.
 DOORS = {
-    "ray": re.compile(r"pipeline/pools\.py"),
+    "ray": re.compile(r"pipeline/engine/pools\.py"),
     "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
-    "open_clip": re.compile(r"pipeline/teachers/\w+\.py"),
-    "timm": re.compile(r"pipeline/teachers/\w+\.py"),
-    "transformers": re.compile(r"pipeline/teachers/pretrained\.py"),
-    "torchvision": re.compile(r"pipeline/teachers/\w+\.py"),
-    "open3d": re.compile(r"superpixels/ground\.py|pipeline/viewer\.py|pipeline/city/\w+\.py"),
-    "rerun": re.compile(r"pipeline/viewer\.py"),
-    "MinkowskiEngine": re.compile(r"trainer/sparse\.py"),
-    "MinkowskiEngineBackend": re.compile(r"trainer/sparse\.py"),
+    "open_clip": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
+    "timm": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
+    "transformers": re.compile(r"pipeline/teachers/loading/pretrained\.py"),
+    "torchvision": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
+    "open3d": re.compile(r"superpixels/ground\.py|pipeline/look/viewer\.py|bench/city/\w+\.py"),
+    "rerun": re.compile(r"pipeline/look/viewer\.py"),
+    "MinkowskiEngine": re.compile(r"trainer/network/sparse\.py"),
+    "MinkowskiEngineBackend": re.compile(r"trainer/network/sparse\.py"),
 }
-ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "pipeline/city/"))
+ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 
 # A module imports from its own row or a row above; modules that are not listed stand beside the rows.
 ORDER = {
@@ -43,21 +43,20 @@ ORDER = {
         ("frame",),
         ("datasets", "teachers"),
         ("stages",),
-        ("runner",),
-        ("pools",),
+        ("engine",),
+        ("checks", "look", "exchange"),
+        ("commands",),
         ("__main__",),
     ),
     "trainer": (
-        ("voxels", "augment", "losses", "metrics", "torch_engine"),
-        ("sparse",),
-        ("data", "minkunet"),
-        ("objective",),
-        ("supervised",),
-        ("train", "predict", "evaluate"),
+        ("voxels", "augment", "network"),
+        ("data",),
+        ("objectives",),
+        ("loop", "inference", "scoring"),
         ("__main__",),
     ),
 }
-MAY_NAME_LABELS = {"trainer/evaluate.py", "trainer/supervised.py"}
+MAY_NAME_LABELS = {"trainer/scoring/evaluate.py", "trainer/objectives/supervised.py"}
 HOMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -217,36 +216,36 @@ def test_test_folders_are_not_packages() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("manifests/store.py", "import pipeline.runner"),
-        ("manifests/store.py", "import superpixels"),
-        ("manifests/store.py", "def f():\n    import torch"),
+        ("manifests/storage/store.py", "import pipeline.engine.runner"),
+        ("manifests/storage/store.py", "import superpixels"),
+        ("manifests/storage/store.py", "def f():\n    import torch"),
         ("superpixels/slic.py", "import numba"),
         ("superpixels/slic.py", "from manifests import schema"),
         ("superpixels/slic.py", "def f():\n    import open3d"),
         ("superpixels/ground.py", "import open3d"),
-        ("pipeline/runner.py", "def f():\n    import ray"),
-        ("pipeline/pools.py", "import ray"),
-        ("pipeline/pools.py", "class Pool:\n    import ray"),
-        ("pipeline/pools.py", "try:\n    from ray.util import queue\nexcept ImportError:\n    pass"),
+        ("pipeline/engine/runner.py", "def f():\n    import ray"),
+        ("pipeline/engine/pools.py", "import ray"),
+        ("pipeline/engine/pools.py", "class Pool:\n    import ray"),
+        ("pipeline/engine/pools.py", "try:\n    from ray.util import queue\nexcept ImportError:\n    pass"),
         ("pipeline/stages/index.py", "def f():\n    from nuscenes.nuscenes import NuScenes"),
         ("pipeline/stages/index.py", "import torch"),
         ("pipeline/stages/index.py", "import importlib\ndef f():\n    importlib.import_module('nuscenes')"),
         ("pipeline/stages/index.py", "from trainer import voxels"),
         ("pipeline/teachers/clip_dense.py", "import open_clip"),
         ("pipeline/frame.py", "from pipeline.stages import base"),
-        ("pipeline/frame.py", "from . import runner"),
-        ("pipeline/datasets/folder.py", "from ..pools import inline"),
-        ("pipeline/runner.py", "def f():\n    from pipeline import pools"),
+        ("pipeline/frame.py", "from .engine import runner"),
+        ("pipeline/datasets/folder.py", "from ..engine.pools import inline"),
+        ("pipeline/engine/runner.py", "def f():\n    from pipeline.commands import console"),
         ("trainer/data.py", "def f():\n    from pipeline.frame import Frame"),
         ("trainer/data.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline"),
         ("trainer/data.py", "def f():\n    import ray"),
-        ("trainer/minkunet.py", "def f():\n    import MinkowskiEngine as ME"),
-        ("trainer/sparse.py", "import MinkowskiEngine as ME"),
-        ("trainer/losses.py", "from trainer.train import step"),
-        ("trainer/train.py", "from manifests.store import Store\ndef f(store):\n    store.table('label')"),
-        ("trainer/train.py", "from trainer import data\nfor name in ('points', 'label'):\n    data.read(name)"),
-        ("trainer/train.py", "from trainer import data\ndef f(tables):\n    return tables['label']"),
-        ("trainer/train.py", "from trainer import data\ndef f(ref):\n    return 'label' in ref.tables"),
+        ("trainer/network/minkunet.py", "def f():\n    import MinkowskiEngine as ME"),
+        ("trainer/network/sparse.py", "import MinkowskiEngine as ME"),
+        ("trainer/objectives/losses.py", "from trainer.loop.train import step"),
+        ("trainer/loop/train.py", "from manifests.storage.store import Store\ndef f(store):\n    store.table('label')"),
+        ("trainer/loop/train.py", "from trainer import data\nfor name in ('points', 'label'):\n    data.read(name)"),
+        ("trainer/loop/train.py", "from trainer import data\ndef f(tables):\n    return tables['label']"),
+        ("trainer/loop/train.py", "from trainer import data\ndef f(ref):\n    return 'label' in ref.tables"),
         ("trainer/data.py", "from manifests.schema import LABEL"),
     ],
 )
@@ -258,23 +257,26 @@ def test_a_module_that_breaks_a_rule_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         (
-            "manifests/store.py",
+            "manifests/storage/store.py",
             "import json\nimport numpy as np\nimport pyarrow.parquet as pq\nfrom manifests.rows import Row",
         ),
         ("superpixels/ground.py", "def f():\n    import open3d"),
-        ("pipeline/pools.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
-        ("pipeline/pools.py", "from pipeline.runner import run\ndef f():\n    import ray"),
+        ("pipeline/engine/pools.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
+        ("pipeline/engine/pools.py", "from pipeline.engine.runner import run\ndef f():\n    import ray"),
         ("pipeline/teachers/clip_dense.py", "import torch\ndef f():\n    import open_clip"),
         ("pipeline/recipe.py", "from pipeline.teachers import TEACHERS"),
         (
-            "trainer/train.py",
+            "trainer/loop/train.py",
             "import torch\nfrom manifests import store\ndef f(row):\n    return {'label': row['label']}",
         ),
         (
-            "trainer/predict.py",
+            "trainer/inference/predict.py",
             "from manifests import config\ndef f(names):\n    return [n for n in names if n != 'label']",
         ),
-        ("trainer/evaluate.py", "from manifests.store import Store\ndef f(store):\n    store.table('label')"),
+        (
+            "trainer/scoring/evaluate.py",
+            "from manifests.storage.store import Store\ndef f(store):\n    store.table('label')",
+        ),
         ("trainer/voxels.py", "import numpy\ndef f():\n    raise ValueError('label')"),
     ],
 )

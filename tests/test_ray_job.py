@@ -13,7 +13,7 @@ TRAVEL = {
     "Makefile",
     "install/constraints.txt",
     "manifests/ontologies/nuscenes.toml",
-    "manifests/store.py",
+    "manifests/storage/store.py",
     "pipeline/__main__.py",
     "tests/golden/metrics_iou.npz",
 }

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manifests.archive import pack, unpack
 from manifests.config import ConfigError, DataConfig
-from manifests.store import Store, StoreError
+from manifests.storage.archive import pack, unpack
+from manifests.storage.store import Store, StoreError
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.frame import Camera, Frame, FrameError

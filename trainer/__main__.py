@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from manifests.config import ConfigError, RunConfig, read_recipe
-from manifests.store import StoreError
+from manifests.storage.store import StoreError
 
 if TYPE_CHECKING:
     from trainer.config import Recipe, Task
@@ -134,7 +134,7 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
     """Predict every point of the scenes in predict.split, as table predict of the store."""
     with reported() as console:
         loaded = load(recipe, override)
-        from trainer.predict import predict as run
+        from trainer.inference.predict import predict as run
 
         run(loaded, console)
 
@@ -153,7 +153,7 @@ def query(
     with reported() as console:
         loaded = load(recipe, override)
         from trainer.config import TrainerError
-        from trainer.search import finished_pretraining, search
+        from trainer.inference.search import finished_pretraining, search
 
         try:
             finished_pretraining(loaded)
@@ -175,7 +175,7 @@ def submit(
     """Write the predictions as the files of the benchmark's server: nuScenes lidarseg, or SemanticKITTI."""
     with reported() as console:
         loaded = load(recipe, override)
-        from trainer.submit import submit as run
+        from trainer.inference.submit import submit as run
 
         run(loaded, console, out, partial)
 
@@ -188,7 +188,7 @@ def evaluate(
     with reported() as console:
         chosen = [f"evaluate.refine={name.value}" for name in refine or ()]
         loaded = [load(recipe, [*(override or ()), *words]) for words in ([[word] for word in chosen] or [[]])]
-        from trainer.evaluate import evaluate_each
+        from trainer.scoring.evaluate import evaluate_each
 
         for what in of or [Of.prediction]:
             evaluate_each(loaded[0], console, what.value, [one.evaluate.refine for one in loaded])
@@ -203,7 +203,7 @@ def scores(
     apart."""
     with reported() as console:
         loaded = [load(recipe, override) for recipe in recipes]
-        from trainer.scoreboard import class_tables, read_lines, summary_table
+        from trainer.scoring.scoreboard import class_tables, read_lines, summary_table
 
         lines = read_lines(loaded)
         for table in class_tables(lines, loaded[0].ontology.class_names[1:]):
@@ -218,7 +218,7 @@ def diff(
 ) -> None:
     """Print what differs between two runs: settings, tables, weights, versions, curves and results."""
     with reported() as console:
-        from trainer.record import compare, read_record
+        from trainer.records.record import compare, read_record
 
         found = compare(read_record(one), read_record(other))
         for heading, lines in found.items():
@@ -260,8 +260,8 @@ def import_(
     """Turn an official checkpoint into one of ours, checked against the recipe's network and voxels."""
     with reported() as console:
         loaded = load(recipe, override)
-        from trainer.official import import_official
-        from trainer.sparse import open_engine
+        from trainer.checkpoints.official import import_official
+        from trainer.network.sparse import open_engine
 
         path = out or loaded.folder() / "imported" / f"{file.stem}.safetensors"
         imported = import_official(loaded, file, path, open_engine(loaded.network.engine))
@@ -275,7 +275,7 @@ def export(
 ) -> None:
     """Write a checkpoint in the layout of SLidR and AFOV."""
     with reported() as console:
-        from trainer.official import export_official
+        from trainer.checkpoints.official import export_official
 
         for note in export_official(checkpoint, out):
             console.print(f"export: {note}")
@@ -286,7 +286,7 @@ def run_training(task: Task, recipe: str, override: list[str] | None, resume: Re
     """Train one objective of a recipe."""
     with reported() as console:
         loaded = load(recipe, override)
-        from trainer.train import train
+        from trainer.loop.train import train
 
         path = train(loaded, task, console, resume=resume.value, fresh=fresh)
         console.print(f"{task}: {path}")

@@ -14,8 +14,8 @@ from superpixels.flat_interaction import FlatInteractionConfig
 from superpixels.metrics import AbsentRule
 from superpixels.voting import VotingConfig
 from trainer.augment import AugmentConfig
-from trainer.losses import Lovasz, Negatives, TmpConfig
-from trainer.minkunet import NetworkConfig
+from trainer.network.minkunet import NetworkConfig
+from trainer.objectives.losses import Lovasz, Negatives, TmpConfig
 from trainer.voxels import VoxelConfig
 
 Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
@@ -162,7 +162,7 @@ class DistillConfig(ClassesConfig):
 
     ``weight``
         How much a voxel counts in both terms of the loss: "none", all the same (the paper), or "confidence", as much as
-        its label is sure: the mean confidence of its points that bear it (see trainer.losses.segmentation_loss).
+        its label is sure: the mean confidence of its points that bear it (see losses.segmentation_loss).
     """
 
     lr_head: float = 2.0

@@ -22,7 +22,7 @@ from manifests.ontology import Ontology
 from manifests.rows import Row
 from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
 from manifests.splits import load_split
-from manifests.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
+from manifests.storage.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
 from trainer.augment import AugmentConfig, augment, view_of
 from trainer.config import TrainerError
 from trainer.voxels import VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise

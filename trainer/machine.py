@@ -10,8 +10,8 @@ import torch
 
 from manifests.config import TRAINER_TASKS, ConfigError
 from trainer.config import Recipe
-from trainer.sparse import check_engine, open_engine
-from trainer.train import resolve_device
+from trainer.loop.train import resolve_device
+from trainer.network.sparse import check_engine, open_engine
 
 
 @dataclass(frozen=True)

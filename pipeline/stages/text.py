@@ -12,7 +12,7 @@ from manifests.schema import TABLES
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.templates import templates_of
+from pipeline.teachers.loading.templates import templates_of
 
 
 def settings(recipe: Recipe) -> Mapping[str, Any]:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.templates import templates_of
-from pipeline.teachers.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.templates import templates_of
+from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
+from pipeline.teachers.loading.weights import Weights
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 
@@ -49,7 +49,7 @@ class ClipDenseConfig:
 
     `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint,
     `hub:OWNER/NAME/FILE`, or `random:SEED` (tests and dry runs: the masks mean nothing). `weights_sha256` and, for the
-    hub, `weights_revision` pin it (see pipeline.teachers.weights); the digest stands for the weights in the identity,
+    hub, `weights_revision` pin it (see teachers.loading.weights); the digest stands for the weights in the identity,
     so that the same file elsewhere is the same teacher. `quick_gelu` must be said for a file, as it does not tell: true
     for OpenAI's, MetaCLIP's and DFN's weights, false for LAION's and DataComp's.
 

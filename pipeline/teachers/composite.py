@@ -21,6 +21,7 @@ from manifests.config import changed_values
 from manifests.ontology import Ontology
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_kept, softmax, unit
+from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.mask_sources import (
     Proposer,
     ProposerConfig,
@@ -30,7 +31,6 @@ from pipeline.teachers.mask_sources import (
     SlicConfig,
     checked_concepts,
 )
-from pipeline.teachers.templates import templates_of
 from pipeline.teachers.tips import Tips, TipsConfig
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, compact

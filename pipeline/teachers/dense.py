@@ -34,7 +34,7 @@ from torch.nn.functional import interpolate, linear, normalize, pad, scaled_dot_
 
 from manifests.config import ConfigError
 from pipeline.teachers.affinity import MOST_PATCHES, anomalies, attention, filled, neighbours, similarity
-from pipeline.teachers.towers import ImageNetwork, Towers, pixel_statistics
+from pipeline.teachers.loading.towers import ImageNetwork, Towers, pixel_statistics
 from superpixels.pooling import bilinear_matrix
 
 _WITH_RESIDUAL = ("sclip", "vanilla")

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
 from pipeline.frame import Camera, FrameError
+from pipeline.teachers.loading.templates import templates_of
+from pipeline.teachers.loading.weights import fill, read_tensors
 from pipeline.teachers.masks import (
     MASK_FORMATS,
     ImageSize,
@@ -27,8 +29,6 @@ from pipeline.teachers.masks import (
     network_pixels,
     parts_of,
 )
-from pipeline.teachers.templates import templates_of
-from pipeline.teachers.weights import fill, read_tensors
 from superpixels.mask_queries import panoptic_merge
 from superpixels.segments import Segments, Split, compact
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.recipe import Recipe
-    from pipeline.teachers.fcclip_network import FcClip as Network
-    from pipeline.teachers.towers import Towers
+    from pipeline.teachers.loading.towers import Towers
+    from pipeline.teachers.networks.fcclip import FcClip as Network
 
 MODELS = ("convnext_large_d_320", "tiny-convnext")
 PARTS = ("query", "masks", "cut", "inside", "outside", "void", "logit_scale")
@@ -81,7 +81,7 @@ class FcClipConfig(MaskConfig):
 
     `model` is the CLIP under the decoders: "convnext_large_d_320" for the official fcclip_cocopan.pth, or
     "tiny-convnext". `weights` is the path of the file, `hub:OWNER/NAME/FILE` or `random:SEED` (tests and dry runs: the
-    masks mean nothing); `weights_sha256` and, for the hub, `weights_revision` pin it (see pipeline.teachers.weights).
+    masks mean nothing); `weights_sha256` and, for the hub, `weights_revision` pin it (see teachers.loading.weights).
     The file holds CLIP as well; nothing else is fetched.
 
     `short_side_px` is the image's shorter side as the network sees it; both are rounded to multiples of 32. `precision`
@@ -310,8 +310,8 @@ class FcClip(MaskTeacher):
 
 def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
     """Return the network in evaluation mode on its device, and its CLIP towers; raises ConfigError for bad weights."""
-    from pipeline.teachers.fcclip_network import UNUSED, build_fcclip, from_official
-    from pipeline.teachers.towers import Towers, pick_device
+    from pipeline.teachers.loading.towers import Towers, pick_device
+    from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
 
     target = pick_device(device)
     network, tokenizer = build_fcclip(config.model, config.pinned.seed or 0)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError, changed_values
 from pipeline.frame import Camera, Frame, read_image
-from pipeline.teachers.pretrained import (
+from pipeline.teachers.loading.pretrained import (
     Network,
     Pixels,
     check_precision,
@@ -28,7 +28,7 @@ from pipeline.teachers.pretrained import (
     load_tokenizer,
     weights_identity,
 )
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.weights import Weights
 from superpixels.slic import slic_superpixels
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from manifests.config import changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.weights import Weights
 from superpixels.mask_queries import MaskQueries, sampling
 from superpixels.segments import Segments
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.recipe import SegmentConfig
-    from pipeline.teachers.towers import Towers
+    from pipeline.teachers.loading.towers import Towers
 
 MASK_FORMATS = ("uint8", "float16")
 MASK_STEP = 0.1
@@ -111,7 +111,7 @@ def network_pixels(images: torch.Tensor) -> torch.Tensor:
     import torch
     from torch.nn.functional import pad
 
-    from pipeline.teachers.towers import pixel_statistics
+    from pipeline.teachers.loading.towers import pixel_statistics
 
     mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) * 255 for value in pixel_statistics())
     pixels = (images.permute(0, 3, 1, 2) - mean) / std

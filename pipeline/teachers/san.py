@@ -18,6 +18,8 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from pipeline.frame import Camera, FrameError
+from pipeline.teachers.loading.templates import templates_of
+from pipeline.teachers.loading.weights import fill, read_tensors
 from pipeline.teachers.masks import (
     DIVISOR_PX,
     MASK_FORMATS,
@@ -29,8 +31,6 @@ from pipeline.teachers.masks import (
     network_pixels,
     parts_of,
 )
-from pipeline.teachers.templates import templates_of
-from pipeline.teachers.weights import fill, read_tensors
 from superpixels.mask_queries import prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.recipe import Recipe
-    from pipeline.teachers.side_adapter import San as Network
-    from pipeline.teachers.towers import Towers
+    from pipeline.teachers.loading.towers import Towers
+    from pipeline.teachers.networks.side_adapter import San as Network
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
 PARTS = ("masks", "embedding", "none", "logit_scale")
@@ -59,7 +59,7 @@ class SanConfig(MaskConfig):
     `model` is the CLIP that the side network stands beside: "ViT-L-14-336-quickgelu" for san_vit_large_14.pth,
     "ViT-B-16-quickgelu" for san_vit_b_16.pth, or "tiny". `weights` is the path of such a file, `hub:OWNER/NAME/FILE`
     or `random:SEED` (tests and dry runs: the masks mean nothing); `weights_sha256` and, for the hub,
-    `weights_revision` pin it (see pipeline.teachers.weights). The file holds CLIP as well; nothing else is fetched.
+    `weights_revision` pin it (see teachers.loading.weights). The file holds CLIP as well; nothing else is fetched.
 
     `short_side_px` is the image's shorter side as the side network sees it. `precision` "bf16" runs the network in
     bfloat16 where torch deems it safe. `masks` is how mask logits are kept: "uint8" in steps of 0.1, or "float16".
@@ -207,8 +207,8 @@ class San(MaskTeacher):
 
 def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:
     """Return the network in evaluation mode on its device, and its CLIP towers; raises ConfigError for bad weights."""
-    from pipeline.teachers.side_adapter import UNUSED, build_san, from_official
-    from pipeline.teachers.towers import Towers, pick_device
+    from pipeline.teachers.loading.towers import Towers, pick_device
+    from pipeline.teachers.networks.side_adapter import UNUSED, build_san, from_official
 
     target = pick_device(device)
     network, tokenizer = build_san(config.model, config.pinned.seed or 0)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError, changed_values
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.pretrained import (
+from pipeline.teachers.loading.pretrained import (
     Network,
     Pixels,
     check_precision,
@@ -27,8 +27,8 @@ from pipeline.teachers.pretrained import (
     load_tokenizer,
     weights_identity,
 )
-from pipeline.teachers.towers import Towers
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.towers import Towers
+from pipeline.teachers.loading.weights import Weights
 
 if TYPE_CHECKING:
     import torch

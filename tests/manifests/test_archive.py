@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests import archive
-from manifests.archive import pack, unpack
 from manifests.fingerprint import digest
 from manifests.rows import to_table
 from manifests.schema import TARGET, signature
-from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage import archive
+from manifests.storage.archive import pack, unpack
+from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
 from tests.manifests.s3_server import Server
 
 IDENTITY = {"stage": "target", "version": 1, "columns": signature(TARGET), "settings": {}, "needs": {}}

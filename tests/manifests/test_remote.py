@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from manifests import remote
-from manifests.remote import RangeFile, Unreachable, patiently
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.store import DiskFull, Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.storage import remote
+from manifests.storage.remote import RangeFile, Unreachable, patiently
+from manifests.storage.store import DiskFull, Manifest, Ref, ShardFile, Store, StoreError, TableRef
 from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
@@ -387,7 +387,7 @@ def test_a_document_larger_than_any_of_a_store_is_not_read(bucket: Bucket, tmp_p
 
 def test_verifying_drops_nothing_that_may_not_be_read(line: Line, over_line: Store) -> None:
     """Once, what could not be read counted as damaged, and `verify --drop` would have removed it."""
-    from pipeline.runner import damaged_shards
+    from pipeline.engine.runner import damaged_shards
 
     ref = Ref("recipe", {"target": TableRef("target", FINGERPRINT, (write(over_line),))})
     line.fails(10**6, "ExpiredToken", "GET")

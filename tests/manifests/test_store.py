@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, checked, scene_of, shard_name
+from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, checked, scene_of, shard_name
 
 FINGERPRINT = "0123456789ab"
 KEY = "00aa11bb22cc"
@@ -202,7 +202,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from manifests import store as module
+from manifests.storage import store as module
 import tests_rows
 stop = int(sys.argv[2])
 count = 0
@@ -326,7 +326,7 @@ def test_age_is_told_by_the_clock_that_dates_the_files(
     (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
     os.utime(folder(store) / ".tmp-dead", (time.time() - 25 * 3600,) * 2)
     right = time.time
-    monkeypatch.setattr("manifests.store.time.time", lambda: right() + hours * 3600)
+    monkeypatch.setattr("manifests.storage.store.time.time", lambda: right() + hours * 3600)
     assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-dead"]
     assert list((folder(store).parent.parent / "refs").iterdir()) == []
 

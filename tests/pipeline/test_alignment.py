@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipeline.alignment import ALIGNED, correlate, find_edges, find_ends, judge
+from pipeline.checks.alignment import ALIGNED, correlate, find_edges, find_ends, judge
 from pipeline.frame import Camera
 
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 400, 200, 300.0

@@ -14,15 +14,15 @@ import pytest
 from manifests.query import queries_folder, read_query, similarity_ref, write_ranking
 from manifests.rows import to_table
 from manifests.schema import TABLES
-from manifests.store import Ref, Store, TableRef
-from pipeline.browse import Browser
-from pipeline.pictures import heat, heat_scale
-from pipeline.pools import make_pool
-from pipeline.query import ask, asked_of
+from manifests.storage.store import Ref, Store, TableRef
+from pipeline.engine.pools import make_pool
+from pipeline.engine.runner import Runner
+from pipeline.look.browse import Browser
+from pipeline.look.pictures import heat, heat_scale
+from pipeline.look.query import ask, asked_of
+from pipeline.look.report import write_report
+from pipeline.look.viewer import log_heat
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import write_report
-from pipeline.runner import Runner
-from pipeline.viewer import log_heat
 
 ALL_HOT = 0.5
 
@@ -40,8 +40,8 @@ def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     recipe = load_recipe(tmp_path / "tiny.toml")
     with make_pool(recipe) as pool:
         assert Runner(recipe).run(["points", "pairs", "target"], pool) == []
-    monkeypatch.setattr("pipeline.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
     ask(recipe, "car", 5)
     return recipe
 

@@ -24,12 +24,12 @@ import pytest
 from PIL import Image
 
 from manifests.rows import Row
-from manifests.store import Store
-from pipeline import runner
-from pipeline.pools import FULL_DISKS, InlinePool, RayPool
-from pipeline.progress import progress_of
+from manifests.storage.store import Store
+from pipeline.engine import runner
+from pipeline.engine.pools import FULL_DISKS, InlinePool, RayPool
+from pipeline.engine.progress import progress_of
+from pipeline.engine.runner import Outcome, Queue, Runner, Task, Worker
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import Outcome, Queue, Runner, Task, Worker
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
 
@@ -78,9 +78,9 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
 
     class FakeGpu(Worker):
         def __init__(self, recipe: Recipe) -> None:
-            import pipeline.runner
+            import pipeline.engine.runner
 
-            pipeline.runner.device_name = lambda recipe: "a fake GPU"  # the real one would import torch
+            pipeline.engine.runner.device_name = lambda recipe: "a fake GPU"  # the real one would import torch
             super().__init__(recipe)
 
         def run(self, task: Task) -> Outcome:
@@ -270,7 +270,7 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
         def shard_finished(self, task: Task, outcome: Outcome) -> None:
             with monkeypatch.context() as patch:
                 right = time.time
-                patch.setattr("manifests.store.time.time", lambda: right() + 48 * 3600)
+                patch.setattr("manifests.storage.store.time.time", lambda: right() + 48 * 3600)
                 garbage = self.store.unreferenced(24 * 3600)
                 self.store.delete(path for path, _ in garbage)
                 self.found += [path for path, _ in garbage]

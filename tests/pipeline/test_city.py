@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from bench.city.config import SIZES, CityConfig, city_config
+from bench.city.generate import class_map_path, place_map_path, write_city, write_scene
+from bench.city.layout import KEYFRAME_S, LEAD_S, lay_out
+from bench.city.render import Stage
+from bench.city.sensors import RIG
+from bench.city.things import FINE
 from manifests.config import ConfigError, DataConfig
 from manifests.ontology import load_ontology
 from manifests.splits import load_split
-from pipeline.city.config import SIZES, CityConfig, city_config
-from pipeline.city.generate import class_map_path, place_map_path, write_city, write_scene
-from pipeline.city.layout import KEYFRAME_S, LEAD_S, lay_out
-from pipeline.city.render import Stage
-from pipeline.city.sensors import RIG
-from pipeline.city.things import FINE
 from pipeline.datasets import open_dataset
 from pipeline.geometry import project
 from pipeline.recipe import Recipe
@@ -253,7 +253,7 @@ def test_a_sweep_has_nearly_as_many_points_as_the_real_sensor_and_all_classes_ap
 
 
 def test_points_lie_on_their_beams_within_the_noise(city: Path) -> None:
-    from pipeline.city.sensors import ELEVATIONS_DEG
+    from bench.city.sensors import ELEVATIONS_DEG
 
     for _, points, _ in sweeps(city):
         xyz, intensity, ring = points[:, :3], points[:, 3], points[:, 4]

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.city import things
-from pipeline.city.config import SIZES, CityConfig
-from pipeline.city.ground import Patch, Street, make_ground
-from pipeline.city.layout import Scene, generator, lay_out
-from pipeline.city.materials import MATERIALS, PATTERNS, Stuff, surface
-from pipeline.city.render import Stage
-from pipeline.city.sensors import ELEVATIONS_DEG, RIG, Surface, camera_rays, echoes, lidar_rays
-from pipeline.city.shapes import EMPTY, Mesh, ball, box, join, leaves, prism, rod, sheet
+from bench.city import things
+from bench.city.config import SIZES, CityConfig
+from bench.city.ground import Patch, Street, make_ground
+from bench.city.layout import Scene, generator, lay_out
+from bench.city.materials import MATERIALS, PATTERNS, Stuff, surface
+from bench.city.render import Stage
+from bench.city.sensors import ELEVATIONS_DEG, RIG, Surface, camera_rays, echoes, lidar_rays
+from bench.city.shapes import EMPTY, Mesh, ball, box, join, leaves, prism, rod, sheet
 
 STRAIGHT = Street(0.0, np.zeros((1, 4)))
 

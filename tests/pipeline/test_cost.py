@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from manifests.store import Manifest
+from manifests.storage.store import Manifest
 from pipeline.__main__ import app
-from pipeline.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
-from pipeline.pools import InlinePool
+from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.runner import Runner
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import Runner
 from pipeline.stages import PACKED
 
 

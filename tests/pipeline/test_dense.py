@@ -12,7 +12,7 @@ from manifests.config import ConfigError
 from pipeline.teachers.affinity import anomalies, attention, filled, neighbours, similarity
 from pipeline.teachers.clip_dense import MODES
 from pipeline.teachers.dense import Calibration, DenseTower, Windows
-from pipeline.teachers.towers import (
+from pipeline.teachers.loading.towers import (
     TINY,
     TINY_CONFIGS,
     ImageNetwork,
@@ -22,7 +22,7 @@ from pipeline.teachers.towers import (
     load_dino,
     load_towers,
 )
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.weights import Weights
 
 PATCH_MODES = tuple(mode for mode in MODES if mode not in ("affinity", "convnext"))
 SIZES = [(32, 32), (24, 40), (8, 8)]

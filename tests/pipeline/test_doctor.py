@@ -14,13 +14,21 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from manifests.config import RunConfig
-from pipeline import doctor
 from pipeline.__main__ import app
-from pipeline.doctor import Finding, check_gpus, check_splits, check_teacher, check_trainer, check_weights, examine
+from pipeline.checks import doctor
+from pipeline.checks.doctor import (
+    Finding,
+    check_gpus,
+    check_splits,
+    check_teacher,
+    check_trainer,
+    check_weights,
+    examine,
+)
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.teachers.artifacts import ArtifactsConfig
 from pipeline.teachers.clip_dense import ClipDenseConfig
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.weights import Weights
 
 Roots = Callable[..., Any]
 
@@ -151,7 +159,7 @@ def test_a_store_without_space_and_workers_without_memory(
     tiny: Any, recipe_at: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe = recipe_at(tiny.path, "v1.0-trainval", run=RunConfig(store=str(tmp_path / "s"), pool="ray", workers=2000))
-    monkeypatch.setattr("manifests.store.Store.free_bytes", lambda self: 1000)
+    monkeypatch.setattr("manifests.storage.store.Store.free_bytes", lambda self: 1000)
     found = problems(examine(recipe, n_frames=1))
     assert any("1000" not in text and "0.0 GB free" in text and "run.store" in text for text in found)
     assert any("2000 workers take about" in text and "lower run.workers" in text for text in found)

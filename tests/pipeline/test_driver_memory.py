@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.store import ShardFile
-from pipeline import runner as module
+from manifests.storage.store import ShardFile
+from pipeline.engine import runner as module
+from pipeline.engine.runner import Outcome, Queue, Runner, Task
 from pipeline.frame import Frame
 from pipeline.recipe import load_recipe
-from pipeline.runner import Outcome, Queue, Runner, Task
 
 SCENES = 40
 

@@ -17,10 +17,10 @@ from manifests.config import ConfigError, DataConfig, RunConfig
 from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES
-from manifests.store import Ref, ShardFile, Store, StoreError, TableRef
-from pipeline import export as module
+from manifests.storage.store import Ref, ShardFile, Store, StoreError, TableRef
 from pipeline.__main__ import app
-from pipeline.export import Exported, export
+from pipeline.exchange import export as module
+from pipeline.exchange.export import Exported, export
 from pipeline.frame import Camera, Frame, frame_row
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages.segment import segments_row

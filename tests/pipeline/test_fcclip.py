@@ -16,9 +16,9 @@ from manifests.ontology import load_ontology, parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, FcClipConfig
-from pipeline.teachers.fcclip_network import UNUSED, build_fcclip, from_official
+from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import network_pixels
-from pipeline.teachers.weights import fill
+from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
@@ -370,7 +370,7 @@ def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
 
 
 def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.teachers import fcclip_network
+    from pipeline.teachers.networks import fcclip as fcclip_network
 
     calls = []
     forward = fcclip_network.FcClip.forward

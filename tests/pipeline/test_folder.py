@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from manifests.config import ConfigError, DataConfig
-from manifests.store import Store
+from manifests.storage.store import Store
 from pipeline.datasets.clouds import read_cloud, unpack_lzf
 from pipeline.datasets.folder import FolderDataset
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
-from pipeline.pools import InlinePool
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import Runner
 from pipeline.stages.index import check_frame, pose_problems
 
 SCENE = """\

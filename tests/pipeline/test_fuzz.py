@@ -23,7 +23,7 @@ from PIL import Image
 from manifests.config import RECIPES, ConfigError, DataConfig
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset, camera_matrix, pose
 from pipeline.datasets.semantic_kitti import calibration, split_projection

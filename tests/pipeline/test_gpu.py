@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
+from pipeline.engine.runner import device_name
 from pipeline.frame import Frame
 from pipeline.recipe import Recipe
-from pipeline.runner import device_name
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.batches import Batches
 from pipeline.teachers.clip_dense import MODES, ClipDense, ClipDenseConfig

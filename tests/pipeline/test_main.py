@@ -10,10 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from manifests import schema
-from manifests.store import Store
+from manifests.storage.store import Store
 from pipeline.__main__ import app, data_document
-from pipeline.teacher_speed import LARGE, SMALL, bench_recipe
-from pipeline.teachers import TEACHERS
 
 Run = Callable[..., tuple[int, str]]
 
@@ -144,42 +142,6 @@ def test_a_stray_file_is_no_shard(tmp_path: Path) -> None:
     (tmp_path / "target" / "0123456789ab").mkdir(parents=True)
     (tmp_path / "target" / "0123456789ab" / "stray.parquet").write_bytes(b"x")
     assert Store.open(tmp_path).shards("target", "0123456789ab") == {}
-
-
-def test_a_teacher_is_measured_part_by_part(run: Run) -> None:
-    words = ("bench-teacher", "clip_dense", "--images", 18, "--image-size", "160x90", "--batch", 4)
-    status, text = run(*words, "--set", "run.device=cpu", "--set", "teacher.short_side_px=32")
-    assert status == 0, text
-    assert "There is no GPU here: a small tower runs on the CPU" in text
-    assert "1: model tiny, weights random:0, short_side_px 32 on cpu" in " ".join(text.split())
-    [row] = [line.split() for line in text.splitlines() if line.strip("│ ").startswith("1 ")]
-    _, batch, whole, decode, model, pack, post, share = [word for word in row if word not in ("│", "┃")]
-    assert batch == "4"
-    assert float(whole) <= float(model)
-    assert min(map(float, (whole, decode, model, pack, post))) > 0
-    assert 0 < int(share.rstrip("%")) <= 100
-
-
-def test_every_teacher_with_a_network_has_towers_to_measure(tmp_path: Path) -> None:
-    assert SMALL.keys() == LARGE.keys() == {name for name, kind in TEACHERS.items() if kind.has_encode}
-    for towers in (SMALL, LARGE):
-        for name, cases in towers.items():
-            for case in cases:
-                assert bench_recipe(name, tmp_path, case).teacher.settings("encode")["name"] == name
-
-
-def test_a_teacher_of_two_networks_is_measured(run: Run) -> None:
-    words = ("bench-teacher", "composite", "--images", 6, "--image-size", "160x90")
-    status, text = run(*words, "--set", "run.device=cpu", "--set", "segment.scale=0.2")
-    assert status == 0 and "%" in text, text
-
-
-def test_a_teacher_without_a_network_is_not_measured(run: Run) -> None:
-    assert run("bench-teacher", "artifacts")[0] == 2
-    status, text = run("bench-teacher", "clip_dense", "--image-size", "160")
-    assert status == 2 and "expected WIDTHxHEIGHT" in text
-    status, text = run("bench-teacher", "clip_dense", "--set", "data.root=x")
-    assert status == 2 and "only teacher, run and segment matter here" in text
 
 
 def test_a_plan_says_what_an_image_costs_to_keep(run: Run, recipe: Path, shared: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from manifests.store import Store
+from manifests.storage.store import Store
 from pipeline.__main__ import app
 from tests.manifests.s3_server import Server
 

@@ -16,10 +16,10 @@ from PIL import Image
 from manifests.config import ConfigError, DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import Ontology, load_ontology, parse_ontology
+from pipeline.engine.pools import InlinePool, RayPool
+from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.pools import InlinePool, RayPool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
-from pipeline.runner import Runner
 from pipeline.stages import segment, text
 from pipeline.stages.base import FrameInput, Need
 from pipeline.stages.segment import segments_of

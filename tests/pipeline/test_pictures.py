@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
-from pipeline.pictures import CHANGES, VERDICTS, changes, dot, errors, panels, rgb_of, save_curves, tint
+from pipeline.look.pictures import CHANGES, VERDICTS, changes, dot, errors, panels, rgb_of, save_curves, tint
 
 
 @pytest.fixture

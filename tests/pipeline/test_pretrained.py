@@ -12,15 +12,15 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
-from pipeline.teachers.mask_sources import SAM3_CLASSES
-from pipeline.teachers.pretrained import (
+from pipeline.teachers.loading.pretrained import (
     check_weights,
     load_network,
     load_pixels,
     load_tokenizer,
     weights_identity,
 )
-from pipeline.teachers.weights import Weights
+from pipeline.teachers.loading.weights import Weights
+from pipeline.teachers.mask_sources import SAM3_CLASSES
 from tests.pipeline.tiny_networks import save_network
 
 CLASSES = {"tipsv2": "Tipsv2Model"}

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.__main__ import app
-from pipeline.pools import InlinePool
-from pipeline.progress import Progress, progress_of
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.progress import Progress, progress_of
+from pipeline.engine.runner import Runner
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.runner import Runner
 from pipeline.stages import PACKED
 
 

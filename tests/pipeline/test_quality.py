@@ -7,9 +7,9 @@ import pytest
 
 from manifests.ontology import Ontology, load_ontology
 from manifests.rows import Row
-from pipeline.browse import FrameRows
 from pipeline.frame import Frame
-from pipeline.quality import agreement, as_ballot, label_quality, measure
+from pipeline.look.browse import FrameRows
+from pipeline.look.quality import agreement, as_ballot, label_quality, measure
 
 
 @pytest.fixture

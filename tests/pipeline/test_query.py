@@ -14,9 +14,9 @@ from manifests.config import ConfigError
 from manifests.query import queries_folder, read_query, read_ranking
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES
-from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
 from pipeline.__main__ import app
-from pipeline.query import ask, similarity_of_points
+from pipeline.look.query import ask, similarity_of_points
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import text as text_stage
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.store import Store
-from pipeline.browse import Browser, FrameRows
-from pipeline.pools import InlinePool
-from pipeline.quality import LabelQuality, label_quality, measure
+from manifests.storage.store import Store
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.runner import Runner
+from pipeline.look.browse import Browser, FrameRows
+from pipeline.look.quality import LabelQuality, label_quality, measure
+from pipeline.look.report import write_report
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.report import write_report
-from pipeline.runner import Runner
 
 
 def built(recipe: Recipe, *targets: str) -> Browser:
@@ -104,8 +104,8 @@ def test_frames_of_another_car_without_truth_are_voted_on_and_judged_in_the_repo
     folder_layout: Callable[[Path, str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
     root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
     path = tmp_path / "tri.toml"
     path.write_text(

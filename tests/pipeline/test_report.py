@@ -20,14 +20,14 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES, scalar
-from manifests.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
-from pipeline.browse import Browser, FrameRows, Place
+from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from pipeline.engine.pools import make_pool
+from pipeline.engine.runner import Runner
 from pipeline.frame import FrameError
-from pipeline.pools import make_pool
+from pipeline.look.browse import Browser, FrameRows, Place
+from pipeline.look.report import ShownFrame, refinements, write_report
+from pipeline.look.viewer import mask_png, view_frames, write_recording
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
-from pipeline.report import ShownFrame, refinements, write_report
-from pipeline.runner import Runner
-from pipeline.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
 
 NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())
@@ -85,8 +85,8 @@ def recipe_in(folder: Path, name: str = "tiny") -> Recipe:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pictures show is no matter here, so they are drawn small."""
-    monkeypatch.setattr("pipeline.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
     run = Path(recipe.run.runs) / recipe.name / "distill" / "run.json"
     run.write_text(json.dumps(record))
-    monkeypatch.setattr("pipeline.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
+    monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
     page = Page(write_report(recipe, folder / "out", 1))
     for text in (
         "true labels took no part",
@@ -303,8 +303,8 @@ def test_tables_that_the_recipe_would_make_otherwise_now_are_named(folder: Path)
 def test_an_evaluation_that_does_not_fit_is_left_out_and_named(
     folder: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.report.show_frame", lambda *_: None)  # no need to draw
-    monkeypatch.setattr("pipeline.report.render", lambda **context: "\n".join(context["notices"]))
+    monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: None)  # no need to draw
+    monkeypatch.setattr("pipeline.look.report.render", lambda **context: "\n".join(context["notices"]))
     recipe = recipe_in(folder)
     add_runs(recipe, **changes)
     text = write_report(recipe, folder / "out", 1).read_text()

@@ -15,10 +15,10 @@ from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
 from manifests.ontology import parse_ontology
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
+from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
+from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
 from pipeline.teachers.san import San, SanConfig
-from pipeline.teachers.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
-from pipeline.teachers.weights import fill
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
@@ -387,7 +387,7 @@ def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
 
 
 def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.teachers import side_adapter
+    from pipeline.teachers.networks import side_adapter
 
     calls = []
     forward = side_adapter.San.forward

@@ -11,9 +11,9 @@ from PIL import Image
 
 from manifests.config import ConfigError, DataConfig
 from pipeline.datasets.semantic_kitti import SemanticKittiDataset
+from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.recipe import Recipe
-from pipeline.runner import Runner
 from pipeline.stages.index import check_frame
 
 # A camera of focal length 4 px in an image of 8 x 6, 0.5 m to the right of camera 0: P2[0, 3] = -4 * 0.5.

@@ -17,10 +17,10 @@ from PIL import Image
 from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
+from pipeline.engine.pools import RayPool
+from pipeline.engine.runner import Outcome, Queue, Task, Worker
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.pools import RayPool
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
-from pipeline.runner import Outcome, Queue, Task, Worker
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS

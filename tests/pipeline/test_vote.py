@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import runner
+from pipeline.engine import runner
+from pipeline.engine.pools import InlinePool
+from pipeline.engine.runner import Runner
 from pipeline.frame import Frame
-from pipeline.pools import InlinePool
 from pipeline.recipe import Recipe, TargetConfig, load_recipe
-from pipeline.runner import Runner
 from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput
 from pipeline.stages.vote import ballot

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
-from pipeline.teachers import weights as module
-from pipeline.teachers.weights import Weights, fill, hub_file, read_tensors
+from pipeline.teachers.loading import weights as module
+from pipeline.teachers.loading.weights import Weights, fill, hub_file, read_tensors
 
 SHA = "0123456789abcdef" * 4
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from manifests.fingerprint import sha256_file
-from pipeline.teachers.towers import ensure_torchvision
+from pipeline.teachers.loading.towers import ensure_torchvision
 
 
 def save_network(name: str, folder: Path) -> dict[str, Any]:

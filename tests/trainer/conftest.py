@@ -12,7 +12,7 @@ from rich.console import Console
 
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES, TEXT
-from manifests.store import Ref, Store, TableRef
+from manifests.storage.store import Ref, Store, TableRef
 from trainer.config import Recipe, load_recipe
 
 ONTOLOGY = """

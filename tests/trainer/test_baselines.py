@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from manifests.sample import Sweep
-from manifests.store import StoreError
-from trainer.baselines import learn_baseline, point_features
-from trainer.evaluate import evaluate
+from manifests.storage.store import StoreError
+from trainer.scoring.baselines import learn_baseline, point_features
+from trainer.scoring.evaluate import evaluate
 
 ROAD = 2
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import checkpoint
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.minkunet import NetworkConfig, build_network
-from trainer.sparse import Minkowski
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import Minkowski
 from trainer.voxels import VoxelConfig
 
 VOXELS = VoxelConfig()

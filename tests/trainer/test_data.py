@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
-from manifests.store import StoreError, TableRef
+from manifests.storage.store import StoreError, TableRef
 from trainer import data
 from trainer.augment import AugmentConfig
 from trainer.voxels import VoxelConfig

@@ -13,13 +13,13 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
-from manifests.store import Manifest, Ref, StoreError, TableRef
+from manifests.storage.store import Manifest, Ref, StoreError, TableRef
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
-from trainer.evaluate import evaluate
-from trainer.predict import predict, predict_identity
-from trainer.predictions import shard_key
-from trainer.train import train
+from trainer.inference.predict import predict, predict_identity
+from trainer.inference.predictions import shard_key
+from trainer.loop.train import train
+from trainer.scoring.evaluate import evaluate
 
 LABEL = np.array([0, 1, 1, 2, 2, 2, 3, 3], np.uint8)
 ANSWER = np.array([1, 1, 2, 2, 2, 1, 3, 2], np.uint8)

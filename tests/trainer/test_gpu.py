@@ -13,16 +13,16 @@ from torch import Tensor
 from bench.network import learner, simulated_batch
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
 from trainer import machine
-from trainer import train as trainer_train
 from trainer.config import DistillConfig
-from trainer.learner import Learner
-from trainer.losses import segmentation_loss
-from trainer.minkunet import NetworkConfig, build_network
-from trainer.objective import Objective
-from trainer.predict import predict
-from trainer.ranks import Ranks
-from trainer.sparse import ENGINES, Engine, check_engine, open_engine
-from trainer.train import agree, train
+from trainer.inference.predict import predict
+from trainer.loop import train as trainer_train
+from trainer.loop.learner import Learner
+from trainer.loop.ranks import Ranks
+from trainer.loop.train import agree, train
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import ENGINES, Engine, check_engine, open_engine
+from trainer.objectives.losses import segmentation_loss
+from trainer.objectives.objective import Objective
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),

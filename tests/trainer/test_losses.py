@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.losses import (
+from trainer.objectives.losses import (
     Counts,
     TmpConfig,
     TmpTerms,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from trainer import checkpoint
 from trainer.__main__ import app
+from trainer.checkpoints import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.minkunet import (
+from trainer.network.minkunet import (
     ARCHITECTURES,
     Architecture,
     BatchNorm,
@@ -21,7 +21,7 @@ from trainer.minkunet import (
     parameter_groups,
     unit_rows,
 )
-from trainer.sparse import ENGINES, Engine
+from trainer.network.sparse import ENGINES, Engine
 
 SMALL = NetworkConfig("minkunet_small")
 

@@ -10,15 +10,16 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.sample import sweep_of
-from manifests.store import StoreError, TableRef
-from trainer import checkpoint, data
+from manifests.storage.store import StoreError, TableRef
+from trainer import data
 from trainer.augment import view_of
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.evaluate import evaluate
-from trainer.minkunet import build_network
-from trainer.predict import averaged, classes_of, likeliest, predict
-from trainer.sparse import Minkowski
-from trainer.train import train
+from trainer.inference.predict import averaged, classes_of, likeliest, predict
+from trainer.loop.train import train
+from trainer.network.minkunet import build_network
+from trainer.network.sparse import Minkowski
+from trainer.scoring.evaluate import evaluate
 
 
 def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Recipe, load_recipe
-from trainer.protocol import departures, expected, start_of, teacher_name
+from trainer.records.protocol import departures, expected, start_of, teacher_name
 
 TMP = {"task": "pretrain"}
 STUDENT = {"task": "distill", "initial": TMP}

@@ -13,12 +13,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from trainer import checkpoint, data, learner
+from trainer import data
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.minkunet import NetworkConfig, build_network
-from trainer.ranks import ALONE, joined
-from trainer.sparse import Minkowski
-from trainer.train import train
+from trainer.loop import learner
+from trainer.loop.ranks import ALONE, joined
+from trainer.loop.train import train
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import Minkowski
 
 FROZEN = ("distill.epochs=1", "distill.batch_size=2", "pretrain.epochs=1", "pretrain.drop_last=false")
 

@@ -10,13 +10,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from manifests.fingerprint import sha256_file
-from manifests.store import Manifest
-from trainer import checkpoint, record
+from manifests.storage.store import Manifest
 from trainer.__main__ import app
-from trainer.evaluate import evaluate
-from trainer.predict import predict
-from trainer.record import compare, read_record
-from trainer.train import train
+from trainer.checkpoints import checkpoint
+from trainer.inference.predict import predict
+from trainer.loop.train import train
+from trainer.records import record
+from trainer.records.record import compare, read_record
+from trainer.scoring.evaluate import evaluate
 
 
 def report(fleet: Any, task: str, runs: str = "runs") -> dict[str, Any]:

@@ -14,12 +14,12 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
-from manifests.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
 from superpixels.voting import Ballot, VotingConfig, vote
 from trainer import data
-from trainer.evaluate import evaluate, evaluate_each
-from trainer.predict import predict_identity, shard_key
-from trainer.refine import Answered, windows
+from trainer.inference.predict import predict_identity, shard_key
+from trainer.inference.refine import Answered, windows
+from trainer.scoring.evaluate import evaluate, evaluate_each
 
 CAR, ROAD, WALL = 1, 2, 3
 SHARDS = {"scene-0103+0000": ("v0", "v1"), "scene-0103+0002": ("v2",), "scene-0003": ("w0",)}

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from manifests.ontology import load_ontology
-from manifests.store import Manifest, Store, TableRef
-from trainer import checkpoint
+from manifests.storage.store import Manifest, Store, TableRef
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.record import reads_labels
-from trainer.scoreboard import Line, class_tables, read_lines, summary_table
-from trainer.train import train
+from trainer.loop.train import train
+from trainer.records.record import reads_labels
+from trainer.scoring.scoreboard import Line, class_tables, read_lines, summary_table
 
 
 def scores(mean_iou: float) -> dict[str, Any]:

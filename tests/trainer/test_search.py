@@ -10,14 +10,15 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
-from manifests.store import Manifest, StoreError
+from manifests.storage.store import Manifest, StoreError
 from superpixels.similarity import similarity, top_mean
-from trainer import checkpoint, data
+from trainer import data
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.minkunet import build_network
-from trainer.search import search
-from trainer.sparse import Minkowski
-from trainer.train import train
+from trainer.inference.search import search
+from trainer.loop.train import train
+from trainer.network.minkunet import build_network
+from trainer.network.sparse import Minkowski
 
 
 def asked(fleet: Any, phrase: str, vector: Any, text: str = "7e87", seed: int = 0) -> Query:

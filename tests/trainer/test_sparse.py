@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.sparse import ENGINES, Engine, Minkowski, SparseTensor, check_engine
+from trainer.network.sparse import ENGINES, Engine, Minkowski, SparseTensor, check_engine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -126,8 +126,8 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-from trainer.minkunet import NetworkConfig, build_network
-from trainer.sparse import check_engine, open_engine
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import check_engine, open_engine
 
 engine = open_engine("torch")
 check_engine(engine)

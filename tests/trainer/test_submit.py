@@ -10,12 +10,12 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
-from manifests.store import StoreError
-from trainer import submit as module
+from manifests.storage.store import StoreError
 from trainer.config import TrainerError
-from trainer.predict import predict
-from trainer.submit import KITTI_SCANS, LIDARSEG_CLASSES, raw_of_class, submit
-from trainer.train import train
+from trainer.inference import submit as module
+from trainer.inference.predict import predict
+from trainer.inference.submit import KITTI_SCANS, LIDARSEG_CLASSES, raw_of_class, submit
+from trainer.loop.train import train
 
 # What learning_map_inv in semantic-kitti.yaml of semantic-kitti-api says of classes 0..19.
 OFFICIAL_RAW = [0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.splits import load_split
-from manifests.store import Manifest, StoreError
-from trainer import checkpoint, data
+from manifests.storage.store import Manifest, StoreError
+from trainer import data
+from trainer.checkpoints import checkpoint
 from trainer.config import FinetuneConfig, ProbeConfig, TrainerError, load_recipe
-from trainer.evaluate import evaluate
-from trainer.predict import predict
-from trainer.train import train
+from trainer.inference.predict import predict
+from trainer.loop.train import train
+from trainer.scoring.evaluate import evaluate
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
-from trainer import checkpoint
-from trainer.minkunet import NetworkConfig, build_network
-from trainer.predict import predict, predict_identity
-from trainer.sparse import ENGINES, Engine, Minkowski
-from trainer.torch_engine import TorchEngine
-from trainer.train import train
+from trainer.checkpoints import checkpoint
+from trainer.inference.predict import predict, predict_identity
+from trainer.loop.train import train
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import ENGINES, Engine, Minkowski
+from trainer.network.torch_engine import TorchEngine
 
 
 def _cells(n_frames: int = 2, n_voxels: int = 600, seed: int = 0) -> Tensor:

@@ -18,17 +18,18 @@ from rich.console import Console
 from torch import Tensor
 
 from manifests.config import ConfigError
-from manifests.store import StoreError
-from trainer import checkpoint, data
-from trainer import train as trainer_train
+from manifests.storage.store import StoreError
+from trainer import data
+from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
-from trainer.evaluate import evaluate
-from trainer.learner import Learner
-from trainer.minkunet import build_network
-from trainer.predict import predict
-from trainer.record import read_log
-from trainer.sparse import Minkowski
-from trainer.train import cosine, locked, resolve_device, train
+from trainer.inference.predict import predict
+from trainer.loop import train as trainer_train
+from trainer.loop.learner import Learner
+from trainer.loop.train import cosine, locked, resolve_device, train
+from trainer.network.minkunet import build_network
+from trainer.network.sparse import Minkowski
+from trainer.records.record import read_log
+from trainer.scoring.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 

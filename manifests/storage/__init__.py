@@ -1,0 +1,1 @@
+"""The store: shards, documents and archives on any file system."""

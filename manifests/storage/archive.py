@@ -1,0 +1,447 @@
+"""Tables as one file to hand on: a plain tar of shards, sidecars, manifests and a note on the licence.
+
+    afov.json                                  what follows, in this order: name, size and sha256 of every file
+    LICENCE.txt                                whose data the tables were made from
+    <stage>/<fingerprint>/manifest.json        as in a store, for the shards that follow
+    <stage>/<fingerprint>/<shard>....parquet   a shard, then its sidecar
+
+Nothing in an archive is trusted. It is read from its raw blocks, in the one order that `pack` writes, so that links,
+devices, members twice and names outside the tables have no place in it. All of it is checked before anything is
+written: sizes and digests, the identity, whose digest is the folder's name, and the columns, which are part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.fingerprint import digest
+from manifests.schema import TABLES, metadata, signature
+from manifests.storage.store import (
+    MANIFEST,
+    MOST_JSON_BYTES,
+    Manifest,
+    Ref,
+    ShardFile,
+    Store,
+    StoreError,
+    TableRef,
+    checked,
+    checked_hex,
+    expect_list,
+    is_word,
+    shard_from,
+    sidecar_name,
+    table_folder,
+    unwritable,
+)
+
+CONTENTS, LICENCE = "afov.json", "LICENCE.txt"
+FORMAT = 1
+MOST_LICENCE_BYTES = 1 << 20
+MOST_FOOTER_BYTES = 16 << 20
+_LONGEST_NAME = 100  # of the oldest tar format, which every program reads
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive: its name in the tar, in the store, its length and digest, and where its content starts."""
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A table in an archive that has been checked: what it is and which members hold its shards."""
+
+    manifest: Manifest
+    shards: tuple[tuple[ShardFile, Member], ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of an archive: its tables, how many shards were new, the name of the ref that keeps them, the note."""
+
+    tables: tuple[TableRef, ...]
+    n_new: int
+    ref: str
+    licence: str
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def pack(store: Store, name: str, stages: Sequence[str], licence: str, out: Path) -> list[TableRef]:
+    """Write tables of a recipe's ref as one archive, which appears whole or not at all; return the tables.
+
+    Raises StoreError for a table that is not built or damaged, or a file that exists or cannot be written.
+    """
+    ref = store.read_ref(name)
+    tables = [ref.table(stage) for stage in dict.fromkeys(stages)]
+    documents = {table.stage: manifest_of(store, table) for table in tables}
+    members = [(LICENCE, LICENCE, len(text := licence.encode()), hashlib.sha256(text).hexdigest())]
+    members += [
+        (tar_name(path, place), path, size, sha256)
+        for place, (path, size, sha256) in enumerate(listed(tables, documents))
+    ]
+    fields = ("name", "path", "bytes", "sha256")
+    contents = {
+        "format": FORMAT,
+        "recipe": name,
+        "tables": [[table.stage, table.fingerprint] for table in tables],
+        "files": [dict(zip(fields, member, strict=True)) for member in members],
+    }
+    if out.exists():
+        raise StoreError(f"{out} exists already; give another name, or remove it")
+    scratch = out.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("xb") as file, tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+            add(tar, CONTENTS, json.dumps(contents, indent=1, sort_keys=True).encode())
+            add(tar, LICENCE, text)
+            rest = iter(members[1:])
+            for table in tables:
+                add(tar, next(rest)[0], documents[table.stage])
+                for shard in table.shards:
+                    what = store.damage(table.stage, table.fingerprint, shard)
+                    if what:
+                        raise StoreError(
+                            f"{table.stage}/{table.fingerprint}/{shard.name} is damaged: {what}. Drop it with "
+                            "`python -m pipeline verify RECIPE --drop`, then run again"
+                        )
+                    entry = tarfile.TarInfo(next(rest)[0])
+                    entry.size = shard.bytes
+                    with store.open_bytes(table.stage, table.fingerprint, shard) as source:
+                        tar.addfile(entry, source)
+                    add(tar, next(rest)[0], sidecar_of(table, shard))
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, out)
+    except OSError as error:
+        raise unwritable(str(out), error) from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return tables
+
+
+def manifest_of(store: Store, table: TableRef) -> bytes:
+    """Return the manifest of a table as it travels: of exactly the shards that the ref names."""
+    manifest = store.read_manifest(table.stage, table.fingerprint)
+    if manifest is None or digest(manifest.identity) != table.fingerprint:
+        raise StoreError(
+            f"table {table.stage}/{table.fingerprint} has no manifest that says what it is; build it again"
+        )
+    document = asdict(manifest) | {"shards": [asdict(shard) for shard in table.shards]}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def sidecar_of(table: TableRef, shard: ShardFile) -> bytes:
+    """Return the sidecar of a shard."""
+    return json.dumps(
+        asdict(shard) | {"stage": table.stage, "fingerprint": table.fingerprint}, indent=1, sort_keys=True
+    ).encode()
+
+
+def listed(tables: Sequence[TableRef], documents: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
+    """Yield path, size and sha256 of every file after the licence, in the order of the archive."""
+    for table in tables:
+        folder = table_folder(table.stage, table.fingerprint)
+        document = documents[table.stage]
+        yield f"{folder}/{MANIFEST}", len(document), hashlib.sha256(document).hexdigest()
+        for shard in table.shards:
+            sidecar = sidecar_of(table, shard)
+            yield f"{folder}/{shard.name}", shard.bytes, shard.sha256
+            yield f"{folder}/{sidecar_name(shard.shard, shard.key)}", len(sidecar), hashlib.sha256(sidecar).hexdigest()
+
+
+def tar_name(path: str, place: int) -> str:
+    """Return the name of a file in the tar: its path, or a short one where the format has no room for that."""
+    return path if len(path) <= _LONGEST_NAME else f"{'/'.join(path.split('/')[:2])}/{place}"
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file; it bears no time and no owner, so that the same tables give the same archive."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def unpack(path: Path, store: Store) -> Imported:
+    """Check an archive to its last byte, then put its tables into a store; shards that are there already stay.
+
+    The tables are held by a ref named `imported-<recipe>`, so that they are no garbage. Raises StoreError for an
+    archive that is not exactly what `pack` writes; then, and when the store cannot be written, no table has appeared.
+    """
+    try:
+        with path.open("rb") as file:
+            recipe, licence, tables = read_archive(file, str(path))
+            return put(file, store, recipe, licence, tables, str(path))
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequence[Packed], where: str) -> Imported:
+    """Write checked tables: all shards, then their sidecars, by which they count, then manifests and the ref."""
+    there = {id(one): store.shards(one.manifest.stage, one.manifest.fingerprint) for one in tables}
+    new = [
+        (one.manifest, shard, member)
+        for one in tables
+        for shard, member in one.shards
+        if (shard.shard, shard.key) not in there[id(one)]
+    ]
+    need, free = sum(shard.bytes for _, shard, _ in new), store.free_bytes()
+    if free is not None and need > free:
+        raise StoreError(f"{where} needs {need / 1e9:.3f} GB, and store {store.place} has {free / 1e9:.3f} GB free")
+    done: list[tuple[Manifest, ShardFile]] = []
+    name = f"imported-{recipe}"
+    first = name not in store.refs()
+    store.begin(name, recipe, [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
+    try:
+        for manifest, shard, member in new:
+            done.append((manifest, shard))
+            store.put_bytes(manifest.stage, manifest.fingerprint, shard, pieces(file, member, where))
+        for manifest, shard, _ in new:
+            store.put_sidecar(manifest.stage, manifest.fingerprint, shard)
+    except BaseException:
+        for manifest, shard in done:
+            store.forget(manifest.stage, manifest.fingerprint, shard)
+        if first:
+            store.delete_ref(name)
+        raise
+    refs = []
+    for one in tables:
+        stage, fingerprint = one.manifest.stage, one.manifest.fingerprint
+        committed = store.shards(stage, fingerprint)
+        before = store.read_manifest(stage, fingerprint)
+        made = before.made if before else one.manifest.made
+        store.write_manifest(Manifest(stage, fingerprint, one.manifest.identity, tuple(committed.values()), made))
+        refs.append(TableRef(stage, fingerprint, tuple(committed[shard.shard, shard.key] for shard, _ in one.shards)))
+    held = [*store.read_ref(name).held]
+    held += [ref for ref in refs if ref not in held]
+    store.write_ref(name, Ref(recipe, {}, (), tuple(held)))
+    return Imported(tuple(refs), len(new), name, licence)
+
+
+def read_archive(file: BinaryIO, where: str) -> tuple[str, str, list[Packed]]:
+    """Return recipe, licence note and tables of an archive after checking every byte of it; raises StoreError."""
+    size = file.seek(0, os.SEEK_END)
+    position, start, length = header(file, 0, size, CONTENTS, where)
+    document = parsed(content_of(file, start, length, MOST_JSON_BYTES, f"{where}: {CONTENTS}"), f"{where}: {CONTENTS}")
+    if document.get("format") != FORMAT:
+        raise StoreError(f"{where}: {CONTENTS} is of format {document.get('format')!r}; this version reads {FORMAT}")
+    recipe = checked(str(document.get("recipe")))
+    named = expect_list(document.get("tables"), f"{where}: {CONTENTS}")
+    members: list[Member] = []
+    for item in expect_list(document.get("files"), f"{where}: {CONTENTS}"):
+        member = member_from(item, f"{where}: {CONTENTS}")
+        members.append(member)
+    if len({member.name for member in members} | {CONTENTS}) <= len(members) or len(
+        {member.path for member in members}
+    ) < len(members):
+        raise StoreError(f"{where}: {CONTENTS} lists a file twice")
+    placed: list[Member] = []
+    for member in members:
+        position, start, length = header(file, position, size, member.name, where)
+        if length != member.bytes:
+            raise StoreError(f"{where}: {member.name} has {length} bytes; {CONTENTS} says {member.bytes}")
+        member = Member(member.name, member.path, member.bytes, member.sha256, start)
+        for _ in pieces(file, member, where):
+            pass
+        placed.append(member)
+    file.seek(position)
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise StoreError(f"{where} goes on after the last file that {CONTENTS} lists; it was not written by us")
+    if not placed or placed[0].path != LICENCE:
+        raise StoreError(f"{where} has no {LICENCE}; it was not written by us")
+    note = content_of(file, placed[0].start, placed[0].bytes, MOST_LICENCE_BYTES, f"{where}: {LICENCE}")
+    rest = iter(placed[1:])
+    tables = [read_table(file, item, rest, where) for item in named]
+    extra = next(rest, None)
+    if extra is not None:
+        raise StoreError(f"{where}: {extra.name} belongs to none of its tables")
+    return recipe, note.decode("utf-8", "replace"), tables
+
+
+def read_table(file: BinaryIO, named: Any, rest: Iterator[Member], where: str) -> Packed:
+    """Return the next table of an archive, checked against its identity and the columns that its stage has here."""
+    if not (isinstance(named, list) and len(named) == 2):
+        raise StoreError(f"{where}: {CONTENTS} names a table as {str(named)[:60]!r}; expected stage and fingerprint")
+    stage, fingerprint = checked(str(named[0])), checked_hex(str(named[1]))
+    folder = table_folder(stage, fingerprint)
+    member = expected(rest, f"{folder}/{MANIFEST}", where)
+    here = f"{where}: {member.name}"
+    document = parsed(content_of(file, member.start, member.bytes, MOST_JSON_BYTES, here), here)
+    identity, made = document.get("identity"), document.get("made", {})
+    try:
+        found = digest(identity)
+    except (TypeError, ValueError, RecursionError):
+        found = ""
+    if found != fingerprint or not isinstance(identity, dict) or identity.get("stage") != stage:
+        raise StoreError(
+            f"{here}: the digest of its identity is {found or 'none'}, and its folder {fingerprint}; it was changed"
+        )
+    if stage not in TABLES or identity.get("columns") != signature(TABLES[stage]):
+        raise StoreError(f"{here}: table `{stage}` has other columns in this version; it cannot be used here")
+    shards = []
+    for item in expect_list(document.get("shards"), here):
+        shard = shard_from(item, here)
+        content = expected(rest, f"{folder}/{shard.name}", where)
+        sidecar = expected(rest, f"{folder}/{sidecar_name(shard.shard, shard.key)}", where)
+        raw = content_of(file, sidecar.start, sidecar.bytes, MOST_JSON_BYTES, f"{where}: {sidecar.name}")
+        about = parsed(raw, f"{where}: {sidecar.name}")
+        if (shard_from(about, f"{where}: {sidecar.name}"), about.get("stage"), about.get("fingerprint")) != (
+            shard, stage, fingerprint,
+        ):  # fmt: skip
+            raise StoreError(f"{where}: {sidecar.name} does not say what the manifest says of its shard")
+        check_shard(file, shard, content, stage, fingerprint, f"{where}: {content.name}")
+        shards.append((shard, content))
+    return Packed(
+        Manifest(
+            stage, fingerprint, identity, tuple(shard for shard, _ in shards), made if isinstance(made, dict) else {}
+        ),
+        tuple(shards),
+    )
+
+
+def check_shard(file: BinaryIO, shard: ShardFile, member: Member, stage: str, fingerprint: str, where: str) -> None:
+    """Raise StoreError unless a shard is the file that its manifest describes, with the columns of its table."""
+    if (member.sha256, member.bytes) != (shard.sha256, shard.bytes):
+        raise StoreError(f"{where}: it is not the file that the manifest describes (sha256 differs)")
+    file.seek(member.start + max(member.bytes - 8, 0))
+    length = int.from_bytes(file.read(8)[:4], "little") + 8
+    if length > min(member.bytes, MOST_FOOTER_BYTES):
+        raise StoreError(f"{where}: its footer says that it is {length} bytes long; this is no shard")
+    file.seek(member.start + member.bytes - length)
+    footer = file.read(length)
+    if hashlib.sha256(footer).hexdigest() != shard.footer_sha256:
+        raise StoreError(f"{where}: its footer is not the one that the manifest describes (sha256 differs)")
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(b"PAR1" + footer))
+        schema = parquet.schema_arrow
+        about = {key.decode(): text.decode() for key, text in (schema.metadata or {}).items()}
+        fits = columns_of(schema) == columns_of(TABLES[stage]) and parquet.num_row_groups == shard.rows
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise StoreError(f"{where}: it is no Parquet file ({error})") from None
+    if not fits:
+        raise StoreError(f"{where}: its columns or the number of its rows are not those of table `{stage}`")
+    if {"stage": stage, "fingerprint": fingerprint, "shard": shard.shard, "key": shard.key}.items() - about.items():
+        raise StoreError(f"{where}: it is a shard of another table")
+
+
+def columns_of(schema: pa.Schema) -> list[tuple[Any, ...]]:
+    """Return what makes the columns of a table; Parquet calls the items of lists by another name than Arrow."""
+    about = [metadata(column) for column in schema]
+    return [(one.name, one.type, a.get("dtype"), a.get("shape")) for one, a in zip(schema, about, strict=True)]
+
+
+def header(file: BinaryIO, position: int, size: int, name: str, where: str) -> tuple[int, int, int]:
+    """Return (position of the next header, start, length) of the file at a position, which must bear a name."""
+    file.seek(position)
+    block = file.read(tarfile.BLOCKSIZE)
+    try:
+        entry = tarfile.TarInfo.frombuf(block, "ascii", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        raise StoreError(f"{where}: {name} was expected at byte {position}, and there is no file; it is cut off or no "
+                         "archive of tables") from None  # fmt: skip
+    shown = entry.name[:80]
+    if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        kind = _KINDS.get(entry.type, f"an entry of kind {entry.type!r}")
+        raise StoreError(f"{where}: {shown!r} is {kind}; an archive of tables holds plain files only")
+    if entry.name.startswith("/") or ".." in entry.name.split("/"):
+        raise StoreError(f"{where}: {shown!r} leaves the folder of the tables; it was not written by us")
+    if entry.name != name:
+        raise StoreError(f"{where}: {shown!r} stands where {name} was expected; it was not written by us")
+    start = position + tarfile.BLOCKSIZE
+    if not 0 <= entry.size <= size - start:
+        raise StoreError(f"{where}: {name} says that it has {entry.size} bytes, and {size - start} are left; cut off?")
+    blocks = -(-entry.size // tarfile.BLOCKSIZE)
+    return start + blocks * tarfile.BLOCKSIZE, start, entry.size
+
+
+def member_from(item: Any, where: str) -> Member:
+    """Return a file as the table of contents describes it; raises StoreError if a name leads anywhere else."""
+    try:
+        member = Member(str(item["name"]), str(item["path"]), int(item["bytes"]), str(item["sha256"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise StoreError(f"{where} does not describe its files; it was not written by us") from None
+    for name in (member.name, member.path):
+        words = name.split("/")
+        if name != LICENCE and not (len(words) == 3 and all(is_word(word) for word in words)):
+            raise StoreError(f"{where} lists {name[:80]!r}, which is no file of a table; it was not written by us")
+    if member.bytes < 0:
+        raise StoreError(f"{where} lists {member.path!r} with {member.bytes} bytes")
+    return member
+
+
+def expected(rest: Iterator[Member], path: str, where: str) -> Member:
+    """Return the next member, which must be a certain file."""
+    member = next(rest, None)
+    if member is None or member.path != path:
+        raise StoreError(f"{where}: {path} is missing, or not where it was expected")
+    return member
+
+
+def pieces(file: BinaryIO, member: Member, where: str) -> Iterator[bytes]:
+    """Yield the content of a member piece by piece; raises StoreError at the end if it is not what was listed."""
+    sha256 = hashlib.sha256()
+    file.seek(member.start)
+    left = member.bytes
+    while left:
+        block = file.read(min(left, 1 << 22))
+        if not block:
+            raise StoreError(f"{where}: {member.name} is cut off")
+        sha256.update(block)
+        left -= len(block)
+        yield block
+    if sha256.hexdigest() != member.sha256:
+        raise StoreError(f"{where}: {member.name} is damaged (sha256 differs); fetch the archive again")
+
+
+def content_of(file: BinaryIO, start: int, length: int, most: int, where: str) -> bytes:
+    """Return a small member; raises StoreError for one that is larger than it can be."""
+    if length > most:
+        raise StoreError(f"{where} has {length} bytes; at most {most} were expected")
+    file.seek(start)
+    return file.read(length)
+
+
+def parsed(content: bytes, where: str) -> dict[str, Any]:
+    """Return a JSON document; raises StoreError for anything else."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise StoreError(f"{where} is no JSON document")
+    return document

@@ -1,0 +1,1 @@
+"""What is missing, who builds it, and what came of it: planning, workers, pools."""

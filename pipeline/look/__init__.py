@@ -1,0 +1,1 @@
+"""Pages, pictures, recordings and answers for people."""

@@ -1,0 +1,137 @@
+"""Frames of a recipe to look at: evenly chosen, each with its rows of every table that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from manifests.rows import Row
+from manifests.schema import TABLES
+from manifests.storage.store import Ref, ShardFile, Store, StoreError, TableRef
+from pipeline.frame import Frame, frame_of
+
+NEEDED = ("index", "points", "project", "segment", "group", "target")
+"""What a frame must have to be shown; `make pack` builds all of it."""
+
+OPTIONAL = ("label", "predict", "vote", "correct")
+"""What is shown of a frame if it exists: true labels, predictions, pseudo-labels after a vote and flat interaction."""
+
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Hands on the items of a sequence one by one, and shows somebody how far it got; the text says with what."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a frame is found: its row in every shard of this name."""
+
+    shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class FrameRows:
+    """A frame and its rows by table; those of `OPTIONAL` only where they exist."""
+
+    frame: Frame
+    rows: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same."""
+
+    store: Store
+    recipe: str
+    tables: Mapping[str, TableRef]
+    excluded: frozenset[str]
+
+    @classmethod
+    def open(cls, store: Store, recipe: str) -> Browser:
+        """Return the tables that a recipe's name stands for; raises StoreError naming the make target if one lacks."""
+        ref = store.read_ref(recipe)
+        tables = dict(ref.tables) | {name: ref.table(name) for name in NEEDED}
+        predicted = made_of_points(store, ref, "predict", f"runs/{recipe}-predict")
+        return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
+
+    def places(self) -> list[Place]:
+        """Return every frame that no table of `NEEDED` lacks, excluded ones left out, in the order of the tables."""
+        return [Place(shard.shard, row) for shard in self.tables["index"].shards for row in self._rows_of(shard)]
+
+    def choose(self, limit: int) -> list[Place]:
+        """Return at most `limit` frames, evenly spread: over those with predictions if there are any, else over all.
+
+        Raises StoreError if there is none.
+        """
+        places = self.places()
+        if not places:
+            raise StoreError(f"recipe {self.recipe} has no frame to show: all of its rows failed, or are excluded")
+        predicted = self._shards["predict"]
+        places = [place for place in places if place.shard in predicted] or places
+        chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int))
+        return [places[position] for position in chosen]
+
+    def after(self, place: Place) -> Place | None:
+        """Return the next frame of the same shard, or None if there is none that could be shown."""
+        follower = Place(place.shard, place.row + 1)
+        return follower if follower.row in self._rows_of(self._shards["index"][place.shard]) else None
+
+    def read(self, place: Place) -> FrameRows:
+        """Return a frame with its rows; raises StoreError for a table that is damaged, old, or out of step."""
+        rows: dict[str, Row] = {}
+        for name in (*NEEDED, *OPTIONAL):
+            shard = self._shards[name].get(place.shard)
+            if shard is not None:
+                found = self.store.open_shard(name, self.tables[name].fingerprint, shard).row(place.row)
+                missing = sorted(set(TABLES[name].names) - found.keys())
+                if missing:
+                    raise StoreError(
+                        f"table `{name}` of recipe {self.recipe} has no {', '.join(missing)}: an older version of this "
+                        f"program made it; run: make {name} RECIPE={self.recipe}"
+                    )
+                if found["status"] == "ok":
+                    rows[name] = found
+        frame = frame_of(rows["index"])
+        for name, row in rows.items():
+            if row["frame_id"] != frame.frame_id:
+                raise StoreError(
+                    f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table `{name}` and "
+                    f"{frame.frame_id} in `index`; run: make {name} RECIPE={self.recipe}"
+                )
+        return FrameRows(frame, rows)
+
+    def _rows_of(self, shard: ShardFile) -> Sequence[int]:
+        """Return which rows of a shard of `index` can be shown, ascending."""
+        bad = self.excluded.union(*(self._shards[name][shard.shard].failed for name in NEEDED))
+        if not bad:
+            return range(shard.rows)
+        names = self.store.rows("index", self.tables["index"].fingerprint, shard, ["frame_id"])
+        return [row for row, name in enumerate(names) if name["frame_id"] not in bad]
+
+    @cached_property
+    def _shards(self) -> Mapping[str, Mapping[str, ShardFile]]:
+        """The shards of every table by name; a table that there is not has none."""
+        return {
+            name: {shard.shard: shard for shard in self.tables[name].shards} if name in self.tables else {}
+            for name in (*NEEDED, *OPTIONAL)
+        }
+
+
+def made_of_points(store: Store, ref: Ref, stage: str, pin: str) -> TableRef | None:
+    """Return a table of the trainer by the ref `pin` as far as it is of the points in `ref`, else None."""
+    if pin not in store.refs():
+        return None
+    made = store.read_ref(pin)
+    if stage not in made.tables:  # it is being made for the first time
+        return None
+    points, used = ref.table("points"), made.table("points")
+    now = {shard.shard: shard.key for shard in points.shards}
+    same = {shard.shard for shard in used.shards if now.get(shard.shard) == shard.key}
+    table = made.table(stage)
+    kept = tuple(shard for shard in table.shards if shard.shard in same)
+    if used.fingerprint != points.fingerprint or not kept:
+        return None
+    return TableRef(table.stage, table.fingerprint, kept)

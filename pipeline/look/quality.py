@@ -1,0 +1,159 @@
+"""How good labels are: how much is named, how far cameras and frames agree, how much is right if truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.ontology import Ontology
+from pipeline.look.browse import FrameRows
+from pipeline.stages.group import agreement
+from superpixels.metrics import Confusion, Scores, scores
+from superpixels.voting import Ballot, seen_twice
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Counts of points over `n_frames` frames.
+
+    `n_seen` lie in some image, `n_labelled` have a pseudo-label. `n_shared` belong to superpoints of more than one
+    camera, and for `n_agreed` of these all such superpoints are of one class. Arrays have an entry per class, (c,), 0
+    first: `shared_of_class` and `agreed_of_class` count these points by pseudo-label, `points_of_class` all points by
+    pseudo-label ("target"), by truth ("label") and by prediction ("predict"), as far as these exist.
+    """
+
+    n_frames: int
+    n_points: int
+    n_seen: int
+    n_labelled: int
+    n_shared: int
+    n_agreed: int
+    shared_of_class: Counts
+    agreed_of_class: Counts
+    points_of_class: dict[str, Counts] = field(default_factory=dict)
+
+
+LABEL_TABLES = ("group", "vote", "correct", "target", "predict")
+"""Tables with a label for each point, in the order data flows."""
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """The labels of one table over `n_frames` frames.
+
+    `n_seen`, `n_unseen` points are in sight of a camera or not; `labelled_seen`, `labelled_unseen` of them have one.
+    Between a frame and the next, `met` voxels have a label in both and `same` of these the same one, by class (c,), 0
+    first. `confusion` counts labels against the truth on "seen", "unseen" and "all" points; empty without truth.
+    """
+
+    table: str
+    n_frames: int
+    n_seen: int
+    n_unseen: int
+    labelled_seen: int
+    labelled_unseen: int
+    met: Counts
+    same: Counts
+    confusion: dict[str, Confusion]
+
+    def scores(self) -> dict[str, Scores]:
+        """Return the scores by part of the points; empty without truth."""
+        return {part: scores(one) for part, one in self.confusion.items()}
+
+    def precision_and_recall(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return both by class 1..n on all points, (n,); NaN where nothing is named so, or nothing is so in truth."""
+        matrix = self.confusion["all"].matrix[1:]
+        hits = np.diagonal(matrix[:, 1:]).astype(np.float64)
+        named, true = matrix[:, 1:].sum(axis=0), matrix.sum(axis=1)
+        nothing = np.full(len(hits), np.nan)
+        return (
+            np.divide(hits, named, out=nothing.copy(), where=named > 0),
+            np.divide(hits, true, out=nothing.copy(), where=true > 0),
+        )
+
+
+def label_quality(frames: Iterable[tuple[FrameRows, FrameRows | None]], ontology: Ontology) -> list[LabelQuality]:
+    """Return the quality of every table of labels, over frames that each come with the next of their scene, or None.
+
+    `group` is left out where `target` holds the same labels. Nothing but the confusion needs truth.
+    """
+    n_classes = len(ontology.classes) - 1
+    found: dict[str, LabelQuality] = {}
+    differs = False
+    for item, follower in frames:
+        rows, seen = item.rows, item.rows["target"]["seen"]
+        differs |= not np.array_equal(rows["group"]["label"], rows["target"]["label"])
+        for name in LABEL_TABLES:
+            if name not in rows:
+                continue
+            label = rows[name]["label"]
+            before = found.get(name) or empty_quality(name, n_classes, "label" in rows)
+            met, same = before.met, before.same
+            if follower is not None and name in follower.rows:
+                now_met, now_same = seen_twice(as_ballot(item, item, name), as_ballot(follower, item, name), n_classes)
+                met, same = met + now_met, same + now_same
+            if "label" in rows:
+                for part, points in (("seen", seen), ("unseen", ~seen), ("all", np.ones_like(seen))):
+                    counts = before.confusion.setdefault(part, Confusion(n_classes))
+                    counts.add(rows["label"]["label"][points], label[points])
+            found[name] = LabelQuality(
+                name,
+                before.n_frames + 1,
+                before.n_seen + int(seen.sum()),
+                before.n_unseen + int((~seen).sum()),
+                before.labelled_seen + int(np.count_nonzero(label[seen])),
+                before.labelled_unseen + int(np.count_nonzero(label[~seen])),
+                met,
+                same,
+                before.confusion,
+            )
+    return [found[name] for name in LABEL_TABLES if name in found and (name != "group" or differs)]
+
+
+def empty_quality(table: str, n_classes: int, has_truth: bool) -> LabelQuality:
+    """Return the quality of no frames at all."""
+    nothing = np.zeros(n_classes + 1, np.int64)
+    confusion = {part: Confusion(n_classes) for part in ("seen", "unseen", "all")} if has_truth else {}
+    return LabelQuality(table, 0, 0, 0, 0, 0, nothing, nothing, confusion)
+
+
+def as_ballot(item: FrameRows, here: FrameRows, table: str) -> Ballot:
+    """Return what a frame's table of labels says, in the LiDAR frame of another frame."""
+    label = item.rows[table]["label"]
+    return Ballot.cast(item.rows["points"]["xyz_m"], label, np.ones(len(label)), item.frame, here.frame)
+
+
+def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
+    """Return the counts over some frames, read one at a time."""
+    n_classes = len(ontology.classes)
+    n_frames = n_points = n_seen = 0
+    shared_of_class, agreed_of_class = np.zeros((2, n_classes), np.int64)
+    points_of_class: dict[str, Counts] = {}
+    for item in frames:
+        rows = item.rows
+        n_frames += 1
+        n_points += len(rows["target"]["seen"])
+        n_seen += int(rows["target"]["seen"].sum())
+        shared, agreed = agreement(rows["project"], rows["group"], ontology)
+        shared_of_class += np.bincount(rows["target"]["label"][shared], minlength=n_classes)
+        agreed_of_class += np.bincount(rows["target"]["label"][agreed], minlength=n_classes)
+        for name in ("target", "label", "predict"):
+            if name in rows:
+                count = np.bincount(rows[name]["label"], minlength=n_classes)
+                points_of_class[name] = points_of_class.get(name, 0) + count
+    return Quality(
+        n_frames=n_frames,
+        n_points=n_points,
+        n_seen=n_seen,
+        n_labelled=int(points_of_class["target"][1:].sum()) if n_frames else 0,
+        n_shared=int(shared_of_class.sum()),
+        n_agreed=int(agreed_of_class.sum()),
+        shared_of_class=shared_of_class,
+        agreed_of_class=agreed_of_class,
+        points_of_class=points_of_class,
+    )

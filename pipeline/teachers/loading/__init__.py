@@ -1,0 +1,1 @@
+"""Where a teacher's towers, weights and sentences come from."""

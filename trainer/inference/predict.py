@@ -1,0 +1,318 @@
+"""Predictions as a table of the store: one class and its probability for every point of every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from manifests.config import changed_values
+from manifests.fingerprint import digest, plain
+from manifests.rows import failed_row
+from manifests.schema import PREDICT, signature
+from manifests.storage.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
+from trainer import data
+from trainer.checkpoints import checkpoint, official
+from trainer.config import Recipe, TrainerError
+from trainer.inference.predictions import pin, shard_key
+from trainer.loop.learner import N_INPUTS
+from trainer.loop.train import deterministic, progress_bar, resolve_device
+from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.sparse import Engine, open_engine
+from trainer.voxels import without_labels
+
+VERSION = 1
+"""Raised when the code changes what a prediction is."""
+
+
+Columns = Callable[[Tensor], Mapping[str, Tensor]]
+"""From what a network says of voxels, (v, outputs), to the columns of a table, (v,) each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweeps:
+    """The sweeps of `predict.split`, by shard, and where a network runs over them."""
+
+    recipe: Recipe
+    store: Store
+    ref: Ref
+    tables: data.Tables
+    shards: tuple[str, ...]
+    engine: Engine
+    device: torch.device
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Sweeps:
+        """Raises StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
+        store = Store.open(recipe.run.store)
+        ref = store.read_ref(recipe.name)
+        engine = open_engine(recipe.network.engine)
+        device = resolve_device(recipe.run.device, engine)
+        tables = data.Tables(store, ref, ["points"])
+        scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
+        shards = tuple(shard for shard in tables.shards if scene_of(shard) in scenes)
+        return cls(recipe, store, ref, tables, shards, engine, device)
+
+    @property
+    def points(self) -> str:
+        """The fingerprint of the table of points."""
+        return self.tables.tables[0].fingerprint
+
+
+def predict(recipe: Recipe, console: Console) -> TableRef:
+    """Predict every frame of the split's scenes and return the table, which the ref `runs/<recipe>-predict` names.
+
+    Raises StoreError for tables that are missing or damaged, ConfigError for a recipe that cannot be run here, and
+    TrainerError if there is no checkpoint or one of other classes, voxels or network.
+    """
+    sweeps = Sweeps.open(recipe)
+    path = checkpoint_path(recipe)
+    if path is None:
+        raise TrainerError(
+            f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: make "
+            f"{recipe.predict.of} RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
+        )
+    learnt = load_learnt(path, recipe, console)
+    trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
+    n_outputs = n_outputs_of(learnt)
+    if trained is None and n_outputs == len(wanted):
+        console.print(f"{path} does not name its classes: taken for those of dictionary {recipe.ontology.name}")
+    elif learnt.document["task"] == "pretrain" or trained != wanted:
+        classes = ", ".join((trained or [])[1:]) if learnt.document["task"] != "pretrain" else ""
+        raise TrainerError(
+            f"{path} predicts {classes or 'no classes'} ({n_outputs} outputs); "
+            f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
+        )
+    network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
+    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe.name, "predict")
+    views = recipe.predict.views
+    return run_over(
+        sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, class_names=wanted
+    )
+
+
+def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
+    """Return a checkpoint; raises TrainerError if it cannot be read or learnt on other voxels than the recipe's."""
+    learnt = official.load(path)
+    unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
+    if unchecked:
+        console.print(f"{path} does not say on which voxels it was trained ({', '.join(unchecked)}): not compared")
+    return learnt
+
+
+def n_outputs_of(learnt: checkpoint.Checkpoint) -> int:
+    """Return how many numbers the network of a checkpoint gives each voxel; 0 if it does not say."""
+    return int(learnt.weights["final.kernel"].shape[-1]) if "final.kernel" in learnt.weights else 0
+
+
+def run_over(
+    sweeps: Sweeps,
+    path: Path,
+    learnt: checkpoint.Checkpoint,
+    network: nn.Module,
+    schema: pa.Schema,
+    identity: Mapping[str, Any],
+    name: str,
+    columns: Columns,
+    console: Console,
+    views: int = 1,
+    **made: Any,
+) -> TableRef:
+    """Run what a checkpoint learnt over all sweeps; return the table of what it says of them, which ref `name` names.
+
+    With several `views` of each sweep, `columns` is given what they say of each point together: see `averaged`.
+
+    The table is identified by what `identity` says, the weights and the table of points among it, and each shard by the
+    points it was made of: what is there already is not computed again. A frame without points to read keeps its row,
+    failed. `made` is what else its manifest says of how it was made. Raises StoreError for tables that are damaged,
+    and TrainerError for weights of another network.
+    """
+    recipe, store, tables, device = sweeps.recipe, sweeps.store, sweeps.tables, sweeps.device
+    stage = str(identity["stage"])
+    checkpoint.load_weights(learnt, network)
+    network.to(device).eval()
+    progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
+    console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
+
+    fingerprint = digest(identity)
+    keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
+    committed = store.shards(stage, fingerprint)
+    missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
+    if missing:
+        store.begin(name, recipe.name, [(stage, fingerprint)])
+    with (
+        deterministic(recipe.run.deterministic, device, sweeps.engine),
+        progress_bar(console, recipe.run.progress) as bar,
+    ):
+        shown = bar.add_task(stage, total=sum(tables.file("points", shard).rows for shard in missing))
+        for shard, rows in answered_shards(recipe, tables, missing, network, device, columns, views):
+            with store.writer(stage, fingerprint, shard, keys[shard], schema) as writer:
+                for row in rows:
+                    writer.append(row)
+                    bar.update(shown, advance=1)
+                committed[shard, keys[shard]] = writer.commit()
+
+    table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
+    how = {
+        "checkpoint": str(path),
+        "epoch": learnt.document.get("epoch"),
+        "epochs": learnt.document.get("epochs"),
+        **made,
+        "commit": checkpoint.git_commit(),
+        "versions": checkpoint.versions(),
+        "device": str(device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
+    points = sweeps.ref.table("points")
+    seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))
+    store.write_ref(name, Ref(recipe.name, {"points": seen, stage: table}, sweeps.ref.excluded))
+    console.print(
+        f"{stage}: {len(missing)} shards computed, {len(sweeps.shards) - len(missing)} were there, table {fingerprint}"
+    )
+    return table
+
+
+def checkpoint_path(recipe: Recipe) -> Path | None:
+    """Return the checkpoint to predict with: the one that the recipe names, or the newest of the task it names.
+
+    Where the recipe names the folder of a run, that is its newest. None if there is none in the folder.
+    """
+    named = Path(recipe.predict.checkpoint or recipe.folder() / recipe.predict.of).expanduser()
+    return checkpoint.latest(named) if named.is_dir() or not recipe.predict.checkpoint else named
+
+
+def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
+    """Return what a table of predictions depends on."""
+    views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
+    return identity_of("predict", VERSION, PREDICT, recipe, weights, points, **views)
+
+
+def identity_of(
+    stage: str, version: int, schema: pa.Schema, recipe: Recipe, weights: str, points: str, **more: Any
+) -> dict[str, Any]:
+    """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
+    identity: dict[str, Any] = plain(
+        {
+            "stage": stage,
+            "version": version,
+            "columns": signature(schema),
+            "settings": {
+                "weights": weights,
+                "voxels": changed_values(without_labels(recipe.voxels)),
+                "network": recipe.network.name,
+                **changed_values(NetworkConfig(engine=recipe.network.engine)),
+                **more,
+            },
+            "needs": {"points": points},
+        }
+    )
+    return identity
+
+
+def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, ...]:
+    """Return all shards of a table, ordered by name."""
+    return tuple(committed[name] for name in sorted(committed))
+
+
+def answered_shards(
+    recipe: Recipe,
+    tables: data.Tables,
+    shards: Sequence[str],
+    network: nn.Module,
+    device: torch.device,
+    columns: Columns,
+    views: int,
+) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    """Yield each shard and the rows of its table, in frame order; workers prepare the frames of the next meanwhile."""
+    states = {shard: [state for (state,) in tables.states(shard)] for shard in shards}
+    frames = [
+        data.FrameRow(shard, row, state["frame_id"])
+        for shard in shards
+        for row, state in enumerate(states[shard])
+        if state["status"] == "ok"
+    ]
+    samples = data.BatchDataset(tables, frames, partial(data.point_sample, recipe.voxels, views), seed=0)
+    size = recipe.run.batch_size
+    numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
+    with data.load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
+        answers = (
+            frame
+            for batch in loader
+            for frame in answer_batch(network, data.checked_batch(batch), device, columns, views)
+        )
+        for shard in shards:
+            yield shard, (answered_row(state, answers) for state in states[shard])
+
+
+def answered_row(state: dict[str, Any], answers: Iterator[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+    """Return the row of a frame: the next answer, or the reason why there is none."""
+    if state["status"] != "ok":
+        return failed_row(state["frame_id"], f"points: {state['reason']}")
+    return {"frame_id": state["frame_id"], "status": "ok", "reason": None, **next(answers)}
+
+
+def answer_batch(
+    network: nn.Module, batch: data.PointBatch, device: torch.device, columns: Columns, views: int = 1
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each.
+
+    With several views, so many frames of the batch are one frame, and their voxels' logits are averaged for each point.
+    """
+    counts = batch.n_points.tolist()[::views]
+    with torch.inference_mode():
+        if len(batch.cells):
+            output = network(batch.coords.to(device), batch.features.to(device))
+        else:  # no points in any of the frames: there is nothing to run, but the columns have names
+            output = torch.zeros(0, int(network.get_parameter("final.kernel").shape[-1]), device=device)
+        if views == 1:
+            values = {name: value.cpu()[batch.point_voxel] for name, value in columns(output).items()}
+        else:
+            of_views = torch.split(output[batch.point_voxel.to(device)], batch.n_points.tolist())
+            frames = [averaged(of_views[i : i + views]) for i in range(0, len(of_views), views)]
+            values = {name: value.cpu() for name, value in columns(torch.cat(frames)).items()}
+    parts = (torch.split(value, counts) for value in values.values())
+    for frame in zip(*parts, strict=True):
+        yield {name: value.numpy() for name, value in zip(values, frame, strict=True)}
+
+
+def averaged(views: Sequence[Tensor]) -> Tensor:
+    """Return logits (n, classes) that give the mean of the probabilities which several views give the classes but 0.
+
+    `views` are the logits (n, classes) of each. The logit of class 0, which is no answer, is 0.
+    """
+    mean = torch.stack([logits[:, 1:].float().softmax(1) for logits in views]).mean(0)
+    return torch.nn.functional.pad(mean.log(), (1, 0))
+
+
+def classes_of(logits: Tensor) -> dict[str, Tensor]:
+    """Return the columns of table `predict`."""
+    label, confidence = likeliest(logits, 3)
+    label[:, 1:] *= confidence[:, 1:] > 0
+    return {
+        "label": label[:, 0],
+        "confidence": confidence[:, 0],
+        "runner_up": label[:, 1:],
+        "runner_up_confidence": confidence[:, 1:],
+    }
+
+
+def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the `k` likeliest classes of every row but 0, (v, k) uint8, and their probabilities, uint8 in 1/255.
+
+    Class 0 means "none": it is no answer, so its logit takes no part (the nuScenes devkit forbids it too). It fills up
+    where there are fewer than `k` classes. Of equally likely classes the first comes first.
+    """
+    probability, order = logits[:, 1:].float().softmax(1).sort(dim=1, descending=True, stable=True)
+    missing = (0, max(0, k - probability.shape[1]))
+    label = torch.nn.functional.pad((order[:, :k] + 1).to(torch.uint8), missing)
+    return label, torch.nn.functional.pad((probability[:, :k] * 255).round().to(torch.uint8), missing)

@@ -1,0 +1,141 @@
+"""Ask the map by TMP features: how like a phrase a network after contrastive pre-training finds every point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from manifests.fingerprint import differences
+from manifests.query import (
+    HEADINGS,
+    Query,
+    RankedFrame,
+    Ranking,
+    check_width,
+    cleaned,
+    encoder_of,
+    queries_folder,
+    rank,
+    read_query,
+    similarity_ref,
+    slug_of,
+    write_ranking,
+)
+from manifests.schema import SIMILARITY
+from manifests.storage.store import Ref, Store, TableRef
+from superpixels.similarity import top_mean
+from trainer.checkpoints import checkpoint
+from trainer.config import Recipe, TrainerError
+from trainer.inference.predict import Columns, Sweeps, identity_of, load_learnt, n_outputs_of, run_over
+from trainer.inference.predictions import pin
+from trainer.loop.learner import N_INPUTS
+from trainer.network.minkunet import build_network
+
+VERSION = 1
+"""Raised when the code changes what a similarity is."""
+
+
+def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Ranking:
+    """Write the similarity to a phrase of every point in `predict.split`; return the `n_frames` frames most like it.
+
+    The phrase's vector is that of the query which the pipeline wrote; the features are those of the recipe's finished
+    pre-training, a point's being that of its voxel, seen by a camera or not. The ref `runs/<recipe>-similarity-<slug>`
+    names the table. Raises ConfigError for a vector of another size than the features, StoreError for tables that are
+    missing or damaged, and TrainerError where the phrase was not asked yet or no finished pre-training fits.
+    """
+    folder = queries_folder(recipe.run.runs, recipe.name)
+    path = folder / f"{slug_of(cleaned(phrase))}.json"
+    advice = f'run: make query RECIPE={recipe.name} WORDS="{cleaned(phrase)}"'
+    if not path.is_file():
+        raise TrainerError(f"{path} is not there: the text encoder has to say first what the phrase is; {advice}")
+    query = read_query(path)
+    network_path = finished_pretraining(recipe)
+    sweeps = Sweeps.open(recipe)
+    if query.text != sweeps.ref.table("text").fingerprint:
+        raise TrainerError(f"the text vectors were made anew since “{query.phrase}” was asked; {advice}")
+    check_encoder(recipe, query, sweeps.store)
+
+    learnt = load_learnt(network_path, recipe, console)
+    check_width(query, n_outputs_of(learnt), str(network_path))
+    network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
+    weights = learnt.document["weights"]
+    identity = identity_of("similarity", VERSION, SIMILARITY, recipe, weights, sweeps.points, query=query.identity)
+    name, columns = similarity_ref(recipe.name, query.slug), similarity_to(query, sweeps)
+    table = run_over(sweeps, network_path, learnt, network, SIMILARITY, identity, name, columns, console)
+    ranking = rank_by_features(query, sweeps.store, table, {*sweeps.ref.excluded, *recipe.data.exclude}, n_frames)
+    write_ranking(folder, query, ranking)
+    shown = Table(*HEADINGS, title=f"“{escape(query.phrase)}”, by TMP features")
+    for cells in ranking.cells():
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print(ranking.about())
+    return ranking
+
+
+def finished_pretraining(recipe: Recipe) -> Path:
+    """Return the last checkpoint of the recipe's pre-training; raises TrainerError unless it has come to its end."""
+    folder, advice = recipe.folder() / "pretrain", f"run: make pretrain RECIPE={recipe.name}"
+    path = checkpoint.latest(folder)
+    if path is None:
+        raise TrainerError(f"{folder} holds no checkpoint, so there are no TMP features to ask; {advice}")
+    document = checkpoint.read_document(path)
+    if document["epoch"] < document["epochs"]:
+        raise TrainerError(
+            f"the run in {folder} has finished {document['epoch']} of {document['epochs']} epochs; {advice}"
+        )
+    return path
+
+
+def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
+    """Raise TrainerError if the pre-training learnt vectors of another text encoder than the query's."""
+    name = pin(recipe.name, "pretrain")
+    learnt = store.read_ref(name).tables.get("text") if name in store.refs() else None
+    manifest = store.read_manifest("text", learnt.fingerprint) if learnt else None
+    changes = differences(encoder_of(manifest.identity.get("settings", {})), query.encoder) if manifest else []
+    if changes:
+        raise TrainerError(
+            f"pre-training learnt vectors of another text encoder than that of “{query.phrase}” "
+            f"({'; '.join(changes)}); run: make pretrain RECIPE={recipe.name} ARGS=--fresh"
+        )
+
+
+def similarity_to(query: Query, sweeps: Sweeps) -> Columns:
+    """Return the function from unit features (v, d) to the columns of table `similarity`: cosine and margin.
+
+    They are what superpixels.similarity says, on the device of the network.
+    """
+    rivals = query.rivals(text_rows(sweeps.store, sweeps.ref))
+    phrase, others = (torch.from_numpy(part).to(sweeps.device) for part in (query.vector, rivals))
+
+    def columns(features: Tensor) -> dict[str, Tensor]:
+        cosine = features.float() @ phrase
+        margin = cosine - (features.float() @ others.T).amax(1) if len(others) else cosine
+        return {"cosine": cosine.half(), "margin": margin.half()}
+
+    return columns
+
+
+def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
+    """Return the rows of table `text`."""
+    table = ref.table("text")
+    return [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
+
+
+def rank_by_features(query: Query, store: Store, table: TableRef, excluded: set[str], limit: int) -> Ranking:
+    """Return the frames whose points are most like a query; raises ConfigError if there is no point."""
+    found: list[RankedFrame] = []
+    medians: list[float] = []
+    for shard in table.shards:
+        for number, row in enumerate(store.rows("similarity", table.fingerprint, shard)):
+            if row["status"] == "ok" and row["frame_id"] not in excluded and len(row["margin"]):
+                scores = top_mean(row["margin"]), top_mean(row["cosine"])
+                found.append(RankedFrame(row["frame_id"], shard.shard, number, *scores, len(row["margin"])))
+                medians.append(float(np.median(row["margin"].astype(np.float32))))
+    return rank("tmp", query, table.fingerprint, found, medians, limit)

@@ -1,0 +1,1 @@
+"""The sparse network and the engines that compute it."""

@@ -1,0 +1,88 @@
+"""The learning of true labels: linear probing, fine-tuning, and full supervision as an upper bound.
+
+The only objective that opens table `label`. It judges what was learnt without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests.rows import Row
+from manifests.sample import sweep_of
+from manifests.storage.store import Ref, Store
+from trainer import data
+from trainer.augment import AugmentConfig
+from trainer.config import LabelledConfig, Recipe, Task
+from trainer.objectives.losses import Whole, segmentation_loss
+from trainer.objectives.objective import Objective, Terms
+from trainer.voxels import VoxelConfig
+
+
+def probing(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
+    """Return linear probing: how far one linear layer gets on what the trunk has learnt."""
+    return supervision("probe", recipe.probe, 0.0, recipe.probe.lr, recipe, store, ref, frozen_trunk=True)
+
+
+def finetuning(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
+    """Return fine-tuning on few labels."""
+    settings = recipe.finetune
+    return supervision("finetune", settings, settings.lr_trunk, settings.lr_head, recipe, store, ref)
+
+
+def full_supervision(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
+    """Return the learning of all labels from scratch."""
+    settings = recipe.supervised
+    return supervision("supervised", settings, settings.lr_trunk, settings.lr_head, recipe, store, ref)
+
+
+def supervision(
+    task: Task,
+    settings: LabelledConfig,
+    lr_trunk: float,
+    lr_head: float,
+    recipe: Recipe,
+    store: Store,
+    ref: Ref,
+    *,
+    frozen_trunk: bool = False,
+) -> Objective:
+    """Return the learning of true labels, cross-entropy plus Lovász; points whose label is 0 teach nothing.
+
+    Raises StoreError if the labels were made with another class dictionary.
+    """
+    data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
+
+    def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
+
+    return Objective(
+        task=task,
+        settings=settings,
+        stages=("points", "label"),
+        broadcast=(),
+        make_sample=partial(label_sample, recipe.voxels, recipe.augment, recipe.ontology.class_names),
+        n_outputs=len(recipe.ontology.classes),
+        normalise_output=False,
+        lr_trunk=lr_trunk,
+        lr_head=lr_head,
+        loss=loss,
+        init=settings.init,
+        every=data.Every(settings.every_scene, settings.every_scan),
+        frozen_trunk=frozen_trunk,
+    )
+
+
+def label_sample(
+    voxels: VoxelConfig,
+    augmentation: AugmentConfig | None,
+    class_names: Sequence[str],
+    rows: Sequence[Row],
+    rng: np.random.Generator,
+) -> data.TargetBatch:
+    """Return one frame of tables `points` and `label`, seen as `augmentation` draws it; raises like `class_sample`."""
+    return data.class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng)

@@ -1,0 +1,357 @@
+"""Scores against true labels, per point."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from manifests.config import changed_values
+from manifests.fingerprint import differences, plain
+from manifests.sample import sweep_of
+from manifests.storage.store import Ref, Store, StoreError, TableRef, scene_of
+from superpixels.metrics import Confusion, Scores, scores
+from trainer import data
+from trainer.checkpoints import official
+from trainer.config import Recipe, Refinement
+from trainer.inference.predict import checkpoint_path, predict_identity
+from trainer.inference.predictions import read_predictions
+from trainer.inference.refine import Answered, Labels, refined, windows
+from trainer.loop.train import progress_bar
+from trainer.records import record
+from trainer.scoring.baselines import learn_baseline
+
+Of = Literal["prediction", "pseudo", "majority", "tree"]
+Part = Literal["all", "seen", "unseen"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over all points, and apart over those that some camera sees and those that none does.
+
+    `before` are the scores before refinement, where the recipe asks for one.
+    """
+
+    scores: Mapping[Part, Scores]
+    document: Mapping[str, Any]
+    before: Mapping[Part, Scores] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Counts by part of the points: of labels against the truth, and of labels that a refinement changed.
+
+    `notes` counts frames by what a refinement had to say of them.
+    """
+
+    counts: dict[Part, Confusion]
+    changed: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, truth: Labels, before: Labels, after: Labels, where: Mapping[Part, NDArray[np.bool_]]) -> None:
+        """Count a frame, all arrays (n,); raises ValueError for classes that there are not."""
+        for part, points in where.items():
+            self.counts[part].add(truth[points], after[points])
+            self.changed[part] += int((before != after)[points].sum())
+
+
+def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluation:
+    """Score predictions, or the pseudo-labels that were learnt ("pseudo"), against the true labels of a split.
+
+    "majority" and "tree" are yardsticks without a network that learn from the same pseudo-labels. Prints a table and
+    writes `evaluate.json` (`evaluate-pseudo.json`, ...) into the folder of the recipe's runs. All points of the frames
+    count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
+    `evaluate.refine` labels are scored before and after flat interaction, the vote of the sweeps before and after, or
+    both, which see points, poses and these labels alone, and the file is named `evaluate-afi.json`,
+    `evaluate-pseudo-vote.json`, `evaluate-vote-afi.json`.
+
+    Raises StoreError where there are no labels, no predictions, or those of another checkpoint.
+    """
+    return evaluate_each(recipe, console, of, [recipe.evaluate.refine])[recipe.evaluate.refine]
+
+
+def evaluate_each(
+    recipe: Recipe, console: Console, of: Of, refinements: Collection[Refinement]
+) -> dict[Refinement, Evaluation]:
+    """Score the same labels with several refinements, as `evaluate` does with one; frames are read once for all."""
+    chosen = [name for name in get_args(Refinement) if name in refinements]
+    found: dict[Refinement, Evaluation] = {}
+    for names in ([name for name in chosen if name == "none"], [name for name in chosen if name != "none"]):
+        if names:
+            found |= one_pass(recipe, console, of, names)
+    return found
+
+
+def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinement]) -> dict[Refinement, Evaluation]:
+    """Score labels before and after some refinements, or without any: ["none"]."""
+    store = Store.open(recipe.run.store)
+    ref = store.read_ref(recipe.name)
+    data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
+    data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
+    labels = labels_of_split(store, ref, recipe)
+    refining = [name for name in names if name != "none"]
+    reach = recipe.vote.reach if any("vote" in name for name in names) else 0
+    judged, origin, answer_of = answers(of, refining, recipe, store, ref)
+    seen_from = [ref.tables["target"]] if "target" in ref.tables else []
+    geometry = [ref.table("index"), ref.table("points")] if refining else []
+    images = pseudo_labels(store, ref, ["afi"]) if recipe.evaluate.merge and of == "prediction" else None
+    merged_from = [images] if images else []
+    joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
+    tables = data.Tables(store, Ref(recipe.name, joined), list(joined))
+    excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
+    selection = data.select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
+
+    n_classes = len(recipe.ontology.classes) - 1
+    parts: tuple[Part, ...] = get_args(Part) if seen_from else ("all",)
+    before, *after = (Tally({part: Confusion(n_classes) for part in parts}) for _ in ["", *refining])
+    heard = {judged.stage, *(table.stage for table in geometry)}
+    rest = joined.keys() - heard
+
+    def read(frame: data.FrameRow) -> Answered:
+        return answer_of(rows_of(tables, frame, heard))
+
+    near = windows(tables, selection.frames, reach, heard, read)
+    with progress_bar(console, recipe.run.progress) as bar:
+        for frame, own, around in bar.track(near, total=len(selection.frames), description="evaluate"):
+            rows = {**own.rows, **rows_of(tables, frame, rest)}
+            per_point = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
+            n_points = {stage: len(rows[stage][column]) for stage, column in per_point.items()}
+            if len(set(n_points.values())) > 1:
+                raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
+            truth = rows["label"]["label"]
+            where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(len(truth), np.bool_)}
+            if seen_from:
+                where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
+            try:
+                before.add(truth, own.label, own.label, where)
+                shown = rows[images.stage]["label"] if images else None
+                found = refined(refining, own, around, shown, recipe)
+                for name, tally in zip(refining, after, strict=True):
+                    label, notes = found[name]
+                    tally.add(truth, own.label, label, where)
+                    tally.notes.update(notes)
+            except ValueError as error:
+                raise StoreError(
+                    f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
+                ) from None
+
+    document = {
+        "of": of,
+        "recipe": recipe.name,
+        "split": recipe.evaluate.split,
+        "absent": recipe.evaluate.absent,
+        "frames": len(selection.frames),
+        "shards": list(dict.fromkeys(frame.shard for frame in selection.frames)),
+        "left_out": {reason: list(names) for reason, names in selection.dropped.items()},
+        **origin,
+        "tables": {stage: table.fingerprint for stage, table in joined.items()},
+        "classes": list(recipe.ontology.class_names[1:]),
+    }
+    evaluations: dict[Refinement, Evaluation] = {}
+    for name, tally in zip(refining, after, strict=True):
+        settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
+        voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
+        merge = {"table": images.stage, "seed": recipe.evaluate.merge_seed} if images and "afi" in name else None
+        counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
+        after_and_before = {
+            **counted(tally, recipe),
+            "refine": {"name": name, **settings, **voting, "merge": merge, **counts},
+            **{f"{key}_before": value for key, value in counted(before, recipe).items()},
+        }
+        evaluations[name] = tell(recipe, console, store, document | after_and_before, tally, before)
+    if not refining:
+        evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
+    console.print(selection.sentence())
+    if not seen_from:
+        console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
+    return evaluations
+
+
+def rows_of(tables: data.Tables, frame: data.FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a frame in the tables of some stages; raises StoreError like `Tables.row`."""
+    names = [table.stage for table in tables.tables if table.stage in stages]
+    return dict(zip(names, tables.row(frame, stages), strict=True))
+
+
+def counted(tally: Tally, recipe: Recipe) -> dict[str, Any]:
+    """Return scores and confusions by part of the points, as JSON."""
+    return {
+        "scores": {part: score_document(score) for part, score in scored(tally, recipe).items()},
+        "confusion": {part: count.matrix.tolist() for part, count in tally.counts.items()},
+    }
+
+
+def scored(tally: Tally, recipe: Recipe) -> dict[Part, Scores]:
+    """Return the scores by part of the points."""
+    return {part: scores(count, recipe.evaluate.absent) for part, count in tally.counts.items()}
+
+
+def tell(
+    recipe: Recipe, console: Console, store: Store, document: Mapping[str, Any], after: Tally, before: Tally | None
+) -> Evaluation:
+    """Write an evaluation into the folder of the recipe's runs, print its table, and return it."""
+    of, student = document["of"], recipe.predict.of
+    refinement = document.get("refine", {}).get("name", "")
+    what = of if of != "prediction" else student if student != "distill" else ""
+    path = recipe.folder() / f"{'-'.join(filter(None, ('evaluate', what, *refinement.split('+'))))}.json"
+    record.write_json(path, document)
+    report = record.write_record(recipe, student if of == "prediction" else "distill", store)
+    found = Evaluation(scored(after, recipe), document, scored(before, recipe) if before else None)
+    title = f"{of} before and after {refinement}" if before else of
+    console.print(score_table(recipe, title, found.scores, found.before))
+    for note, n_frames in after.notes.items():
+        console.print(f"{n_frames} frames: {note}")
+    console.print(f"true labels were {record.use_of_labels(document)}")
+    console.print(f"written to {path}{f' and {report}' if report else ''}")
+    return found
+
+
+def answers(
+    of: Of, refining: Sequence[Refinement], recipe: Recipe, store: Store, ref: Ref
+) -> tuple[TableRef, dict[str, Any], Callable[[Mapping[str, Any]], Answered]]:
+    """Return the table that is judged, where it comes from, and the function from a frame's rows to its labels."""
+    if of == "majority" or of == "tree":
+        learnt = learn_baseline(of, recipe, store, ref)
+        origin = {"learnt_from": {"split": recipe.distill.split, "target": ref.table("target").fingerprint}}
+        return ref.table("points"), origin, lambda rows: Answered(rows, learnt(sweep_of(rows["points"])))
+    judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
+    return judged, origin, lambda rows: Answered(rows, *said_by(rows[judged.stage]))
+
+
+def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
+    """Return the classes (n,) or, of a row of predictions, (n, 3), and how sure they are, of the same shape."""
+    label, confidence = row["label"], row["confidence"]
+    if "runner_up" not in row:
+        return label, confidence
+    return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
+
+
+def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> TableRef:
+    """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet.
+
+    Raises StoreError if they are to be put to the vote and have been already, by stage `vote`.
+    """
+    target = ref.table("target")
+    manifest = store.read_manifest(target.stage, target.fingerprint)
+    needs = manifest.identity.get("needs", {}) if manifest else {}
+    if "vote" in needs and any("vote" in name for name in refining):
+        raise StoreError(
+            f"the pseudo-labels of recipe {ref.recipe} have been put to the vote by stage `vote` already; score them "
+            'without refinement or with "afi", or choose target.labels = "group" and run: make target '
+            f"RECIPE={ref.recipe}"
+        )
+    return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
+
+
+def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
+    """Return the table of the recipe's predictions and where they come from.
+
+    Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
+    changed since they were made: classes are numbers there.
+    """
+    advice = f"run: make predict RECIPE={recipe.name}"
+    table, manifest = read_predictions(store, recipe.name, ref.table("points"), advice)
+    path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
+    if path is not None and official.read_document(path)["weights"] != weights:
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights {weights}); "
+            f"{path} holds others by now; {advice}"
+        )
+    settings = predict_identity(recipe, weights, ref.table("points").fingerprint)["settings"]
+    changes = differences(manifest.identity["settings"], settings)
+    if changes:
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other settings ({'; '.join(changes)}); {advice}"
+        )
+    named = manifest.made.get("class_names") or (class_names_of(path) if path is not None else None)
+    if named not in (None, list(recipe.ontology.class_names)):
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
+            f"now; run: make {recipe.predict.of} predict RECIPE={recipe.name}"
+        )
+    origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "device")}
+    origin |= {"student": recipe.predict.of, "weights": weights}
+    return table, origin
+
+
+def class_names_of(path: Path) -> list[str] | None:
+    """Return the classes that a checkpoint names, ours or official; None if it names none."""
+    named: list[str] | None = official.read_document(path).get("class_names")
+    return named
+
+
+def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
+    """Return the table of true labels, cut down to the scenes of the split.
+
+    Raises StoreError unless some frame of the split has labels.
+    """
+    nothing = StoreError(
+        f'split "{recipe.evaluate.split}" of recipe {recipe.name} has no labels to evaluate against; run: make label '
+        f"RECIPE={recipe.name} where the data set has them, or choose evaluate.split"
+    )
+    if "label" not in ref.tables:
+        raise nothing
+    tables = data.Tables(store, ref, ["label"])
+    scenes = data.scenes_of_split(tables, recipe.evaluate.split, recipe.data.dataset)
+    shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
+    if not any(state["status"] == "ok" for shard in shards for (state,) in tables.states(shard)):
+        raise nothing
+    return replace(ref.table("label"), shards=tuple(tables.file("label", shard) for shard in shards))
+
+
+def score_document(score: Scores) -> dict[str, Any]:
+    """Return scores as JSON; a score of nothing is null."""
+    return {
+        "mean_iou": number(score.mean_iou),
+        "micro_iou": number(score.micro_iou),
+        "frequency_weighted_iou": number(score.frequency_weighted_iou),
+        "points": score.n_points,
+        "iou": [number(value) for value in score.iou.tolist()],
+    }
+
+
+def number(value: float) -> float | None:
+    """Return a number as JSON has it."""
+    return None if math.isnan(value) else value
+
+
+def score_table(
+    recipe: Recipe, title: str, results: Mapping[Part, Scores], before: Mapping[Part, Scores] | None = None
+) -> Table:
+    """Return IoU in percent, a row per class and summary, a column per part of the points.
+
+    With scores from before a refinement, every value is two: before and after.
+    """
+    titles = {"all": "all points", "seen": "seen by a camera", "unseen": "unseen"}
+
+    def cells(value: Callable[[Scores], float]) -> list[str]:
+        after = [percent(value(score)) for score in results.values()]
+        if before is None:
+            return after
+        return [f"{percent(value(before[part]))} → {text}" for part, text in zip(results, after, strict=True)]
+
+    table = Table(title=f"{recipe.name}: {title} on {recipe.evaluate.split}, IoU in %")
+    table.add_column("class")
+    for part in results:
+        table.add_column(titles[part], justify="right")
+    for index, name in enumerate(recipe.ontology.class_names[1:]):
+        table.add_row(name, *cells(lambda score, index=index: float(score.iou[index])))  # type: ignore[misc]
+    table.add_section()
+    table.add_row("mIoU", *cells(lambda score: score.mean_iou), style="bold")
+    table.add_row("micro IoU", *cells(lambda score: score.micro_iou))
+    table.add_row("frequency-weighted IoU", *cells(lambda score: score.frequency_weighted_iou))
+    table.add_row("labelled points", *(f"{score.n_points:,}" for score in results.values()))
+    return table
+
+
+def percent(value: float | np.floating[Any]) -> str:
+    """Return a share in percent with two digits; a score of nothing is a dash."""
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"

@@ -1,0 +1,223 @@
+"""All scores of some recipes in one table: pseudo-labels, students and yardsticks, seen and unseen points apart."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from manifests.storage.store import Store, StoreError
+from trainer.checkpoints import checkpoint
+from trainer.config import Recipe, TrainerError
+from trainer.records.record import teacher_of
+
+NAMES = {
+    "pseudo": "pseudo-labels",
+    "prediction": "student",
+    "majority": "most frequent class",
+    "tree": "decision tree",
+}
+"""What is scored, in the order of the table."""
+
+OUT_OF_DATE = ", OUT OF DATE"
+"""Marks scores of weights or pseudo-labels that have been made anew since."""
+
+PARTS = {"seen": "seen", "unseen": "unseen", "all": "all"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One evaluation: what was scored, and IoU in 0..1 by part of the points; None is a score of nothing."""
+
+    title: str
+    mean_iou: Mapping[str, float | None]
+    iou: Mapping[str, Sequence[float | None]]
+
+
+def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
+    """Return the evaluations of some recipes, those that were refined before and after; equal ones are listed once.
+
+    A title names its recipe where several have scores of that kind that differ, and says where weights or
+    pseudo-labels have been made anew since they were scored.
+
+    Raises TrainerError if there are none, if one cannot be read, or if they are not of the same points and classes.
+    """
+    first, *others = recipes
+    for other in others:
+        if other.ontology.class_names != first.ontology.class_names:
+            raise TrainerError(
+                f"recipes {first.name} and {other.name} do not have the same classes, so their scores cannot stand in "
+                "one table"
+            )
+    found: list[Found] = []
+    judged = set()
+    for recipe in recipes:
+        facts = facts_of(recipe)
+        for path in sorted(recipe.folder().glob("evaluate*.json")):
+            document = read(path)
+            if document["classes"] != list(recipe.ontology.class_names[1:]):
+                raise TrainerError(
+                    f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
+                )
+            for title, scores in titled(document, facts).items():
+                entry = Found(list(NAMES).index(document["of"]), title, recipe.name, scores)
+                listed = [one for one in found if one.title == title and one.scores == scores]
+                if not listed or (document["of"] == "prediction" and all(one.recipe != recipe.name for one in listed)):
+                    found.append(entry)
+            judged.add(
+                (
+                    document["split"],
+                    document["frames"],
+                    document["scores"]["all"]["points"],
+                    document.get("absent"),
+                    tuple(document.get("shards", ())),
+                )
+            )
+    if not found:
+        names = ", ".join(recipe.name for recipe in recipes)
+        raise TrainerError(f"there are no scores of {names} yet; run: make predict evaluate RECIPE={recipes[0].name}")
+    if len(judged) > 1:
+        raise TrainerError(
+            f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, or "
+            "absent classes count differently (evaluate.absent), so they cannot stand in one table; run make evaluate "
+            "for each of them again"
+        )
+    n_titles = Counter(entry.title for entry in found)
+    lines = []
+    for entry in sorted(found, key=lambda entry: entry.rank):
+        named = len(recipes) > 1 and (entry.rank == list(NAMES).index("prediction") or n_titles[entry.title] > 1)
+        lines.append(line(f"{entry.title} ({entry.recipe})" if named else entry.title, entry.scores))
+    return lines
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line of the table before it has its full title; `rank` is its place in NAMES."""
+
+    rank: int
+    title: str
+    recipe: str
+    scores: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is of a recipe now: whether its teacher is supervised, its pseudo-labels (fingerprint of table
+    `target`, if there are any), and where its runs lie."""
+
+    supervised: bool
+    target: str | None
+    runs: Path
+
+    def weights(self, student: str) -> set[str]:
+        """Return the digests of the weights that a run keeps."""
+        folder = self.runs / student
+        kept = [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
+        return {checkpoint.read_document(path)["weights"] for path in kept}
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """Return what there is of a recipe, as far as its tables are there to tell."""
+    store = Store.open(recipe.run.store)
+    try:
+        ref = store.read_ref(recipe.name)
+    except StoreError:
+        return Facts(False, None, recipe.folder())
+    try:
+        teacher = teacher_of(store, ref, None) or {}
+    except StoreError:
+        teacher = {}
+    target = ref.tables.get("target")
+    return Facts(bool(teacher.get("supervised")), target.fingerprint if target else None, recipe.folder())
+
+
+def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of an evaluation by title: one, or before and after refinement."""
+    of, tables = document["of"], document.get("tables", {})
+    student = document.get("student", "distill")
+    title = NAMES[of] + (f", {student}" if student != "distill" else "")
+    if of in ("pseudo", "prediction") and facts.supervised:
+        title += ", supervised teacher"
+    if of == "prediction":
+        title += which_weights(document, student, facts)
+    elif facts.target and tables.get("target", facts.target) != facts.target:
+        title += OUT_OF_DATE
+    if "refine" not in document:
+        return {title: document["scores"]}
+    # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
+    uncorrected = of == "pseudo" and not {"group", "vote"}.isdisjoint(tables)
+    before = f"{title}, not corrected" if uncorrected else title
+    return {
+        before: document["scores_before"],
+        f"{title} + {' + '.join(document['refine']['name'].upper().split('+'))}": document["scores"],
+    }
+
+
+def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> str:
+    """Return what a title has to say of weights that are not the result of the student's run; mostly nothing."""
+    weights, epoch, epochs = (document.get(name) for name in ("weights", "epoch", "epochs"))
+    file = document.get("checkpoint")
+    if weights is None or weights in facts.weights(student):
+        unfinished = epoch is not None and epochs is not None and epoch < epochs
+        return f", epoch {epoch} of {epochs}" if unfinished else ""
+    elsewhere = file and Path(file).expanduser().parent.resolve() != (facts.runs / student).resolve()
+    return f", {file}" if elsewhere else OUT_OF_DATE
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return an evaluation; raises TrainerError if it cannot be read."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document["of"] not in NAMES:
+            raise ValueError(f'it is of "{document["of"]}"')
+        return document
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerError(f"{path} is no evaluation that can be read ({error}); run make evaluate again") from None
+
+
+def line(title: str, scores: Mapping[str, Any]) -> Line:
+    """Return the scores of one evaluation as a line of the table."""
+    return Line(
+        title,
+        {part: scores[part]["mean_iou"] for part in PARTS if part in scores},
+        {part: scores[part]["iou"] for part in PARTS if part in scores},
+    )
+
+
+def summary_table(lines: Sequence[Line]) -> Table:
+    """Return mIoU in percent, a numbered row per evaluation, a column per part of the points."""
+    table = Table(title="mIoU in %")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for name in PARTS.values():
+        table.add_column(f"{name} points", justify="right")
+    for number, item in enumerate(lines, start=1):
+        table.add_row(str(number), item.title, *(cell(item.mean_iou.get(part), 2) for part in PARTS))
+    return table
+
+
+def class_tables(lines: Sequence[Line], class_names: Sequence[str]) -> list[Table]:
+    """Return IoU in percent, a table per part of the points, a row per class (class 1 first), a column per evaluation.
+
+    Columns bear the numbers of `summary_table`: seven titles side by side would not fit a terminal.
+    """
+    tables = []
+    for part in ("seen", "unseen") if any("seen" in item.iou for item in lines) else ("all",):
+        table = Table(title=f"IoU in %, {PARTS[part]} points")
+        table.add_column("class", no_wrap=True)
+        for number, _ in enumerate(lines, start=1):
+            table.add_column(str(number), justify="right")
+        for index, name in enumerate(class_names):
+            table.add_row(name, *(cell(item.iou[part][index], 1) if part in item.iou else "-" for item in lines))
+        tables.append(table)
+    return tables
+
+
+def cell(value: float | None, digits: int) -> str:
+    """Return a share in percent; a score of nothing is a dash."""
+    return "-" if value is None else f"{100 * value:.{digits}f}"
