@@ -19,7 +19,9 @@ from manifests.rows import Row
 from manifests.storage.store import Ref, ShardFile, Store, TableRef
 from pipeline.datasets import open_dataset
 from pipeline.engine.pools import InlinePool
-from pipeline.engine.runner import Runner, Task, Worker
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Task
+from pipeline.engine.worker import Worker
 from pipeline.frame import Frame, frame_of
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import PACKED, STAGES

@@ -29,9 +29,9 @@ from bench.checks import DifferentResults, check_labels, check_pairs, check_targ
 from bench.packed import OurWay, Source, recipe_for
 from bench.usual import UsualWay
 from manifests.config import ConfigError
+from manifests.provenance import git_commit
 from manifests.storage.store import StoreError
 from pipeline.datasets.nuscenes import find_version, open_tables
-from pipeline.engine.runner import git_commit
 from trainer.augment import AugmentConfig
 from trainer.voxels import VoxelConfig
 

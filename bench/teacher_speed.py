@@ -19,7 +19,7 @@ from rich.table import Table
 from manifests.config import ConfigError, DataConfig, RunConfig, parse_override, parse_section
 from manifests.ontology import load_ontology
 from pipeline.commands.console import SetOption, console, sentences
-from pipeline.engine.runner import device_name
+from pipeline.engine.worker import device_name
 from pipeline.frame import Camera, Frame
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import encode

@@ -18,12 +18,15 @@ from manifests.config import ConfigError, RunConfig
 from manifests.query import HEADINGS
 from manifests.storage.archive import pack, unpack
 from manifests.storage.store import Store, StoreError
+from manifests.storage.verify import damaged_shards
 from pipeline.checks.doctor import FRAMES, examine
 from pipeline.commands.console import FramesOption, RecipeArgument, SetOption, Targets, console, sentences
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool
 from pipeline.engine.progress import progress_of
-from pipeline.engine.runner import MANY_FAILURES, Failure, Outcome, Runner, StagePlan, Task, damaged_shards
+from pipeline.engine.refs import MANY_FAILURES
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.exchange.export import LAYOUTS, export
 from pipeline.look.pictures import draw_frames
 from pipeline.look.query import ask

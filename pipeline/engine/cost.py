@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from manifests.storage.store import Manifest
-from pipeline.engine.runner import Runner, StagePlan
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import StagePlan
 
 MEASURED_S = {
     "index": 0.045,

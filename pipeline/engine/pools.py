@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
-from pipeline.engine.runner import Failure, Outcome, Queue, Task, Worker
+from pipeline.engine.tasks import Failure, Outcome, Queue, Task
+from pipeline.engine.worker import Worker
 from pipeline.recipe import Recipe
 from pipeline.stages import STAGES
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pipeline.engine.runner import Failure, Runner, StagePlan
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Failure, StagePlan
 
 
 @dataclass(frozen=True)

@@ -387,7 +387,7 @@ def test_a_document_larger_than_any_of_a_store_is_not_read(bucket: Bucket, tmp_p
 
 def test_verifying_drops_nothing_that_may_not_be_read(line: Line, over_line: Store) -> None:
     """Once, what could not be read counted as damaged, and `verify --drop` would have removed it."""
-    from pipeline.engine.runner import damaged_shards
+    from manifests.storage.verify import damaged_shards
 
     ref = Ref("recipe", {"target": TableRef("target", FINGERPRINT, (write(over_line),))})
     line.fails(10**6, "ExpiredToken", "GET")

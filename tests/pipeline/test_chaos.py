@@ -25,10 +25,13 @@ from PIL import Image
 
 from manifests.rows import Row
 from manifests.storage.store import Store
-from pipeline.engine import runner
+from pipeline.engine import refs, scheduler, worker
 from pipeline.engine.pools import FULL_DISKS, InlinePool, RayPool
 from pipeline.engine.progress import progress_of
-from pipeline.engine.runner import Outcome, Queue, Runner, Task, Worker
+from pipeline.engine.refs import fingerprint_of
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Outcome, Queue, Task
+from pipeline.engine.worker import Worker
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
@@ -78,9 +81,9 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
 
     class FakeGpu(Worker):
         def __init__(self, recipe: Recipe) -> None:
-            import pipeline.engine.runner
+            import pipeline.engine.worker
 
-            pipeline.engine.runner.device_name = lambda recipe: "a fake GPU"  # the real one would import torch
+            pipeline.engine.worker.device_name = lambda recipe: "a fake GPU"  # the real one would import torch
             super().__init__(recipe)
 
         def run(self, task: Task) -> Outcome:
@@ -102,9 +105,9 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
 @pytest.fixture(scope="module", autouse=True)
 def device_name_as_it_was() -> Iterator[None]:
     """Take back what a fake worker in this very process does to the name of its device."""
-    before = runner.device_name
+    before = worker.device_name
     yield
-    runner.device_name = before
+    worker.device_name = before
 
 
 class InlineFake(InlinePool):
@@ -135,7 +138,7 @@ def shards_of(recipe: Recipe) -> dict[str, str]:
     store, runner = Store.open(recipe.run.store), Runner(recipe)
     found = {}
     for name in ("index", "encode"):
-        fingerprint = runner._fingerprint(STAGES[name])
+        fingerprint = fingerprint_of(runner, STAGES[name])
         for shard in store.shards(name, fingerprint).values():
             assert store.damage(name, fingerprint, shard) is None
             found[f"{name}/{shard.shard}"] = shard.sha256
@@ -274,7 +277,8 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
                 garbage = self.store.unreferenced(24 * 3600)
                 self.store.delete(path for path, _ in garbage)
                 self.found += [path for path, _ in garbage]
-            monkeypatch.setattr(runner, "datetime", JumpedBack)
+            monkeypatch.setattr(scheduler, "datetime", JumpedBack)
+            monkeypatch.setattr(refs, "datetime", JumpedBack)
 
     recipe = on_cluster()
     collector = Collector(recipe)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from manifests.storage.store import ShardFile
-from pipeline.engine import runner as module
-from pipeline.engine.runner import Outcome, Queue, Runner, Task
+from pipeline.engine import planner as module
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.frame import Frame
 from pipeline.recipe import load_recipe
 

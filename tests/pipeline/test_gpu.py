@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
-from pipeline.engine.runner import device_name
+from pipeline.engine.worker import device_name
 from pipeline.frame import Frame
 from pipeline.recipe import Recipe
 from pipeline.teachers import TEACHERS

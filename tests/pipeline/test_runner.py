@@ -19,8 +19,11 @@ from manifests.config import ConfigError
 from manifests.rows import Row
 from manifests.schema import described, metadata
 from manifests.storage.store import ShardFile, Store
+from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool, RayPool
-from pipeline.engine.runner import Failure, Outcome, Queue, Runner, StagePlan, Task, Worker, digest_table
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
+from pipeline.engine.worker import Worker
 from pipeline.recipe import GroupConfig, Recipe, load_recipe
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
@@ -613,7 +616,7 @@ def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Re
 def test_the_manifest_says_on_what_prompts_were_encoded(
     street: Callable[..., Recipe], packed: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.engine.runner.device_name", lambda recipe: "a GPU")
+    monkeypatch.setattr("pipeline.engine.worker.device_name", lambda recipe: "a GPU")
     build(street(), ["text"])
     assert [one.made["devices"] for one in Runner(street()).store.manifests("text")][-1] == ["a GPU"]
     assert STAGES["text"].gpus(packed) is None, "vectors that are read from a file need none"
@@ -630,7 +633,7 @@ def test_a_shard_that_failed_ran_on_no_device(street: Callable[..., Recipe], mon
                     outcome = Outcome(None, (Failure("encode", task.shard, None, "its worker died"),))
                 yield task, outcome
 
-    monkeypatch.setattr("pipeline.engine.runner.device_name", lambda recipe: "a GPU")
+    monkeypatch.setattr("pipeline.engine.worker.device_name", lambda recipe: "a GPU")
     runner = Runner(street())
     assert len(runner.run(["encode"], OneFails(street()))) == 1
     assert [one.made["devices"] for one in runner.store.manifests("encode")] == [["a GPU"]]

@@ -18,7 +18,8 @@ from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
 from pipeline.engine.pools import RayPool
-from pipeline.engine.runner import Outcome, Queue, Task, Worker
+from pipeline.engine.tasks import Outcome, Queue, Task
+from pipeline.engine.worker import Worker
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import STAGES

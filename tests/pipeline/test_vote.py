@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engine import runner
+from pipeline.engine import planner
 from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame
@@ -47,7 +47,7 @@ def voted(recipe: Recipe, targets: Sequence[str] = ("vote",)) -> dict[str, Any]:
 def test_the_window_reaches_into_the_next_shard(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = voted(load_recipe(recipe))
     alone = voted(load_recipe(recipe, ["vote.reach=0"]))
-    monkeypatch.setattr(runner, "FRAMES_PER_SHARD", 1)
+    monkeypatch.setattr(planner, "FRAMES_PER_SHARD", 1)
     cut = voted(load_recipe(recipe, [f"run.store={tmp_path}/cut"]))
     assert len(whole.pop("shards")) == 2 and len(cut.pop("shards")) == 3
     alone.pop("shards")
@@ -61,7 +61,7 @@ def test_the_window_reaches_into_the_next_shard(recipe: Path, monkeypatch: pytes
 
 
 def test_what_the_neighbours_say_is_part_of_a_shards_key(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "FRAMES_PER_SHARD", 1)
+    monkeypatch.setattr(planner, "FRAMES_PER_SHARD", 1)
     loaded = load_recipe(recipe)
     voted(loaded)
     plans = {plan.stage.name: plan for plan in Runner(loaded).plan(["vote"])}

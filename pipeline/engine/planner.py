@@ -1,0 +1,240 @@
+"""Tells which shards are missing and why, and what a worker needs to build one. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
+from types import MappingProxyType
+from typing import Any
+
+from manifests.config import ConfigError
+from manifests.fingerprint import differences, digest
+from manifests.schema import signature
+from manifests.splits import load_split
+from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, scene_of, shard_name
+from pipeline.datasets import open_dataset
+from pipeline.engine.keys import digest_rows, digest_table
+from pipeline.engine.listing import ListedFrames, Spool
+from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
+from pipeline.frame import Frame, frame_row
+from pipeline.recipe import Recipe
+from pipeline.stages import STAGES, with_upstream
+from pipeline.stages.base import Stage
+
+FRAMES_PER_SHARD = 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the store has of a stage's table, and what else its shards are planned by.
+
+    `kept` are shards of the tables that the stage otherwise makes on its way. `again`: no built shard counts.
+    """
+
+    stage: Stage
+    fingerprint: str
+    identity: Mapping[str, Any]
+    committed: Mapping[tuple[str, str], ShardFile]
+    kept: Mapping[str, Mapping[tuple[str, str], ShardFile]]
+    again: bool
+
+
+class Planner:
+    """Tells which shards of a recipe's tables are missing, and why."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.store = Store.open(recipe.run.store)
+        self._spool = Spool()  # frames are kept on disk: there may be many
+        self._listing: dict[str, ListedFrames] | None = None
+        self._index_digests: dict[tuple[str, tuple[str, ...]], str] = {}
+
+    def listing(self) -> dict[str, ListedFrames]:
+        """Return the frames of the recipe's split by shard: one shard a scene, long scenes cut every 64 frames.
+
+        Raises ConfigError for an unknown data set or version, an empty split, or an excluded frame that does not exist.
+        """
+        if self._listing is None:
+            data = self.recipe.data
+            scenes: dict[str, list[ListedFrames]] = {}
+            unknown = set(data.exclude)
+            for scene, group in groupby(open_dataset(data).frames(), key=lambda frame: frame.scene):
+                assert scene not in scenes, f"data set {data.dataset} lists scene {scene} in two pieces"
+                frames = list(group)
+                unknown.difference_update(frame.frame_id for frame in frames)
+                starts = range(0, len(frames), FRAMES_PER_SHARD)
+                scenes[scene] = [self._spool.add(frames[start : start + FRAMES_PER_SHARD]) for start in starts]
+            try:
+                chosen = load_split(data.split, data.dataset, tuple(scenes))
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"data.split: {error}") from None
+            for frame_id in data.exclude:
+                if frame_id in unknown:
+                    raise ConfigError(f"data.exclude names frame {frame_id}, which the data set does not have")
+            self._listing = {}
+            for scene in chosen:
+                for number, part in enumerate(scenes[scene]):
+                    start = number * FRAMES_PER_SHARD if len(scenes[scene]) > 1 else None
+                    self._listing[shard_name(scene, start)] = part
+        return self._listing
+
+    def plan(self, targets: Sequence[str]) -> list[StagePlan]:
+        """Return what a run would do, stage by stage, for the named stages and all that they need."""
+        plans: dict[str, StagePlan] = {}
+        for stage in with_upstream(tuple(targets), self.recipe):
+            plans[stage.name] = self._plan_stage(stage, plans)
+        return list(plans.values())
+
+    def identity(self, stage: Stage) -> dict[str, Any]:
+        """Return the readable identity of a stage's table; its digest names the folder."""
+        needs = stage.needs(self.recipe)
+        return {
+            "stage": stage.name,
+            "version": stage.version,
+            "columns": signature(stage.schema),
+            "settings": dict(stage.settings(self.recipe)),
+            "needs": {need.table: digest(self.identity(STAGES[need.table])) for need in needs},
+        }
+
+    def _plan_stage(self, stage: Stage, upstream: Mapping[str, Table]) -> StagePlan:
+        found = self.look(stage, again=False)
+        shards = tuple(self.plan_shard(found, shard, upstream) for shard in self.shards_of(stage))
+        changes = () if found.committed else tuple(self._changes(stage, found.identity))
+        size = stage.kilobytes_per_frame(self.recipe)
+        return StagePlan(stage, found.fingerprint, found.identity, shards, changes, size)
+
+    def shards_of(self, stage: Stage) -> Mapping[str, Sequence[Frame]]:
+        """Return the frames of a stage by shard."""
+        return {ALL: ()} if stage.build else self.listing()
+
+    def look(self, stage: Stage, again: bool) -> Found:
+        """Return what the store has of a stage's table; raises ConfigError where the data set cannot have it."""
+        sentence = stage.refuse(self.recipe, (frame for frames in self.listing().values() for frame in frames))
+        if sentence:
+            raise ConfigError(sentence)
+        identity = self.identity(stage)
+        fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
+        kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
+        fingerprint = digest(identity)
+        return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
+
+    def plan_shard(self, found: Found, shard: str, upstream: Mapping[str, Table]) -> ShardPlan:
+        stage, fingerprint, committed = found.stage, found.fingerprint, found.committed
+        frames = self.shards_of(stage)[shard]
+        task = self._task(stage, fingerprint, shard, frames, upstream)
+        if task is None:
+            return ShardPlan(shard, len(frames), None, None, "waits for what it needs")
+        done = committed.get((shard, task.key))
+        if not done and any(found.kept.values()):  # made from a table that was kept in an earlier run
+            apart = self._task(stage, fingerprint, shard, frames, upstream, found.kept)
+            done = committed.get((shard, apart.key)) if apart else None
+        bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
+        if done and not bad and not found.again:
+            return ShardPlan(shard, len(frames), done, None, "")
+        return ShardPlan(shard, len(frames), None, task, self._reason(shard, bad, committed, found.again))
+
+    @staticmethod
+    def _reason(shard: str, bad: set[str], committed: Mapping[tuple[str, str], ShardFile], again: bool) -> str:
+        if again:
+            return "asked for again"
+        if bad:
+            return f"frame {sorted(bad)[0]} failed before and is no longer excluded"
+        if not committed:
+            return "nothing built with these settings"
+        if any(name == shard for name, _ in committed):
+            return "its inputs changed"
+        return "new, or deleted"
+
+    def _task(
+        self,
+        stage: Stage,
+        fingerprint: str,
+        shard: str,
+        frames: Sequence[Frame],
+        upstream: Mapping[str, Table],
+        kept: Mapping[str, Mapping[tuple[str, str], ShardFile]] = MappingProxyType({}),
+    ) -> Task | None:
+        """Return the task that builds a shard, or None while something that it needs is not built.
+
+        `kept` are shards of tables that the stage makes on its way: with them, the key is that of a shard made from
+        them.
+        """
+        depends: dict[str, Any] = {"table": fingerprint}
+        if stage.build:
+            return Task(stage.name, fingerprint, shard, digest(depends), 0)
+        if stage.name == "index":
+            depends["listing"] = digest_rows([frame_row(frame) for frame in frames], list(stage.schema.names))
+            return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
+        rows: dict[str, tuple[str, ShardFile]] = {}
+        broadcast: dict[str, tuple[str, ShardFile]] = {}
+        halo: dict[str, dict[str, tuple[str, ShardFile]]] = {"before": {}, "after": {}}
+        index = upstream["index"].done.get(shard)
+        if index is None:
+            return None
+        rows["index"] = upstream["index"].fingerprint, index
+        depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.index_columns)
+        for need in stage.needs(self.recipe):
+            if need.how == "fused":  # the key that its shard would have
+                table = STAGES[need.table]
+                seen = self._index_digest(upstream["index"].fingerprint, index, table.index_columns)
+                key = digest({"table": digest(self.identity(table)), "index": seen})
+                made = kept.get(need.table, {}).get((shard, key))
+                depends[need.table] = [made.key, made.sha256] if made else key
+                continue
+            source = upstream[need.table].done.get(ALL if need.how == "broadcast" else shard)
+            if source is None:
+                return None
+            (broadcast if need.how == "broadcast" else rows)[need.table] = upstream[need.table].fingerprint, source
+            # the content and not only the key: a network's shard may be built again with other bits, and rows of
+            # one table are positions in another
+            depends[need.table] = [source.key, source.sha256]
+            if need.how != "window":
+                continue
+            for side, beside in self.beside[shard].items():
+                for name in ("index", need.table):
+                    source = upstream[name].done.get(beside)
+                    if source is None:
+                        return None
+                    halo[side][name] = upstream[name].fingerprint, source
+                    depends[f"{name} {side}"] = (
+                        self._index_digest(upstream["index"].fingerprint, source, stage.index_columns)
+                        if name == "index"
+                        else [source.key, source.sha256]
+                    )
+        return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast, **halo)
+
+    @cached_property
+    def beside(self) -> dict[str, dict[str, str]]:
+        """For every shard, those of the same scene just "before" and "after" it, as far as there are any."""
+        near: dict[str, dict[str, str]] = {shard: {} for shard in self.listing()}
+        for before, after in pairwise(near):
+            if scene_of(before) == scene_of(after):
+                near[before]["after"], near[after]["before"] = after, before
+        return near
+
+    def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
+        """Return a digest of frame ids, status and some further columns of a shard of `index`."""
+        place = shard.sha256, columns
+        if place not in self._index_digests:
+            table = self.store.read("index", fingerprint, shard, ["frame_id", "status", *columns])
+            self._index_digests[place] = digest_table(table)
+        return self._index_digests[place]
+
+    def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
+        """Return what differs from the table that this recipe's ref stands for, else from the newest of the stage."""
+        before: Manifest | None = None
+        ref = self.read_ref()
+        if ref and stage.name in ref.tables:
+            before = self.store.read_manifest(stage.name, ref.tables[stage.name].fingerprint)
+        if before is None:
+            before = next(iter(reversed(self.store.manifests(stage.name))), None)
+        return differences(before.identity, identity) if before else []
+
+    def read_ref(self) -> Ref | None:
+        """Return what the recipe's name stands for now, or None if nothing was built under it."""
+        try:
+            return self.store.read_ref(self.recipe.name)
+        except StoreError:
+            return None

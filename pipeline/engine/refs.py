@@ -1,0 +1,111 @@
+"""What a run leaves beside shards: the manifest of every table, and the ref of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+from manifests.config import ConfigError
+from manifests.fingerprint import digest
+from manifests.provenance import git_commit, package_versions
+from manifests.storage.store import Manifest, Ref, TableRef
+from pipeline.engine.planner import Planner
+from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
+from pipeline.stages import STAGES
+from pipeline.stages.base import Stage
+
+MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
+
+
+def write_manifest(
+    planner: Planner,
+    plan: StagePlan,
+    started: datetime,
+    pool: Pool,
+    devices: list[str],
+    batches: list[int],
+    failures: Sequence[Failure],
+    work: Work,
+) -> None:
+    """List everything committed in the table's folder, whichever run made it, and what failed in this run."""
+    shards = tuple(planner.store.shards(plan.stage.name, plan.fingerprint).values())
+    totals: dict[str, int] = {}
+    for shard in shards:
+        for name, count in shard.counts.items():
+            totals[name] = totals.get(name, 0) + count
+    made = {
+        "recipe": planner.recipe.name,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "pool": type(pool).__name__,
+        "devices": devices,
+        "batches": batches,
+        "git_commit": git_commit(),
+        "packages": package_versions(),
+        "excluded": list(planner.recipe.data.exclude),
+        "failed": [frame for shard in shards for frame in shard.failed],
+        "counts": totals,
+        "work": asdict(work),
+        "failures": [[one.shard, one.frame_id, one.cause] for one in failures[:MANY_FAILURES]],
+    }
+    planner.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
+
+
+def move_ref(
+    planner: Planner, plans: Mapping[str, StagePlan], under_way: Mapping[str, Table] = MappingProxyType({})
+) -> None:
+    """Point the recipe's name at the complete tables that belong to it.
+
+    Its other shards, of tables still incomplete or `under_way` and of scenes not selected now, are held: a run that
+    was stopped, a bad frame in a new scene or another split makes no garbage of finished work. Nor is anything
+    garbage that lies beside shards being built, as long as a table is `under_way`.
+    """
+    before = planner.read_ref()
+    named = (*before.tables.values(), *before.held) if before else ()
+    tables: dict[str, TableRef] = {}
+    held: list[TableRef] = []
+    for name, stage in STAGES.items():
+        plan = plans.get(name)
+        found = plan or under_way.get(name)
+        if not found and not any(table.stage == name for table in named):
+            continue
+        fingerprint = found.fingerprint if found else fingerprint_of(planner, stage)
+        earlier = [table for table in named if table.stage == name and table.fingerprint == fingerprint]
+        now = dict(found.done) if found else {}
+        if plan and plan.complete:
+            tables[name] = TableRef(name, plan.fingerprint, tuple(now.values()))
+        elif not plan and before and before.tables.get(name) in earlier:
+            tables[name] = before.tables[name]
+        known = {shard.shard: shard for table in reversed(earlier) for shard in table.shards} | now
+        used = {shard.name for shard in tables[name].shards} if name in tables else set()
+        rest = tuple(shard for _, shard in sorted(known.items()) if shard.name not in used)
+        if rest and fingerprint:
+            held.append(TableRef(name, fingerprint, rest))
+    usable = consistent(tables)
+    held += [table for name, table in tables.items() if name not in usable]
+    building = before.building if before and under_way else ()
+    ref = Ref(planner.recipe.name, usable, planner.recipe.data.exclude, tuple(held), building)
+    if ref != before:
+        planner.store.write_ref(planner.recipe.name, ref)
+
+
+def fingerprint_of(planner: Planner, stage: Stage) -> str:
+    """Return the fingerprint of a stage that this run does not plan; empty where the teacher has no such stage."""
+    try:
+        return digest(planner.identity(stage))
+    except ConfigError:
+        return ""
+
+
+def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:
+    """Return the tables that hold the same shards as `index`, so that rows of any two of them are the same frames."""
+    if "index" not in tables:
+        return {}
+    names = [shard.shard for shard in tables["index"].shards]
+    return {
+        name: table
+        for name, table in tables.items()
+        if STAGES[name].build or [shard.shard for shard in table.shards] == names
+    }

@@ -1,0 +1,184 @@
+"""Builds shards: reads the rows that a stage needs, calls it frame by frame, commits what it made."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from manifests.config import ConfigError
+from manifests.rows import Row, failed_row
+from manifests.storage.store import ShardFile, Store, StoreError, is_full
+from pipeline.engine.tasks import Failure, Outcome, Task
+from pipeline.frame import Frame, FrameError, frame_of
+from pipeline.recipe import Recipe
+from pipeline.stages import STAGES
+from pipeline.stages.base import FrameInput, Stage, StreamFunction
+
+
+class Worker:
+    """Builds shards one after the other; loads what a stage needs once, and lets go of it when the stage changes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._stage: Stage | None = None
+        self._store = Store.open(recipe.run.store)
+        self._excluded = frozenset(recipe.data.exclude)
+        self._function: StreamFunction | None = None
+        self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+
+    def run(self, task: Task) -> Outcome:
+        """Build and commit one shard; failures become part of the outcome.
+
+        Raises ConfigError alone: weights that are not there would fail every shard alike. All frames are tried even
+        after one has failed, so that a run lists every bad frame at once.
+        """
+        if self._stage is None or self._stage.name != task.stage:
+            self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
+        begun = time.monotonic()
+        try:
+            # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
+            with threadpool_limits(1):
+                build = self._build_table if self._stage.build else self._build_frames
+                outcome = build(task, self._stage)
+        except ConfigError:
+            raise
+        except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
+            failure = Failure(task.stage, task.shard, None, cause_of(error))
+            outcome = Outcome(None, (failure,), disk_full=is_full(error))
+        return replace(outcome, seconds=time.monotonic() - begun)
+
+    def _build_table(self, task: Task, stage: Stage) -> Outcome:
+        assert stage.build is not None
+        rows = stage.build(self._recipe)
+        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
+            for row in rows:
+                writer.append(row)
+            return Outcome(writer.commit(), device=self._device(stage))
+
+    def _device(self, stage: Stage) -> str:
+        return "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
+
+    def _build_frames(self, task: Task, stage: Stage) -> Outcome:
+        if self._function is None:
+            self._function = stage.open(self._recipe)
+        failures: list[Failure] = []
+        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
+            for row in self._rows(task, stage, self._function):
+                if row["status"] == "failed":
+                    if row["frame_id"] not in self._excluded:
+                        failures.append(Failure(task.stage, task.shard, row["frame_id"], row["reason"]))
+                        continue
+                    writer.append(row)
+                else:
+                    writer.append(row, stage.count(row))
+            if failures:
+                return Outcome(None, tuple(failures))
+            return Outcome(writer.commit(), device=self._device(stage), batch=self._function.batch)
+
+    def _rows(self, task: Task, stage: Stage, function: StreamFunction) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so."""
+        broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
+        needs = stage.needs(self._recipe)
+        columns = {need.table: need.read for need in needs}
+        reach = max((need.reach for need in needs if need.how == "window"), default=0)
+        here = ShardInputs(self._store, task.rows, columns, task.frames, broadcast)
+        before, after = (
+            ShardInputs(self._store, tables, columns, (), broadcast) for tables in (task.before, task.after)
+        )
+        waiting: deque[dict[str, Any] | str] = deque()  # rows of frames that failed before, ids of those under way
+
+        def inputs() -> Iterator[FrameInput]:
+            near: dict[int, FrameInput | dict[str, Any]] = {}  # by position in this shard, below 0 in the one before
+            first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
+            for position in range(task.n_frames):
+                for other in range(max(position - reach, first), min(position + reach + 1, stop)):
+                    if other in near:
+                        continue
+                    if other < 0:
+                        near[other] = before.read(before.n_frames + other)
+                    elif other < task.n_frames:
+                        near[other] = here.read(other)
+                    else:
+                        near[other] = after.read(other - task.n_frames)
+                near.pop(position - reach - 1, None)
+                one = near[position]
+                if isinstance(one, dict):
+                    waiting.append(one)
+                    continue
+                waiting.append(one.frame.frame_id)
+                others = sorted(other for other in near if other != position)
+                around = tuple(item for other in others if isinstance(item := near[other], FrameInput))
+                yield replace(one, around=around) if reach else one
+
+        for made in function(inputs()):
+            while isinstance(row := waiting.popleft(), dict):
+                yield row
+            if isinstance(made, Exception):
+                yield failed_row(row, f"{task.stage}: {cause_of(made)}")
+            else:
+                yield {"frame_id": row, "status": "ok", "reason": None, **made}
+        for row in waiting:
+            assert isinstance(row, dict), "a stage made fewer rows than there are frames"
+            yield row
+
+    def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
+        if name not in self._broadcast or self._broadcast[name][0] != shard.key:
+            self._broadcast[name] = shard.key, self._store.rows(name, fingerprint, shard)
+        return list(self._broadcast[name][1])
+
+
+class ShardInputs:
+    """The rows that one shard of a scene has in some tables, frame by frame; without tables it has no frames."""
+
+    def __init__(
+        self,
+        store: Store,
+        tables: Mapping[str, tuple[str, ShardFile]],
+        columns: Mapping[str, tuple[str, ...] | None],
+        frames: Sequence[Frame],
+        broadcast: Mapping[str, list[Row]],
+    ) -> None:
+        """`columns` are those to read of a table; `frames` stand for table `index` while that is being made."""
+        self._readers = {name: store.open_shard(name, *source) for name, source in tables.items()}
+        self._columns, self._frames, self._broadcast = columns, tuple(frames), broadcast
+        self.n_frames = tables["index"][1].rows if tables else len(frames)
+
+    def read(self, position: int) -> FrameInput | dict[str, Any]:
+        """Return a frame with its rows, or the failed row of one that failed before.
+
+        Raises StoreError if a shard is damaged, or if its rows are those of other frames.
+        """
+        rows = {name: reader.row(position, self._columns.get(name)) for name, reader in self._readers.items()}
+        frame_id = self._frames[position].frame_id if self._frames else str(rows["index"]["frame_id"])
+        failed = None
+        for name, row in rows.items():
+            if row["frame_id"] != frame_id:
+                raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
+            failed = failed or (row["reason"] if row["status"] == "failed" else None)
+        if failed is not None:
+            return failed_row(frame_id, failed)
+        frame = self._frames[position] if self._frames else frame_of(rows["index"])
+        return FrameInput(frame, rows, self._broadcast)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error as one line: our own sentences as they are, anything else with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FrameError | StoreError | ConfigError) else f"{type(error).__name__}: {text}"
+
+
+def device_name(recipe: Recipe) -> str:
+    """Return the name of the device that networks run on in this process."""
+    from pipeline.teachers.loading.towers import pick_device
+
+    device = pick_device(recipe.run.device)
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
