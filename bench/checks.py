@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.packed import official_labels
 from bench.usual import Sample, Target, UsualWay
 from manifests.rows import Row
-from trainer.data import PairBatch, TargetBatch
+from trainer.data.batches import PairBatch, TargetBatch
 
 ROUNDED_POINTS = 5
 """Points whose label may differ, per frame, when the chain of poses is computed in float32, as the devkit does."""

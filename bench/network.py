@@ -22,15 +22,16 @@ from torch import Tensor
 
 from manifests.config import ConfigError
 from trainer.config import DistillConfig
-from trainer.data import TargetBatch
+from trainer.data.batches import TargetBatch
+from trainer.data.voxels import VoxelConfig, voxelise
+from trainer.loop.device import deterministic
 from trainer.loop.learner import Learner
 from trainer.loop.ranks import ALONE
-from trainer.loop.train import agree, deterministic
+from trainer.loop.train import agree
 from trainer.network.minkunet import ARCHITECTURES, NetworkConfig, build_network
 from trainer.network.sparse import ENGINES, Engine, open_engine
 from trainer.objectives.losses import segmentation_loss
 from trainer.objectives.objective import Objective
-from trainer.voxels import VoxelConfig, voxelise
 
 N_CLASSES = 17
 GPU_FRAMES = 16

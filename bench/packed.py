@@ -29,9 +29,12 @@ from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs
 from pipeline.teachers.artifacts import ArtifactsConfig
 from superpixels.lifting import official_point_labels
-from trainer.augment import AugmentConfig
-from trainer.data import BatchDataset, FrameRow, MakeSample, PairBatch, Tables, TargetBatch, pair_sample, target_sample
-from trainer.voxels import VoxelConfig
+from trainer.data.augment import AugmentConfig
+from trainer.data.batches import PairBatch, TargetBatch
+from trainer.data.loading import BatchDataset, MakeSample
+from trainer.data.samples import pair_sample, target_sample
+from trainer.data.tables import FrameRow, Tables
+from trainer.data.voxels import VoxelConfig
 
 PARITY = GroupConfig(policy="last_camera", occluded=True)
 SCENE = "scene"

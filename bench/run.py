@@ -32,8 +32,8 @@ from manifests.config import ConfigError
 from manifests.provenance import git_commit
 from manifests.storage.store import StoreError
 from pipeline.datasets.nuscenes import find_version, open_tables
-from trainer.augment import AugmentConfig
-from trainer.voxels import VoxelConfig
+from trainer.data.augment import AugmentConfig
+from trainer.data.voxels import VoxelConfig
 
 GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
 SOURCES = (

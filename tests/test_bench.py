@@ -22,7 +22,7 @@ from bench.packed import OurWay, Source
 from bench.usual import Sample, UsualWay, label_by_masks
 from manifests.ontology import load_ontology
 from pipeline.datasets.nuscenes import find_version, open_tables
-from trainer.voxels import VoxelConfig
+from trainer.data.voxels import VoxelConfig
 
 SIMULATED = ("nuscenes_tiny", "superpixels_tiny", ".")
 REAL = ("real_nuscenes/root", "real_nuscenes/superpixels", "real_nuscenes")

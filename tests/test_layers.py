@@ -49,7 +49,7 @@ ORDER = {
         ("__main__",),
     ),
     "trainer": (
-        ("voxels", "augment", "network"),
+        ("network",),
         ("data",),
         ("objectives",),
         ("loop", "inference", "scoring"),
@@ -236,17 +236,20 @@ def test_test_folders_are_not_packages() -> None:
         ("pipeline/frame.py", "from .engine import runner"),
         ("pipeline/datasets/folder.py", "from ..engine.pools import inline"),
         ("pipeline/engine/runner.py", "def f():\n    from pipeline.commands import console"),
-        ("trainer/data.py", "def f():\n    from pipeline.frame import Frame"),
-        ("trainer/data.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline"),
-        ("trainer/data.py", "def f():\n    import ray"),
+        ("trainer/data/tables.py", "def f():\n    from pipeline.frame import Frame"),
+        ("trainer/data/tables.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline"),
+        ("trainer/data/tables.py", "def f():\n    import ray"),
         ("trainer/network/minkunet.py", "def f():\n    import MinkowskiEngine as ME"),
         ("trainer/network/sparse.py", "import MinkowskiEngine as ME"),
         ("trainer/objectives/losses.py", "from trainer.loop.train import step"),
         ("trainer/loop/train.py", "from manifests.storage.store import Store\ndef f(store):\n    store.table('label')"),
-        ("trainer/loop/train.py", "from trainer import data\nfor name in ('points', 'label'):\n    data.read(name)"),
-        ("trainer/loop/train.py", "from trainer import data\ndef f(tables):\n    return tables['label']"),
-        ("trainer/loop/train.py", "from trainer import data\ndef f(ref):\n    return 'label' in ref.tables"),
-        ("trainer/data.py", "from manifests.schema import LABEL"),
+        (
+            "trainer/loop/train.py",
+            "from trainer.data import tables\nfor name in ('points', 'label'):\n    tables.read(name)",
+        ),
+        ("trainer/loop/train.py", "from trainer.data import loading\ndef f(tables):\n    return tables['label']"),
+        ("trainer/loop/train.py", "from trainer.data import loading\ndef f(ref):\n    return 'label' in ref.tables"),
+        ("trainer/data/tables.py", "from manifests.schema import LABEL"),
     ],
 )
 def test_a_module_that_breaks_a_rule_is_found(path: str, source: str) -> None:
@@ -277,7 +280,7 @@ def test_a_module_that_breaks_a_rule_is_found(path: str, source: str) -> None:
             "trainer/scoring/evaluate.py",
             "from manifests.storage.store import Store\ndef f(store):\n    store.table('label')",
         ),
-        ("trainer/voxels.py", "import numpy\ndef f():\n    raise ValueError('label')"),
+        ("trainer/data/voxels.py", "import numpy\ndef f():\n    raise ValueError('label')"),
     ],
 )
 def test_a_module_that_keeps_the_rules_passes(path: str, source: str) -> None:

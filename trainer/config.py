@@ -13,10 +13,10 @@ from manifests.ontology import Ontology, load_ontology
 from superpixels.flat_interaction import FlatInteractionConfig
 from superpixels.metrics import AbsentRule
 from superpixels.voting import VotingConfig
-from trainer.augment import AugmentConfig
+from trainer.data.augment import AugmentConfig
+from trainer.data.voxels import VoxelConfig
 from trainer.network.minkunet import NetworkConfig
 from trainer.objectives.losses import Lovasz, Negatives, TmpConfig
-from trainer.voxels import VoxelConfig
 
 Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
 Student = Literal["distill", "probe", "finetune", "supervised"]

@@ -10,7 +10,7 @@ import torch
 
 from manifests.config import TRAINER_TASKS, ConfigError
 from trainer.config import Recipe
-from trainer.loop.train import resolve_device
+from trainer.loop.device import resolve_device
 from trainer.network.sparse import check_engine, open_engine
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from manifests.sample import SuperpointPairs
-from trainer.augment import (
+from trainer.data.augment import (
     AugmentConfig,
     Box,
     augment,
@@ -22,7 +22,7 @@ from trainer.augment import (
     rotated,
     view_of,
 )
-from trainer.voxels import VoxelConfig, voxelise
+from trainer.data.voxels import VoxelConfig, voxelise
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 

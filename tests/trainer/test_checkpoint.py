@@ -14,9 +14,9 @@ from torch import nn
 
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
+from trainer.data.voxels import VoxelConfig
 from trainer.network.minkunet import NetworkConfig, build_network
 from trainer.network.sparse import Minkowski
-from trainer.voxels import VoxelConfig
 
 VOXELS = VoxelConfig()
 DOCUMENT: dict[str, Any] = {"epoch": 1, "epochs": 5, "config": {"voxels": asdict(VOXELS)}}

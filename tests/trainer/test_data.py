@@ -14,20 +14,24 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.storage.store import StoreError, TableRef
-from trainer import data
-from trainer.augment import AugmentConfig
-from trainer.voxels import VoxelConfig
+from trainer.data import tables as data_tables
+from trainer.data.augment import AugmentConfig
+from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
+from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, checked_batch, load_batches
+from trainer.data.samples import pair_sample, target_sample
+from trainer.data.tables import FrameRow, Tables, read_text, select_frames
+from trainer.data.voxels import VoxelConfig
 
 VOXELS = VoxelConfig(size_m=0.4, angle_deg=4)
 AUGMENT = AugmentConfig(crop_min_pairs=50, cuboid_min_pairs=50)
 CLASSES = ("ignore", "car", "road", "wall")
 
 
-def tables_of(fleet: Any, *stages: str) -> data.Tables:
-    return data.Tables(fleet.store, fleet.ref(), stages)
+def tables_of(fleet: Any, *stages: str) -> Tables:
+    return Tables(fleet.store, fleet.ref(), stages)
 
 
-def equal(one: data.Batch, other: data.Batch) -> bool:
+def equal(one: Batch, other: Batch) -> bool:
     return one.frame_ids == other.frame_ids and all(
         torch.equal(getattr(one, item.name), getattr(other, item.name))
         for item in fields(one)
@@ -40,23 +44,23 @@ def equal(one: data.Batch, other: data.Batch) -> bool:
 
 def test_a_split_selects_scenes_in_the_order_of_the_store(fleet: Any) -> None:
     tables = tables_of(fleet, "points", "target")
-    train = data.select_frames(tables, "train", "nuscenes", ())
+    train = select_frames(tables, "train", "nuscenes", ())
     assert [frame.frame_id for frame in train.frames] == ["a0", "a1", "a2", "b0", "b1"]
-    assert train.frames[3] == data.FrameRow("scene-0655", 0, "b0")
+    assert train.frames[3] == FrameRow("scene-0655", 0, "b0")
     assert train.sentence() == "5 frames of 2 scenes"
-    val = data.select_frames(tables, "val", "nuscenes", ())
+    val = select_frames(tables, "val", "nuscenes", ())
     assert [frame.frame_id for frame in val.frames] == ["v0", "v1"]
 
 
 def test_chunks_of_a_long_scene_belong_to_it() -> None:
-    assert data.FrameRow("scene-0061+064", 0, "a0").scene == "scene-0061"
-    assert data.FrameRow("08+0128", 0, "a0").scene == "08"
+    assert FrameRow("scene-0061+064", 0, "a0").scene == "scene-0061"
+    assert FrameRow("08+0128", 0, "a0").scene == "08"
 
 
 def test_failed_and_excluded_frames_are_left_out_and_counted(fleet: Any) -> None:
     fleet.put("points", fleet.failing(fleet.points_row, ["a0"]))
     fleet.put("target", fleet.failing(fleet.target_row, ["a0", "b1"]))
-    selection = data.select_frames(tables_of(fleet, "points", "target"), "train", "nuscenes", ["a2"])
+    selection = select_frames(tables_of(fleet, "points", "target"), "train", "nuscenes", ["a2"])
     assert [frame.frame_id for frame in selection.frames] == ["a1", "b0"]
     assert selection.dropped == {
         "failed in stage points": ("a0",),
@@ -69,13 +73,13 @@ def test_failed_and_excluded_frames_are_left_out_and_counted(fleet: Any) -> None
 def test_a_split_without_frames_here_is_a_sentence(fleet: Any) -> None:
     tables = tables_of(fleet, "points")
     with pytest.raises(ConfigError, match="split 'test' of nuscenes is empty here"):
-        data.select_frames(tables, "test", "nuscenes", ())
+        select_frames(tables, "test", "nuscenes", ())
     with pytest.raises(ConfigError, match="unknown split 'trian'"):
-        data.select_frames(tables, "trian", "nuscenes", ())
+        select_frames(tables, "trian", "nuscenes", ())
     with pytest.raises(ConfigError, match="no such split file"):
-        data.select_frames(tables, "mine.txt", "nuscenes", ())
+        select_frames(tables, "mine.txt", "nuscenes", ())
     with pytest.raises(StoreError, match='no frame of split "val" can be used: 0 frames.*2 excluded'):
-        data.select_frames(tables, "val", "nuscenes", ["v0", "v1"])
+        select_frames(tables, "val", "nuscenes", ["v0", "v1"])
 
 
 def test_a_missing_table_or_shard_names_the_make_target(fleet: Any) -> None:
@@ -92,14 +96,14 @@ def test_tables_that_are_not_aligned_are_refused(fleet: Any) -> None:
     fleet.put("target", lambda name: fleet.target_row(other.get(name, name)))
     tables = tables_of(fleet, "points", "target")
     with pytest.raises(StoreError, match=r"points: a0, target: a1.*make pack"):
-        data.select_frames(tables, "train", "nuscenes", ())
+        select_frames(tables, "train", "nuscenes", ())
     with pytest.raises(StoreError, match="holds frame a1"):
-        tables.row(data.FrameRow("scene-0061", 0, "a0"))
+        tables.row(FrameRow("scene-0061", 0, "a0"))
 
 
 def test_used_tables_hold_only_the_shards_that_were_read(fleet: Any) -> None:
     tables = tables_of(fleet, "points", "pairs")
-    used = tables.used([data.FrameRow("scene-0655", 1, "b1")])
+    used = tables.used([FrameRow("scene-0655", 1, "b1")])
     assert {name: [shard.shard for shard in table.shards] for name, table in used.items()} == {
         "points": ["scene-0655"],
         "pairs": ["scene-0655"],
@@ -107,10 +111,10 @@ def test_used_tables_hold_only_the_shards_that_were_read(fleet: Any) -> None:
 
 
 def test_only_so_many_shards_stay_open(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(data_tables, "OPEN_SHARDS", 1)
     tables = tables_of(fleet, "points", "target")
     for shard, row, name in [("scene-0061", 2, "a2"), ("scene-0655", 0, "b0"), ("scene-0061", 0, "a0")]:
-        assert [found["frame_id"] for found in tables.row(data.FrameRow(shard, row, name))] == [name, name]
+        assert [found["frame_id"] for found in tables.row(FrameRow(shard, row, name))] == [name, name]
         assert len(tables._readers) <= 2
 
 
@@ -118,13 +122,13 @@ def test_only_so_many_shards_stay_open(fleet: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_prompt_vectors_come_in_the_order_of_the_dictionary(fleet: Any) -> None:
-    text = data.read_text(fleet.store, fleet.ref(), fleet.recipe().ontology)
+    text = read_text(fleet.store, fleet.ref(), fleet.recipe().ontology)
     np.testing.assert_array_equal(text.numpy(), fleet.text)
 
 
 def test_prompt_vectors_of_another_dictionary_are_refused(fleet: Any) -> None:
     with pytest.raises(StoreError, match="not those of dictionary nuscenes; run: make pack"):
-        data.read_text(fleet.store, fleet.ref(), fleet.recipe("data.ontology=nuscenes").ontology)
+        read_text(fleet.store, fleet.ref(), fleet.recipe("data.ontology=nuscenes").ontology)
 
 
 # -- samples and batches -----------------------------------------------------------------------------------------------
@@ -134,23 +138,23 @@ def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
     xyz_m = np.array([[0.9, 0, 0], [1.0, 0, 0], [1.1, 0, 0], [5, 0, 0]], np.float32)
     points = {"frame_id": "x", "xyz_m": xyz_m, "intensity": np.array([7, 8, 9, 10], np.float32)}
     target = {"label": np.array([0, 2, 2, 1], np.uint8), "confidence": None, "seen": None}
-    sample = data.target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0))
+    sample = target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0))
     assert sample.coords.tolist() == [[0, 2, 0, 0], [0, 12, 0, 0]]
     assert sample.features.tolist() == [[7], [10]]
     assert sample.labels.tolist() == [2, 1]
-    assert type(sample) is data.TargetBatch, "nobody asked how sure they are"
+    assert type(sample) is TargetBatch, "nobody asked how sure they are"
 
     target["confidence"] = np.array([0, 100, 201, 255], np.uint8)
-    sure = data.target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0), confident=True)
-    assert isinstance(sure, data.ConfidentBatch)
+    sure = target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0), confident=True)
+    assert isinstance(sure, ConfidentBatch)
     assert sure.labels.tolist() == [2, 1]
     assert sure.confidence.tolist() == [150, 255]
-    assert data.join([sure, sure]).confidence.tolist() == [150, 255, 150, 255]
+    assert join([sure, sure]).confidence.tolist() == [150, 255, 150, 255]
 
 
 def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:
     points, pairs = fleet.points_row("a0"), fleet.pairs_row("a0")
-    sample = data.pair_sample(VOXELS, None, [points, pairs], np.random.default_rng(0))
+    sample = pair_sample(VOXELS, None, [points, pairs], np.random.default_rng(0))
     x, y, z = points["xyz_m"][pairs["point"]].T
     cells = np.stack([np.hypot(x, y) / 0.4, np.degrees(np.arctan2(y, x)) / 4, z / 0.4], axis=1)
     agree = (sample.cells[sample.pair_voxel].numpy() == np.floor(cells)).all(axis=1)
@@ -161,8 +165,8 @@ def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:
 
 def test_augmented_pairs_are_some_of_the_pairs_of_the_kept_points(fleet: Any) -> None:
     rows = [fleet.points_row("a1"), fleet.pairs_row("a1")]
-    whole = data.pair_sample(VOXELS, None, rows, np.random.default_rng(0))
-    seen = data.pair_sample(VOXELS, AUGMENT, rows, np.random.default_rng(0))
+    whole = pair_sample(VOXELS, None, rows, np.random.default_rng(0))
+    seen = pair_sample(VOXELS, AUGMENT, rows, np.random.default_rng(0))
     assert 0 < len(seen.pair_voxel) < len(whole.pair_voxel)
     assert int(seen.pair_voxel.max()) < len(seen.cells)
     torch.testing.assert_close(seen.superpoint_prompt, whole.superpoint_prompt)
@@ -181,8 +185,8 @@ def test_hundreds_of_masks_in_one_image_and_none_in_another_keep_their_vectors(f
         "superpoint_prompt": (np.arange(n_masks) % 6).astype(np.int32),
         "vector": vector,
     }
-    sample = data.pair_sample(VOXELS, AUGMENT, [points, pairs], np.random.default_rng(0))
-    batch = data.join([sample, sample])
+    sample = pair_sample(VOXELS, AUGMENT, [points, pairs], np.random.default_rng(0))
+    batch = join([sample, sample])
     assert len(batch.superpoint_vector) == 2 * n_masks
     assert torch.equal(batch.superpoint_vector[n_masks + 399], torch.from_numpy(vector[399]))
     second = batch.pair_superpoint[len(sample.pair_superpoint) :]
@@ -191,8 +195,8 @@ def test_hundreds_of_masks_in_one_image_and_none_in_another_keep_their_vectors(f
 
 
 def test_joining_moves_row_numbers_up() -> None:
-    def sample(name: str, n_voxels: int, n_superpoints: int) -> data.PairBatch:
-        return data.PairBatch(
+    def sample(name: str, n_voxels: int, n_superpoints: int) -> PairBatch:
+        return PairBatch(
             frame_ids=(name,),
             voxel_frame=torch.zeros(n_voxels, dtype=torch.int64),
             cells=torch.full((n_voxels, 3), n_voxels, dtype=torch.int32),
@@ -205,7 +209,7 @@ def test_joining_moves_row_numbers_up() -> None:
         )
 
     # the frame in the middle has no superpoints, hence vectors of unknown size
-    batch = data.join([sample("a", 2, 3), sample("b", 1, 0), sample("c", 2, 1)])
+    batch = join([sample("a", 2, 3), sample("b", 1, 0), sample("c", 2, 1)])
     assert batch.frame_ids == ("a", "b", "c")
     assert batch.coords.tolist() == [[0, 2, 2, 2], [0, 2, 2, 2], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]]
     assert batch.pair_voxel.tolist() == [0, 1, 2, 3, 4]
@@ -215,18 +219,18 @@ def test_joining_moves_row_numbers_up() -> None:
     assert batch.superpoint_vector.shape == (4, 4)
 
 
-def dataset(fleet: Any, seed: int = 0) -> data.BatchDataset:
+def dataset(fleet: Any, seed: int = 0) -> BatchDataset:
     tables = tables_of(fleet, "points", "pairs")
-    frames = data.select_frames(tables, "train", "nuscenes", ()).frames
-    return data.BatchDataset(tables, frames, partial(data.pair_sample, VOXELS, AUGMENT), seed)
+    frames = select_frames(tables, "train", "nuscenes", ()).frames
+    return BatchDataset(tables, frames, partial(pair_sample, VOXELS, AUGMENT), seed)
 
 
-def loaded(fleet: Any, n_workers: int, epochs: tuple[int, ...], seed: int = 0) -> list[data.PairBatch]:
-    order = data.EpochOrder(5, 2, seed, drop_last=False)
+def loaded(fleet: Any, n_workers: int, epochs: tuple[int, ...], seed: int = 0) -> list[PairBatch]:
+    order = EpochOrder(5, 2, seed, drop_last=False)
     batches = []
-    with data.load_batches(dataset(fleet, seed), order, n_workers, pin=False) as loader:
+    with load_batches(dataset(fleet, seed), order, n_workers, pin=False) as loader:
         for order.epoch in epochs:
-            batches += [data.checked_batch(batch) for batch in loader]
+            batches += [checked_batch(batch) for batch in loader]
     return batches
 
 
@@ -249,7 +253,7 @@ def test_an_epoch_looks_the_same_however_it_is_reached(fleet: Any) -> None:
 
 
 def test_every_epoch_shows_every_frame_once_in_another_order() -> None:
-    order = data.EpochOrder(10, 4, seed=3, drop_last=False)
+    order = EpochOrder(10, 4, seed=3, drop_last=False)
     epochs = []
     for order.epoch in range(2):
         batches = list(order)
@@ -261,34 +265,34 @@ def test_every_epoch_shows_every_frame_once_in_another_order() -> None:
 
 
 def test_the_last_batch_is_dropped_only_if_there_is_another() -> None:
-    assert [len(numbers) for _, numbers in data.EpochOrder(10, 4, 0, drop_last=True)] == [4, 4]
-    assert [len(numbers) for _, numbers in data.EpochOrder(3, 4, 0, drop_last=True)] == [3]
+    assert [len(numbers) for _, numbers in EpochOrder(10, 4, 0, drop_last=True)] == [4, 4]
+    assert [len(numbers) for _, numbers in EpochOrder(3, 4, 0, drop_last=True)] == [3]
 
 
 def test_processes_share_a_batch_whose_frames_do_not_depend_on_them() -> None:
-    def steps(rank: int, n_ranks: int, n_parts: int = 1) -> list[data.Step]:
-        order = data.EpochOrder(5, 2, seed=3, drop_last=False, rank=rank, n_ranks=n_ranks, n_parts=n_parts)
+    def steps(rank: int, n_ranks: int, n_parts: int = 1) -> list[Step]:
+        order = EpochOrder(5, 2, seed=3, drop_last=False, rank=rank, n_ranks=n_ranks, n_parts=n_parts)
         return list(order.steps())
 
     alone = steps(0, 1)
     first, second = steps(0, 2), steps(1, 2)
     for whole, one, other in zip(alone[:2], first, second, strict=False):
         assert whole.numbers == one.numbers == other.numbers
-        assert whole.parts == (data.Part(whole.numbers),)
+        assert whole.parts == (Part(whole.numbers),)
         assert one.parts[0].numbers + other.parts[0].numbers == whole.numbers
     # the last frame is alone: the first process goes along without anything to learn
-    assert first[2].parts == (data.Part(alone[2].numbers, silent=True),)
-    assert second[2].parts == (data.Part(alone[2].numbers),)
+    assert first[2].parts == (Part(alone[2].numbers, silent=True),)
+    assert second[2].parts == (Part(alone[2].numbers),)
     assert [[part.numbers for part in step.parts] for step in steps(0, 1, n_parts=2)] == [
         [(number,) for number in step.numbers] for step in alone
     ]
 
 
 def test_an_epoch_goes_on_from_any_of_its_batches(fleet: Any) -> None:
-    order = data.EpochOrder(5, 2, 0, drop_last=False)
+    order = EpochOrder(5, 2, 0, drop_last=False)
     order.first = 1
-    with data.load_batches(dataset(fleet), order, 0, pin=False) as loader:
-        rest = [data.checked_batch(batch) for batch in loader]
+    with load_batches(dataset(fleet), order, 0, pin=False) as loader:
+        rest = [checked_batch(batch) for batch in loader]
     assert all(equal(one, other) for one, other in zip(rest, loaded(fleet, 0, (0,))[1:], strict=True))
 
 
@@ -297,7 +301,7 @@ def test_what_is_silent_teaches_nothing(fleet: Any) -> None:
     assert len(batch.taught) > 0
     assert len(batch.silent().taught) == 0
     rows = [fleet.points_row("a0"), fleet.target_row("a0")]
-    target = data.target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0))
+    target = target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0))
     assert len(target.taught) == np.count_nonzero(target.labels)
     assert len(target.silent().taught) == 0
 
@@ -315,7 +319,7 @@ def test_loading_opens_no_image(fleet: Any) -> None:
     listening = False
     assert [name for name in opened if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))] == []
     assert not Path(fleet.recipe().data.root).exists(), "and there are none: the tables are all there is"
-    trees = [ast.parse(path.read_text()) for path in Path(data.__file__).parent.glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in Path(data_tables.__file__).parent.glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -332,22 +336,22 @@ def test_a_damaged_shard_is_reported_without_a_trace(fleet: Any, n_workers: int)
     path.write_bytes(bytes(content))
     with (
         pytest.raises(StoreError, match=f"{shard.name} is damaged") as caught,
-        data.load_batches(dataset(fleet), [(0, (0, 1, 2))], n_workers, pin=False) as loader,
+        load_batches(dataset(fleet), [(0, (0, 1, 2))], n_workers, pin=False) as loader,
     ):
-        data.checked_batch(next(iter(loader)))
+        checked_batch(next(iter(loader)))
     assert "Traceback" not in str(caught.value)
 
 
 def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
-    frames = [data.FrameRow("scene-0061", 0, "a0")]
-    two_classes = partial(data.target_sample, VOXELS, None, ("ignore", "car"))
-    batch = data.BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
+    frames = [FrameRow("scene-0061", 0, "a0")]
+    two_classes = partial(target_sample, VOXELS, None, ("ignore", "car"))
+    batch = BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
     assert "frame a0: label 3 is none of the 2 classes" in str(batch)
 
     fleet.put("points", lambda name: fleet.points_row(name) | empty_sweep())
-    pairs = partial(data.pair_sample, VOXELS, AUGMENT)
-    batch = data.BatchDataset(tables_of(fleet, "points", "pairs"), frames, pairs, 0)[0, (0,)]
+    pairs = partial(pair_sample, VOXELS, AUGMENT)
+    batch = BatchDataset(tables_of(fleet, "points", "pairs"), frames, pairs, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
     assert "frame a0: the sweep has no points to learn from" in str(batch)
 
@@ -358,7 +362,7 @@ def empty_sweep() -> dict[str, Any]:
 
 def test_a_forked_process_opens_its_own_files(fleet: Any) -> None:
     tables = tables_of(fleet, "points")
-    frame = data.FrameRow("scene-0061", 0, "a0")
+    frame = FrameRow("scene-0061", 0, "a0")
     tables.row(frame)
     opened = dict(tables._readers)
     tables._process = os.getpid() + 1  # as a child would find it

@@ -11,10 +11,10 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.sample import sweep_of
 from manifests.storage.store import StoreError, TableRef
-from trainer import data
-from trainer.augment import view_of
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
+from trainer.data.augment import view_of
+from trainer.data.samples import point_sample
 from trainer.inference.predict import averaged, classes_of, likeliest, predict
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network
@@ -53,7 +53,7 @@ def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -
 
     network = build_network(recipe.network, 1, 4, Minkowski()).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = data.point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
     with torch.no_grad():
         label = likeliest(network(sample.coords, sample.features), 1)[0][:, 0]
     agree = row["label"] == label[sample.point_voxel].numpy()
@@ -84,7 +84,7 @@ def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, 
     logits = []
     for xyz_m in (sweep.xyz_m, view_of(sweep.xyz_m, 1), view_of(sweep.xyz_m, 2)):
         turned = fleet.points_row("v1") | {"xyz_m": xyz_m}
-        sample = data.point_sample(recipe.voxels, 1, [turned], np.random.default_rng(0))
+        sample = point_sample(recipe.voxels, 1, [turned], np.random.default_rng(0))
         with torch.no_grad():
             logits.append(network(sample.coords, sample.features)[sample.point_voxel])
     label, confidence = (column[:, 0] for column in likeliest(averaged(logits), 1))

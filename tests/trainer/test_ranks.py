@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from trainer import data
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
 from trainer.loop import learner
+from trainer.loop import train as trainer_train
 from trainer.loop.ranks import ALONE, joined
 from trainer.loop.train import train
 from trainer.network.minkunet import NetworkConfig, build_network
@@ -154,7 +154,7 @@ def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
     recipe = fleet.recipe(*FROZEN, f"run.runs={tmp_path}/two")
 
     def asked_to_end() -> object:
-        checked, n_batches = data.checked_batch, 0
+        checked, n_batches = trainer_train.checked_batch, 0
 
         def press(batch: Any) -> Any:
             nonlocal n_batches
@@ -163,7 +163,7 @@ def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
                 os.kill(os.getpid(), signal.SIGTERM)
             return checked(batch)
 
-        monkeypatch.setattr(data, "checked_batch", press)
+        monkeypatch.setattr(trainer_train, "checked_batch", press)
         return train(recipe, "distill", console)
 
     said = in_two_processes(asked_to_end, tmp_path / "said")
@@ -178,7 +178,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
 
     def lost() -> object:
         if os.environ["RANK"] == "1":
-            checked, n_batches = data.checked_batch, 0
+            checked, n_batches = trainer_train.checked_batch, 0
 
             def vanish(batch: Any) -> Any:
                 nonlocal n_batches
@@ -187,7 +187,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
                     os._exit(1)
                 return checked(batch)
 
-            data.checked_batch = vanish
+            trainer_train.checked_batch = vanish
         return train(recipe, "distill", console)
 
     said = in_two_processes(lost, tmp_path / "said")

@@ -16,7 +16,7 @@ from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
 from superpixels.voting import Ballot, VotingConfig, vote
-from trainer import data
+from trainer.data.tables import FrameRow, Tables, select_frames
 from trainer.inference.predict import predict_identity, shard_key
 from trainer.inference.refine import Answered, windows
 from trainer.scoring.evaluate import evaluate, evaluate_each
@@ -205,12 +205,12 @@ def of_three() -> dict[str, Any]:
 
 def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: Any) -> None:
     fill(fleet, MIDDLE_ERRS)
-    tables = data.Tables(fleet.store, fleet.ref(), ["points"])
-    frames = data.select_frames(tables, "val", "nuscenes", ["v1"]).frames
+    tables = Tables(fleet.store, fleet.ref(), ["points"])
+    frames = select_frames(tables, "val", "nuscenes", ["v1"]).frames
     assert [frame.frame_id for frame in frames] == ["v0", "v2", "w0"]
     read: list[str] = []
 
-    def answered(frame: data.FrameRow) -> Answered:
+    def answered(frame: FrameRow) -> Answered:
         read.append(frame.frame_id)
         return Answered({"index": {"frame_id": frame.frame_id}}, np.zeros(0, np.uint8))
 

@@ -12,9 +12,9 @@ from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
 from manifests.storage.store import Manifest, StoreError
 from superpixels.similarity import similarity, top_mean
-from trainer import data
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
+from trainer.data.samples import point_sample
 from trainer.inference.search import search
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network
@@ -46,7 +46,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
     }
     network = build_network(recipe.network, 1, 8, Minkowski(), normalise_output=True).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = data.point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
     with torch.no_grad():
         features = network(sample.coords, sample.features)[sample.point_voxel].numpy()
     expected = similarity(features, query.vector, fleet.text)

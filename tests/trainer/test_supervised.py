@@ -12,9 +12,9 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.splits import load_split
 from manifests.storage.store import Manifest, StoreError
-from trainer import data
 from trainer.checkpoints import checkpoint
 from trainer.config import FinetuneConfig, ProbeConfig, TrainerError, load_recipe
+from trainer.data.tables import Every, Tables, select_frames
 from trainer.inference.predict import predict
 from trainer.loop.train import train
 from trainer.scoring.evaluate import evaluate
@@ -106,8 +106,8 @@ def test_labels_of_another_dictionary_teach_nothing(fleet: Any, console: Console
 
 
 def chosen(fleet: Any, scene: int, scan: int, excluded: frozenset[str] = frozenset()) -> list[str]:
-    tables = data.Tables(fleet.store, fleet.ref(), ["points", "label"])
-    frames = data.select_frames(tables, "train", "nuscenes", excluded, data.Every(scene, scan)).frames
+    tables = Tables(fleet.store, fleet.ref(), ["points", "label"])
+    frames = select_frames(tables, "train", "nuscenes", excluded, Every(scene, scan)).frames
     return [frame.frame_id for frame in frames]
 
 

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from manifests.config import ConfigError
 from manifests.storage.store import StoreError
-from trainer import data
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
+from trainer.data import samples
 from trainer.inference.predict import predict
 from trainer.loop import train as trainer_train
+from trainer.loop.device import resolve_device
 from trainer.loop.learner import Learner
-from trainer.loop.train import cosine, locked, resolve_device, train
+from trainer.loop.run_folder import locked
+from trainer.loop.train import cosine, train
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 from trainer.records.record import read_log
@@ -369,7 +371,7 @@ def test_a_frame_of_a_single_voxel_is_named(fleet: Any, console: Console) -> Non
 
 
 def test_a_worker_that_is_lost_is_a_sentence(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "class_sample", lambda *_: os._exit(9))
+    monkeypatch.setattr(samples, "class_sample", lambda *_: os._exit(9))
     with pytest.raises(TrainerError, match=r"a process of the loader was lost .*lower run.loader_workers"):
         train(fleet.recipe("run.loader_workers=1"), "distill", console)
 

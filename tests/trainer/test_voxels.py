@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trainer.voxels import LabelRule, VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
+from trainer.data.voxels import LabelRule, VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
 
 CARTESIAN = VoxelConfig(coordinates="cartesian")
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from manifests.fingerprint import DIGITS, differences
 from trainer.config import TrainerError
-from trainer.voxels import VoxelConfig
+from trainer.data.voxels import VoxelConfig
 
 FORMAT = 1
 _KEY = "checkpoint"

@@ -23,9 +23,9 @@ from torch import Tensor
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import Checkpoint, InitialWeights
 from trainer.config import Recipe, TrainerError
+from trainer.data.voxels import VoxelConfig
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine
-from trainer.voxels import VoxelConfig
 
 ANGLE_DEG = 1.0
 """The one sector that the reference implementation cuts cylindrical voxels into; its configuration does not tell."""

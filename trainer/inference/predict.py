@@ -20,15 +20,19 @@ from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
 from manifests.storage.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
-from trainer import data
 from trainer.checkpoints import checkpoint, official
 from trainer.config import Recipe, TrainerError
+from trainer.data.batches import PointBatch
+from trainer.data.loading import BatchDataset, checked_batch, load_batches
+from trainer.data.samples import point_sample
+from trainer.data.tables import FrameRow, Tables, scenes_of_split
+from trainer.data.voxels import without_labels
 from trainer.inference.predictions import pin, shard_key
+from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import N_INPUTS
-from trainer.loop.train import deterministic, progress_bar, resolve_device
+from trainer.loop.log import progress_bar
 from trainer.network.minkunet import NetworkConfig, build_network
 from trainer.network.sparse import Engine, open_engine
-from trainer.voxels import without_labels
 
 VERSION = 1
 """Raised when the code changes what a prediction is."""
@@ -45,7 +49,7 @@ class Sweeps:
     recipe: Recipe
     store: Store
     ref: Ref
-    tables: data.Tables
+    tables: Tables
     shards: tuple[str, ...]
     engine: Engine
     device: torch.device
@@ -57,8 +61,8 @@ class Sweeps:
         ref = store.read_ref(recipe.name)
         engine = open_engine(recipe.network.engine)
         device = resolve_device(recipe.run.device, engine)
-        tables = data.Tables(store, ref, ["points"])
-        scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
+        tables = Tables(store, ref, ["points"])
+        scenes = scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
         shards = tuple(shard for shard in tables.shards if scene_of(shard) in scenes)
         return cls(recipe, store, ref, tables, shards, engine, device)
 
@@ -226,7 +230,7 @@ def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, 
 
 def answered_shards(
     recipe: Recipe,
-    tables: data.Tables,
+    tables: Tables,
     shards: Sequence[str],
     network: nn.Module,
     device: torch.device,
@@ -236,19 +240,17 @@ def answered_shards(
     """Yield each shard and the rows of its table, in frame order; workers prepare the frames of the next meanwhile."""
     states = {shard: [state for (state,) in tables.states(shard)] for shard in shards}
     frames = [
-        data.FrameRow(shard, row, state["frame_id"])
+        FrameRow(shard, row, state["frame_id"])
         for shard in shards
         for row, state in enumerate(states[shard])
         if state["status"] == "ok"
     ]
-    samples = data.BatchDataset(tables, frames, partial(data.point_sample, recipe.voxels, views), seed=0)
+    samples = BatchDataset(tables, frames, partial(point_sample, recipe.voxels, views), seed=0)
     size = recipe.run.batch_size
     numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
-    with data.load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
+    with load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
         answers = (
-            frame
-            for batch in loader
-            for frame in answer_batch(network, data.checked_batch(batch), device, columns, views)
+            frame for batch in loader for frame in answer_batch(network, checked_batch(batch), device, columns, views)
         )
         for shard in shards:
             yield shard, (answered_row(state, answers) for state in states[shard])
@@ -262,7 +264,7 @@ def answered_row(state: dict[str, Any], answers: Iterator[dict[str, NDArray[Any]
 
 
 def answer_batch(
-    network: nn.Module, batch: data.PointBatch, device: torch.device, columns: Columns, views: int = 1
+    network: nn.Module, batch: PointBatch, device: torch.device, columns: Columns, views: int = 1
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each.
 

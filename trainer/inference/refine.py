@@ -19,8 +19,8 @@ from manifests.storage.store import scene_of
 from superpixels.flat_interaction import Refined, merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.voting import Ballot, vote
-from trainer import data
 from trainer.config import Recipe, Refinement
+from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]
 
@@ -57,12 +57,12 @@ class Answered:
 
 
 def windows(
-    tables: data.Tables,
-    frames: Sequence[data.FrameRow],
+    tables: Tables,
+    frames: Sequence[FrameRow],
     reach: int,
     stages: Collection[str],
-    read: Callable[[data.FrameRow], Answered],
-) -> Iterator[tuple[data.FrameRow, Answered, tuple[Answered, ...]]]:
+    read: Callable[[FrameRow], Answered],
+) -> Iterator[tuple[FrameRow, Answered, tuple[Answered, ...]]]:
     """Yield every one of some frames, what was read of it, and of those up to `reach` before and after in its scene.
 
     `frames` are in the order of the tables, and so are neighbours, through the ends of shards. A neighbour that failed
@@ -74,13 +74,13 @@ def windows(
         return
     of_stages = [table.stage in stages for table in tables.tables]
     for scene, chosen in groupby(frames, key=lambda frame: frame.scene):
-        places: list[data.FrameRow | None] = []  # of all frames of the scene; None: it failed
+        places: list[FrameRow | None] = []  # of all frames of the scene; None: it failed
         first: dict[str, int] = {}
         for shard in (name for name in tables.shards if scene_of(name) == scene):
             first[shard] = len(places)
             for row, states in enumerate(tables.states(shard)):
                 failed = any(state["status"] != "ok" for state, asked in zip(states, of_stages, strict=True) if asked)
-                places.append(None if failed else data.FrameRow(shard, row, states[0]["frame_id"]))
+                places.append(None if failed else FrameRow(shard, row, states[0]["frame_id"]))
         near: dict[int, Answered] = {}
         for frame in chosen:
             here = first[frame.shard] + frame.row

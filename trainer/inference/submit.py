@@ -20,9 +20,9 @@ from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.splits import load_split
 from manifests.storage.store import Ref, Store, StoreError, scene_of
-from trainer import data
 from trainer.config import Recipe, TrainerError
-from trainer.loop.train import progress_bar
+from trainer.data.tables import FrameRow, Tables, scenes_of_split
+from trainer.loop.log import progress_bar
 from trainer.scoring.evaluate import predictions
 
 
@@ -186,7 +186,7 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
         raise ConfigError(f"{folder} is there already; remove it, or name another folder with --out")
     store = Store.open(recipe.run.store)
     tables = predicted_tables(store, recipe)
-    scenes = data.scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
+    scenes = scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
     shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
     frames, failed = [], []
     for shard in shards:
@@ -194,7 +194,7 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
             if indexed["status"] != "ok" or predicted["status"] != "ok":
                 failed.append(f"{predicted['frame_id']} ({predicted['reason']})")
             else:
-                frames.append(data.FrameRow(shard, row, predicted["frame_id"]))
+                frames.append(FrameRow(shard, row, predicted["frame_id"]))
     absent = missing_frames(benchmark, Counter(frame.scene for frame in frames))
     if (absent or failed) and not partial:
         raise StoreError(
@@ -219,14 +219,14 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
     return folder
 
 
-def predicted_tables(store: Store, recipe: Recipe) -> data.Tables:
+def predicted_tables(store: Store, recipe: Recipe) -> Tables:
     """Return `index` and `predict` of the recipe, cut down to what was predicted; raises like `predictions`."""
     ref = store.read_ref(recipe.name)
     predicted, _ = predictions(store, recipe, ref)
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")
     index = replace(index, shards=tuple(shard for shard in index.shards if shard.shard in names))
-    return data.Tables(store, Ref(recipe.name, {"index": index, "predict": predicted}), ["index", "predict"])
+    return Tables(store, Ref(recipe.name, {"index": index, "predict": predicted}), ["index", "predict"])
 
 
 def missing_frames(benchmark: Benchmark, found: Mapping[str, int]) -> list[str]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import data
 from trainer.checkpoints import checkpoint
 from trainer.config import SgdConfig, TrainerError
+from trainer.data.batches import Batch
 from trainer.loop.ranks import Ranks
 from trainer.network.minkunet import NetworkConfig, build_network, freeze_trunk, parameter_groups
 from trainer.network.sparse import Engine
@@ -67,7 +67,7 @@ class Learner:
         """Return the learning rate of every group of parameters."""
         return {f"lr_{group['name']}": group["lr"] for group in self.optimiser.param_groups}
 
-    def find_gradients(self, parts: Sequence[data.Batch], whole: Whole) -> dict[str, float]:
+    def find_gradients(self, parts: Sequence[Batch], whole: Whole) -> dict[str, float]:
         """Put the gradients of a batch in place and return its loss; `parts` are those of this process."""
         if self._model is None:  # only now are the weights those to begin with
             self._model = self._distributed()

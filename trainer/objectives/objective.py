@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from trainer import data
 from trainer.config import SgdConfig, Task
+from trainer.data.loading import MakeSample
+from trainer.data.tables import Every
 from trainer.objectives.losses import Whole
 
 
@@ -35,12 +36,12 @@ class Objective:
     settings: SgdConfig
     stages: tuple[str, ...]
     broadcast: tuple[str, ...]
-    make_sample: data.MakeSample
+    make_sample: MakeSample
     n_outputs: int
     normalise_output: bool
     lr_trunk: float
     lr_head: float
     loss: Callable[[Tensor, Any, Whole], Terms]
     init: str = ""
-    every: data.Every = data.Every()
+    every: Every = Every()
     frozen_trunk: bool = False

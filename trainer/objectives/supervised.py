@@ -15,12 +15,14 @@ from torch import Tensor
 from manifests.rows import Row
 from manifests.sample import sweep_of
 from manifests.storage.store import Ref, Store
-from trainer import data
-from trainer.augment import AugmentConfig
 from trainer.config import LabelledConfig, Recipe, Task
+from trainer.data.augment import AugmentConfig
+from trainer.data.batches import TargetBatch
+from trainer.data.samples import class_sample
+from trainer.data.tables import Every, check_dictionary
+from trainer.data.voxels import VoxelConfig
 from trainer.objectives.losses import Whole, segmentation_loss
 from trainer.objectives.objective import Objective, Terms
-from trainer.voxels import VoxelConfig
 
 
 def probing(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
@@ -55,9 +57,9 @@ def supervision(
 
     Raises StoreError if the labels were made with another class dictionary.
     """
-    data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
+    check_dictionary(store, ref, "label", recipe.ontology.raw_content())
 
-    def loss(output: Tensor, batch: data.TargetBatch, whole: Whole) -> Terms:
+    def loss(output: Tensor, batch: TargetBatch, whole: Whole) -> Terms:
         return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
 
     return Objective(
@@ -72,7 +74,7 @@ def supervision(
         lr_head=lr_head,
         loss=loss,
         init=settings.init,
-        every=data.Every(settings.every_scene, settings.every_scan),
+        every=Every(settings.every_scene, settings.every_scan),
         frozen_trunk=frozen_trunk,
     )
 
@@ -83,6 +85,6 @@ def label_sample(
     class_names: Sequence[str],
     rows: Sequence[Row],
     rng: np.random.Generator,
-) -> data.TargetBatch:
+) -> TargetBatch:
     """Return one frame of tables `points` and `label`, seen as `augmentation` draws it; raises like `class_sample`."""
-    return data.class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng)
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng)

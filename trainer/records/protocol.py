@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manifests.fingerprint import differences, plain
-from trainer.augment import AugmentConfig, without_pairs
 from trainer.config import (
     DistillConfig,
     FinetuneConfig,
@@ -22,8 +21,9 @@ from trainer.config import (
     SgdConfig,
     Task,
 )
+from trainer.data.augment import AugmentConfig, without_pairs
+from trainer.data.voxels import VoxelConfig, without_labels
 from trainer.network.minkunet import NetworkConfig
-from trainer.voxels import VoxelConfig, without_labels
 
 NOT_COMPARED = ("init", "seed", "keep_every", "engine")
 """Settings that are another experiment of the paper, that it does not give, or that change no result."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from manifests.sample import Sweep, sweep_of, targets_of
 from manifests.storage.store import Ref, Store, StoreError
-from trainer import data
 from trainer.config import Recipe
+from trainer.data.tables import Tables, select_frames
 
 Baseline = Literal["majority", "tree"]
 Answer = Callable[[Sweep], NDArray[np.uint8]]
@@ -31,9 +31,9 @@ def learn_baseline(kind: Baseline, recipe: Recipe, store: Store, ref: Ref) -> An
 
     Raises StoreError for missing tables, or where no point has a pseudo-label.
     """
-    tables = data.Tables(store, ref, ["points", "target"])
+    tables = Tables(store, ref, ["points", "target"])
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
-    frames = data.select_frames(tables, recipe.distill.split, recipe.data.dataset, excluded).frames
+    frames = select_frames(tables, recipe.distill.split, recipe.data.dataset, excluded).frames
     n_classes = len(recipe.ontology.classes)
     rng = np.random.default_rng(recipe.distill.seed)
     per_frame = -(-POINTS // len(frames))

@@ -19,13 +19,13 @@ from manifests.fingerprint import differences, plain
 from manifests.sample import sweep_of
 from manifests.storage.store import Ref, Store, StoreError, TableRef, scene_of
 from superpixels.metrics import Confusion, Scores, scores
-from trainer import data
 from trainer.checkpoints import official
 from trainer.config import Recipe, Refinement
+from trainer.data.tables import FrameRow, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.predict import checkpoint_path, predict_identity
 from trainer.inference.predictions import read_predictions
 from trainer.inference.refine import Answered, Labels, refined, windows
-from trainer.loop.train import progress_bar
+from trainer.loop.log import progress_bar
 from trainer.records import record
 from trainer.scoring.baselines import learn_baseline
 
@@ -94,8 +94,8 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
     """Score labels before and after some refinements, or without any: ["none"]."""
     store = Store.open(recipe.run.store)
     ref = store.read_ref(recipe.name)
-    data.check_dictionary(store, ref, "group", recipe.ontology.label_content())
-    data.check_dictionary(store, ref, "label", recipe.ontology.raw_content())
+    check_dictionary(store, ref, "group", recipe.ontology.label_content())
+    check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
     refining = [name for name in names if name != "none"]
     reach = recipe.vote.reach if any("vote" in name for name in names) else 0
@@ -105,9 +105,9 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
     images = pseudo_labels(store, ref, ["afi"]) if recipe.evaluate.merge and of == "prediction" else None
     merged_from = [images] if images else []
     joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
-    tables = data.Tables(store, Ref(recipe.name, joined), list(joined))
+    tables = Tables(store, Ref(recipe.name, joined), list(joined))
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
-    selection = data.select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
+    selection = select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
 
     n_classes = len(recipe.ontology.classes) - 1
     parts: tuple[Part, ...] = get_args(Part) if seen_from else ("all",)
@@ -115,7 +115,7 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
     heard = {judged.stage, *(table.stage for table in geometry)}
     rest = joined.keys() - heard
 
-    def read(frame: data.FrameRow) -> Answered:
+    def read(frame: FrameRow) -> Answered:
         return answer_of(rows_of(tables, frame, heard))
 
     near = windows(tables, selection.frames, reach, heard, read)
@@ -175,7 +175,7 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
     return evaluations
 
 
-def rows_of(tables: data.Tables, frame: data.FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
+def rows_of(tables: Tables, frame: FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
     """Return the rows of a frame in the tables of some stages; raises StoreError like `Tables.row`."""
     names = [table.stage for table in tables.tables if table.stage in stages]
     return dict(zip(names, tables.row(frame, stages), strict=True))
@@ -299,8 +299,8 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
     )
     if "label" not in ref.tables:
         raise nothing
-    tables = data.Tables(store, ref, ["label"])
-    scenes = data.scenes_of_split(tables, recipe.evaluate.split, recipe.data.dataset)
+    tables = Tables(store, ref, ["label"])
+    scenes = scenes_of_split(tables, recipe.evaluate.split, recipe.data.dataset)
     shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
     if not any(state["status"] == "ok" for shard in shards for (state,) in tables.states(shard)):
         raise nothing

@@ -1,0 +1,1 @@
+"""Packed tables as batches: which frames, what a sample is, and who loads them."""

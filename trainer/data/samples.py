@@ -1,0 +1,123 @@
+"""A frame's rows as a sample: augmented, voxelised, with what it is to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from manifests.rows import Row
+from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
+from trainer.data.augment import AugmentConfig, augment, view_of
+from trainer.data.batches import ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
+from trainer.data.voxels import VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
+
+
+def pair_sample(
+    voxels: VoxelConfig, augmentation: AugmentConfig | None, rows: Sequence[Row], rng: np.random.Generator
+) -> PairBatch:
+    """Return one frame of tables `points` and `pairs`, seen as `augmentation` draws it."""
+    sweep, _, pairs = transformed(sweep_of(rows[0]), pairs_of(rows[1]), augmentation, rng)
+    assert pairs is not None
+    grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
+    return PairBatch(
+        **voxel_fields(sweep.frame_id, grid),
+        pair_voxel=torch.from_numpy(grid.inverse[pairs.point]),
+        pair_superpoint=torch.from_numpy(pairs.superpoint.astype(np.int64)),
+        superpoint_vector=torch.from_numpy(pairs.vector.copy()),
+        superpoint_prompt=torch.from_numpy(pairs.prompt_id.astype(np.int64)),
+        superpoint_frame=torch.zeros(len(pairs.prompt_id), dtype=torch.int64),
+    )
+
+
+def target_sample(
+    voxels: VoxelConfig,
+    augmentation: AugmentConfig | None,
+    class_names: Sequence[str],
+    rows: Sequence[Row],
+    rng: np.random.Generator,
+    *,
+    confident: bool = False,
+) -> TargetBatch:
+    """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`.
+
+    With `confident` it is a ConfidentBatch.
+    """
+    target = targets_of(rows[1])
+    confidence = target.confidence if confident else None
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
+
+
+def class_sample(
+    voxels: VoxelConfig,
+    augmentation: AugmentConfig | None,
+    class_names: Sequence[str],
+    sweep: Sweep,
+    label: NDArray[np.uint8],
+    rng: np.random.Generator,
+    confidence: NDArray[np.uint8] | None = None,
+) -> TargetBatch:
+    """Return a sweep whose points bear classes, `label` (n,), 0 none, seen as `augmentation` draws it.
+
+    With the `confidence` (n,) of these labels in 1/255 it is a ConfidentBatch. Raises ValueError for a label that is
+    none of the classes, or labels of another sweep.
+    """
+    if len(label) != len(sweep.xyz_m):
+        raise ValueError(f"{len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: make pack")
+    if label.max(initial=0) >= len(class_names):
+        raise ValueError(
+            f"label {label.max()} is none of the {len(class_names)} classes; was the table made with another "
+            "dictionary? run: make pack"
+        )
+    sweep, kept, _ = transformed(sweep, None, augmentation, rng)
+    grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
+    labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
+    taught = TargetBatch(**voxel_fields(sweep.frame_id, grid), labels=torch.from_numpy(labels))
+    if confidence is None:
+        return taught
+    sure = voxel_confidences(confidence[kept], label[kept], grid, labels, voxels.label)
+    return ConfidentBatch(**vars(taught), confidence=torch.from_numpy(sure))
+
+
+def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:
+    """Return fixed views of one frame of table `points` as so many frames; the first is the frame as it is."""
+    sweep = sweep_of(rows[0])
+    grids = (voxelise(view_of(sweep.xyz_m, number), sweep.intensity, voxels) for number in range(views))
+    return join(
+        [
+            PointBatch(
+                **voxel_fields(sweep.frame_id, grid),
+                point_voxel=torch.from_numpy(grid.inverse),
+                n_points=torch.tensor([len(sweep.xyz_m)]),
+            )
+            for grid in grids
+        ]
+    )
+
+
+def transformed(
+    sweep: Sweep, pairs: SuperpointPairs | None, augmentation: AugmentConfig | None, rng: np.random.Generator
+) -> tuple[Sweep, NDArray[np.int64], SuperpointPairs | None]:
+    """Return a random view of a sweep, the rows of the points it keeps, and its pairs; or all as it is.
+
+    Raises ValueError if there is nothing to see.
+    """
+    if len(sweep.xyz_m) == 0:
+        raise ValueError("the sweep has no points to learn from; exclude the frame with data.exclude")
+    if augmentation is None:
+        return sweep, np.arange(len(sweep.xyz_m)), pairs
+    view = augment(sweep.xyz_m, pairs, augmentation, rng)
+    return Sweep(sweep.frame_id, view.xyz_m, sweep.intensity[view.kept_point]), view.kept_point, view.pairs
+
+
+def voxel_fields(frame_id: str, grid: Voxels) -> dict[str, Any]:
+    """Return the fields that every batch has, of one frame."""
+    return {
+        "frame_ids": (frame_id,),
+        "voxel_frame": torch.zeros(len(grid.coords), dtype=torch.int64),
+        "cells": torch.from_numpy(grid.coords),
+        "features": torch.from_numpy(grid.features),
+    }

@@ -1,0 +1,65 @@
+"""The device that computes, and computing that repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from manifests.config import ConfigError
+from trainer.loop.ranks import ALONE, Ranks
+from trainer.network.sparse import Engine, check_engine
+
+
+def resolve_device(name: str, engine: Engine, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device of `run.device`: "auto" is the GPU where torch and the engine can both use one.
+
+    Of several processes on a machine each gets a GPU of its own.
+
+    On a GPU the engine is compared with dense convolutions first: it is built from source there, and forks of it have
+    been wrong. Raises ConfigError for a device that is not there, RuntimeError for an engine that computes wrongly.
+    """
+    try:
+        device = torch.device("cuda" if engine.cuda_usable() else "cpu") if name == "auto" else torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'run.device is "{name}"; choose "auto", "cpu", "cuda" or "cuda:1"') from None
+    if device.type == "cuda" and not engine.cuda_usable():
+        raise ConfigError(
+            f'run.device is "{name}", but torch or the {engine.name} engine has no GPU here; set it to "cpu" or "auto"'
+        )
+    if device.type == "cuda" and ranks.size > 1:
+        if ranks.local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "
+                "many processes (torchrun --nproc-per-node)"
+            )
+        device = torch.device("cuda", ranks.local)
+        torch.cuda.set_device(device)
+    if device.type == "cuda":
+        check_engine(engine, device)
+    return device
+
+
+@contextmanager
+def deterministic(wanted: bool, device: torch.device, engine: Engine) -> Iterator[None]:
+    """Within the block, equal inputs give equal bits; on a GPU as far as torch and the sparse engine can."""
+    if not wanted:
+        yield
+        return
+    if device.type == "cpu":
+        try:
+            engine.require_deterministic()
+        except RuntimeError as error:
+            raise ConfigError(f"run.deterministic = true: {error}") from None
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    memory.fill_uninitialized_memory = False  # nothing reads it, and filling costs 4 % of a step
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled

@@ -1,0 +1,206 @@
+"""A run: what it learns from what, where it lives, and what an earlier one left there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.config import changed_values
+from manifests.fingerprint import differences, digest, plain
+from manifests.storage.store import Store, StoreError, TableRef
+from trainer.checkpoints import checkpoint
+from trainer.config import Recipe, Task, TrainerError
+from trainer.data.augment import without_pairs
+from trainer.data.tables import Selection, Tables
+from trainer.data.voxels import without_labels
+from trainer.inference.predictions import pin
+from trainer.loop.ranks import Ranks
+from trainer.network.sparse import Engine
+from trainer.objectives.objective import Objective
+from trainer.objectives.registry import EARLIER_RUNS
+from trainer.records import protocol, record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: where it lives, what it learns from what, and where its weights begin."""
+
+    recipe: Recipe
+    objective: Objective
+    folder: Path
+    engine: Engine
+    device: torch.device
+    ranks: Ranks
+    tables: Tables
+    selection: Selection
+    excluded: frozenset[str]
+    used: Mapping[str, TableRef]
+    initial: Path | None
+    ancestor: Mapping[str, Any] | None
+    teacher: Mapping[str, Any] | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, readable; a run is continued only where it is the same."""
+        recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
+        for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
+            settings.pop(name, None)
+        identity: dict[str, Any] = plain(
+            {
+                "task": task,
+                task: settings,
+                "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
+                "network": changed_values(recipe.network),
+                "augment": changed_values(recipe.augment if task == "pretrain" else without_pairs(recipe.augment)),
+                "tables": {
+                    name: {"fingerprint": table.fingerprint, "shards": digest([shard.key for shard in table.shards])}
+                    for name, table in self.used.items()
+                },
+                "frames": {
+                    "number": len(self.selection.frames),
+                    "digest": digest([frame.frame_id for frame in self.selection.frames]),
+                },
+                "ontology": digest(recipe.ontology.label_content()),
+                "init": self.ancestor["weights"] if self.ancestor else None,
+            }
+        )
+        return identity
+
+    def place(self) -> str:
+        """Return what computes: the device, and how many processes share the work."""
+        alone = self.ranks.size == 1
+        return str(self.device) if alone else f"{self.device.type}, {self.ranks.size} processes sharing every batch"
+
+    def document(self) -> dict[str, Any]:
+        """Return what log and checkpoints record of the run."""
+        recipe = self.recipe
+        task = self.objective.task
+        sections = ("data", "run", "voxels", "network", "augment", task)
+        return {
+            "task": task,
+            "recipe": recipe.name,
+            "identity": self.identity,
+            "config": {name: plain(asdict(getattr(recipe, name))) for name in sections},
+            "written": plain(recipe.written),
+            "departures": protocol.departures(
+                recipe,
+                task,
+                len(self.selection.frames),
+                self.ancestor,
+                record.made_with(self.tables.store, self.used),
+            ),
+            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher),
+            "initial": self.ancestor,
+            "teacher": self.teacher,
+            "n_outputs": self.objective.n_outputs,
+            "tables": {
+                name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
+                for name, table in self.used.items()
+            },
+            "ontology": {"name": recipe.ontology.name, "version": recipe.ontology.version},
+            "class_names": list(recipe.ontology.class_names),
+            "seed": self.objective.settings.seed,
+            "epochs": self.objective.settings.epochs,
+            "versions": checkpoint.versions(),
+            "commit": checkpoint.git_commit(),
+            "device": str(self.device),
+            "ranks": self.ranks.size,
+            "hardware": record.hardware(),
+        }
+
+
+def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
+    """Return the checkpoint that `<task>.init` means, or None for random weights.
+
+    Raises TrainerError if it is that of a run which has not been started, or not come to its end.
+    """
+    if not init:
+        return None
+    earlier = init in EARLIER_RUNS.get(task, ())
+    path = recipe.folder() / init if earlier else Path(init).expanduser()
+    if not earlier and not path.is_dir():
+        return path
+    advice = f"run: make {init} RECIPE={recipe.name}" if earlier else "finish that run"
+    found = checkpoint.latest(path)
+    if found is None:
+        raise TrainerError(
+            f'{task}.init is "{init}", but {path} holds no checkpoint; {advice}, or set {task}.init to a checkpoint, '
+            'or to "" for random weights'
+        )
+    document = checkpoint.read_document(found)
+    if "epochs" in document and document["epoch"] < document["epochs"]:  # an imported one tells no number of epochs
+        raise TrainerError(
+            f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
+            f"{task}.init to {found}"
+        )
+    return found
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a run's folder and yield its file descriptor; raises TrainerError if another run holds it."""
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be written: {error.strerror}; set run.runs to a folder of yours") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+            raise TrainerError(
+                f"another run is writing into {folder} (process {holder or 'unknown'}); wait for it, stop it, or give "
+                "this one another recipe name or run.runs"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> Path | None:
+    """Return the checkpoint to go on from, or None to start; `fresh` moves an earlier run aside first.
+
+    Raises TrainerError if the folder holds a run of another configuration, or one that may not be continued.
+    """
+    if fresh and run.folder.exists():
+        move_aside(store, run)
+    path = checkpoint.newest(run.folder)
+    if path is None:
+        return None
+    if resume == "never":
+        raise TrainerError(
+            f"{run.folder} holds {path.name} already; leave out --resume never to go on from it, or pass --fresh to "
+            "move it aside and start over"
+        )
+    changes = differences(checkpoint.read_document(path)["identity"], run.identity)
+    if changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainerError(
+            f"{run.folder} holds a run of another configuration:{listed}\nSet these back to go on, or pass --fresh to "
+            "move it aside and start over; nothing is lost"
+        )
+    return path
+
+
+def move_aside(store: Store, run: Run) -> None:
+    """Rename a run's folder, and keep its tables under a ref of that name too."""
+    number = 1
+    while (aside := run.folder.with_name(f"{run.folder.name}.old-{number}")).exists():
+        number += 1
+    try:
+        name = run.recipe.name
+        store.write_ref(pin(name, aside.name), store.read_ref(pin(name, run.folder.name)))
+    except StoreError:
+        pass  # it never came to pin a table, or the store is another one
+    run.folder.rename(aside)

@@ -1,0 +1,31 @@
+"""Every objective by its task, and whose weights each may start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from manifests.storage.store import Ref, Store
+from trainer.config import Recipe, Task
+from trainer.objectives.distillation import distillation
+from trainer.objectives.objective import Objective
+from trainer.objectives.pretraining import pretraining
+from trainer.objectives.supervised import finetuning, full_supervision, probing
+
+OBJECTIVES: dict[Task, Callable[[Recipe, Store, Ref, torch.device], Objective]] = {
+    "pretrain": pretraining,
+    "distill": distillation,
+    "probe": probing,
+    "finetune": finetuning,
+    "supervised": full_supervision,
+}
+
+
+EARLIER_RUNS: dict[Task, tuple[Task, ...]] = {
+    "distill": ("pretrain",),
+    "probe": ("pretrain", "distill"),
+    "finetune": ("pretrain", "distill"),
+    "supervised": ("pretrain", "distill"),
+}
+"""Whose weights a task may start from by name, in the same recipe."""
