@@ -33,7 +33,9 @@ from bench.ladder_plan import PLAIN, TABLES, Plan, Step, chosen, read_rungs, ste
 from bench.ladder_results import write_documents
 from manifests.config import ConfigError, RunConfig, parse_section
 from manifests.fingerprint import digest
-from manifests.storage.store import Ref, Store, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 Launch = Callable[[Sequence[str], Path], tuple[int, float]]

@@ -16,7 +16,9 @@ import pyarrow as pa
 from manifests.config import DataConfig, RunConfig
 from manifests.ontology import load_ontology
 from manifests.rows import Row
-from manifests.storage.store import Ref, ShardFile, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.datasets import open_dataset
 from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner

@@ -30,7 +30,7 @@ from bench.packed import OurWay, Source, recipe_for
 from bench.usual import UsualWay
 from manifests.config import ConfigError
 from manifests.provenance import git_commit
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from pipeline.datasets.nuscenes import find_version, open_tables
 from trainer.data.augment import AugmentConfig
 from trainer.data.voxels import VoxelConfig

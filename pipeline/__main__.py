@@ -17,7 +17,8 @@ from manifests import schema
 from manifests.config import ConfigError, RunConfig
 from manifests.query import HEADINGS
 from manifests.storage.archive import pack, unpack
-from manifests.storage.store import Store, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards
 from pipeline.checks.doctor import FRAMES, examine
 from pipeline.commands.console import FramesOption, RecipeArgument, SetOption, Targets, console, sentences

@@ -20,7 +20,8 @@ from PIL import Image
 
 from manifests.config import ConfigError, DataConfig
 from manifests.storage.archive import pack, unpack
-from manifests.storage.store import Store, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.frame import Camera, Frame, FrameError

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from manifests.config import ConfigError, RunConfig, read_recipe
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 
 if TYPE_CHECKING:
     from trainer.config import Recipe, Task

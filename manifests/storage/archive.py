@@ -28,24 +28,13 @@ import pyarrow.parquet as pq
 
 from manifests.fingerprint import digest
 from manifests.schema import TABLES, metadata, signature
-from manifests.storage.store import (
-    MANIFEST,
-    MOST_JSON_BYTES,
-    Manifest,
-    Ref,
-    ShardFile,
-    Store,
-    StoreError,
-    TableRef,
-    checked,
-    checked_hex,
-    expect_list,
-    is_word,
-    shard_from,
-    sidecar_name,
-    table_folder,
-    unwritable,
-)
+from manifests.storage.documents import MOST_JSON_BYTES, expect_list
+from manifests.storage.errors import StoreError, unwritable
+from manifests.storage.manifest import Manifest
+from manifests.storage.names import MANIFEST, checked, checked_hex, is_word, sidecar_name, table_folder
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile, shard_from
+from manifests.storage.store import Store
 
 CONTENTS, LICENCE = "afov.json", "LICENCE.txt"
 FORMAT = 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from manifests.storage.store import Ref, ShardFile, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 
 
 def damaged_shards(store: Store, ref: Ref, progress: Callable[[int], None]) -> list[tuple[TableRef, ShardFile, str]]:

@@ -20,7 +20,8 @@ import psutil
 
 from manifests.config import TRAINER_TASKS, ConfigError, read_recipe
 from manifests.splits import load_split
-from manifests.storage.store import StoreError, scene_of
+from manifests.storage.errors import StoreError
+from manifests.storage.names import scene_of
 from pipeline.checks.alignment import ELSEWHERE, Fit, correlate, find_edges, find_ends, judge
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.engine.runner import Runner

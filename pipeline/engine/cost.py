@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from manifests.storage.store import Manifest
+from manifests.storage.manifest import Manifest
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import StagePlan
 

@@ -13,7 +13,12 @@ from manifests.config import ConfigError
 from manifests.fingerprint import differences, digest
 from manifests.schema import signature
 from manifests.splits import load_split
-from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, scene_of, shard_name
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.names import scene_of, shard_name
+from manifests.storage.refs import Ref
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.datasets import open_dataset
 from pipeline.engine.keys import digest_rows, digest_table
 from pipeline.engine.listing import ListedFrames, Spool

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from manifests.config import ConfigError
 from manifests.fingerprint import digest
 from manifests.provenance import git_commit, package_versions
-from manifests.storage.store import Manifest, Ref, TableRef
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
 from pipeline.engine.planner import Planner
 from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
 from pipeline.stages import STAGES

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from manifests.storage.store import ShardFile
+from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
 from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher, Work

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from manifests.storage.store import ShardFile
+from manifests.storage.shards import ShardFile
 from pipeline.frame import Frame
 from pipeline.stages import STAGES
 from pipeline.stages.base import Stage

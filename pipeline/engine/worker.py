@@ -12,7 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
 from manifests.rows import Row, failed_row
-from manifests.storage.store import ShardFile, Store, StoreError, is_full
+from manifests.storage.errors import StoreError, is_full
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError, frame_of
 from pipeline.recipe import Recipe

@@ -27,7 +27,10 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
-from manifests.storage.store import ShardFile, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.frame import Camera, Frame, frame_of
 from pipeline.look.browse import Track
 from pipeline.recipe import Recipe

@@ -11,7 +11,10 @@ import numpy as np
 
 from manifests.rows import Row
 from manifests.schema import TABLES
-from manifests.storage.store import Ref, ShardFile, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.frame import Frame, frame_of
 
 NEEDED = ("index", "points", "project", "segment", "group", "target")

@@ -32,7 +32,9 @@ from manifests.query import (
     write_ranking,
 )
 from manifests.rows import Row
-from manifests.storage.store import Ref, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from pipeline.look.browse import Browser, Place, Track, made_of_points
 from pipeline.recipe import Recipe
 from pipeline.stages.text import settings

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from manifests.rows import Row
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from pipeline.frame import Frame
 from pipeline.recipe import Recipe
 

@@ -19,7 +19,8 @@ from bench.ladder_plan import PLAIN, Plan, chosen, read_rungs, steps_of
 from bench.ladder_results import BEGIN, END, Gain, Spread, between_markers, gain, table, write_documents
 from manifests.config import ConfigError, read_recipe
 from manifests.fingerprint import digest
-from manifests.storage.store import Ref, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 
 RUNGS = """
 [rung.group]

@@ -21,7 +21,10 @@ from manifests.rows import to_table
 from manifests.schema import TARGET, signature
 from manifests.storage import archive
 from manifests.storage.archive import pack, unpack
-from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from tests.manifests.s3_server import Server
 
 IDENTITY = {"stage": "target", "version": 1, "columns": signature(TARGET), "settings": {}, "needs": {}}

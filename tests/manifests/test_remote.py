@@ -20,8 +20,12 @@ import pytest
 from manifests.rows import to_table
 from manifests.schema import TARGET
 from manifests.storage import remote
+from manifests.storage.errors import DiskFull, StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
 from manifests.storage.remote import RangeFile, Unreachable, patiently
-from manifests.storage.store import DiskFull, Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"

@@ -23,7 +23,12 @@ from hypothesis import strategies as st
 
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef, checked, scene_of, shard_name
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.names import checked, scene_of, shard_name
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 
 FINGERPRINT = "0123456789ab"
 KEY = "00aa11bb22cc"
@@ -202,7 +207,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from manifests.storage import store as module
+from manifests.storage import shards
+from manifests.storage.store import Store
 import tests_rows
 stop = int(sys.argv[2])
 count = 0
@@ -216,10 +222,10 @@ def kill_at(function):
     return wrapped
 os.replace = kill_at(os.replace)
 os.fsync = kill_at(os.fsync)
-module.ShardWriter.append_table = kill_at(module.ShardWriter.append_table)
-module.pq.ParquetWriter.close = kill_at(module.pq.ParquetWriter.close)
-module.Store._put_json = kill_at(module.Store._put_json)
-tests_rows.write(module.Store.open(sys.argv[1]))
+shards.ShardWriter.append_table = kill_at(shards.ShardWriter.append_table)
+shards.pq.ParquetWriter.close = kill_at(shards.pq.ParquetWriter.close)
+shards.put_json = kill_at(shards.put_json)
+tests_rows.write(Store.open(sys.argv[1]))
 print(count)
 """
 
@@ -326,7 +332,7 @@ def test_age_is_told_by_the_clock_that_dates_the_files(
     (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
     os.utime(folder(store) / ".tmp-dead", (time.time() - 25 * 3600,) * 2)
     right = time.time
-    monkeypatch.setattr("manifests.storage.store.time.time", lambda: right() + hours * 3600)
+    monkeypatch.setattr("manifests.storage.garbage.time.time", lambda: right() + hours * 3600)
     assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-dead"]
     assert list((folder(store).parent.parent / "refs").iterdir()) == []
 
@@ -347,8 +353,8 @@ def test_a_store_works_on_a_file_system_named_by_uri(tmp_path: Path) -> None:
 def test_a_store_needs_no_rename(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An object store has no rename: a shard is uploaded, then its sidecar."""
     store = Store.open(tmp_path)
-    monkeypatch.setattr(store, "_files", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()))
-    monkeypatch.setattr(store, "local", None)
+    monkeypatch.setattr(store.files, "system", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()))
+    monkeypatch.setattr(store.files, "local", None)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("rename was used")

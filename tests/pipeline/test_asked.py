@@ -14,7 +14,8 @@ import pytest
 from manifests.query import queries_folder, read_query, similarity_ref, write_ranking
 from manifests.rows import to_table
 from manifests.schema import TABLES
-from manifests.storage.store import Ref, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser

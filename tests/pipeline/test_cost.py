@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from manifests.storage.store import Manifest
+from manifests.storage.manifest import Manifest
 from pipeline.__main__ import app
 from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
 from pipeline.engine.pools import InlinePool

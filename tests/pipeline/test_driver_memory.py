@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.storage.store import ShardFile
+from manifests.storage.shards import ShardFile
 from pipeline.engine import planner as module
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Outcome, Queue, Task

@@ -17,7 +17,10 @@ from manifests.config import ConfigError, DataConfig, RunConfig
 from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES
-from manifests.storage.store import Ref, ShardFile, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.__main__ import app
 from pipeline.exchange import export as module
 from pipeline.exchange.export import Exported, export

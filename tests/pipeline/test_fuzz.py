@@ -23,7 +23,10 @@ from PIL import Image
 from manifests.config import RECIPES, ConfigError, DataConfig
 from manifests.rows import to_table
 from manifests.schema import TARGET
-from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset, camera_matrix, pose
 from pipeline.datasets.semantic_kitti import calibration, split_projection

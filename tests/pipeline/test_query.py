@@ -14,7 +14,10 @@ from manifests.config import ConfigError
 from manifests.query import queries_folder, read_query, read_ranking
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES
-from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from pipeline.__main__ import app
 from pipeline.look.query import ask, similarity_of_points
 from pipeline.recipe import Recipe, load_recipe

@@ -20,7 +20,11 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.rows import to_table
 from manifests.schema import TABLES, scalar
-from manifests.storage.store import Manifest, Ref, ShardFile, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.frame import FrameError

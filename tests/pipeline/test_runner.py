@@ -18,7 +18,8 @@ import pytest
 from manifests.config import ConfigError
 from manifests.rows import Row
 from manifests.schema import described, metadata
-from manifests.storage.store import ShardFile, Store
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool, RayPool
 from pipeline.engine.runner import Runner

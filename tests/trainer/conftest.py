@@ -12,7 +12,8 @@ from rich.console import Console
 
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES, TEXT
-from manifests.storage.store import Ref, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from trainer.config import Recipe, load_recipe
 
 ONTOLOGY = """

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from manifests.sample import Sweep
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from trainer.scoring.baselines import learn_baseline, point_features
 from trainer.scoring.evaluate import evaluate
 

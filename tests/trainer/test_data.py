@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
-from manifests.storage.store import StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
 from trainer.data import tables as data_tables
 from trainer.data.augment import AugmentConfig
 from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join

@@ -13,7 +13,9 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
-from manifests.storage.store import Manifest, Ref, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.inference.predict import predict, predict_identity

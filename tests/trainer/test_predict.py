@@ -10,7 +10,8 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.sample import sweep_of
-from manifests.storage.store import StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
 from trainer.data.augment import view_of

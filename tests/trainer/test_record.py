@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from manifests.fingerprint import sha256_file
-from manifests.storage.store import Manifest
+from manifests.storage.manifest import Manifest
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict

@@ -14,7 +14,10 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
-from manifests.storage.store import Manifest, Ref, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from superpixels.voting import Ballot, VotingConfig, vote
 from trainer.data.tables import FrameRow, Tables, select_frames
 from trainer.inference.predict import predict_identity, shard_key

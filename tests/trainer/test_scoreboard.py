@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from manifests.ontology import load_ontology
-from manifests.storage.store import Manifest, Store, TableRef
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import TableRef
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
 from trainer.loop.train import train

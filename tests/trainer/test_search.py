@@ -10,7 +10,8 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
-from manifests.storage.store import Manifest, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
 from superpixels.similarity import similarity, top_mean
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError

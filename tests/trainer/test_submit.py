@@ -10,7 +10,7 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from trainer.config import TrainerError
 from trainer.inference import submit as module
 from trainer.inference.predict import predict

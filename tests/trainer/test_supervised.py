@@ -11,7 +11,8 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.splits import load_split
-from manifests.storage.store import Manifest, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
 from trainer.checkpoints import checkpoint
 from trainer.config import FinetuneConfig, ProbeConfig, TrainerError, load_recipe
 from trainer.data.tables import Every, Tables, select_frames

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from manifests.config import ConfigError
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from trainer.checkpoints import checkpoint
 from trainer.config import TrainerError
 from trainer.data import samples

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from manifests.rows import Row
-from manifests.storage.store import StoreError
+from manifests.storage.errors import StoreError
 from trainer.config import TrainerError
 from trainer.data.batches import Batch, join
 from trainer.data.tables import FrameRow, Tables

@@ -16,7 +16,11 @@ from manifests.config import ConfigError
 from manifests.fingerprint import plain
 from manifests.ontology import Ontology
 from manifests.splits import load_split
-from manifests.storage.store import Ref, ShardFile, ShardReader, Store, StoreError, TableRef, scene_of
+from manifests.storage.errors import StoreError
+from manifests.storage.names import scene_of
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile, ShardReader
+from manifests.storage.store import Store
 
 OPEN_SHARDS = 64  # per process and table: file handles are limited, and opening again costs less than a millisecond
 

@@ -19,7 +19,11 @@ from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
-from manifests.storage.store import Manifest, Ref, ShardFile, Store, TableRef, scene_of
+from manifests.storage.manifest import Manifest
+from manifests.storage.names import scene_of
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.config import Recipe, TrainerError
 from trainer.data.batches import PointBatch

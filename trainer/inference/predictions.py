@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from manifests.fingerprint import digest
-from manifests.storage.store import Manifest, ShardFile, Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.refs import TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
 
 
 def pin(recipe: str, task: str) -> str:

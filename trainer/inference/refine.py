@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.storage.store import scene_of
+from manifests.storage.names import scene_of
 from superpixels.flat_interaction import Refined, merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.voting import Ballot, vote

@@ -29,7 +29,8 @@ from manifests.query import (
     write_ranking,
 )
 from manifests.schema import SIMILARITY
-from manifests.storage.store import Ref, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
 from trainer.config import Recipe, TrainerError

@@ -14,7 +14,9 @@ import torch
 
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
-from manifests.storage.store import Store, StoreError, TableRef
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.config import Recipe, Task, TrainerError
 from trainer.data.augment import without_pairs

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 
 from manifests.config import RunConfig
-from manifests.storage.store import Ref, Store
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.config import Recipe, Task, TrainerError
 from trainer.data.batches import Batch

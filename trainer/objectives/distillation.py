@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from manifests.storage.store import Ref, Store
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.config import Recipe
 from trainer.data.batches import ConfidentBatch, TargetBatch
 from trainer.data.samples import target_sample

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.storage.store import Ref, Store
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.config import Recipe
 from trainer.data.batches import PairBatch
 from trainer.data.samples import pair_sample

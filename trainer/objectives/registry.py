@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from manifests.storage.store import Ref, Store
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.config import Recipe, Task
 from trainer.objectives.distillation import distillation
 from trainer.objectives.objective import Objective

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from manifests.rows import Row
 from manifests.sample import sweep_of
-from manifests.storage.store import Ref, Store
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.config import LabelledConfig, Recipe, Task
 from trainer.data.augment import AugmentConfig
 from trainer.data.batches import TargetBatch

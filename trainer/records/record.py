@@ -17,7 +17,8 @@ from typing import Any, get_args
 import torch
 
 from manifests.fingerprint import differences, digest, sha256_file
-from manifests.storage.store import Ref, Store, TableRef
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.config import LabelledConfig, Recipe, Task, TrainerError
 from trainer.records import protocol

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.sample import Sweep, sweep_of, targets_of
-from manifests.storage.store import Ref, Store, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref
+from manifests.storage.store import Store
 from trainer.config import Recipe
 from trainer.data.tables import Tables, select_frames
 

@@ -17,7 +17,10 @@ from rich.table import Table
 from manifests.config import changed_values
 from manifests.fingerprint import differences, plain
 from manifests.sample import sweep_of
-from manifests.storage.store import Ref, Store, StoreError, TableRef, scene_of
+from manifests.storage.errors import StoreError
+from manifests.storage.names import scene_of
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.checkpoints import official
 from trainer.config import Recipe, Refinement

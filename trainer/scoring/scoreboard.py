@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
-from manifests.storage.store import Store, StoreError
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.config import Recipe, TrainerError
 from trainer.records.record import teacher_of

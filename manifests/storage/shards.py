@@ -1,0 +1,243 @@
+"""Shards: a scene (at most 64 frames) of a table as a Parquet file with a sidecar, written and read frame by frame.
+
+Pages carry checksums, which are off by default in Arrow, and are verified on every read; the footer has its own digest
+in the sidecar.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.fingerprint import DIGITS
+from manifests.rows import Row, decode_row, to_table
+from manifests.storage.documents import put_json
+from manifests.storage.errors import StoreError
+from manifests.storage.files import Files
+from manifests.storage.names import checked, is_word, sidecar_name, table_folder
+from manifests.storage.remote import RangeFile, Unreachable
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A committed shard: the scene (or chunk of one), the key of its inputs, and the file that holds it.
+
+    `failed` names the frames whose row is only a status and a reason. `counts` are sums over the rows that tell how
+    good they are (points seen, points labelled, ...).
+    """
+
+    shard: str
+    key: str
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    footer_sha256: str
+    failed: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class ShardWriter:
+    """Takes the rows of one shard in order and commits them; leaving the block without `commit` leaves no trace."""
+
+    def __init__(self, files: Files, folder: str, shard: str, key: str, schema: pa.Schema) -> None:
+        self._files, self._folder, self._shard, self._key = files, folder, shard, key
+        stage, fingerprint = folder.split("/")
+        self._about = {"stage": stage, "fingerprint": fingerprint}
+        self._schema = schema.with_metadata({**self._about, "shard": shard, "key": key})
+        self._rows = 0
+        self._failed: list[str] = []
+        self._counts: dict[str, int] = {}
+
+    def __enter__(self) -> ShardWriter:
+        self._scratch = self._files.scratch(f"{self._folder}/{self._shard}.{self._key}")
+        self._stream, self._publish = self._scratch.__enter__()
+        try:
+            self._parquet = pq.ParquetWriter(
+                self._stream,
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+                store_schema=True,
+            )
+        except (OSError, pa.ArrowException) as error:
+            self._scratch.__exit__(None, None, None)
+            raise self._scratch.refused(error) from None
+        return self
+
+    def append(self, row: Row, counts: Mapping[str, int] | None = None) -> None:
+        """Add the next frame and its `counts`; raises ValueError if the row does not fit the schema."""
+        if row.get("status") == "failed":
+            self._failed.append(str(row["frame_id"]))
+        for name, count in (counts or {}).items():
+            self._counts[name] = self._counts.get(name, 0) + int(count)
+        self.append_table(to_table([row], self._schema))
+
+    def append_table(self, table: pa.Table) -> None:
+        """Add the next frame, given as a table of one row."""
+        self._parquet.write_table(table.replace_schema_metadata(self._schema.metadata), row_group_size=1)
+        self._rows += table.num_rows
+
+    def commit(self) -> ShardFile:
+        """Publish file and sidecar, and return what was committed."""
+        self._parquet.close()
+        self._stream.flush()
+        size = self._stream.tell()
+        self._stream.seek(0)
+        sha256 = hashlib.file_digest(self._stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        footer = read_footer(self._stream, size)
+        name = f"{self._shard}.{self._key}.{sha256[:DIGITS]}.parquet"
+        shard = ShardFile(
+            self._shard, self._key, name, self._rows, size, sha256, hashlib.sha256(footer).hexdigest(),
+            tuple(self._failed), self._counts,
+        )  # fmt: skip
+        self._publish(f"{self._folder}/{name}")
+        put_sidecar(self._files, self._about["stage"], self._about["fingerprint"], shard)
+        return shard
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._parquet.is_open:
+            try:
+                self._parquet.close()
+            except (OSError, pa.ArrowException):  # the file is discarded; the error under way is the one to tell
+                pass
+        self._scratch.__exit__(kind, error, None)
+
+
+class ShardReader:
+    """Single rows of a committed shard, page checksums verified. Open one per process."""
+
+    def __init__(self, files: Files, folder: str, shard: ShardFile) -> None:
+        self._where = files.show(folder, checked(shard.name))
+        self._shard = shard
+        stage, fingerprint = folder.split("/")
+        try:
+            path = f"{folder}/{shard.name}"
+            self._source = files.system.open_input_file(path) if files.local else RangeFile(files.system, path)
+            size = self._source.size()
+            if size != shard.bytes:
+                raise self._damaged(f"{size} bytes, {shard.bytes} when it was committed")
+            if hashlib.sha256(read_footer(self._source, size)).hexdigest() != shard.footer_sha256:
+                raise self._damaged("its footer has changed since it was committed")
+            # behind a network, neighbouring columns come in one request
+            self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=not files.local)
+        except FileNotFoundError:
+            raise StoreError(f"{self._where} is missing; run: make {stage}") from None
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from None
+        self.schema: pa.Schema = self._parquet.schema_arrow
+        about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
+        if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
+            raise StoreError(f"{self._where} holds a shard of another identity; delete it and run: make {stage}")
+
+    @property
+    def n_rows(self) -> int:
+        """Frames in the shard."""
+        return int(self._parquet.num_row_groups)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the whole shard as an Arrow table; raises StoreError if a page is damaged."""
+        try:
+            return self._parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from None
+
+    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return frame `index` as NumPy values; raises StoreError if a page is damaged."""
+        try:
+            table = self._parquet.read_row_group(
+                index, columns=None if columns is None else list(columns), use_threads=False
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from None
+        return decode_row({name: table.column(name)[0] for name in table.column_names}, table.schema)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(self.n_rows):
+            yield self.row(index)
+
+    def _unreadable(self, error: Exception) -> StoreError:
+        if isinstance(error, Unreachable):
+            return StoreError(f"{self._where} cannot be read: {error}")
+        return self._damaged(str(error))
+
+    def _damaged(self, what: str) -> StoreError:
+        advice = "Drop it with `python -m pipeline verify RECIPE --drop`, then run again"
+        return StoreError(f"{self._where} is damaged: {what}. {advice}")
+
+
+def shard_from(document: Any, where: str) -> ShardFile:
+    """Return the shard that a sidecar, manifest or ref describes; raises StoreError if it is malformed or foreign."""
+    try:
+        shard = ShardFile(
+            shard=str(document["shard"]),
+            key=str(document["key"]),
+            name=str(document["name"]),
+            rows=int(document["rows"]),
+            bytes=int(document["bytes"]),
+            sha256=str(document["sha256"]),
+            footer_sha256=str(document["footer_sha256"]),
+            failed=tuple(str(frame) for frame in document.get("failed", ())),
+            counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise StoreError(f"{where} does not describe a shard; delete it and run again") from None
+    if shard.name != f"{shard.shard}.{shard.key}.{shard.sha256[:DIGITS]}.parquet" or not is_word(shard.name):
+        raise StoreError(f"{where} names a file outside its folder or of another shard ({shard.name!r}); delete it")
+    return shard
+
+
+def put_sidecar(files: Files, stage: str, fingerprint: str, shard: ShardFile) -> None:
+    """Make a shard count whose file lies in its place."""
+    path = f"{table_folder(stage, fingerprint)}/{sidecar_name(shard.shard, shard.key)}"
+    put_json(files, path, asdict(shard) | {"stage": stage, "fingerprint": fingerprint})
+
+
+def read_footer(source: Any, size: int) -> bytes:
+    """Return the footer of a Parquet file with its length word, the part that page checksums do not cover."""
+    source.seek(max(size - 8, 0))
+    length = int.from_bytes(source.read(8)[:4], "little") + 8
+    start = max(size - length, 0)
+    source.seek(start)
+    return bytes(source.read(size - start))
+
+
+def damage(files: Files, stage: str, fingerprint: str, shard: ShardFile) -> str | None:
+    """Return what is wrong with a shard after reading every byte of it, or None.
+
+    Raises StoreError if that cannot be told, because the store cannot be reached or may not be read.
+    """
+    folder = table_folder(stage, fingerprint)
+    path = f"{folder}/{checked(shard.name)}"
+
+    def read() -> tuple[str, int]:
+        with files.system.open_input_stream(path) as stream:
+            digest, size = hashlib.sha256(), 0
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                size += len(block)
+            return digest.hexdigest(), size
+
+    try:
+        sha256, size = files.patiently(read)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) == errno.EIO:  # the disk itself cannot read it any more
+            return f"cannot be read: {error}"
+        raise StoreError(f"{files.show(path)} cannot be read: {error}") from None
+    if size != shard.bytes:
+        return f"{size} bytes, {shard.bytes} when it was committed"
+    if sha256 != shard.sha256:
+        return "its bytes have changed since it was committed (sha256 differs)"
+    return None
