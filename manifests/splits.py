@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifests.config import nearest
+
 FOLDER = Path(__file__).with_name("splits")
 
 ALL = "all"
@@ -43,8 +45,10 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
     """The scenes of a split that are there, in the order of ``available`` (which is the order of the data set).
 
     ``split`` is a name of ``split_names(dataset)``, or the path of a ``.txt`` file with one scene per line, in which
-    empty lines and what follows a "#" do not count. Raises ValueError if the name is unknown or no scene is left,
-    FileNotFoundError if the file is not there.
+    empty lines and what follows a "#" do not count. Of an official list, scenes that are not there are left out, since
+    a data set may be there in part; a file is the user's own, and every scene that it names has to be there. Raises
+    ValueError if the name is unknown, a file names a scene that is not there, or no scene is left; FileNotFoundError
+    if the file is not there.
     """
     if split == ALL:
         wanted = set(available)
@@ -53,6 +57,13 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such split file")
         wanted = _read(path)
+        absent = sorted(wanted - set(available))
+        if absent:
+            more = f", and {len(absent) - 1} more that are not there" if len(absent) > 1 else ""
+            raise ValueError(
+                f"{path} names scene {absent[0]!r}, which is not among the {len(available)} there are"
+                f"{nearest(absent[0], available)}{more}; mend the name, or take it out of the file"
+            )
     else:
         if split not in _SPLITS.get(dataset, {}):
             raise ValueError(
@@ -76,5 +87,8 @@ def _union(lists: tuple[str, ...]) -> set[str]:
 
 
 def _read(path: Path) -> set[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # a byte-order mark is no part of a name
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8, one scene per line") from None
     return {line.split("#")[0].strip() for line in lines} - {""}

@@ -3,16 +3,20 @@
 Frames: x_cam points right, y_cam down, z_cam along the optical axis; depth is z_cam. A pixel (row, col) has its
 centre at (v_px, u_px) = (row, col), so the image covers -0.5..width-0.5. Matrices are 4 x 4 float64 and read right to
 left: ``cam_from_lidar @ x_lidar``.
+
+Poses are part of the keys of shards, so every processor must come to the same bits. BLAS and LAPACK do not: which of
+their kernels runs, and whether it fuses a product and a sum, depends on the processor. Here all products are therefore
+written out as single steps, each of which IEEE 754 defines to the last bit, in an order that stands in the code.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
 
 Float64 = npt.NDArray[np.float64]
 
@@ -48,16 +52,41 @@ def pose_matrix(rotation_wxyz: npt.ArrayLike, translation_m: npt.ArrayLike) -> F
     if translation.shape != (3,) or not np.isfinite(translation).all():
         raise ValueError(f"translation is {translation.tolist()}; expected 3 finite numbers in metres")
     matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat(rotation, scalar_first=True).as_matrix()
+    matrix[:3, :3] = rotation_of(*rotation.tolist())
     matrix[:3, 3] = translation
     return matrix
+
+
+def rotation_of(w: float, x: float, y: float, z: float) -> list[list[float]]:
+    """The rotation matrix (3, 3) of a quaternion of any length but 0, bit for bit as SciPy has it."""
+    largest = max(abs(x), abs(y), abs(z), abs(w))
+    if not 1e-150 < largest < 1e150:  # or its square is 0 or infinite
+        w, x, y, z = w / largest, x / largest, y / largest, z / largest
+    length = math.sqrt(x * x + y * y + z * z + w * w)
+    w, x, y, z = w / length, x / length, y / length, z / length
+    return [
+        [x * x - y * y - z * z + w * w, 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), -(x * x) + y * y - z * z + w * w, 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), -(x * x) - y * y + z * z + w * w],
+    ]
+
+
+def chained(*matrices: Float64) -> Float64:
+    """The product of matrices, from the left to the right, the same bits on every processor (``@`` calls BLAS)."""
+    product, *others = matrices
+    for matrix in others:
+        total = product[:, :1] * matrix[:1]
+        for step in range(1, len(matrix)):
+            total = total + product[:, step : step + 1] * matrix[step : step + 1]
+        product = total
+    return product
 
 
 def inverse_pose(b_from_a: Float64) -> Float64:
     """``a_from_b`` for a rigid ``b_from_a`` (4, 4): the rotation is transposed, so no precision is lost."""
     a_from_b = np.eye(4)
     a_from_b[:3, :3] = b_from_a[:3, :3].T
-    a_from_b[:3, 3] = -b_from_a[:3, :3].T @ b_from_a[:3, 3]
+    a_from_b[:3, 3:] = chained(-b_from_a[:3, :3].T, b_from_a[:3, 3:])
     return a_from_b
 
 
@@ -74,8 +103,8 @@ def compose_cam_from_lidar(
     devkit.
     """
     cam_from_ego = inverse_pose(ego_from_cam)
-    ego_at_image_from_ego_at_sweep = inverse_pose(world_from_ego_at_image) @ world_from_ego_at_sweep
-    return cam_from_ego @ ego_at_image_from_ego_at_sweep @ ego_from_lidar
+    ego_at_image_from_ego_at_sweep = chained(inverse_pose(world_from_ego_at_image), world_from_ego_at_sweep)
+    return chained(cam_from_ego, ego_at_image_from_ego_at_sweep, ego_from_lidar)
 
 
 def check_intrinsics(intrinsics: npt.ArrayLike) -> Float64:
@@ -115,14 +144,13 @@ def project(
         raise ValueError(
             f"min_depth_m is {min_depth_m}; points behind the camera have no pixel, so it must be 0 or more"
         )
-    image_from_lidar = check_intrinsics(intrinsics) @ cam_from_lidar[:3]
+    across, down, along = chained(check_intrinsics(intrinsics), cam_from_lidar[:3]).tolist()
+    xyz = xyz_m.T.astype(np.float64, order="C")
     with np.errstate(invalid="ignore", over="ignore"):  # infinities become nan, and compare as not seen
-        homogeneous = image_from_lidar[:, :3] @ xyz_m.T.astype(np.float64)
-        homogeneous += image_from_lidar[:, 3:]
-        across, down, depth = homogeneous
+        depth = affine(along, xyz)
         ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf))  # first: nothing may be divided by 0
-        depth = depth[ahead]
-        u, v = across[ahead] / depth, down[ahead] / depth
+        depth, xyz = depth[ahead], xyz[:, ahead]
+        u, v = affine(across, xyz) / depth, affine(down, xyz) / depth
         inside = np.flatnonzero((u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))
     u, v, depth = u[inside], v[inside], depth[inside]
     return Projection(
@@ -135,10 +163,27 @@ def project(
     )
 
 
+def affine(row: list[float], xyz: Float64) -> Float64:
+    """One row of a 3 x 4 matrix times points (3, n), (n,); see the top of the file."""
+    total: Float64 = row[0] * xyz[0]
+    total += row[1] * xyz[1]
+    total += row[2] * xyz[2]
+    total += row[3]
+    return total
+
+
 def axis_distance(u_px: Float64, v_px: Float64, intrinsics: npt.ArrayLike) -> Float64:
     """Tangent of the angle between each pixel's ray and the optical axis: 0 at the principal point, no unit.
 
     Unlike a distance in pixels it can be compared between cameras of different focal lengths.
     """
-    ray = np.linalg.solve(check_intrinsics(intrinsics), np.stack([u_px, v_px, np.ones_like(u_px)]))
-    return np.asarray(np.hypot(ray[0], ray[1]))
+    matrix = check_intrinsics(intrinsics)
+    right, down = unprojected(matrix, u_px - matrix[0, 2], v_px - matrix[1, 2])
+    return np.asarray(np.sqrt(right * right + down * down))
+
+
+def unprojected(intrinsics: Float64, right_px: Any, down_px: Any) -> tuple[Any, Any]:
+    """Where rays through pixels, given from the principal point on, are at depth 1: right and down of the axis."""
+    (fx, skew), (shear, fy) = intrinsics[:2, :2].tolist()
+    determinant = fx * fy - skew * shear
+    return (fy * right_px - skew * down_px) / determinant, (fx * down_px - shear * right_px) / determinant

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError, DataConfig, nearest
 from pipeline.datasets.clouds import read_cloud, read_point_labels
 from pipeline.frame import Camera, Frame, FrameError, inside, read_file
-from pipeline.geometry import Float64, compose_cam_from_lidar, inverse_pose, pose_matrix
+from pipeline.geometry import Float64, chained, compose_cam_from_lidar, inverse_pose, pose_matrix
 
 FILE = "scene.toml"
 
@@ -153,7 +153,7 @@ def rig_of(document: Table, where: str) -> Rig:
             ego_from_cam[name] = checked_pose(camera["ego_from_cam"], f"{here}: ego_from_cam", problems)
         else:
             cam_from_lidar = checked_pose(camera["cam_from_lidar"], f"{here}: cam_from_lidar", problems)
-            ego_from_cam[name] = ego_from_lidar @ inverse_pose(cam_from_lidar)
+            ego_from_cam[name] = chained(ego_from_lidar, inverse_pose(cam_from_lidar))
     return Rig(
         points=template(document["points"], f"{where}: points"),
         labels=template(document["labels"], f"{where}: labels") if "labels" in document else None,
@@ -203,7 +203,7 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
                     ego_from_lidar=rig.ego_from_lidar,
                 )
                 if "world_from_ego" in own
-                else inverse_pose(rig.ego_from_cam[camera]) @ rig.ego_from_lidar,
+                else chained(inverse_pose(rig.ego_from_cam[camera]), rig.ego_from_lidar),
             )
         )
     return Frame(
@@ -214,7 +214,7 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
         lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}",
         label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels else None,
         ego_from_lidar=rig.ego_from_lidar,
-        world_from_lidar=world_from_ego @ rig.ego_from_lidar,
+        world_from_lidar=chained(world_from_ego, rig.ego_from_lidar),
         cameras=tuple(cameras),
         problems=tuple(problems),
     )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError, DataConfig
 from pipeline.datasets.clouds import read_flat
 from pipeline.frame import Camera, Frame, FrameError, read_file
-from pipeline.geometry import Float64, compose_cam_from_lidar, pose_matrix
+from pipeline.geometry import Float64, chained, compose_cam_from_lidar, pose_matrix
 
 LIDAR = "LIDAR_TOP"
 
@@ -206,7 +206,7 @@ def frame_of_sample(tables: Any, scene: str, sample: TableRow, label_paths: Mapp
         lidar_path=sweep["filename"],
         label_path=label_paths.get(sweep["token"]),
         ego_from_lidar=ego_from_lidar,
-        world_from_lidar=world_from_ego_at_sweep @ ego_from_lidar,
+        world_from_lidar=chained(world_from_ego_at_sweep, ego_from_lidar),
         cameras=tuple(cameras),
     )
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError, DataConfig
 from pipeline.datasets.clouds import read_flat
 from pipeline.frame import Camera, Frame, FrameError, read_file
-from pipeline.geometry import Float64, inverse_pose
+from pipeline.geometry import Float64, chained, check_intrinsics, inverse_pose, unprojected
 
 USUAL_CAMERAS = ("image_2",)
 """The views where `data.cameras` names none: the left colour camera, as the AFOV reference implementation has it."""
@@ -130,7 +130,7 @@ class SemanticKittiDataset:
         world_from_lidar = np.full((4, 4), np.nan)
         if position < len(sequence.poses):
             lidar_from_cam0 = inverse_pose(sequence.cam0_from_lidar)
-            world_from_lidar = lidar_from_cam0 @ sequence.poses[position] @ sequence.cam0_from_lidar
+            world_from_lidar = chained(lidar_from_cam0, sequence.poses[position], sequence.cam0_from_lidar)
         elif sequence.poses:
             problems.append(
                 f"{folder}/poses.txt: {len(sequence.poses)} poses; scan {number} needs line {position + 1}: fetch the "
@@ -214,7 +214,7 @@ class SemanticKittiDataset:
             if matrix in matrices:
                 try:
                     intrinsics[camera], cam_from_cam0 = split_projection(matrices[matrix])
-                    cam_from_lidar[camera] = cam_from_cam0 @ cam0_from_lidar
+                    cam_from_lidar[camera] = chained(cam_from_cam0, cam0_from_lidar)
                 except ValueError as error:
                     problems.append(f"{folder}/calib.txt: {matrix} {error}")
             elif matrices:
@@ -300,7 +300,12 @@ def split_projection(matrix: Float64) -> tuple[Float64, Float64]:
     """
     intrinsics, cam_from_cam0 = matrix[:, :3].copy(), np.eye(4)
     try:
-        cam_from_cam0[:3, 3] = np.linalg.solve(intrinsics, matrix[:, 3])
-    except np.linalg.LinAlgError:
-        raise ValueError(f"is {matrix.tolist()}, whose left 3 x 3 part is singular") from None
+        check_intrinsics(intrinsics)
+    except ValueError:
+        raise ValueError(
+            f"is {matrix.tolist()}, whose left 3 x 3 part is singular or no camera matrix (last row 0, 0, 1)"
+        ) from None
+    u, v, depth = matrix[:, 3].tolist()
+    cx, cy = intrinsics[:2, 2].tolist()
+    cam_from_cam0[:3, 3] = (*unprojected(intrinsics, u - cx * depth, v - cy * depth), depth)
     return intrinsics, cam_from_cam0

@@ -126,7 +126,7 @@ def pose_problems(pose: Float64) -> list[str]:
 
 STAGE = Stage(
     name="index",
-    version=1,
+    version=2,
     schema=TABLES["index"],
     needs=lambda recipe: (),
     settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},

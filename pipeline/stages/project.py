@@ -73,7 +73,7 @@ def visible_pairs(frame: Frame, xyz_m: npt.NDArray[np.float32], config: ProjectC
 
 STAGE = Stage(
     name="project",
-    version=1,
+    version=2,
     schema=TABLES["project"],
     needs=lambda recipe: (),
     settings=lambda recipe: {"dataset": recipe.data.dataset, **changed_values(recipe.project)},

@@ -61,6 +61,30 @@ def test_a_text_file_is_a_split_of_any_data_set(tmp_path: Path) -> None:
     assert load_split(str(path), "my_logs", ("dawn", "night", "day")) == ("night", "day")
 
 
+def test_a_file_as_windows_saves_it_names_the_same_scenes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"\xef\xbb\xbfday\r\nnight\r\n")
+    assert load_split(str(path), "my_logs", ("dawn", "night", "day")) == ("night", "day")
+    path.write_bytes("day\nnight\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"mine.txt is no UTF-8 text; save it as UTF-8"):
+        load_split(str(path), "my_logs", ("dawn", "night", "day"))
+
+
+def test_a_scene_in_a_file_that_is_not_there_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("scene-0061\nscene-0l03\nmoon\n")
+    with pytest.raises(
+        ValueError,
+        match=r"names scene 'moon', which is not among the 2 there are, and 1 more that are not there; mend the name",
+    ):
+        load_split(str(path), "nuscenes", ("scene-0061", "scene-0103"))
+    path.write_text("scene-0061\nscene-0l03\n")
+    with pytest.raises(
+        ValueError, match=r"names scene 'scene-0l03', .* \(did you mean `scene-0103`\?\); mend the name"
+    ):
+        load_split(str(path), "nuscenes", ("scene-0061", "scene-0103"))
+
+
 def test_an_empty_split_is_an_error_that_says_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"split 'mini_val' of nuscenes is empty here: .*\(scene-0003, scene-0061\)"):
         load_split("mini_val", "nuscenes", ("scene-0003", "scene-0061"))

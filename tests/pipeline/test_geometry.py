@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.transform import Rotation
 
 from pipeline.geometry import (
     axis_distance,
+    chained,
     check_intrinsics,
     compose_cam_from_lidar,
     inverse_pose,
@@ -29,6 +31,22 @@ def test_a_quarter_turn_about_z_takes_x_to_y() -> None:
     b_from_a = pose_matrix([half, 0, 0, half], [10, 20, 30])
     np.testing.assert_allclose(b_from_a @ [1, 0, 0, 1], [10, 21, 30, 1], atol=1e-12)
     np.testing.assert_allclose(pose_matrix([7, 0, 0, 7], [10, 20, 30]), b_from_a, atol=1e-12)
+
+
+@given(quaternions, st.sampled_from([1.0, 1e-200, 1e200]))
+def test_a_quaternion_gives_the_bits_that_scipy_gives_and_its_length_does_not_matter(q: np.ndarray, s: float) -> None:
+    expected = Rotation.from_quat(q, scalar_first=True).as_matrix()
+    if s == 1:
+        np.testing.assert_array_equal(pose_matrix(q, [0, 0, 0])[:3, :3], expected)
+    np.testing.assert_allclose(pose_matrix(q * s, [0, 0, 0])[:3, :3], expected, atol=1e-14)
+
+
+@given(st.lists(arrays(np.float64, (4, 4), elements=st.floats(-9, 9)), min_size=1, max_size=4))
+def test_a_chain_is_the_product_from_left_to_right(matrices: list[np.ndarray]) -> None:
+    expected = matrices[0]
+    for matrix in matrices[1:]:
+        expected = expected @ matrix
+    np.testing.assert_allclose(chained(*matrices), expected, atol=1e-9)
 
 
 @given(quaternions, translations)
