@@ -20,7 +20,7 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.datasets import open_dataset
-from pipeline.engine.pools import InlinePool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Task
 from pipeline.engine.worker import Worker

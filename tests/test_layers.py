@@ -23,7 +23,7 @@ LEAF_LIBRARIES = {"numpy", "scipy", "skimage", "sklearn", "pyarrow"}
 
 # The one door of each heavy package: the modules that may import it, and only inside a function.
 DOORS = {
-    "ray": re.compile(r"pipeline/engine/pools\.py"),
+    "ray": re.compile(r"pipeline/engine/ray_cluster\.py"),
     "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
     "open_clip": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
     "timm": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
@@ -224,9 +224,9 @@ def test_test_folders_are_not_packages() -> None:
         ("superpixels/slic.py", "def f():\n    import open3d"),
         ("superpixels/ground.py", "import open3d"),
         ("pipeline/engine/runner.py", "def f():\n    import ray"),
-        ("pipeline/engine/pools.py", "import ray"),
-        ("pipeline/engine/pools.py", "class Pool:\n    import ray"),
-        ("pipeline/engine/pools.py", "try:\n    from ray.util import queue\nexcept ImportError:\n    pass"),
+        ("pipeline/engine/ray_cluster.py", "import ray"),
+        ("pipeline/engine/ray_cluster.py", "class Pool:\n    import ray"),
+        ("pipeline/engine/ray_cluster.py", "try:\n    from ray.util import queue\nexcept ImportError:\n    pass"),
         ("pipeline/stages/index.py", "def f():\n    from nuscenes.nuscenes import NuScenes"),
         ("pipeline/stages/index.py", "import torch"),
         ("pipeline/stages/index.py", "import importlib\ndef f():\n    importlib.import_module('nuscenes')"),
@@ -234,7 +234,7 @@ def test_test_folders_are_not_packages() -> None:
         ("pipeline/teachers/clip_dense.py", "import open_clip"),
         ("pipeline/frame.py", "from pipeline.stages import base"),
         ("pipeline/frame.py", "from .engine import runner"),
-        ("pipeline/datasets/folder.py", "from ..engine.pools import inline"),
+        ("pipeline/datasets/folder.py", "from ..engine.ray_pool import inline"),
         ("pipeline/engine/runner.py", "def f():\n    from pipeline.commands import console"),
         ("trainer/data/tables.py", "def f():\n    from pipeline.frame import Frame"),
         ("trainer/data/tables.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline"),
@@ -264,8 +264,8 @@ def test_a_module_that_breaks_a_rule_is_found(path: str, source: str) -> None:
             "import json\nimport numpy as np\nimport pyarrow.parquet as pq\nfrom manifests.rows import Row",
         ),
         ("superpixels/ground.py", "def f():\n    import open3d"),
-        ("pipeline/engine/pools.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
-        ("pipeline/engine/pools.py", "from pipeline.engine.runner import run\ndef f():\n    import ray"),
+        ("pipeline/engine/ray_cluster.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import ray"),
+        ("pipeline/engine/ray_cluster.py", "from pipeline.engine.runner import run\ndef f():\n    import ray"),
         ("pipeline/teachers/clip_dense.py", "import torch\ndef f():\n    import open_clip"),
         ("pipeline/recipe.py", "from pipeline.teachers import TEACHERS"),
         (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from manifests.config import ConfigError
+from pipeline.stages import PACKED, STAGES
 
 console = Console(stderr=False, highlight=False)
 
@@ -41,3 +43,19 @@ def sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped; finished shards are kept, the next run goes on from them", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def expand(targets: list[str]) -> list[str]:
+    """Return stage names, `pack` taken apart; raises ConfigError for an unknown one."""
+    names = []
+    for target in targets:
+        if target != "pack" and target not in STAGES:
+            raise ConfigError(f"there is no stage `{target}`; there are pack, {', '.join(STAGES)}")
+        names += list(PACKED) if target == "pack" else [target]
+    return names
+
+
+def shown(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """Yield the items, and show how far it got where somebody watches."""
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield from progress.track(items, description=what)

@@ -14,6 +14,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.base import Stage
 
 ALL = "all"  # the one shard of a table that all frames share
+FULL_DISKS = 2  # a disk that had no room for this many shards gets no more in this run
 
 
 @dataclass(frozen=True)
@@ -175,3 +176,16 @@ class Watcher(Protocol):
 
     def stage_finished(self, plan: StagePlan) -> None:
         """A stage is done."""
+
+
+def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[Task, Outcome]]:
+    """Yield every task of some stages that waits as one that was not built, and why."""
+    for stage in stages:
+        while queue.count([stage]):
+            task = queue.take(stage)
+            yield task, lost_outcome(task, cause)
+
+
+def lost_outcome(task: Task, cause: str) -> Outcome:
+    """Return the outcome of a shard that no worker could finish."""
+    return Outcome(None, (Failure(task.stage, task.shard, None, " ".join(cause.split())[:300]),))

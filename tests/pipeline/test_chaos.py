@@ -26,11 +26,12 @@ from PIL import Image
 from manifests.rows import Row
 from manifests.storage.store import Store
 from pipeline.engine import refs, scheduler, worker
-from pipeline.engine.pools import FULL_DISKS, InlinePool, RayPool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import progress_of
+from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.refs import fingerprint_of
 from pipeline.engine.runner import Runner
-from pipeline.engine.tasks import Outcome, Queue, Task
+from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task
 from pipeline.engine.worker import Worker
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import STAGES

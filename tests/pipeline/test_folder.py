@@ -17,7 +17,7 @@ from manifests.config import ConfigError, DataConfig
 from manifests.storage.store import Store
 from pipeline.datasets.clouds import read_cloud, unpack_lzf
 from pipeline.datasets.folder import FolderDataset
-from pipeline.engine.pools import InlinePool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.recipe import Recipe, load_recipe

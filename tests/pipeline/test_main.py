@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from manifests import schema
 from manifests.storage.store import Store
-from pipeline.__main__ import app, data_document
+from pipeline.__main__ import app
+from pipeline.commands.look import data_document
 
 Run = Callable[..., tuple[int, str]]
 

@@ -16,7 +16,8 @@ from PIL import Image
 from manifests.config import ConfigError, DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import Ontology, load_ontology, parse_ontology
-from pipeline.engine.pools import InlinePool, RayPool
+from pipeline.engine.inline_pool import InlinePool
+from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe

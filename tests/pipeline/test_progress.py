@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.__main__ import app
-from pipeline.engine.pools import InlinePool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import Progress, progress_of
 from pipeline.engine.runner import Runner
 from pipeline.recipe import Recipe, load_recipe

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from manifests.storage.store import Store
-from pipeline.engine.pools import InlinePool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser, FrameRows
 from pipeline.look.quality import LabelQuality, label_quality, measure

@@ -20,8 +20,9 @@ from manifests.rows import Row
 from manifests.schema import described, metadata
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.keys import digest_table
-from pipeline.engine.pools import InlinePool, RayPool
+from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker

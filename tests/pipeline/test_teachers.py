@@ -17,7 +17,7 @@ from PIL import Image
 from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
-from pipeline.engine.pools import RayPool
+from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import Camera, Frame, FrameError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine import planner
-from pipeline.engine.pools import InlinePool
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame
 from pipeline.recipe import Recipe, TargetConfig, load_recipe

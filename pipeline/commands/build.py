@@ -1,0 +1,279 @@
+"""Commands that build tables, say what they would build, and look after what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
+from manifests.storage.verify import damaged_shards
+from pipeline.checks.doctor import FRAMES, examine
+from pipeline.commands.console import RecipeArgument, SetOption, Targets, console, expand, sentences
+from pipeline.engine.cost import Cost, costs
+from pipeline.engine.pools import make_pool
+from pipeline.engine.progress import progress_of
+from pipeline.engine.refs import MANY_FAILURES
+from pipeline.engine.runner import Runner
+from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stages import PACKED, STAGES
+
+
+def plan(
+    recipe: RecipeArgument,
+    targets: Targets = None,
+    set_: SetOption = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Hours too, from what was measured.")] = False,
+) -> None:
+    """Print what a run would build, why, and how many GB; builds nothing."""
+    with sentences():
+        runner = Runner(load_recipe(recipe, set_ or ()))
+        plans = runner.plan(expand(targets or ["pack"]))
+        print_plan(plans)
+        if cost:
+            print_costs(list(costs(runner, plans)), runner.recipe)
+        for item in plans:
+            if item.stage.name == "encode":
+                console.print(
+                    f"encode keeps about {item.kilobytes_per_frame / 6:.0f} kB per image, for any class dictionary; "
+                    "run.keep_encode = false keeps none, and encodes again for every new one",
+                    markup=False,
+                )
+        for twin in runner.recipe.ontology.duplicates():
+            console.print(f"note: the class dictionary holds one prompt more than once: {twin}", markup=False)
+        free = runner.store.free_bytes()
+        if free is not None:
+            need = sum(item.gigabytes_to_write for item in plans)
+            console.print(f"about {need:.3f} GB to write, {free / 1e9:.1f} GB free in {runner.store.place}")
+            if need * 1e9 > free:
+                raise StoreError(f"store {runner.store.place} has too little space for this run")
+
+
+def run(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help=f"pack (= {', '.join(PACKED)}) or one of: {', '.join(STAGES)}; or several, as in pack,label."
+        ),
+    ],
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Build the target's shards even if they exist.")] = False,
+) -> None:
+    """Build what is missing of a table and of all that it needs. Kill it at any time and start it again."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        targets = expand(target.split(","))
+        watcher = ProgressWatcher(loaded.run.progress and console.is_terminal)
+        with watcher.progress, make_pool(loaded) as pool:
+            failures = Runner(loaded).run(targets, pool, watcher, targets if again else ())
+        if failures:
+            print_failures(failures, loaded)
+            raise typer.Exit(1)
+        if not watcher.built:
+            console.print(f"{target}: everything is built already")
+
+
+def why(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+    """Print, stage by stage, why something would be built: which settings differ from what is there."""
+    with sentences():
+        for item in Runner(load_recipe(recipe, set_ or ())).plan(expand(targets or ["pack"])):
+            if item.complete:
+                console.print(f"[green]{item.stage.name}[/]: built ({item.fingerprint})")
+                continue
+            missing = [shard for shard in item.shards if not shard.done]
+            console.print(f"[yellow]{item.stage.name}[/]: {len(missing)} of {len(item.shards)} shards to build")
+            for line in item.changes:
+                console.print(f"  {line}", markup=False)
+            if not item.changes:
+                for reason in sorted({shard.reason for shard in missing}):
+                    names = [shard.shard for shard in missing if shard.reason == reason]
+                    console.print(f"  {reason}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", markup=False)
+
+
+def doctor(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames have all their files read.")] = FRAMES,
+) -> None:
+    """Look at files, calibration, splits, disk, memory, GPU, engine and weights before a run; exit 1 with problems."""
+    with sentences():
+        problems = 0
+        for finding in examine(load_recipe(recipe, set_ or ()), set_ or (), recipe, frames):
+            problems += finding.level == "problem"
+            colour = {"ok": "green", "note": "yellow", "problem": "red"}[finding.level]
+            console.print(f"[{colour}]{finding.level:>7}[/] {finding.about}: {escape(finding.text)}", soft_wrap=True)
+        if problems:
+            console.print(f"{problems} problems; mend them first")
+            raise typer.Exit(1)
+        console.print("nothing stands in the way of a run")
+
+
+def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
+    """Print how far the tables of a recipe are, from the store alone: run it anywhere, while a run goes on or after."""
+    with sentences():
+        table = Table("stage", "shards done", "missing", "failed", "frames done", "GB", "last written (UTC)")
+        failures: list[Failure] = []
+        for item in progress_of(Runner(load_recipe(recipe, set_ or ())), expand(targets or ["pack"])):
+            failures += item.failures
+            table.add_row(
+                item.stage,
+                f"{item.n_done} of {item.n_shards}",
+                str(item.n_shards - item.n_done) if item.n_done < item.n_shards else "-",
+                str(len(item.failures) or "-"),
+                str(item.n_frames),
+                f"{item.n_bytes / 1e9:.3f}",
+                item.last_written.strftime("%Y-%m-%d %H:%M:%S") if item.last_written else "-",
+            )
+        console.print(table)
+        for failure in failures[:20]:
+            where = f"{failure.stage} {failure.shard}" + (f" {failure.frame_id}" if failure.frame_id else "")
+            console.print(f"failed in the last run: {where}: {failure.cause}", markup=False, soft_wrap=True)
+
+
+def verify(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove damaged shards; the next run builds them.")] = False,
+) -> None:
+    """Read every byte of a recipe's tables and compare with the digests taken when they were written."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        store = Store.open(loaded.run.store)
+        ref = store.read_ref(loaded.name)
+        total = sum(shard.bytes for table in ref.tables.values() for shard in table.shards)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("verify", total=total)
+            damaged = damaged_shards(store, ref, lambda size: progress.advance(bar, size))
+        for table, shard, what in damaged:
+            console.print(f"[red]{table.stage}/{table.fingerprint}/{shard.name}[/]: {what}")
+            if drop:
+                store.forget(table.stage, table.fingerprint, shard)
+        shards = sum(len(table.shards) for table in ref.tables.values())
+        found = f"{len(damaged)} damaged{' and dropped' if drop and damaged else ''}"
+        console.print(f"{shards} shards, {total / 1e9:.3f} GB read, {found}")
+        if damaged:
+            raise typer.Exit(1)
+
+
+def gc(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Really delete; without it, only list.")] = False,
+    min_age_hours: Annotated[
+        float, typer.Option(help="Leave younger files alone: a run in progress may be about to name them.")
+    ] = 24.0,
+) -> None:
+    """List (or delete) the files of a recipe's store that no recipe and no training run names any more."""
+    with sentences():
+        store = Store.open(load_recipe(recipe, set_ or ()).run.store)
+        garbage = store.unreferenced(min_age_hours * 3600)
+        for path, size in garbage:
+            console.print(f"{size:>14,} {path}", markup=False)
+        if delete:
+            store.delete(path for path, _ in garbage)
+        total = sum(size for _, size in garbage) / 1e9
+        console.print(f"{len(garbage)} files, {total:.3f} GB {'deleted' if delete else 'could go (--delete)'}")
+
+
+class ProgressWatcher:
+    """Shows one bar with an estimate of the time left per stage, or one line per stage where nobody watches."""
+
+    def __init__(self, visible: bool) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("frames"),
+            TimeElapsedColumn(),
+            Remaining(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not visible,
+        )
+        self._visible = visible
+        self._bars: dict[str, TaskID] = {}
+        self._failed: Counter[str] = Counter()
+        self.built = 0
+
+    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
+        """Open the stage's bar."""
+        self._bars[plan.stage.name] = self.progress.add_task(plan.stage.name, total=n_frames, note="")
+
+    def shard_finished(self, task: Task, outcome: Outcome) -> None:
+        """Advance the stage's bar by a shard."""
+        failed = self._failed[task.stage] = self._failed[task.stage] + len(outcome.failures)
+        self.built += outcome.shard is not None
+        note = f"[red]{failed} failed[/]" if failed else ""
+        self.progress.update(self._bars[task.stage], advance=task.n_frames, note=note)
+
+    def stage_finished(self, plan: StagePlan) -> None:
+        """Stop the stage's bar where it is, and say what was built where no bar shows it."""
+        bar = self._bars[plan.stage.name]
+        self.progress.update(bar, total=self.progress.tasks[bar].completed)
+        if not self._visible:
+            done = [shard.done for shard in plan.shards if shard.done]
+            size = sum(shard.bytes for shard in done) / 1e6
+            console.print(f"{plan.stage.name}: {len(done)} of {len(plan.shards)} shards, {size:.1f} MB")
+
+
+def print_plan(plans: list[StagePlan]) -> None:
+    """Print a plan as a table."""
+    table = Table("stage", "table", "shards", "to build", "frames", "GB", "why")
+    for item in plans:
+        missing = [shard for shard in item.shards if not shard.done]
+        reasons = sorted({shard.reason for shard in missing})
+        if item.changes:
+            reasons = list(item.changes[:3])
+        table.add_row(
+            item.stage.name,
+            item.fingerprint,
+            str(len(item.shards)),
+            str(len(missing)) if missing else "-",
+            str(sum(shard.n_frames for shard in missing)) if missing else "-",
+            f"{item.gigabytes_to_write:.3f}" if missing else "-",
+            "; ".join(reasons) or "built",
+        )
+    console.print(table)
+
+
+def print_costs(found: list[Cost], recipe: Recipe) -> None:
+    """Print what is missing in hours of one worker and GB, and where the hours come from."""
+    table = Table("stage", "frames to build", "hours of one worker", "GB", "measured by")
+    for item in found:
+        hours = "?" if item.hours is None else f"{item.hours:.2f}"
+        table.add_row(item.stage, str(item.n_frames), hours, f"{item.gigabytes:.3f}", item.source)
+    console.print(table)
+    known = sum(item.hours or 0 for item in found)
+    unknown = [item.stage for item in found if item.hours is None and item.n_frames]
+    workers = recipe.run.workers if recipe.run.pool == "ray" else 1
+    console.print(
+        f"{known:.2f} hours of one worker, {known / workers:.2f} with run.workers = {workers} if each has a core (or "
+        f"GPU) of its own; {sum(item.gigabytes for item in found):.3f} GB"
+        + (f"; not counting {', '.join(unknown)}, which nobody has measured" if unknown else ""),
+        soft_wrap=True,
+    )
+
+
+def print_failures(failures: list[Failure], recipe: Recipe) -> None:
+    """Print what failed and what can be done about it."""
+    table = Table("stage", "shard", "frame", "cause")
+    for failure in failures[:MANY_FAILURES]:
+        table.add_row(failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
+    console.print(table)
+    if len(failures) > MANY_FAILURES:
+        console.print(f"... and {len(failures) - MANY_FAILURES} more")
+    frames = sorted({failure.frame_id for failure in failures if failure.frame_id})
+    if frames:
+        console.print(
+            f"{len(frames)} frames failed; repair them and run again, or leave them out by name in the recipe:\n"
+            f"[data] exclude = {frames[:3]}{' ...' if len(frames) > 3 else ''}",
+            markup=False,
+        )

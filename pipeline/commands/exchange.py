@@ -1,0 +1,74 @@
+"""Commands that hand tables on, as one file or in the layout of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manifests.config import ConfigError, RunConfig
+from manifests.storage.archive import pack, unpack
+from manifests.storage.store import Store
+from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
+from pipeline.exchange.export import LAYOUTS, export
+from pipeline.recipe import load_recipe
+
+LICENCES = {
+    "nuscenes": "Made from nuScenes, or from logs in its layout. nuScenes is for non-commercial use (CC BY-NC-SA 4.0 "
+    "and its terms of use), and so are these tables; other logs have terms of their own.\n",
+    "semantic_kitti": "Made from SemanticKITTI and the KITTI odometry benchmark, which are for non-commercial use (CC "
+    "BY-NC-SA), and so are these tables.\n",
+}
+"""The note that goes with tables of a data set where none is given."""
+
+
+def export_command(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write; an earlier export of the same tables is gone on with.")],
+    set_: SetOption = None,
+    layout: Annotated[str, typer.Option(help=f"Whose files they look like: {' or '.join(LAYOUTS)}.")] = "san",
+    sixteen_bit: Annotated[
+        bool, typer.Option("--sixteen-bit", help="Write images of more than 255 segments too; the reference cannot.")
+    ] = False,
+) -> None:
+    """Write segments and point labels as the official scripts do, for their trainer. Kill it and start it again."""
+    with sentences():
+        done = export(load_recipe(recipe, set_ or ()), out, layout, sixteen_bit, shown)
+        console.print(f"{out}: {done.written} frames written, {done.kept} there before", markup=False, soft_wrap=True)
+        for note in done.notes():
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def export_tables(
+    recipe: RecipeArgument,
+    stages: Annotated[list[str], typer.Argument(metavar="TABLE...", help="Tables, or pack for all of training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
+    set_: SetOption = None,
+    licence: Annotated[
+        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
+    ] = None,
+) -> None:
+    """Write tables with their manifests and a licence note as one archive, which `store import` checks and takes."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        note = licence.read_text(encoding="utf-8") if licence else LICENCES.get(loaded.data.dataset)
+        if note is None:
+            raise ConfigError(f"say who may use tables of data set {loaded.data.dataset}: --licence FILE with a text")
+        done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out)
+        for table in done:
+            console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
+        console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+
+
+def import_tables(
+    archive: Annotated[Path, typer.Argument(metavar="OUT.tar", help="An archive that `store export` wrote.")],
+    into: Annotated[str, typer.Option(help="The store to put them into.")] = RunConfig().store,
+) -> None:
+    """Check an archive to its last byte and put its tables into a store; a recipe that needs them finds them there."""
+    with sentences():
+        done = unpack(archive, Store.open(into))
+        for table in done.tables:
+            console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
+        console.print(f"{done.n_new} shards were new; ref {done.ref} keeps them from collection")
+        console.print(done.licence.strip(), markup=False, soft_wrap=True)

@@ -1,0 +1,350 @@
+"""Shards built by Ray actors: who works for which stage, where there is room, and what became of lost ones."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from manifests.config import ConfigError
+from pipeline.engine.ray_cluster import connect, named, placed
+from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
+from pipeline.engine.worker import Worker
+from pipeline.recipe import Recipe
+from pipeline.stages import STAGES
+
+_log = logging.getLogger(__name__)
+
+LOST_WORKERS = 2  # a shard that took this many workers down is set aside instead of tried again
+LOST_NODES = 10  # a shard that was aboard this many nodes that went away is set aside as well
+LOOK_S = 5.0  # how often to look up while nothing happens
+FULL_EVERYWHERE = "not tried: the disks of all nodes with room for a worker are full; free space and run again"
+PATIENCE_S = 900.0  # how long a cluster without room for any worker may take to get some: autoscalers take minutes
+
+
+@dataclass
+class RayWorker:
+    """An actor, the stage it last worked for, and the node it runs on once that is known."""
+
+    actor: Any
+    node: str = ""
+    stage: str = ""
+
+
+@dataclass
+class Lane:
+    """The workers that take the same share of a GPU: `room` is how many there may be, `stages` those they work for.
+
+    Those `starting` are not placed yet; `busy` is how many have a shard; `failed_starts` counts those in a row; `asked`
+    is when it began to ask for those that are starting.
+    """
+
+    gpus: float
+    room: int = 0
+    stages: set[str] = field(default_factory=set)
+    idle: list[RayWorker] = field(default_factory=list)
+    starting: dict[Any, RayWorker] = field(default_factory=dict)
+    busy: int = 0
+    failed_starts: int = 0
+    asked: float = 0.0
+
+    @property
+    def starves(self) -> bool:
+        """Whether it has asked for workers in vain for a while, and has none."""
+        return bool(self.starting) and not (self.busy or self.idle) and time.monotonic() - self.asked > LOOK_S
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How many workers died over a shard, and how many nodes went away with it aboard."""
+
+    workers: int = 0
+    nodes: int = 0
+
+    @property
+    def told(self) -> str:
+        """The losses in words."""
+        return f"its worker died {self.workers} times, its node went away {self.nodes} times"
+
+
+@dataclass
+class UnderWay:
+    """One run of the pool: the tasks that workers have, by the reference of their outcome, and what went wrong so far.
+
+    `fault` is raised when what is under way has come to its end. `last_sign`: when a worker last showed that it lives.
+    """
+
+    tasks: dict[Any, tuple[Lane, RayWorker, Task]] = field(default_factory=dict)
+    losses: dict[tuple[str, str], Losses] = field(default_factory=dict)
+    fault: Exception | None = None
+    last_sign: float = field(default_factory=time.monotonic)
+
+
+class RayPool:
+    """Builds shards on Ray Core actors: one shard at a time each, lost ones replaced wherever there is room.
+
+    Stages that take the same share of a GPU have one lane of workers, and lanes work side by side: while GPUs encode
+    some shards, CPUs list others and segment those that are encoded. Workers on GPUs take no CPU in Ray's books, so
+    that none on a CPU can be in their place. A worker stays with its stage while that has tasks, since another one
+    would load its network anew.
+
+    A shard is handed to an actor that has been placed and has answered, never to one that still waits for a node: a
+    cluster that shrinks under a run slows it down and does not stop it. A shard whose worker died is tried once more,
+    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often. A node
+    whose disk is full is left out for the rest of the run; its shards go to others that have room for a worker.
+
+    Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
+    Raises on entry ConfigError for a store that workers would look for elsewhere, and RuntimeError if Ray cannot be
+    started or reached.
+    """
+
+    def __init__(self, recipe: Recipe, worker: type[Worker] = Worker) -> None:
+        self._recipe, self._worker = recipe, worker
+        self._lanes: dict[float, Lane] = {}
+        self._now = UnderWay()
+        self._full: Counter[str] = Counter()  # shards that the disk of a node had no room for
+
+    def __enter__(self) -> RayPool:
+        run = self._recipe.run
+        if run.ray_address != "local" and "://" not in run.store and not Path(run.store).expanduser().is_absolute():
+            raise ConfigError(
+                f'run.store is "{run.store}", and each worker of a cluster would look for it in a folder of its own: '
+                "give an absolute path that all machines see, or s3://bucket/folder"
+            )
+        self._ray = connect(self._recipe)
+        cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
+        # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001
+        self._cpus = min(1.0, math.floor(cpus / self._recipe.run.workers * 1e4) / 1e4)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for lane in self._lanes.values():
+            self._stop(lane.idle)
+
+    def _stop(self, workers: list[RayWorker]) -> None:
+        while workers:
+            self._ray.kill(workers.pop().actor)
+
+    def _start(self, lane: Lane) -> None:
+        """Ask for an actor; the first thing it answers is the node that it was placed on."""
+        if not lane.starting:
+            lane.asked = time.monotonic()
+        cpus = 0.0 if lane.gpus else self._cpus
+        left_out = ",".join(sorted(self._left_out()))
+        where = {"label_selector": {"ray.io/node-id": f"!in({left_out})"}} if left_out else {}
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=lane.gpus, max_restarts=0, **where)(placed(self._worker))
+        actor = remote.remote(self._recipe)
+        lane.starting[actor.where.remote()] = RayWorker(actor)
+
+    def _places(self, stage: str, gpus: float) -> int:
+        """Return how many workers the cluster has room for; raises RuntimeError where it has room for none."""
+        workers = self._recipe.run.workers
+        if gpus:
+            workers = min(workers, sum(int(node["Resources"]["GPU"] // gpus) for node in self._nodes(gpus)))
+        if not workers:
+            raise RuntimeError(
+                f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
+                "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
+            )
+        return workers
+
+    def _nodes(self, gpus: float) -> list[Any]:
+        """Return the nodes that can have a worker with this share of a GPU, and take shards."""
+        kind, share = ("GPU", gpus) if gpus else ("CPU", self._cpus)
+        able = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0.0) >= share]
+        return [node for node in able if node["NodeID"] not in self._left_out()]
+
+    def _left_out(self) -> set[str]:
+        """Return the nodes that get no more shards, since their disks are full."""
+        return {node for node, n_shards in self._full.items() if n_shards >= FULL_DISKS}
+
+    def _note_full(self, lane: Lane, worker: RayWorker, outcome: Outcome) -> Outcome | None:
+        """Count a shard that a disk had no room for; return None if another node may have, else the outcome, told so.
+
+        A node where it happens again is left out.
+        """
+        self._full[worker.node] += 1
+        name = next((named(node) for node in self._ray.nodes() if node["NodeID"] == worker.node), worker.node)
+        failures = tuple(replace(failure, cause=f"{name}: {failure.cause}") for failure in outcome.failures)
+        if self._full[worker.node] == FULL_DISKS:
+            _log.warning(
+                "%s gets no more shards in this run: its disk is full. Free space there; runs that start afterwards "
+                "use it again (%s)", name, "; ".join(failure.cause for failure in outcome.failures),
+            )  # fmt: skip
+            for other in self._lanes.values():
+                self._stop([one for one in other.idle if one.node == worker.node])
+                other.idle = [one for one in other.idle if one.node != worker.node]
+                other.stages.clear()  # the room for workers is counted anew
+        return None if self._nodes(lane.gpus) else replace(outcome, failures=failures)
+
+    def _without_node(self, queue: Queue) -> list[str]:
+        """Return the stages in the queue that no node is left for, since disks are full."""
+        if not self._left_out():
+            return []
+        return [stage for stage in queue.stages() if not self._nodes(STAGES[stage].gpus(self._recipe) or 0.0)]
+
+    def _free(self, lane: Lane, worker: RayWorker) -> None:
+        """Have a worker wait for its next shard, or let it go if its node gets none any more."""
+        if worker.node in self._left_out():
+            self._stop([worker])
+        else:
+            lane.idle.append(worker)
+
+    def _alive(self, node: str) -> bool:
+        return any(one["NodeID"] == node and one["Alive"] for one in self._ray.nodes())
+
+    def _lane(self, stage: str) -> Lane:
+        """Return the lane of a stage; raises RuntimeError where the cluster has no room for its workers."""
+        gpus = STAGES[stage].gpus(self._recipe) or 0.0
+        lane = self._lanes.setdefault(gpus, Lane(gpus))
+        if stage not in lane.stages:
+            lane.room = self._places(stage, gpus)
+            lane.stages.add(stage)
+        return lane
+
+    def _assign(self, queue: Queue) -> None:
+        """Give tasks to the workers that have none, and start as many as there is room and work for."""
+        for stage in queue.stages():
+            lane = self._lane(stage)
+            while lane.idle and queue.count(lane.stages):
+                worker = next((one for one in lane.idle if queue.count([one.stage])), lane.idle[-1])
+                lane.idle.remove(worker)
+                if not queue.count([worker.stage]):
+                    worker.stage = next(name for name in queue.stages() if name in lane.stages)
+                task = queue.take(worker.stage)
+                self._now.tasks[worker.actor.run.remote(task)] = lane, worker, task
+                lane.busy += 1
+            while len(lane.starting) < min(lane.room - lane.busy, queue.count(lane.stages)):
+                self._start(lane)
+
+    def _make_room(self, queue: Queue) -> None:
+        """Let idle workers on GPUs go where a lane has tasks and no worker at all: they may be in its place."""
+        if any(lane.starves for lane in self._lanes.values()):
+            for lane in self._lanes.values():
+                if lane.gpus and not queue.count(lane.stages):
+                    self._stop(lane.idle)
+
+    def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        """Yield every task with its outcome, as they come; raises ConfigError where the recipe is at fault.
+
+        No more than `run.workers` shards of a lane are under way at any time, and the next ones wait until the caller
+        has taken an outcome. An error is raised when what was under way has come to its end.
+        """
+        self._now = now = UnderWay()
+        for lane in self._lanes.values():
+            lane.stages.clear()  # the cluster may have changed since
+        try:
+            while now.tasks or (queue and now.fault is None):
+                # tasks to idle workers, new workers where there is room, none where no disk has any
+                if now.fault is None and (stages := self._without_node(queue)):
+                    yield from given_up(queue, stages, FULL_EVERYWHERE)
+                    continue
+                if now.fault is None and not self._may_assign(queue):
+                    continue
+                self._make_room(queue)
+                # the first sign of life: a worker that has been placed, or one that is through with its task
+                sign = self._first_sign()
+                if sign is None:
+                    if not now.tasks and time.monotonic() - now.last_sign > PATIENCE_S:
+                        yield from given_up(
+                            queue, queue.stages(), f"no node had room for a worker in {PATIENCE_S:.0f} s"
+                        )
+                elif sign not in now.tasks:
+                    yield from self._place(sign, queue)
+                elif (done := self._outcome(sign, queue)) is not None:
+                    yield done
+            if now.fault is not None:
+                raise now.fault from None
+        finally:
+            self._abandon()
+
+    def _may_assign(self, queue: Queue) -> bool:
+        """Assign what can be, and return True; note the fault where the cluster has no room for a stage's workers."""
+        try:
+            self._assign(queue)
+        except RuntimeError as error:
+            self._now.fault = error
+        return self._now.fault is None
+
+    def _first_sign(self) -> Any | None:
+        """Return the first reference that is ready, of a worker that starts or of a task; None if none is for a while.
+
+        Workers come first: of tasks there may always be one that is ready.
+        """
+        starting = [reference for lane in self._lanes.values() for reference in lane.starting]
+        ready, _ = self._ray.wait([*starting, *self._now.tasks], num_returns=1, timeout=LOOK_S)
+        if not ready:
+            return None
+        self._now.last_sign = time.monotonic()
+        return ready[0]
+
+    def _place(self, sign: Any, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        """Have a worker that answered wait for a task; give its stages up where no worker can be started at all."""
+        lane = next(lane for lane in self._lanes.values() if sign in lane.starting)
+        worker = lane.starting.pop(sign)
+        try:
+            worker.node = self._ray.get(sign)
+        except self._ray.exceptions.RayError as error:
+            lane.failed_starts += 1
+            if lane.failed_starts > lane.room and not lane.busy:
+                yield from given_up(queue, sorted(lane.stages), f"no worker could be started: {error}")
+        else:
+            lane.failed_starts = 0
+            self._free(lane, worker)
+
+    def _outcome(self, sign: Any, queue: Queue) -> tuple[Task, Outcome] | None:
+        """Return a task that came to its end and what came of it; None where it is tried again or the recipe is wrong.
+
+        A worker that lives waits for its next task.
+        """
+        errors = self._ray.exceptions
+        lane, worker, task = self._now.tasks.pop(sign)
+        lane.busy -= 1
+        outcome: Outcome | None
+        try:
+            outcome = self._ray.get(sign)
+        except errors.RayActorError as error:
+            losses = self._note_loss(task, worker)
+            if losses.workers < LOST_WORKERS and losses.nodes < LOST_NODES:
+                queue.put(task)
+                return None
+            return task, lost_outcome(task, f"{losses.told}: {error}")
+        except errors.RayTaskError as error:
+            self._free(lane, worker)
+            if isinstance(error.cause, ConfigError):
+                self._now.fault = self._now.fault or error.cause
+                return None
+            return task, lost_outcome(task, str(error))
+        except errors.RayError as error:
+            self._free(lane, worker)
+            return task, lost_outcome(task, str(error))
+        if outcome.disk_full:
+            outcome = self._note_full(lane, worker, outcome)
+        self._free(lane, worker)
+        if outcome is None:
+            queue.put(task)
+            return None
+        return task, outcome
+
+    def _note_loss(self, task: Task, worker: RayWorker) -> Losses:
+        """Count a shard's worker that died, or its node that went away, and return all that it lost in this run."""
+        losses = self._now.losses.get((task.stage, task.shard), Losses())
+        if self._alive(worker.node):
+            losses = replace(losses, workers=losses.workers + 1)
+        else:
+            losses = replace(losses, nodes=losses.nodes + 1)
+        self._now.losses[task.stage, task.shard] = losses
+        return losses
+
+    def _abandon(self) -> None:
+        """Let go of the workers that are not idle: with a task, or not placed yet."""
+        self._stop([worker for _, worker, _ in self._now.tasks.values()])
+        for lane in self._lanes.values():
+            self._stop(list(lane.starting.values()))
+            lane.starting.clear()
+            lane.busy = 0
