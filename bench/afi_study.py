@@ -27,7 +27,7 @@ from superpixels.flat_interaction import FlatInteractionConfig, refine
 from superpixels.ground import height_of_sensor_m
 
 if TYPE_CHECKING:
-    from manifests.config import DataConfig
+    from manifests.sections.data import DataConfig
 
 Labels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def city_frames(folder: Path) -> Iterator[StudyFrame]:
     """Yield the sweeps of a synthetic city; where the folder holds none, one of size demo is written, small images."""
     from bench.city.config import city_config
     from bench.city.generate import write_city
-    from manifests.config import DataConfig
+    from manifests.sections.data import DataConfig
 
     config = city_config("demo", image_size="160x90")
     if not (folder / config.version).exists():
@@ -91,7 +91,7 @@ def city_frames(folder: Path) -> Iterator[StudyFrame]:
 
 def recipe_frames(recipe_name: str) -> Iterator[StudyFrame]:
     """Yield the labelled sweeps of a recipe's data set."""
-    from pipeline.recipe import load_recipe
+    from manifests.recipe import load_recipe
 
     recipe = load_recipe(recipe_name)
     yield from labelled_frames(recipe.name, recipe.data, recipe.ontology)

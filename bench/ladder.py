@@ -31,8 +31,9 @@ from rich.console import Console
 
 from bench.ladder_plan import PLAIN, TABLES, Plan, Step, chosen, read_rungs, steps_of, write_text
 from bench.ladder_results import write_documents
-from manifests.config import ConfigError, RunConfig, parse_section
+from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import digest
+from manifests.sections.data import RunConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store

@@ -21,14 +21,15 @@ import typer
 from torch import Tensor
 
 from manifests.config import ConfigError
-from trainer.config import DistillConfig
+from manifests.sections.network import NetworkConfig, VoxelConfig
+from manifests.sections.training import DistillConfig
 from trainer.data.batches import TargetBatch
-from trainer.data.voxels import VoxelConfig, voxelise
+from trainer.data.voxels import voxelise
 from trainer.loop.device import deterministic
 from trainer.loop.learner import Learner
 from trainer.loop.ranks import ALONE
 from trainer.loop.train import agree
-from trainer.network.minkunet import ARCHITECTURES, NetworkConfig, build_network
+from trainer.network.minkunet import ARCHITECTURES, build_network
 from trainer.network.sparse import ENGINES, Engine, open_engine
 from trainer.objectives.losses import segmentation_loss
 from trainer.objectives.objective import Objective

@@ -13,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from manifests.config import DataConfig, RunConfig
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe
 from manifests.rows import Row
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.network import AugmentConfig, VoxelConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
@@ -25,18 +29,14 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import Frame, frame_of
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs
-from pipeline.teachers.artifacts import ArtifactsConfig
 from superpixels.lifting import official_point_labels
-from trainer.data.augment import AugmentConfig
 from trainer.data.batches import PairBatch, TargetBatch
 from trainer.data.loading import BatchDataset, MakeSample
 from trainer.data.samples import pair_sample, target_sample
 from trainer.data.tables import FrameRow, Tables
-from trainer.data.voxels import VoxelConfig
 
 PARITY = GroupConfig(policy="last_camera", occluded=True)
 SCENE = "scene"

@@ -30,10 +30,9 @@ from bench.packed import OurWay, Source, recipe_for
 from bench.usual import UsualWay
 from manifests.config import ConfigError
 from manifests.provenance import git_commit
+from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.storage.errors import StoreError
 from pipeline.datasets.nuscenes import find_version, open_tables
-from trainer.data.augment import AugmentConfig
-from trainer.data.voxels import VoxelConfig
 
 GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
 SOURCES = (

@@ -16,12 +16,15 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from manifests.config import ConfigError, DataConfig, RunConfig, parse_override, parse_section
+from manifests.config import ConfigError, parse_override, parse_section
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers import TEACHER_SECTIONS
 from pipeline.commands.console import SetOption, console, sentences
 from pipeline.engine.worker import device_name
 from pipeline.frame import Camera, Frame
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import encode
 from pipeline.stages.base import FrameInput, StreamFunction
 from pipeline.teachers import TEACHERS
@@ -95,7 +98,7 @@ def bench_recipe(name: str, root: Path, teacher: Mapping[str, Any], overrides: S
         name="bench",
         data=DataConfig(root=str(root)),
         run=parse_section("run", sections["run"], RunConfig),
-        teacher=parse_section("teacher", sections["teacher"], TEACHERS[name].config),
+        teacher=parse_section("teacher", sections["teacher"], TEACHER_SECTIONS[name]),
         project=ProjectConfig(),
         text=TextConfig(),
         segment=parse_section("segment", sections["segment"], SegmentConfig),

@@ -21,8 +21,8 @@ from bench.encode import measure as measure_encode
 from bench.packed import OurWay, Source
 from bench.usual import Sample, UsualWay, label_by_masks
 from manifests.ontology import load_ontology
+from manifests.sections.network import VoxelConfig
 from pipeline.datasets.nuscenes import find_version, open_tables
-from trainer.data.voxels import VoxelConfig
 
 SIMULATED = ("nuscenes_tiny", "superpixels_tiny", ".")
 REAL = ("real_nuscenes/root", "real_nuscenes/superpixels", "real_nuscenes")

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.recipe import load_recipe
+from manifests.sections.data import DataConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.archive import pack, unpack
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import load_recipe
 from pipeline.stages.index import check_frame
-from pipeline.teachers.artifacts import ArtifactsConfig, read_text, read_triple
+from pipeline.teachers.artifacts import read_text, read_triple
 from tests.manifests.s3_server import line_to, uri_of
 from tests.manifests.test_archive import FINGERPRINT, HOSTILE, KEY, made, members_of, write_tar
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from manifests.config import ConfigError, RunConfig, read_recipe
+from manifests.config import ConfigError, read_recipe
+from manifests.sections.data import RunConfig
 from manifests.storage.errors import StoreError
 
 if TYPE_CHECKING:
-    from trainer.config import Recipe, Task
+    from manifests.recipe import Recipe
+    from manifests.sections.training import Task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -152,7 +154,7 @@ def query(
     """Ask the map by TMP features: how like a phrase every point of predict.split is, as table similarity."""
     with reported() as console:
         loaded = load(recipe, override)
-        from trainer.config import TrainerError
+        from trainer.errors import TrainerError
         from trainer.inference.search import finished_pretraining, search
 
         try:
@@ -303,7 +305,7 @@ def load(recipe: str, override: list[str] | None) -> Recipe:
             os.environ["OMP_NUM_THREADS"] = "1"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks of deterministic sums on a GPU
-    from trainer.config import load_recipe
+    from manifests.recipe import load_recipe
 
     return load_recipe(recipe, override or ())
 
@@ -320,7 +322,7 @@ def reported() -> Iterator[Console]:
     except KeyboardInterrupt as error:
         stop(str(error) or "interrupted; what is finished is kept, and the same command goes on from there", 130)
     except RuntimeError as error:
-        from trainer.config import TrainerError
+        from trainer.errors import TrainerError
 
         if not isinstance(error, TrainerError):
             raise

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from manifests.config import TRAINER_TASKS, ConfigError
-from trainer.config import Recipe
+from manifests.recipe import Recipe
 from trainer.loop.device import resolve_device
 from trainer.network.sparse import check_engine, open_engine
 

@@ -19,6 +19,9 @@ import numpy as np
 import psutil
 
 from manifests.config import TRAINER_TASKS, ConfigError, read_recipe
+from manifests.recipe import Recipe
+from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.weights import Weights
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
@@ -27,12 +30,11 @@ from pipeline.datasets import Dataset, open_dataset
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.geometry import project
-from pipeline.recipe import Recipe
 from pipeline.stages import PACKED
 from pipeline.stages.index import check_frame
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.artifacts import ArtifactsConfig, check_folder
-from pipeline.teachers.loading.weights import Weights
+from pipeline.teachers.artifacts import check_folder
+from pipeline.teachers.loading.weights import at_hand, verified
 
 FRAMES = 8  # frames that are opened; six cameras' worth takes about a second each on one core, with decoding
 FEW_POINTS = 0.002  # a camera that sees less of a sweep looks elsewhere: the least of nuScenes sees 8 %
@@ -231,7 +233,7 @@ def check_weights(weights: Weights) -> Finding:
             "weights",
             f'{key} is "{what}", which open_clip fetches when a run first needs it; {pinned}',
         )
-    path = weights.at_hand()
+    path = at_hand(weights)
     if path is None and weights.is_hub:
         return Finding(
             "note",
@@ -240,7 +242,7 @@ def check_weights(weights: Weights) -> Finding:
             "encodes. Fetch it once, or give a path",
         )
     try:
-        weights.verified(path or Path(what))
+        verified(weights, path or Path(what))
     except ConfigError as error:
         return Finding("problem", "weights", str(error))
     return Finding("ok", "weights", f"{key}: {what} is here and has the pinned sha256")

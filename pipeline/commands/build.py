@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
+from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards
@@ -22,7 +23,6 @@ from pipeline.engine.progress import progress_of
 from pipeline.engine.refs import MANY_FAILURES
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import PACKED, STAGES
 
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from manifests.config import ConfigError, RunConfig
+from manifests.config import ConfigError
+from manifests.recipe import load_recipe
+from manifests.sections.data import RunConfig
 from manifests.storage.archive import pack, unpack
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
-from pipeline.recipe import load_recipe
 
 LICENCES = {
     "nuscenes": "Made from nuScenes, or from logs in its layout. nuScenes is for non-commercial use (CC BY-NC-SA 4.0 "

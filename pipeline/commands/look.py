@@ -11,12 +11,12 @@ from rich.table import Table
 
 from manifests import schema
 from manifests.query import HEADINGS
+from manifests.recipe import load_recipe
 from pipeline.commands.console import FramesOption, RecipeArgument, SetOption, console, sentences, shown
 from pipeline.look.pictures import draw_frames
 from pipeline.look.query import ask
 from pipeline.look.report import write_report
 from pipeline.look.viewer import view_frames, write_recording
-from pipeline.recipe import load_recipe
 
 
 def query(

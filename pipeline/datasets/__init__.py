@@ -8,7 +8,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.sections.data import DataConfig
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.datasets.semantic_kitti import SemanticKittiDataset

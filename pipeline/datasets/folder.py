@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, DataConfig, nearest
+from manifests.config import ConfigError, nearest
+from manifests.sections.data import DataConfig
 from pipeline.datasets.clouds import read_cloud, read_point_labels
 from pipeline.frame import Camera, Frame, FrameError, inside, read_file
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, inverse_pose, pose_matrix

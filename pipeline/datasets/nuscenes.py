@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.sections.data import DataConfig
 from pipeline.datasets.clouds import read_flat
 from pipeline.frame import Camera, Frame, FrameError, read_file
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, pose_matrix

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from manifests.recipe import Recipe
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up
 from pipeline.engine.worker import Worker
-from pipeline.recipe import Recipe
 
 
 class InlinePool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import differences, digest
+from manifests.recipe import Recipe
 from manifests.schema import signature
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
@@ -24,7 +25,6 @@ from pipeline.engine.keys import digest_rows, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
 from pipeline.frame import Frame, frame_row
-from pipeline.recipe import Recipe
 from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import Stage
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from manifests.recipe import Recipe
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
-from pipeline.recipe import Recipe
 
 
 def make_pool(recipe: Recipe) -> InlinePool | RayPool:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from manifests.recipe import Recipe
 from pipeline.engine.worker import Worker
-from pipeline.recipe import Recipe
 
 
 def connect(recipe: Recipe) -> Any:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
+from manifests.recipe import Recipe
 from pipeline.engine.ray_cluster import connect, named, placed
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
 from pipeline.engine.worker import Worker
-from pipeline.recipe import Recipe
 from pipeline.stages import STAGES
 
 _log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
+from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
 from manifests.storage.errors import StoreError, is_full
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError, frame_of
-from pipeline.recipe import Recipe
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 

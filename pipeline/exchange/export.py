@@ -27,15 +27,16 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
+from manifests.sections.teachers.artifacts import TEXT
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.frame import Camera, Frame, frame_of
 from pipeline.look.browse import Track
-from pipeline.recipe import Recipe
 from pipeline.stages.segment import segments_of
-from pipeline.teachers.artifacts import TEXT, names_a_file
+from pipeline.teachers.artifacts import names_a_file
 from superpixels.lifting import official_point_labels
 from superpixels.segments import Segments
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.storage.store import Store
 from pipeline.frame import Camera, read_image
 from pipeline.look.browse import Browser, FrameRows
-from pipeline.recipe import Recipe
 from pipeline.stages.segment import segments_of
 
 if TYPE_CHECKING:

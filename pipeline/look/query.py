@@ -31,12 +31,12 @@ from manifests.query import (
     write_query,
     write_ranking,
 )
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from pipeline.look.browse import Browser, Place, Track, made_of_points
-from pipeline.recipe import Recipe
 from pipeline.stages.text import settings
 from pipeline.teachers import TEACHERS
 from superpixels.similarity import Similarity, similarity, spread, top_mean

@@ -18,6 +18,7 @@ from manifests.config import ConfigError, listing
 from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
+from manifests.recipe import Recipe
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser, FrameRows, Place, Track
@@ -39,7 +40,6 @@ from pipeline.look.pictures import (
 )
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.query import Asked, asked_of
-from pipeline.recipe import Recipe
 from pipeline.stages import STAGES
 from pipeline.stages.correct import source
 from pipeline.teachers import TEACHERS

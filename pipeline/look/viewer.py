@@ -19,12 +19,12 @@ import numpy as np
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
 from manifests.storage.store import Store
 from pipeline.frame import read_image
 from pipeline.look.browse import Browser, FrameRows, Place, Track
 from pipeline.look.pictures import MASK_OPACITY, heat
 from pipeline.look.query import Asked, asked_of
-from pipeline.recipe import Recipe
 from pipeline.stages.segment import segments_of
 from superpixels.segments import Segments
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.recipe import Recipe
+from manifests.recipe import Recipe
 from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
 from pipeline.stages.base import Stage
 

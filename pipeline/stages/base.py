@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.storage.errors import StoreError
 from pipeline.frame import Frame
-from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)

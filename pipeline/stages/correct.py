@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from manifests.config import changed_values
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.frame import FrameError
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from superpixels.flat_interaction import FlatInteractionConfig, refine
 from superpixels.ground import height_of_sensor_m

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from manifests.config import ConfigError
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
 from pipeline.teachers import TEACHERS, BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
 

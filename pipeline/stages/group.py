@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from manifests.config import changed_values
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
+from manifests.sections.tables import GroupConfig
 from pipeline.frame import Camera
 from pipeline.geometry import axis_distance
-from pipeline.recipe import GroupConfig, Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from pipeline.stages.segment import segments_of
 from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from manifests.fingerprint import sha256_file
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_image
 from pipeline.geometry import Float64, check_intrinsics
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 RIGID_TOLERANCE = 1e-3  # tables round quaternions; anything above is a typing error or a scaled matrix

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, inside
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 
 

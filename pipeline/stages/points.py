@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import DATASETS, open_dataset
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 

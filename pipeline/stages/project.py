@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import changed_values
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
+from manifests.sections.tables import ProjectConfig
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame
 from pipeline.geometry import project
-from pipeline.recipe import ProjectConfig, Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.lifting import occluded
 

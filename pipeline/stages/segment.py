@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, changed_values
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.frame import FrameError
-from pipeline.recipe import Recipe
 from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage, StreamFunction
 from pipeline.teachers import TEACHERS

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import changed_values
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from manifests.config import ConfigError, changed_values
+from manifests.recipe import Recipe
 from manifests.schema import TABLES
-from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.loading.templates import templates_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from manifests.config import changed_values
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.frame import FrameError
-from pipeline.recipe import Recipe
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from pipeline.stages.group import agreement
 from superpixels.voting import Ballot, vote

@@ -8,34 +8,19 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
-from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig
-from pipeline.teachers.composite import Composite, CompositeConfig
-from pipeline.teachers.fcclip import FcClip, FcClipConfig
-from pipeline.teachers.oracle import Oracle, OracleConfig
-from pipeline.teachers.san import San, SanConfig
+from pipeline.teachers.artifacts import Artifacts
+from pipeline.teachers.clip_dense import ClipDense
+from pipeline.teachers.composite import Composite
+from pipeline.teachers.fcclip import FcClip
+from pipeline.teachers.oracle import Oracle
+from pipeline.teachers.san import San
 
 if TYPE_CHECKING:
     import torch
 
+    from manifests.recipe import Recipe
     from pipeline.frame import Camera, Frame
-    from pipeline.recipe import Recipe
     from superpixels.segments import Segments
-
-
-class TeacherConfig(Protocol):
-    """Section `[teacher]` of a recipe, one frozen dataclass per teacher; `name` picks it."""
-
-    @property
-    def name(self) -> str: ...
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
-
-        `supervised` is True among them where weights learnt from labels of driving scenes: whoever shows results has
-        to say so. Planning calls it: it may digest small local files and must never download. Weights enter as their
-        sha256.
-        """
 
 
 class Teacher(Protocol):
@@ -102,7 +87,7 @@ class ComposedTeacher(Teacher, Protocol):
 
 @dataclass(frozen=True)
 class TeacherKind:
-    """How a teacher is set up: its recipe section, and how a worker loads it for stage "text", "encode" or "segment".
+    """How a teacher is set up: how a worker loads it for stage "text", "encode" or "segment".
 
     Loading for "segment" should leave out what only the encode half needs. `ready_made` teachers read finished
     segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth
@@ -113,7 +98,6 @@ class TeacherKind:
     "encode" or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
     """
 
-    config: type[Any]
     load: Callable[[Recipe, str], Teacher]
     has_encode: bool
     ready_made: bool = False
@@ -124,26 +108,20 @@ class TeacherKind:
 
 
 TEACHERS: dict[str, TeacherKind] = {
-    "artifacts": TeacherKind(ArtifactsConfig, Artifacts.load, has_encode=False, ready_made=True),
-    "clip_dense": TeacherKind(
-        ClipDenseConfig, ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame
-    ),
+    "artifacts": TeacherKind(Artifacts.load, has_encode=False, ready_made=True),
+    "clip_dense": TeacherKind(ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
     "composite": TeacherKind(
-        CompositeConfig,
         Composite.load,
         has_encode=True,
         content=Composite.content,
         kilobytes_per_frame=Composite.kilobytes_per_frame,
     ),
     "fcclip": TeacherKind(
-        FcClipConfig,
         FcClip.load,
         has_encode=True,
         content=FcClip.content,
         kilobytes_per_frame=FcClip.kilobytes_per_frame,
     ),
-    "oracle": TeacherKind(
-        OracleConfig, Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content
-    ),
-    "san": TeacherKind(SanConfig, San.load, has_encode=True, kilobytes_per_frame=San.kilobytes_per_frame),
+    "oracle": TeacherKind(Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content),
+    "san": TeacherKind(San.load, has_encode=True, kilobytes_per_frame=San.kilobytes_per_frame),
 }

@@ -17,107 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
 from manifests.ontology import Ontology
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.composite import CompositeConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_kept, softmax, unit
+from pipeline.teachers.clip_dense import ClipDense, grid_kept, softmax, unit
 from pipeline.teachers.loading.templates import templates_of
-from pipeline.teachers.mask_sources import (
-    Proposer,
-    ProposerConfig,
-    Sam3,
-    Sam3Config,
-    Slic,
-    SlicConfig,
-    checked_concepts,
-)
-from pipeline.teachers.tips import Tips, TipsConfig
+from pipeline.teachers.mask_sources import Proposer, Sam3, Slic, checked_concepts
+from pipeline.teachers.tips import Tips
 from superpixels.pooling import segment_weights, strip_argmax
 from superpixels.segments import Segments, compact
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe, SegmentConfig
+    from manifests.recipe import Recipe
+    from manifests.sections.tables import SegmentConfig
     from pipeline.teachers import ImageEncoder
-
-MASKS = ("sam3", "proposer", "slic")
-FEATURES = ("clip_dense", "tipsv2")
-
-
-@dataclass(frozen=True)
-class CompositeConfig:
-    """Section `[teacher]` with `name = "composite"`.
-
-    `masks` picks "sam3", "proposer" (Mask2Former, EoMT) or "slic", and `features` "clip_dense" or "tipsv2"; the
-    settings of each are in a table of its name, `[teacher.sam3]` and so on, and only of what is picked. `logit_scale`
-    times the cosine is what the softmax behind `score` sees where features name the masks.
-    """
-
-    name: str = "composite"
-    masks: str = "sam3"
-    features: str = "clip_dense"
-    logit_scale: float = 40.0
-    sam3: Sam3Config = Sam3Config()
-    proposer: ProposerConfig = ProposerConfig()
-    slic: SlicConfig = SlicConfig()
-    clip_dense: ClipDenseConfig = ClipDenseConfig()
-    tipsv2: TipsConfig = TipsConfig()
-
-    def __post_init__(self) -> None:
-        if self.name != "composite":
-            raise ValueError(f'name is "{self.name}"; these are the settings of "composite"')
-        if self.masks not in MASKS or self.features not in FEATURES:
-            raise ValueError(
-                f'masks is "{self.masks}" and features "{self.features}"; choose of {", ".join(MASKS)} and of '
-                f"{', '.join(FEATURES)}"
-            )
-        if not 0 < self.logit_scale < float("inf"):
-            raise ValueError("logit_scale must be positive and finite")
-        for key in changed_values(self):
-            if key in MASKS + FEATURES and key not in (self.masks, self.features):
-                raise ValueError(
-                    f'[teacher.{key}] is given, but masks are "{self.masks}" and features "{self.features}"; remove it'
-                )
-        if "logit_scale" in changed_values(self.clip_dense):
-            raise ValueError("clip_dense.logit_scale does nothing here; set teacher.logit_scale")
-        self.mask_config.check()
-        if self.features == "tipsv2":
-            self.tipsv2.check()
-
-    @property
-    def mask_config(self) -> Sam3Config | ProposerConfig | SlicConfig:
-        """The settings of the mask source that is picked."""
-        config: Sam3Config | ProposerConfig | SlicConfig = getattr(self, self.masks)
-        return config
-
-    @property
-    def feature_config(self) -> ClipDenseConfig | TipsConfig:
-        """The settings of the feature source that is picked."""
-        config: ClipDenseConfig | TipsConfig = getattr(self, self.features)
-        return config
-
-    @property
-    def min_probability(self) -> float:
-        """What the best region of a pixel must weigh; superpixels weigh 1."""
-        return 0.0 if isinstance(self.mask_config, SlicConfig) else self.mask_config.min_probability
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text", "encode" or "segment"; weights by digest.
-
-        Where labels of driving scenes taught the masks, it says `supervised`, for whoever shows results.
-        """
-        found: dict[str, Any] = {"name": self.name}
-        if stage != "segment":
-            found |= {"features": self.features, self.features: dict(self.feature_config.settings(stage))}
-        if stage == "encode":
-            found |= {"masks": self.masks, self.masks: self.mask_config.settings()}
-        if stage == "segment":
-            found |= {"masks": self.masks, "features": self.features, "min_probability": self.min_probability}
-            found |= {key: value for key, value in changed_values(self).items() if key == "logit_scale"}
-        if stage != "text" and isinstance(self.mask_config, ProposerConfig):
-            found["trained_on"] = self.mask_config.trained_on
-            if self.mask_config.supervised:
-                found["supervised"] = True
-        return found
 
 
 @dataclass(frozen=True, eq=False)

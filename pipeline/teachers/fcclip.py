@@ -16,30 +16,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
+from manifests.sections.teachers.fcclip import FcClipConfig
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.loading.templates import templates_of
-from pipeline.teachers.loading.weights import fill, read_tensors
-from pipeline.teachers.masks import (
-    MASK_FORMATS,
-    ImageSize,
-    MaskConfig,
-    MaskTeacher,
-    keep_logits,
-    logits_kept,
-    network_pixels,
-    parts_of,
-)
+from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
+from pipeline.teachers.masks import ImageSize, MaskTeacher, keep_logits, logits_kept, network_pixels, parts_of
 from superpixels.mask_queries import panoptic_merge
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.recipe import Recipe
+    from manifests.recipe import Recipe
     from pipeline.teachers.loading.towers import Towers
     from pipeline.teachers.networks.fcclip import FcClip as Network
 
-MODELS = ("convnext_large_d_320", "tiny-convnext")
 PARTS = ("query", "masks", "cut", "inside", "outside", "void", "logit_scale")
 
 # The names that FC-CLIP was trained with (COCO panoptic, with the synonyms of its coco_panoptic_with_prompt_eng.txt).
@@ -65,76 +56,15 @@ SEEN_NAMES = frozenset(
     "buildings,rock,wall,walls,rug".split(",")
 )
 
-_WEIGHTS = ("model", "weights", "weights_sha256")
-_FIELDS = {
-    "text": _WEIGHTS,
-    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "top", "parity"),
-    "segment": ("short_side_px", "parity", "alpha", "beta", "overlap"),
-}
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 _LEAST_PROBABILITY = 1e-8  # added to every probability, as in the reference
 
 
-@dataclass(frozen=True)
-class FcClipConfig(MaskConfig):
-    """Section `[teacher]` with `name = "fcclip"`.
-
-    `model` is the CLIP under the decoders: "convnext_large_d_320" for the official fcclip_cocopan.pth, or
-    "tiny-convnext". `weights` is the path of the file, `hub:OWNER/NAME/FILE` or `random:SEED` (tests and dry runs: the
-    masks mean nothing); `weights_sha256` and, for the hub, `weights_revision` pin it (see teachers.loading.weights).
-    The file holds CLIP as well; nothing else is fetched.
-
-    `short_side_px` is the image's shorter side as the network sees it; both are rounded to multiples of 32. `precision`
-    "bf16" runs CLIP in bfloat16, never the decoders. Of the masks each cell keeps the `top` foremost, their logits as
-    `masks` says: "uint8" in steps of 0.1, or "float16". The probability of a prompt is p_inside^(1-g) p_outside^g, with
-    g = `alpha` for names that FC-CLIP was trained with, else `beta`. A query counts if it owns the share `overlap` of
-    its mask.
-
-    `parity` takes images at their own size, padded with black to multiples of 32, instead of `short_side_px`; and where
-    several queries make up one stuff segment, their first gives it its vector and score, though the others may hold
-    most of its pixels. By default each weighs as much as it has pixels.
-    """
-
-    fields = _FIELDS
-
-    name: str = "fcclip"
-    model: str = "convnext_large_d_320"
-    weights: str = ""
-    weights_sha256: str = ""
-    weights_revision: str = ""
-    short_side_px: int = 896
-    precision: str = "fp32"
-    masks: str = "uint8"
-    top: int = 4
-    alpha: float = 0.4
-    beta: float = 0.8
-    overlap: float = 0.8
-    parity: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name != "fcclip":
-            raise ValueError(f'name is "{self.name}"; these are the settings of "fcclip"')
-        if self.model not in MODELS:
-            raise ValueError(f'model is "{self.model}"; FC-CLIP\'s checkpoint stands on "{MODELS[0]}"')
-        if self.pinned.is_tag:
-            raise ValueError(
-                f'weights are "{self.weights}"; give the path of the official checkpoint fcclip_cocopan.pth, '
-                "hub:OWNER/NAME/FILE, or random:SEED for a dry run"
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
-        if self.masks not in MASK_FORMATS:
-            raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
-        if not 32 <= self.short_side_px <= 4096 or self.top < 1:
-            raise ValueError("32 <= short_side_px <= 4096 and top >= 1 are required")
-        if not all(0 <= value <= 1 for value in (self.alpha, self.beta, self.overlap)):
-            raise ValueError("alpha, beta and overlap are shares; expected 0 to 1")
-
-    def image_size(self, height_px: int, width_px: int) -> ImageSize:
-        """Return how large a camera's image goes into the network."""
-        if self.parity:
-            return ImageSize.padded(height_px, width_px)
-        return ImageSize.whole(self.short_side_px, height_px, width_px)
+def image_size(config: FcClipConfig, height_px: int, width_px: int) -> ImageSize:
+    """Return how large a camera's image goes into the network."""
+    if config.parity:
+        return ImageSize.padded(height_px, width_px)
+    return ImageSize.whole(config.short_side_px, height_px, width_px)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +117,13 @@ class FcClip(MaskTeacher):
         config = recipe.teacher
         assert isinstance(config, FcClipConfig)
         queries, dims = (12, 32) if config.model == "tiny-convnext" else (250, 768)
-        height, width = config.image_size(900, 1600).padded_px
+        height, width = image_size(config, 900, 1600).padded_px
         logits = min(config.top, queries) * (height // 4) * (width // 4) * (2 if config.masks == "uint8" else 3)
         return 6 * (logits + queries * (2 * 2 * dims + 8)) / 1000
+
+    def image_size(self, height_px: int, width_px: int) -> ImageSize:
+        """Return how large a camera's image of this size goes into the network."""
+        return image_size(self.config, height_px, width_px)
 
     @property
     def batch(self) -> int:
@@ -255,7 +189,7 @@ class FcClip(MaskTeacher):
                 f"{camera.name}/outside has shape {outside.shape} and the prompt vectors {text.shape}; expected "
                 f"{len(self.seen)} prompts, and vectors of one length"
             )
-        size = self.config.image_size(camera.height_px, camera.width_px)
+        size = self.image_size(camera.height_px, camera.width_px)
         logit = logits_kept(parts["masks"])
         masks = size.queries(camera, self.segmentation.scale, logit, parts["query"], len(outside))
         score, prompt, is_void = self.named(parts, text)
@@ -316,7 +250,7 @@ def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
     target = pick_device(device)
     network, tokenizer = build_fcclip(config.model, config.pinned.seed or 0)
     if config.pinned.seed is None:
-        path = config.pinned.file()
+        path = weights_file(config.pinned)
         fill(
             network,
             from_official(read_tensors(path)),

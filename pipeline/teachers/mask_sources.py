@@ -16,19 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError
+from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig
 from pipeline.frame import Camera, Frame, read_image
-from pipeline.teachers.loading.pretrained import (
-    Network,
-    Pixels,
-    check_precision,
-    check_weights,
-    load_network,
-    load_pixels,
-    load_tokenizer,
-    weights_identity,
-)
-from pipeline.teachers.loading.weights import Weights
+from pipeline.teachers.loading.pretrained import Network, Pixels, load_network, load_pixels, load_tokenizer
 from superpixels.slic import slic_superpixels
 
 if TYPE_CHECKING:
@@ -45,8 +36,6 @@ PROPOSER_CLASSES = {
     "eomt": "EomtForUniversalSegmentation",
     "eomt_dinov3": "EomtDinov3ForUniversalSegmentation",
 }
-TRAINED_ON = {"coco": False, "ade20k": False, "cityscapes": True, "mapillary": True, "bdd100k": True}
-"""Label sets that proposers learnt their masks from, and whether those are labels of driving scenes."""
 
 _SAM3_OBJECTS = 30  # per concept; more than that many objects of one kind in an image are beyond the rule's source
 _MASK2FORMER_STEP_PX = 32
@@ -67,47 +56,6 @@ def best_regions(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 # -- SAM 3
-
-
-@dataclass(frozen=True)
-class Sam3Config:
-    """Section `[teacher.sam3]`: SAM 3 asked for the concepts of the class dictionary.
-
-    `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
-    such as hub:facebook/sam3/model.safetensors. `precision` "bf16" computes in bfloat16 where torch deems it safe.
-    `min_score` is what an object must reach to count, `min_probability`
-    what a pixel's best concept must reach to be a segment at all. `concepts_at_once` go through the network together;
-    it changes no result but in the last bits, and is no part of an identity.
-    """
-
-    weights: str = ""
-    weights_sha256: str = ""
-    weights_revision: str = ""
-    precision: str = "fp32"
-    min_score: float = 0.3
-    min_probability: float = 0.25
-    concepts_at_once: int = 8
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if not (0 <= self.min_score <= 1 and 0 < self.min_probability <= 1 and self.concepts_at_once >= 1):
-            raise ValueError("min_score in 0..1, min_probability above 0 and up to 1, concepts_at_once >= 1 are needed")
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision, key="sam3.weights")
-
-    def check(self) -> None:
-        """Raise ValueError unless the weights are named and pinned."""
-        check_weights(self.pinned)
-
-    def settings(self) -> dict[str, Any]:
-        """Return what can change the regions."""
-        changed = changed_values(self)
-        return {key: changed[key] for key in ("precision", "min_score") if key in changed} | weights_identity(
-            self.pinned
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,61 +174,6 @@ def checked_concepts(ontology: Ontology) -> list[list[Any]]:
 # -- proposers
 
 
-@dataclass(frozen=True)
-class ProposerConfig:
-    """Section `[teacher.proposer]`: Mask2Former or EoMT, whose masks count and whose own classes do not.
-
-    `weights`, `weights_sha256`, `weights_revision` and `precision` as for SAM 3. `trained_on` names the labels that the
-    masks were learnt from, which the file does not tell: "coco", "ade20k", or those of driving scenes, "cityscapes",
-    "mapillary" and "bdd100k", with which the teacher counts as supervised. A query counts if it shows some object with
-    at least `min_objectness`; `min_probability` is what a pixel's best mask must reach, objectness times mask.
-    """
-
-    weights: str = ""
-    weights_sha256: str = ""
-    weights_revision: str = ""
-    precision: str = "fp32"
-    trained_on: str = ""
-    min_objectness: float = 0.5
-    min_probability: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if not (0 <= self.min_objectness <= 1 and 0 < self.min_probability <= 1):
-            raise ValueError("min_objectness in 0..1 and min_probability above 0 and up to 1 are needed")
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision, key="proposer.weights")
-
-    @property
-    def supervised(self) -> bool:
-        """Whether labels of driving scenes taught the masks."""
-        return TRAINED_ON.get(self.trained_on, False)
-
-    def check(self) -> None:
-        """Raise ValueError unless the weights are named and pinned, and it is said what they learnt from."""
-        check_weights(self.pinned)
-        if self.trained_on not in TRAINED_ON:
-            raise ValueError(
-                f'proposer.trained_on is "{self.trained_on}"; say which labels taught the masks, one of '
-                f"{', '.join(TRAINED_ON)}: those of driving scenes make the teacher a supervised one"
-            )
-        told = [name for name in TRAINED_ON if name in self.weights.lower() and name != self.trained_on]
-        if self.pinned.is_hub and told:
-            raise ValueError(f'proposer.trained_on is "{self.trained_on}", but {self.weights} speaks of {told[0]}')
-
-    def settings(self) -> dict[str, Any]:
-        """Return what can change the regions, and what they were learnt from."""
-        changed = changed_values(self)
-        return (
-            {key: changed[key] for key in ("precision", "min_objectness") if key in changed}
-            | {"trained_on": self.trained_on}
-            | weights_identity(self.pinned)
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Proposer:
     """A network of mask queries. Region q is query q, and weighs objectness times sigmoid(mask); no class is used.
@@ -362,28 +255,6 @@ class Proposer:
 
 
 # -- SLIC
-
-
-@dataclass(frozen=True)
-class SlicConfig:
-    """Section `[teacher.slic]`: superpixels from colour alone, the baseline of masks that nothing was learnt for.
-
-    `side_px` is the size of a superpixel in an image whose shorter side is 450 px; see superpixels.slic.
-    """
-
-    side_px: float = 24.0
-    compactness: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not (self.side_px >= 4 and self.compactness > 0):
-            raise ValueError("side_px of at least 4 and compactness above 0 are needed")
-
-    def check(self) -> None:
-        """Nothing can be missing."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return what can change the regions."""
-        return changed_values(self)
 
 
 @dataclass(frozen=True, eq=False)

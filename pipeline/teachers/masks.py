@@ -6,54 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
+from manifests.sections.teachers.masks import DIVISOR_PX
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.loading.weights import Weights
 from superpixels.mask_queries import MaskQueries, sampling
 from superpixels.segments import Segments
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.recipe import SegmentConfig
+    from manifests.sections.tables import SegmentConfig
     from pipeline.teachers.loading.towers import Towers
 
-MASK_FORMATS = ("uint8", "float16")
 MASK_STEP = 0.1
 """Mask logits kept as uint8 are whole multiples of this, from -12.8 to 12.7: the sigmoid is off by 0.0125 at most."""
-
-DIVISOR_PX = 32
-"""Images that go into a network are padded, or resized, to multiples of this."""
-
-
-class MaskConfig:
-    """What the sections of teachers of mask queries share; each is a frozen dataclass with these fields.
-
-    `fields` names, by stage, the settings that can change the stage's rows.
-    """
-
-    name: str
-    weights: str
-    weights_sha256: str
-    weights_revision: str
-    fields: ClassVar[Mapping[str, tuple[str, ...]]]
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision)
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
-        values = {key: value for key, value in changed_values(self).items() if key in self.fields[stage]}
-        if values.pop("weights_sha256", None):
-            values["weights"] = self.pinned.identity
-        return {"name": self.name, **values}
 
 
 @dataclass(frozen=True)
@@ -176,8 +146,12 @@ class MaskTeacher(ABC):
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image at the network's size without padding, RGB uint8 (H, W, 3)."""
         image = read_image(self.root, camera)
-        size: tuple[int, int] = self.config.image_size(*image.shape[:2]).image_px
+        size: tuple[int, int] = self.image_size(*image.shape[:2]).image_px
         return image if size == image.shape[:2] else resized(image, size)
+
+    @abstractmethod
+    def image_size(self, height_px: int, width_px: int) -> ImageSize:
+        """Return how large a camera's image of this size goes into the network."""
 
     @abstractmethod
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:

@@ -18,7 +18,6 @@ Vectors of prompts are drawn, too: those of one group are close, those of differ
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError
 from manifests.ontology import Ontology
+from manifests.sections.teachers.oracle import OracleConfig
 from pipeline.frame import Camera, Frame, FrameError, inside, read_image
 from pipeline.teachers.artifacts import read_label_map, reason
 from pipeline.teachers.noise import (
@@ -50,137 +50,18 @@ from superpixels.segments import Segments, Split, compact
 from superpixels.slic import grow_labels, majority_labels, slic_superpixels
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Recipe, SegmentConfig
+    from manifests.recipe import Recipe
+    from manifests.sections.tables import SegmentConfig
 
 FOLDER, PLACES = "classmaps", "placemaps"
 
 TRUTH = ("label", "project")
 """The tables that source "points" reads."""
 
-CONFUSED: tuple[tuple[str, str, float], ...] = (
-    ("truck", "bus", 0.25),
-    ("truck", "trailer", 0.2),
-    ("truck", "construction_vehicle", 0.15),
-    ("truck", "car", 0.2),
-    ("bus", "truck", 0.4),
-    ("trailer", "truck", 0.6),
-    ("construction_vehicle", "truck", 0.6),
-    ("car", "truck", 0.05),
-    ("bicycle", "motorcycle", 0.4),
-    ("motorcycle", "bicycle", 0.4),
-    ("pedestrian", "bicycle", 0.05),
-    ("traffic_cone", "barrier", 0.2),
-    ("barrier", "manmade", 0.5),
-    ("barrier", "traffic_cone", 0.1),
-    ("driveable_surface", "sidewalk", 0.08),
-    ("driveable_surface", "other_flat", 0.04),
-    ("other_flat", "driveable_surface", 0.4),
-    ("other_flat", "sidewalk", 0.3),
-    ("sidewalk", "driveable_surface", 0.4),
-    ("sidewalk", "terrain", 0.2),
-    ("terrain", "sidewalk", 0.2),
-    ("terrain", "vegetation", 0.3),
-    ("manmade", "vegetation", 0.15),
-    ("vegetation", "manmade", 0.15),
-    ("vegetation", "terrain", 0.1),
-)
-"""Who is taken for whom, and how large a part of its regions at confusion 1, by classes of the nuScenes dictionary.
-
-The pairs are those that look alike, both ways. Large classes give little to small ones, in which it would be most of
-what bears the name. The shares are our judgement, not a measurement of any teacher.
-"""
-
-_PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "persistence", "score_noise")
-_LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "vector_noise", "grow_px")
-_POSITIVE = ("boundary_length_px", "drop_area_px", "slic_px", "slic_compactness")
 
 # Squares of the parts of a prompt's vector that its class, its group and its own words give; they sum to 1. Two prompts
 # of a group have cosine 3/4 and two of a class 1/2, give or take 1 / sqrt(dims).
 _PARTS = (1 / 2, 1 / 4, 1 / 4)
-
-
-@dataclass(frozen=True)
-class OracleConfig:
-    """Section `[teacher]` with `name = "oracle"`. By default nothing is spoilt; recipes list what is.
-
-    `source` is "maps" or "points", see above. `seed` of the noise; `dims` of the vectors, 8 or more. Lengths are in
-    pixels of the camera image, whatever `segment.scale`; strengths 0 change nothing.
-
-    Where things are. Boundaries move by about `boundary_shift_px` (standard deviation), in waves of about
-    `boundary_length_px`, which should be several times the shift or small things tear. Then the whole map is moved by a
-    normal `jitter_px` down and right, and turned by a normal `jitter_deg` degrees: a calibration slightly off.
-
-    What is judged as one. A region is a connected piece of one fine class; pieces of uncountable classes are cut into
-    patches of about `patch_px` (8 or more, or 0 for whole pieces). The following are probabilities per region, 0..1.
-
-    What they are called. `confusion` times the share in `confused`, rows of (class, taken for, share): a region is
-    taken for another class. `synonyms`: it gets another prompt than the first of its fine class, any of its class (of
-    its fine class, where that is ignored). `drop`: it is lost in its surroundings, the likelier the smaller it is, by
-    a factor exp(-area / drop_area_px); areas in square pixels of the image. `merge`: a larger neighbour of another
-    class swallows it. `persistence` is the share of things and places about which confusion, drop and merge are decided
-    once for a drive, not anew in each image: a teacher that takes a truck for a bus is mostly wrong again half a second
-    later. It needs source "maps", whose maps of places tell what is the same; a region is then of one place, and there
-    are no other patches.
-
-    What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
-    is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
-    part of the score that is chance; the rest is the share of the segment's pixels that it names right.
-
-    For "points": superpixels of `slic_px` x `slic_px` pixels and of `slic_compactness`; those without a labelled point
-    are named as the nearest with one, if their centres are `grow_px` or less apart, and are else no segment.
-    """
-
-    name: str = "oracle"
-    source: str = "maps"
-    seed: int = 0
-    dims: int = 64
-    boundary_shift_px: float = 0.0
-    boundary_length_px: float = 40.0
-    jitter_px: float = 0.0
-    jitter_deg: float = 0.0
-    patch_px: float = 0.0
-    confusion: float = 0.0
-    confused: tuple[tuple[str, str, float], ...] = CONFUSED
-    synonyms: float = 0.0
-    drop: float = 0.0
-    drop_area_px: float = 200.0
-    merge: float = 0.0
-    persistence: float = 0.0
-    vector_noise: float = 0.0
-    score_noise: float = 0.0
-    slic_px: float = 20.0
-    slic_compactness: float = 10.0
-    grow_px: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.name != "oracle":
-            raise ValueError(f'name is "{self.name}"; these are the settings of "oracle"')
-        if self.source not in ("maps", "points"):
-            raise ValueError(f'source is "{self.source}"; choose "maps" or "points"')
-        if self.seed < 0 or self.dims < 8:
-            raise ValueError(f"seed is {self.seed} and dims {self.dims}; expected at least 0, and at least 8")
-        for names, least, most in ((_PROBABILITIES, 0.0, 1.0), (_LENGTHS, 0.0, math.inf), (_POSITIVE, 0.5, math.inf)):
-            for name in names:
-                value: float = getattr(self, name)
-                if not (least <= value <= most and math.isfinite(value)):
-                    raise ValueError(f"{name} is {value}; expected a finite number, {least:g} to {most:g}")
-        if self.persistence and self.source != "maps":
-            raise ValueError(
-                f'persistence is {self.persistence} and source "{self.source}"; only source "maps" knows what is the '
-                "same in two images"
-            )
-        if 0 < self.patch_px < 8:
-            raise ValueError(f"patch_px is {self.patch_px}; expected 0, for whole regions, or at least 8")
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text" or "segment"; both say that they are simulated."""
-        values = changed_values(self)
-        if stage == "text":
-            values = {key: value for key, value in values.items() if key == "dims"}
-        else:
-            values.pop("dims", None)  # the vectors of table `text` have them
-            values["source"] = self.source
-        return {**values, "name": self.name, "simulated": True}
 
 
 @dataclass(frozen=True, eq=False)

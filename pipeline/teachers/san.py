@@ -17,95 +17,31 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
+from manifests.sections.teachers.san import SanConfig
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.loading.templates import templates_of
-from pipeline.teachers.loading.weights import fill, read_tensors
-from pipeline.teachers.masks import (
-    DIVISOR_PX,
-    MASK_FORMATS,
-    ImageSize,
-    MaskConfig,
-    MaskTeacher,
-    keep_logits,
-    logits_kept,
-    network_pixels,
-    parts_of,
-)
+from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
+from pipeline.teachers.masks import ImageSize, MaskTeacher, keep_logits, logits_kept, network_pixels, parts_of
 from superpixels.mask_queries import prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.recipe import Recipe
+    from manifests.recipe import Recipe
     from pipeline.teachers.loading.towers import Towers
     from pipeline.teachers.networks.side_adapter import San as Network
 
-MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
 PARTS = ("masks", "embedding", "none", "logit_scale")
-_WEIGHTS = ("model", "weights", "weights_sha256")
-_FIELDS = {
-    "text": _WEIGHTS,
-    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "parity"),
-    "segment": ("short_side_px", "parity"),
-}
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 
 
-@dataclass(frozen=True)
-class SanConfig(MaskConfig):
-    """Section `[teacher]` with `name = "san"`.
-
-    `model` is the CLIP that the side network stands beside: "ViT-L-14-336-quickgelu" for san_vit_large_14.pth,
-    "ViT-B-16-quickgelu" for san_vit_b_16.pth, or "tiny". `weights` is the path of such a file, `hub:OWNER/NAME/FILE`
-    or `random:SEED` (tests and dry runs: the masks mean nothing); `weights_sha256` and, for the hub,
-    `weights_revision` pin it (see teachers.loading.weights). The file holds CLIP as well; nothing else is fetched.
-
-    `short_side_px` is the image's shorter side as the side network sees it. `precision` "bf16" runs the network in
-    bfloat16 where torch deems it safe. `masks` is how mask logits are kept: "uint8" in steps of 0.1, or "float16".
-
-    `parity` prepares images as the reference does: the longer side is cut to a whole pixel and padded with black to a
-    multiple of 32, and CLIP's image is 0.7 (B/16: 0.5) times that, of which its patches leave a rest. So CLIP's grid
-    is taken for wider than it is, and what it says of an object sits up to 1 % of the width too far to the right. By
-    default both images are resized so that their grids cover the whole view exactly, which changes the aspect ratio by
-    less than 3 %.
-    """
-
-    fields = _FIELDS
-
-    name: str = "san"
-    model: str = "ViT-L-14-336-quickgelu"
-    weights: str = ""
-    weights_sha256: str = ""
-    weights_revision: str = ""
-    short_side_px: int = 640
-    precision: str = "fp32"
-    masks: str = "uint8"
-    parity: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name != "san":
-            raise ValueError(f'name is "{self.name}"; these are the settings of "san"')
-        if self.model not in MODELS:
-            raise ValueError(f'model is "{self.model}"; SAN was published beside {" and ".join(MODELS[:2])}')
-        if self.pinned.is_tag:
-            raise ValueError(
-                f'weights are "{self.weights}"; give the path of an official checkpoint such as san_vit_large_14.pth, '
-                "hub:OWNER/NAME/FILE, or random:SEED for a dry run"
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
-        if self.masks not in MASK_FORMATS:
-            raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
-        if not DIVISOR_PX <= self.short_side_px <= 4096:
-            raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
-
-    def image_size(self, height_px: int, width_px: int) -> ImageSize:
-        """Return how large a camera's image goes into the side network."""
-        if not self.parity:
-            return ImageSize.whole(self.short_side_px, height_px, width_px)
-        short = min(height_px, width_px)
-        return ImageSize.padded(height_px * self.short_side_px // short, width_px * self.short_side_px // short)
+def image_size(config: SanConfig, height_px: int, width_px: int) -> ImageSize:
+    """Return how large a camera's image goes into the side network."""
+    if not config.parity:
+        return ImageSize.whole(config.short_side_px, height_px, width_px)
+    short = min(height_px, width_px)
+    return ImageSize.padded(height_px * config.short_side_px // short, width_px * config.short_side_px // short)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +65,13 @@ class San(MaskTeacher):
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         queries, dims = {"tiny": (8, 32), "ViT-B-16-quickgelu": (100, 512)}.get(config.model, (100, 768))
-        height, width = config.image_size(900, 1600).padded_px
+        height, width = image_size(config, 900, 1600).padded_px
         cells = height * width // 16**2
         return 6 * queries * (cells * (1 if config.masks == "uint8" else 2) + 2 * dims + 4) / 1000
+
+    def image_size(self, height_px: int, width_px: int) -> ImageSize:
+        """Return how large a camera's image of this size goes into the network."""
+        return image_size(self.config, height_px, width_px)
 
     @property
     def batch(self) -> int:
@@ -182,7 +122,7 @@ class San(MaskTeacher):
         """
         parts = parts_of(camera, encoding, PARTS)
         logit = logits_kept(parts["masks"])
-        size = self.config.image_size(camera.height_px, camera.width_px)
+        size = self.image_size(camera.height_px, camera.width_px)
         masks = size.queries(camera, self.segmentation.scale, logit, None, len(logit))
         embedding = parts["embedding"].astype(np.float32)
         if embedding.shape != (masks.n_queries, text.shape[1]):
@@ -213,7 +153,7 @@ def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:
     target = pick_device(device)
     network, tokenizer = build_san(config.model, config.pinned.seed or 0)
     if config.pinned.seed is None:
-        path = config.pinned.file()
+        path = weights_file(config.pinned)
         fill(
             network,
             from_official(read_tensors(path), network.shape),

@@ -15,69 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError
+from manifests.sections.teachers.composite import TipsConfig
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.teachers.loading.pretrained import (
-    Network,
-    Pixels,
-    check_precision,
-    check_weights,
-    load_network,
-    load_pixels,
-    load_tokenizer,
-    weights_identity,
-)
+from pipeline.teachers.loading.pretrained import Network, Pixels, load_network, load_pixels, load_tokenizer
 from pipeline.teachers.loading.towers import Towers
-from pipeline.teachers.loading.weights import Weights
 
 if TYPE_CHECKING:
     import torch
 
 CLASSES = {"tipsv2": "Tipsv2Model"}
-
-
-@dataclass(frozen=True)
-class TipsConfig:
-    """Section `[teacher.tipsv2]`.
-
-    `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
-    such as hub:google/tipsv2-b14/model.safetensors. `precision` "bf16" computes images in bfloat16 where torch deems it
-    safe. `short_side_px` is the image's shorter side as the network sees
-    it; both sides are rounded to multiples of the patch. It is seen in square windows of `window_px` every `stride_px`,
-    whose features are averaged where they overlap; 0 shows the image whole.
-    """
-
-    weights: str = ""
-    weights_sha256: str = ""
-    weights_revision: str = ""
-    precision: str = "fp32"
-    short_side_px: int = 448
-    window_px: int = 448
-    stride_px: int = 336
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.window_px < 0 or (self.window_px and not 0 < self.stride_px <= self.window_px):
-            raise ValueError(
-                "window_px is 0 or more, and stride_px lies between 1 and window_px, so that no gap is left"
-            )
-        if not 8 <= self.short_side_px <= 4096:
-            raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
-
-    @property
-    def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision, key="tipsv2.weights")
-
-    def check(self) -> None:
-        """Raise ValueError unless the weights are named and pinned."""
-        check_weights(self.pinned)
-
-    def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text" or "encode"."""
-        changed = changed_values(self)
-        seen = ("precision", "short_side_px", "window_px", "stride_px") if stage == "encode" else ()
-        return {key: changed[key] for key in seen if key in changed} | weights_identity(self.pinned)
 
 
 @dataclass(frozen=True, eq=False)

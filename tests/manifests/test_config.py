@@ -8,16 +8,8 @@ from typing import Literal
 
 import pytest
 
-from manifests.config import (
-    ConfigError,
-    DataConfig,
-    RecipeFile,
-    RunConfig,
-    changed_values,
-    parse_override,
-    parse_section,
-    read_recipe,
-)
+from manifests.config import ConfigError, RecipeFile, changed_values, parse_override, parse_section, read_recipe
+from manifests.sections.data import DataConfig, RunConfig
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from manifests.config import DataConfig, RunConfig
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe
 from manifests.rows import from_table, to_table
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from pipeline.datasets import open_dataset
 from pipeline.datasets.nuscenes import CAMERAS
 from pipeline.frame import Frame
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages.base import FrameInput, Stage
-from pipeline.teachers.artifacts import ArtifactsConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from PIL import Image
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import sha256_file
 from manifests.ontology import load_ontology, parse_ontology
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig, check_folder, read_text
+from pipeline.teachers.artifacts import Artifacts, check_folder, read_text
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 ONTOLOGY = parse_ontology(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from manifests.query import queries_folder, read_query, similarity_ref, write_ranking
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import to_table
 from manifests.schema import TABLES
 from manifests.storage.refs import Ref, TableRef
@@ -23,7 +24,6 @@ from pipeline.look.pictures import heat, heat_scale
 from pipeline.look.query import ask, asked_of
 from pipeline.look.report import write_report
 from pipeline.look.viewer import log_heat
-from pipeline.recipe import Recipe, load_recipe
 
 ALL_HOT = 0.5
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row
 from manifests.storage.store import Store
 from pipeline.engine import refs, scheduler, worker
@@ -33,7 +34,6 @@ from pipeline.engine.refs import fingerprint_of
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task
 from pipeline.engine.worker import Worker
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
 

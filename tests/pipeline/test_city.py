@@ -21,12 +21,13 @@ from bench.city.layout import KEYFRAME_S, LEAD_S, lay_out
 from bench.city.render import Stage
 from bench.city.sensors import RIG
 from bench.city.things import FINE
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig
 from manifests.splits import load_split
 from pipeline.datasets import open_dataset
 from pipeline.geometry import project
-from pipeline.recipe import Recipe
 from pipeline.stages.index import STAGE as INDEX
 
 TINY = SIZES["tiny"]

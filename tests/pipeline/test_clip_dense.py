@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
+from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
-from pipeline.teachers.clip_dense import ClipDense, ClipDenseConfig, grid_shape
+from pipeline.teachers.clip_dense import ClipDense, grid_shape
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.config import ConfigError, DataConfig, RunConfig, parse_section, read_recipe
+from manifests.config import ConfigError, parse_section, read_recipe
 from manifests.ontology import Ontology, parse_ontology
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.composite import CompositeConfig, ProposerConfig, Sam3Config
 from pipeline.frame import Camera, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import STAGES
-from pipeline.teachers.composite import Composite, CompositeConfig, winners
-from pipeline.teachers.mask_sources import ProposerConfig, Sam3Config
+from pipeline.teachers.composite import Composite, winners
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(

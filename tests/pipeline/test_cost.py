@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from manifests.recipe import Recipe, load_recipe
 from manifests.storage.manifest import Manifest
 from pipeline.__main__ import app
 from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import PACKED
 
 

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.sections.data import DataConfig
 from pipeline.datasets import DATASETS, Dataset, open_dataset
 from pipeline.frame import frame_of, frame_row
 

@@ -9,8 +9,9 @@ import torch
 from torch.nn.functional import interpolate, layer_norm
 
 from manifests.config import ConfigError
+from manifests.sections.teachers.clip_dense import MODES
+from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.affinity import anomalies, attention, filled, neighbours, similarity
-from pipeline.teachers.clip_dense import MODES
 from pipeline.teachers.dense import Calibration, DenseTower, Windows
 from pipeline.teachers.loading.towers import (
     TINY,
@@ -22,7 +23,6 @@ from pipeline.teachers.loading.towers import (
     load_dino,
     load_towers,
 )
-from pipeline.teachers.loading.weights import Weights
 
 PATCH_MODES = tuple(mode for mode in MODES if mode not in ("affinity", "convnext"))
 SIZES = [(32, 32), (24, 40), (8, 8)]

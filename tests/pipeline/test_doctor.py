@@ -13,7 +13,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from manifests.config import RunConfig
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import RunConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.weights import Weights
 from pipeline.__main__ import app
 from pipeline.checks import doctor
 from pipeline.checks.doctor import (
@@ -25,10 +29,6 @@ from pipeline.checks.doctor import (
     check_weights,
     examine,
 )
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.teachers.artifacts import ArtifactsConfig
-from pipeline.teachers.clip_dense import ClipDenseConfig
-from pipeline.teachers.loading.weights import Weights
 
 Roots = Callable[..., Any]
 

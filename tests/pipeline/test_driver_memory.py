@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests.recipe import load_recipe
 from manifests.storage.shards import ShardFile
 from pipeline.engine import planner as module
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.frame import Frame
-from pipeline.recipe import load_recipe
 
 SCENES = 40
 

@@ -13,10 +13,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from manifests.config import ConfigError, DataConfig, RunConfig
+from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe
 from manifests.rows import to_table
 from manifests.schema import TABLES
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
@@ -25,9 +29,8 @@ from pipeline.__main__ import app
 from pipeline.exchange import export as module
 from pipeline.exchange.export import Exported, export
 from pipeline.frame import Camera, Frame, frame_row
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages.segment import segments_row
-from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig
+from pipeline.teachers.artifacts import Artifacts
 from superpixels.lifting import parse_official_point_labels
 from superpixels.segments import Segments
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
+from manifests.config import ConfigError, parse_section
 from manifests.ontology import load_ontology, parse_ontology
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.fcclip import FcClipConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
-from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, FcClipConfig
+from pipeline.teachers.fcclip import SEEN_NAMES, FcClip
 from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import network_pixels
 from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import DataConfig
 from manifests.storage.store import Store
 from pipeline.datasets.clouds import read_cloud, unpack_lzf
 from pipeline.datasets.folder import FolderDataset
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages.index import check_frame, pose_problems
 
 SCENE = """\

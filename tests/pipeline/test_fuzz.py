@@ -20,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from manifests.config import RECIPES, ConfigError, DataConfig
+from manifests.config import RECIPES, ConfigError
+from manifests.recipe import load_recipe
 from manifests.rows import to_table
 from manifests.schema import TARGET
+from manifests.sections.data import DataConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
@@ -31,9 +34,8 @@ from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset, camera_matrix, pose
 from pipeline.datasets.semantic_kitti import calibration, split_projection
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import load_recipe
 from pipeline.stages.index import camera_problems, check_frame, pose_problems
-from pipeline.teachers.artifacts import ArtifactsConfig, read_text, read_triple
+from pipeline.teachers.artifacts import read_text, read_triple
 
 MOST_GROWTH_BYTES = 512 << 20
 MOST_SECONDS = 120  # no test of time: it ends a test that hangs

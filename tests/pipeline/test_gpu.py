@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
+from manifests.recipe import Recipe
+from manifests.sections.teachers.clip_dense import MODES, ClipDenseConfig
 from pipeline.engine.worker import device_name
 from pipeline.frame import Frame
-from pipeline.recipe import Recipe
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.batches import Batches
-from pipeline.teachers.clip_dense import MODES, ClipDense, ClipDenseConfig
+from pipeline.teachers.clip_dense import ClipDense
 from pipeline.teachers.dense import upsampled_argmax
 from superpixels.pooling import strip_argmax
 from tests.pipeline.test_teachers import EXAMPLES, SIZES, frame_of, recipe_of, run

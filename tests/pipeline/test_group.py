@@ -8,8 +8,8 @@ import pytest
 
 from manifests.ontology import Ontology, parse_ontology
 from manifests.rows import to_table
+from manifests.sections.tables import GroupConfig
 from pipeline.frame import Camera
-from pipeline.recipe import GroupConfig
 from pipeline.stages.group import STAGE, group_frame, in_255ths
 from superpixels.segments import Segments
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.sections.data import DataConfig
 from pipeline.datasets import open_dataset
 from pipeline.datasets.nuscenes import CAMERAS, NuScenesDataset
 from pipeline.frame import Frame, FrameError
@@ -315,7 +316,7 @@ def test_reading_labels_of_a_frame_without_any_is_an_error(shared: Path) -> None
 def test_a_worker_reads_files_without_the_development_kit(shared: Path, tmp_path: Path) -> None:
     program = """
 import sys
-from manifests.config import DataConfig
+from manifests.sections.data import DataConfig
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame
 import numpy as np

@@ -13,19 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig, RunConfig
+from manifests.config import ConfigError
 from manifests.fingerprint import canonical
 from manifests.ontology import Ontology, load_ontology, parse_ontology
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.oracle import CONFUSED, OracleConfig
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.stages import segment, text
 from pipeline.stages.base import FrameInput, Need
 from pipeline.stages.segment import segments_of
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.oracle import CONFUSED, Oracle, OracleConfig
+from pipeline.teachers.oracle import Oracle
 from superpixels.segments import Segments
 
 NUSCENES = load_ontology("nuscenes")

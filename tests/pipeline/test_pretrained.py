@@ -12,14 +12,8 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
-from pipeline.teachers.loading.pretrained import (
-    check_weights,
-    load_network,
-    load_pixels,
-    load_tokenizer,
-    weights_identity,
-)
-from pipeline.teachers.loading.weights import Weights
+from manifests.sections.teachers.weights import Weights, check_weights, weights_identity
+from pipeline.teachers.loading.pretrained import load_network, load_pixels, load_tokenizer
 from pipeline.teachers.mask_sources import SAM3_CLASSES
 from tests.pipeline.tiny_networks import save_network
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from manifests.recipe import Recipe, load_recipe
 from pipeline.__main__ import app
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import Progress, progress_of
 from pipeline.engine.runner import Runner
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import PACKED
 
 

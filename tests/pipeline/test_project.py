@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manifests.sections.tables import ProjectConfig
 from pipeline.datasets import open_dataset
 from pipeline.frame import Camera, Frame, frame_of
-from pipeline.recipe import ProjectConfig
 from pipeline.stages.index import STAGE as INDEX
 from pipeline.stages.project import STAGE, visible_pairs
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from manifests.config import ConfigError
 from manifests.query import queries_folder, read_query, read_ranking
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES
 from manifests.storage.errors import StoreError
@@ -20,7 +21,6 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from pipeline.__main__ import app
 from pipeline.look.query import ask, similarity_of_points
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import text as text_stage
 
 CAR, VAN, ROAD, WALL = np.eye(4, dtype=np.float32)

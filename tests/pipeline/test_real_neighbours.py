@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests.recipe import Recipe, load_recipe
 from manifests.storage.store import Store
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser, FrameRows
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.report import write_report
-from pipeline.recipe import Recipe, load_recipe
 
 
 def built(recipe: Recipe, *targets: str) -> Browser:

@@ -18,8 +18,10 @@ from PIL import Image
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import to_table
 from manifests.schema import TABLES, scalar
+from manifests.sections.tables import TargetConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
@@ -31,7 +33,6 @@ from pipeline.frame import FrameError
 from pipeline.look.browse import Browser, FrameRows, Place
 from pipeline.look.report import ShownFrame, refinements, write_report
 from pipeline.look.viewer import mask_png, view_frames, write_recording
-from pipeline.recipe import Recipe, TargetConfig, load_recipe
 from superpixels.segments import Segments
 
 NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pytest
 
 from manifests.config import ConfigError
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row
 from manifests.schema import described, metadata
+from manifests.sections.tables import GroupConfig
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.engine.inline_pool import InlinePool
@@ -26,7 +28,6 @@ from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker
-from pipeline.recipe import GroupConfig, Recipe, load_recipe
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 
@@ -509,7 +510,7 @@ def test_a_shard_that_comes_out_otherwise_the_second_time_rebuilds_what_follows(
 
 
 def test_a_teacher_that_cannot_be_loaded_ends_the_run_once(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    from pipeline.teachers.clip_dense import ClipDenseConfig
+    from manifests.sections.teachers.clip_dense import ClipDenseConfig
 
     recipe = recipe_of(f"data.split={tmp_path / 'half.txt'}")
     (tmp_path / "half.txt").write_text("scene-0008\n")

@@ -11,14 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig, RunConfig, parse_section
+from manifests.config import ConfigError, parse_section
 from manifests.ontology import parse_ontology
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.san import SanConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig, load_recipe
 from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
 from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
-from pipeline.teachers.san import San, SanConfig
+from pipeline.teachers.san import San, image_size
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
@@ -119,9 +122,9 @@ def test_each_stage_depends_on_its_own_settings_only() -> None:
 
 def test_both_grids_cover_the_view_unless_parity_is_asked_for() -> None:
     ours = SanConfig(weights="random:0")
-    assert ours.image_size(900, 1600) == ImageSize((640, 1152), (640, 1152), two_steps=False)
+    assert image_size(ours, 900, 1600) == ImageSize((640, 1152), (640, 1152), two_steps=False)
     reference = SanConfig(weights="random:0", parity=True)
-    assert reference.image_size(900, 1600) == ImageSize((640, 1137), (640, 1152), two_steps=True)
+    assert image_size(reference, 900, 1600) == ImageSize((640, 1137), (640, 1152), two_steps=True)
 
 
 # -- the network

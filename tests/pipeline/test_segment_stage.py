@@ -10,17 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig, RunConfig
+from manifests.config import ConfigError
 from manifests.fingerprint import canonical
 from manifests.ontology import Group, parse_ontology
+from manifests.recipe import Recipe
 from manifests.rows import from_table, to_table
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import encode, segment, text
 from pipeline.stages.base import FrameInput, Need, Stage
 from pipeline.stages.segment import segments_of, segments_row
-from pipeline.teachers.artifacts import ArtifactsConfig
-from pipeline.teachers.clip_dense import ClipDenseConfig
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(

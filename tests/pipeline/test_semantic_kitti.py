@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manifests.config import ConfigError, DataConfig
+from manifests.config import ConfigError
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig
 from pipeline.datasets.semantic_kitti import SemanticKittiDataset
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
-from pipeline.recipe import Recipe
 from pipeline.stages.index import check_frame
 
 # A camera of focal length 4 px in an image of 8 x 6, 0.5 m to the right of camera 0: P2[0, 3] = -4 * 0.5.

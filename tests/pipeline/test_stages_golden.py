@@ -10,13 +10,14 @@ import pytest
 
 from manifests.rows import from_table, to_table
 from manifests.schema import TABLES
+from manifests.sections.tables import GroupConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, frame_of
-from pipeline.recipe import GroupConfig
 from pipeline.stages import STAGES
 from pipeline.stages.group import segment_at
 from pipeline.stages.segment import segments_of, segments_row
-from pipeline.teachers.artifacts import Artifacts, ArtifactsConfig, read_text
+from pipeline.teachers.artifacts import Artifacts, read_text
 from superpixels.lifting import official_point_labels
 
 PARITY = GroupConfig(policy="last_camera", occluded=True, min_points=1)

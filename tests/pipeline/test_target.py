@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from manifests.fingerprint import digest
+from manifests.sections.tables import TargetConfig
 from pipeline.frame import Frame
-from pipeline.recipe import TargetConfig
 from pipeline.stages.target import STAGE
 
 FRAME = Frame("f", "s", 0, "t", "p", None, np.eye(4), np.eye(4), ())

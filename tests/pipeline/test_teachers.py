@@ -14,20 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from manifests.config import DataConfig, RunConfig
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
+from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, TipsConfig
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.recipe import GroupConfig, ProjectConfig, Recipe, SegmentConfig, TextConfig
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.clip_dense import ClipDenseConfig
-from pipeline.teachers.mask_sources import ProposerConfig, Sam3Config
-from pipeline.teachers.tips import TipsConfig
 from superpixels.segments import Segments
 from tests.pipeline.tiny_networks import save_network
 
@@ -134,7 +135,7 @@ def recipe_of(example: str, tmp_path: Path, **run: Any) -> Recipe:
         name="test",
         data=DataConfig(root=str(tmp_path)),
         run=RunConfig(device="cpu", **run),
-        teacher=TEACHERS[name].config(**EXAMPLES[example](tmp_path)),
+        teacher=TEACHER_SECTIONS[name](**EXAMPLES[example](tmp_path)),
         project=ProjectConfig(),
         text=TextConfig(),
         segment=SegmentConfig(),
@@ -157,7 +158,7 @@ def run(recipe: Recipe, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray]
 def test_the_section_is_a_frozen_dataclass_that_names_its_teacher(recipe: Recipe) -> None:
     config: Any = recipe.teacher
     name = {field.name: field.default for field in dataclasses.fields(config)}["name"]
-    assert TEACHERS[name].config is type(config)
+    assert TEACHER_SECTIONS[name] is type(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.name = "other"
 
@@ -250,7 +251,7 @@ def test_encoding_many_frames_in_one_go_is_encoding_each(recipe: Recipe, tmp_pat
 
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
     heavy = ("torch", "open_clip", "torchvision", "timm", "transformers")
-    code = f"import sys, pipeline.recipe; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, pipeline.teachers, manifests.recipe; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from manifests.config import ConfigError
+from manifests.sections.teachers.composite import TipsConfig
 from pipeline.frame import Camera, Frame
 from pipeline.teachers.batches import encode_frame
-from pipeline.teachers.tips import Tips, TipsConfig
+from pipeline.teachers.tips import Tips
 from tests.pipeline.tiny_networks import save_network
 
 

@@ -10,10 +10,10 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.loading import towers
 from pipeline.teachers.loading.templates import TEMPLATES, templates_of
 from pipeline.teachers.loading.towers import TINY, ensure_torchvision, load_towers, pick_device
-from pipeline.teachers.loading.weights import Weights
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manifests.recipe import Recipe, load_recipe
+from manifests.sections.tables import TargetConfig
 from pipeline.engine import planner
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame
-from pipeline.recipe import Recipe, TargetConfig, load_recipe
 from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput
 from pipeline.stages.vote import ballot

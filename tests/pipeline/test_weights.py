@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
+from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.loading import weights as module
-from pipeline.teachers.loading.weights import Weights, fill, hub_file, read_tensors
+from pipeline.teachers.loading.weights import fill, hub_file, read_tensors, verified, weights_file
 
 SHA = "0123456789abcdef" * 4
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -60,14 +61,14 @@ def test_a_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     path.write_bytes(b"weights")
     pinned = hashlib.sha256(b"weights").hexdigest()
-    assert Weights(str(path), pinned).file() == path
+    assert weights_file(Weights(str(path), pinned)) == path
     with pytest.raises(ConfigError, match=f"has sha256 {pinned}, but teacher.weights_sha256 is {SHA}; the file is dam"):
-        Weights(str(path), SHA).file()
+        weights_file(Weights(str(path), SHA))
     with pytest.raises(ConfigError, match=f'"openai" is not pinned.*weights_sha256 = "{pinned}"'):
-        Weights("openai").verified(path)
-    assert Weights("openai", pinned).verified(path) == path
+        verified(Weights("openai"), path)
+    assert verified(Weights("openai", pinned), path) == path
     with pytest.raises(ConfigError, match="there is no file nowhere/w.pt"):
-        Weights("nowhere/w.pt", SHA).file()
+        weights_file(Weights("nowhere/w.pt", SHA))
 
 
 def test_a_hub_file_is_asked_for_at_its_commit_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +82,10 @@ def test_a_hub_file_is_asked_for_at_its_commit_and_verified(tmp_path: Path, monk
 
     monkeypatch.setattr(module, "hub_file", fetch)
     pinned = hashlib.sha256(b"weights").hexdigest()
-    assert Weights("hub:own.er/na-me/sub/b.pth", pinned, COMMIT).file() == path
+    assert weights_file(Weights("hub:own.er/na-me/sub/b.pth", pinned, COMMIT)) == path
     assert asked == [("own.er/na-me", "sub/b.pth", COMMIT, "teacher.weights")]
     with pytest.raises(ConfigError, match="the file is damaged or another one"):
-        Weights("hub:own.er/na-me/sub/b.pth", SHA, COMMIT).file()
+        weights_file(Weights("hub:own.er/na-me/sub/b.pth", SHA, COMMIT))
 
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from manifests.recipe import Recipe, load_recipe
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES, TEXT
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
-from trainer.config import Recipe, load_recipe
 
 ONTOLOGY = """
 name = "street"

@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from manifests.sample import SuperpointPairs
-from trainer.data.augment import (
-    AugmentConfig,
-    Box,
-    augment,
-    flipped,
-    in_box,
-    outside_cuboid,
-    resize_pixels,
-    rotated,
-    view_of,
-)
-from trainer.data.voxels import VoxelConfig, voxelise
+from manifests.sections.network import AugmentConfig, VoxelConfig
+from trainer.data.augment import Box, augment, flipped, in_box, outside_cuboid, resize_pixels, rotated, view_of
+from trainer.data.voxels import voxelise
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from manifests.sections.network import NetworkConfig, VoxelConfig
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
-from trainer.data.voxels import VoxelConfig
-from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.errors import TrainerError
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 
 VOXELS = VoxelConfig()

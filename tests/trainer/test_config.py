@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from manifests.config import ConfigError
-from trainer.config import DistillConfig, EvaluateConfig, PredictConfig, PretrainConfig
+from manifests.sections.training import DistillConfig, EvaluateConfig, PredictConfig, PretrainConfig
 
 
 def test_the_defaults_are_the_papers() -> None:

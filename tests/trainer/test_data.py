@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
+from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from trainer.data import tables as data_tables
-from trainer.data.augment import AugmentConfig
 from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
 from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, checked_batch, load_batches
 from trainer.data.samples import pair_sample, target_sample
 from trainer.data.tables import FrameRow, Tables, read_text, select_frames
-from trainer.data.voxels import VoxelConfig
 
 VOXELS = VoxelConfig(size_m=0.4, angle_deg=4)
 AUGMENT = AugmentConfig(crop_min_pairs=50, cuboid_min_pairs=50)

@@ -11,15 +11,16 @@ from rich.console import Console
 from torch import Tensor
 
 from bench.network import learner, simulated_batch
+from manifests.sections.network import NetworkConfig
+from manifests.sections.training import DistillConfig
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
 from trainer import machine
-from trainer.config import DistillConfig
 from trainer.inference.predict import predict
 from trainer.loop import train as trainer_train
 from trainer.loop.learner import Learner
 from trainer.loop.ranks import Ranks
 from trainer.loop.train import agree, train
-from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import ENGINES, Engine, check_engine, open_engine
 from trainer.objectives.losses import segmentation_loss
 from trainer.objectives.objective import Objective

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from manifests.sections.training import TmpConfig
 from trainer.objectives.losses import (
     Counts,
-    TmpConfig,
     TmpTerms,
     Whole,
     counts,

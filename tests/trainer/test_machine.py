@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from manifests.recipe import load_recipe
 from trainer import machine
-from trainer.config import load_recipe
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from manifests.sections.network import NetworkConfig
 from trainer.network.minkunet import (
     ARCHITECTURES,
     Architecture,
     BatchNorm,
     MinkUNet,
-    NetworkConfig,
     ResidualBlock,
     build_network,
     parameter_groups,

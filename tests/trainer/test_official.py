@@ -12,14 +12,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from manifests.sections.network import NetworkConfig, VoxelConfig
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.official import export_official, import_official, is_ours, load, read_document, read_official
-from trainer.config import TrainerError
-from trainer.data.voxels import VoxelConfig
+from trainer.errors import TrainerError
 from trainer.inference.predict import predict
 from trainer.loop.train import train
-from trainer.network.minkunet import ARCHITECTURES, Architecture, MinkUNet, NetworkConfig, build_network
+from trainer.network.minkunet import ARCHITECTURES, Architecture, MinkUNet, build_network
 from trainer.network.sparse import Minkowski
 
 CONFIG = {"voxel_size": 0.1, "cylindrical_coordinates": True, "model_n_out": 768, "datetime": "220101-0000", "lr": None}

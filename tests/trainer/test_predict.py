@@ -13,9 +13,9 @@ from manifests.sample import sweep_of
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
 from trainer.data.augment import view_of
 from trainer.data.samples import point_sample
+from trainer.errors import TrainerError
 from trainer.inference.predict import averaged, classes_of, likeliest, predict
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config import Recipe, load_recipe
+from manifests.recipe import Recipe, load_recipe
 from trainer.records.protocol import departures, expected, start_of, teacher_name
 
 TMP = {"task": "pretrain"}

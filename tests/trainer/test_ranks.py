@@ -13,13 +13,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from manifests.sections.network import NetworkConfig
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 from trainer.loop import learner
 from trainer.loop import train as trainer_train
 from trainer.loop.ranks import ALONE, joined
 from trainer.loop.train import train
-from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 
 FROZEN = ("distill.epochs=1", "distill.batch_size=2", "pretrain.epochs=1", "pretrain.drop_last=false")

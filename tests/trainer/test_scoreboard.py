@@ -15,7 +15,7 @@ from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 from trainer.loop.train import train
 from trainer.records.record import reads_labels
 from trainer.scoring.scoreboard import Line, class_tables, read_lines, summary_table

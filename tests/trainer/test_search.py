@@ -14,8 +14,8 @@ from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from superpixels.similarity import similarity, top_mean
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
 from trainer.data.samples import point_sample
+from trainer.errors import TrainerError
 from trainer.inference.search import search
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network

@@ -126,7 +126,8 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-from trainer.network.minkunet import NetworkConfig, build_network
+from manifests.sections.network import NetworkConfig
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import check_engine, open_engine
 
 engine = open_engine("torch")

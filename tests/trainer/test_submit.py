@@ -11,7 +11,7 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.storage.errors import StoreError
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 from trainer.inference import submit as module
 from trainer.inference.predict import predict
 from trainer.inference.submit import KITTI_SCANS, LIDARSEG_CLASSES, raw_of_class, submit

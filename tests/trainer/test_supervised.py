@@ -10,12 +10,14 @@ import torch
 from rich.console import Console
 
 from manifests.config import ConfigError
+from manifests.recipe import load_recipe
+from manifests.sections.training import FinetuneConfig, ProbeConfig
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from trainer.checkpoints import checkpoint
-from trainer.config import FinetuneConfig, ProbeConfig, TrainerError, load_recipe
 from trainer.data.tables import Every, Tables, select_frames
+from trainer.errors import TrainerError
 from trainer.inference.predict import predict
 from trainer.loop.train import train
 from trainer.scoring.evaluate import evaluate

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
+from manifests.sections.network import NetworkConfig
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict, predict_identity
 from trainer.loop.train import train
-from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import ENGINES, Engine, Minkowski
 from trainer.network.torch_engine import TorchEngine
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from manifests.config import ConfigError
 from manifests.storage.errors import StoreError
 from trainer.checkpoints import checkpoint
-from trainer.config import TrainerError
 from trainer.data import samples
+from trainer.errors import TrainerError
 from trainer.inference.predict import predict
 from trainer.loop import train as trainer_train
 from trainer.loop.device import resolve_device

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trainer.data.voxels import LabelRule, VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
+from manifests.sections.network import LabelRule, VoxelConfig
+from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
 
 CARTESIAN = VoxelConfig(coordinates="cartesian")
 

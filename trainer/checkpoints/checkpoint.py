@@ -31,8 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manifests.fingerprint import DIGITS, differences
-from trainer.config import TrainerError
-from trainer.data.voxels import VoxelConfig
+from manifests.sections.network import VoxelConfig
+from trainer.errors import TrainerError
 
 FORMAT = 1
 _KEY = "checkpoint"

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifests.recipe import Recipe
+from manifests.sections.network import VoxelConfig
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import Checkpoint, InitialWeights
-from trainer.config import Recipe, TrainerError
-from trainer.data.voxels import VoxelConfig
+from trainer.errors import TrainerError
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine
 

@@ -11,53 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.sample import SuperpointPairs
+from manifests.sections.network import AugmentConfig
 
 Integers = NDArray[np.integer[Any]]
 
 # Height and width of the reference implementation's crops; they set how pixels at the edge of a box round.
 CROP_OUTPUT_PX = (224, 416)
 _MAX_BOXES = 20  # the reference implementation draws until a box fits, for ever if none does
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Which random transforms a training frame goes through; recipe section ``[augment]``.
-
-    ``rotate``
-        Turn about z by an angle in [0, 2 pi).
-    ``flip``
-        Mirror x, and mirror y, each every other time.
-    ``cuboids``
-        Drop the points in a box around a random point, of up to ``cuboid_max_share`` of the cloud's extent; undone
-        where a camera with pairs would keep fewer than ``cuboid_min_pairs``.
-    ``crop``
-        Per camera, drop the pairs outside a random box of ``crop_area`` (share of the image, from, to) and
-        ``crop_aspect`` (width / height, from, to) that keeps more than ``crop_min_pairs`` or 75 % of the camera's
-        pairs.
-
-    The last two need pairs: distillation and probing, which have none, only turn and mirror. Defaults are the paper's.
-    """
-
-    rotate: bool = True
-    flip: bool = True
-    cuboids: bool = True
-    cuboid_max_share: float = 0.2
-    cuboid_min_pairs: int = 1024
-    crop: bool = True
-    crop_area: tuple[float, float] = (0.3, 1.0)
-    crop_aspect: tuple[float, float] = (14 / 9, 17 / 9)
-    crop_min_pairs: int = 1024
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cuboid_max_share <= 1:
-            raise ValueError(f"augment.cuboid_max_share is {self.cuboid_max_share}; expected a share in (0, 1]")
-        for name in ("cuboid_min_pairs", "crop_min_pairs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ValueError(f"augment.crop_area is {self.crop_area}; expected shares 0 < from <= to <= 1")
-        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
-            raise ValueError(f"augment.crop_aspect is {self.crop_aspect}; expected ratios 0 < from <= to")
 
 
 def without_pairs(config: AugmentConfig) -> AugmentConfig:

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from manifests.rows import Row
 from manifests.storage.errors import StoreError
-from trainer.config import TrainerError
 from trainer.data.batches import Batch, join
 from trainer.data.tables import FrameRow, Tables
+from trainer.errors import TrainerError
 
 BatchKey = tuple[int, tuple[int, ...]]
 """Epoch, and numbers of the frames in a batch."""

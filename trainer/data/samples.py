@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from manifests.rows import Row
 from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
-from trainer.data.augment import AugmentConfig, augment, view_of
+from manifests.sections.network import AugmentConfig, VoxelConfig
+from trainer.data.augment import augment, view_of
 from trainer.data.batches import ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
-from trainer.data.voxels import VoxelConfig, Voxels, voxel_confidences, voxel_labels, voxelise
+from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
 
 
 def pair_sample(

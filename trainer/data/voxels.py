@@ -1,59 +1,14 @@
 """One sweep as voxels: integer cells, one feature per cell, and one label per cell."""
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Coordinates = Literal["cylindrical", "cartesian"]
-LabelRule = Literal["majority", "first"]
+from manifests.sections.network import LabelRule, VoxelConfig
 
 _DIGIT_BITS = 16  # NumPy sorts uint16 by radix, in linear time
-
-
-@dataclass(frozen=True)
-class VoxelConfig:
-    """The grid that cuts a sweep into voxels; recipe section ``[voxels]``.
-
-    ``coordinates``
-        ``"cylindrical"``: cells of ``size_m`` in radius, ``angle_deg`` in azimuth and ``size_m`` in height. The azimuth
-        does not wrap around: cells at +180 and -180 degrees are no neighbours (official checkpoints were trained so).
-        ``"cartesian"``: cubes of ``size_m``.
-    ``label``
-        ``"majority"``: see :func:`voxel_labels`; ``"first"`` repeats the reference implementation.
-    ``intensity_scale``, ``intensity_offset``
-        The network sees ``intensity * scale + offset``. The official checkpoints saw nuScenes as stored, 0..255 (scale
-        1, offset 0), and SemanticKITTI's remission with offset 1, two scales a factor of 100 apart; so they are
-        recorded here.
-    """
-
-    coordinates: Coordinates = "cylindrical"
-    size_m: float = 0.1
-    angle_deg: float = 1.0
-    label: LabelRule = "majority"
-    intensity_scale: float = 1.0
-    intensity_offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.coordinates not in get_args(Coordinates):
-            raise ValueError(f"voxels.coordinates is {self.coordinates!r}; expected one of {get_args(Coordinates)}")
-        if self.label not in get_args(LabelRule):
-            raise ValueError(f"voxels.label is {self.label!r}; expected one of {get_args(LabelRule)}")
-        if not (math.isfinite(self.size_m) and self.size_m > 0):
-            raise ValueError(f"voxels.size_m is {self.size_m}; expected an edge length above 0 m")
-        if not 0 < self.angle_deg <= 360:
-            raise ValueError(f"voxels.angle_deg is {self.angle_deg}; expected a sector in (0, 360] degrees")
-        if not (math.isfinite(self.intensity_scale) and self.intensity_scale != 0):
-            raise ValueError(f"voxels.intensity_scale is {self.intensity_scale}; expected a finite factor other than 0")
-        if not math.isfinite(self.intensity_offset):
-            raise ValueError(f"voxels.intensity_offset is {self.intensity_offset}; expected a finite number")
-
-
-def without_labels(config: VoxelConfig) -> VoxelConfig:
-    """Return the settings as they matter to what gives voxels no label: pre-training, and prediction."""
-    return replace(config, label=VoxelConfig.label)
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,26 @@ from torch import Tensor, nn
 
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
+from manifests.recipe import Recipe
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
+from manifests.sections.network import NetworkConfig, without_labels
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
-from trainer.config import Recipe, TrainerError
 from trainer.data.batches import PointBatch
 from trainer.data.loading import BatchDataset, checked_batch, load_batches
 from trainer.data.samples import point_sample
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
-from trainer.data.voxels import without_labels
+from trainer.errors import TrainerError
 from trainer.inference.predictions import pin, shard_key
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import N_INPUTS
 from trainer.loop.log import progress_bar
-from trainer.network.minkunet import NetworkConfig, build_network
+from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine, open_engine
 
 VERSION = 1

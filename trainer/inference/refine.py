@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.recipe import Recipe
+from manifests.sections.training import Refinement
 from manifests.storage.names import scene_of
 from superpixels.flat_interaction import Refined, merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.voting import Ballot, vote
-from trainer.config import Recipe, Refinement
 from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]

@@ -28,12 +28,13 @@ from manifests.query import (
     slug_of,
     write_ranking,
 )
+from manifests.recipe import Recipe
 from manifests.schema import SIMILARITY
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
-from trainer.config import Recipe, TrainerError
+from trainer.errors import TrainerError
 from trainer.inference.predict import Columns, Sweeps, identity_of, load_learnt, n_outputs_of, run_over
 from trainer.inference.predictions import pin
 from trainer.loop.learner import N_INPUTS

@@ -18,13 +18,14 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
+from manifests.recipe import Recipe
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import Recipe, TrainerError
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
+from trainer.errors import TrainerError
 from trainer.loop.log import progress_bar
 from trainer.scoring.evaluate import predictions
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from manifests.sections.network import NetworkConfig
+from manifests.sections.training import SgdConfig
 from trainer.checkpoints import checkpoint
-from trainer.config import SgdConfig, TrainerError
 from trainer.data.batches import Batch
+from trainer.errors import TrainerError
 from trainer.loop.ranks import Ranks
-from trainer.network.minkunet import NetworkConfig, build_network, freeze_trunk, parameter_groups
+from trainer.network.minkunet import build_network, freeze_trunk, parameter_groups
 from trainer.network.sparse import Engine
 from trainer.objectives.losses import Whole
 from trainer.objectives.objective import Objective

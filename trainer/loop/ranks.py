@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 
 T = TypeVar("T")
 

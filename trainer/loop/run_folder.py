@@ -14,14 +14,16 @@ import torch
 
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
+from manifests.recipe import Recipe
+from manifests.sections.network import without_labels
+from manifests.sections.training import Task
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
-from trainer.config import Recipe, Task, TrainerError
 from trainer.data.augment import without_pairs
 from trainer.data.tables import Selection, Tables
-from trainer.data.voxels import without_labels
+from trainer.errors import TrainerError
 from trainer.inference.predictions import pin
 from trainer.loop.ranks import Ranks
 from trainer.network.sparse import Engine

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from manifests.config import RunConfig
+from manifests.recipe import Recipe
+from manifests.sections.data import RunConfig
+from manifests.sections.training import Task
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
-from trainer.config import Recipe, Task, TrainerError
 from trainer.data.batches import Batch
 from trainer.data.loading import BatchDataset, EpochOrder, checked_batch, load_batches
 from trainer.data.tables import Tables, check_dictionary, select_frames
+from trainer.errors import TrainerError
 from trainer.inference.predictions import pin
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import Learner

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.network.sparse import ENGINES, Engine, SparseTensor, at_least_float32
+from manifests.sections.network import NetworkConfig
+from trainer.network.sparse import Engine, SparseTensor, at_least_float32
 
 _N_LEVELS = 4  # strided stages down, and as many up
 
@@ -30,41 +31,6 @@ ARCHITECTURES = {
     # For CPUs: the same stages and names, ten times as fast, 1.3 M parameters.
     "minkunet_small": Architecture(16, (16, 32, 64, 64, 64, 64, 32, 32), (1, 1, 1, 1, 1, 1, 1, 1)),
 }
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The student network; recipe section ``[network]``.
-
-    ``name``
-        Key of :data:`ARCHITECTURES`.
-    ``batch_norm_momentum``, ``block_batch_norm_momentum``
-        Of the stem, strided, transposed and shortcut layers, and inside residual blocks: the reference implementation
-        configures the first (0.05; 0.02 for fine-tuning) and leaves the second at torch's 0.1.
-    ``stem_kernel_size``
-        Odd edge length of the first convolution, in voxels.
-    ``engine``
-        What computes sparse convolutions: "minkowski" (MinkowskiEngine) or "torch" (plain PyTorch, needs nothing else).
-        Weights fit both; their results differ in the last bits.
-    """
-
-    name: str = "minkunet34c"
-    batch_norm_momentum: float = 0.05
-    block_batch_norm_momentum: float = 0.1
-    stem_kernel_size: int = 3
-    engine: str = "minkowski"
-
-    def __post_init__(self) -> None:
-        if self.name not in ARCHITECTURES:
-            raise ValueError(f"network.name is {self.name!r}; expected one of {tuple(ARCHITECTURES)}")
-        if self.engine not in ENGINES:
-            raise ValueError(f"network.engine is {self.engine!r}; expected one of {tuple(ENGINES)}")
-        for name in ("batch_norm_momentum", "block_batch_norm_momentum"):
-            momentum: float = getattr(self, name)
-            if not 0 < momentum <= 1:
-                raise ValueError(f"network.{name} is {momentum}; expected the weight of a new batch, in (0, 1]")
-        if self.stem_kernel_size < 3 or self.stem_kernel_size % 2 == 0:
-            raise ValueError(f"network.stem_kernel_size is {self.stem_kernel_size}; expected an odd number from 3")
 
 
 def build_network(

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from manifests.recipe import Recipe
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import Recipe
 from trainer.data.batches import ConfidentBatch, TargetBatch
 from trainer.data.samples import target_sample
 from trainer.data.tables import read_text

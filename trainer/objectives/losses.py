@@ -1,59 +1,14 @@
 """Objectives as functions of network output and batch: contrastive pre-training (TMP), and segmentation."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Negatives = Literal["frame", "local", "global"]
-Lovasz = Literal["batch", "scan"]
-
-
-@dataclass(frozen=True)
-class TmpConfig:
-    """Tri-modal contrastive pre-training; the defaults but ``clamp_cosines`` are the reference implementation's.
-
-    ``temperature`` of both softmaxes; ``image_weight`` and ``text_weight`` of the two terms.
-
-    ``negatives``
-        What a superpoint is told from. ``"frame"``: those of its own frame, and the loss is the mean over frames.
-        ``"global"``: all others of the batch, on whichever device they are. Neither depends on how frames are laid out
-        over devices. ``"local"`` does, as the reference implementation: all others that its device holds, and the loss
-        is the mean over devices. (The official runs hold one frame on a device, where it equals ``"frame"``.)
-    ``mask_same_prompt``
-        Other superpoints with the same prompt are no negatives.
-    ``renormalise``
-        Superpoints are scaled to unit length; the mean of unit vectors is shorter where a superpoint is not uniform.
-    ``target_weight``, ``target_power``, ``clamp_cosines``
-        See :func:`soft_text_target`.
-    """
-
-    temperature: float = 0.07
-    image_weight: float = 0.5
-    text_weight: float = 0.5
-    negatives: Negatives = "local"
-    mask_same_prompt: bool = False
-    renormalise: bool = False
-    target_weight: float = 0.2
-    target_power: float = 1.0
-    clamp_cosines: bool = True
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"the temperature is {self.temperature}; expected a number above 0")
-        for name in ("image_weight", "text_weight"):
-            weight: float = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} is {weight}; expected 0 or more")
-        if self.image_weight == self.text_weight == 0:
-            raise ValueError("image_weight and text_weight are both 0; nothing would be learnt")
-        if self.negatives not in get_args(Negatives):
-            raise ValueError(f"negatives is {self.negatives!r}; expected one of {get_args(Negatives)}")
-        _check_target(self.target_weight, self.target_power, self.clamp_cosines)
+from manifests.sections.training import Lovasz, TmpConfig, check_target
 
 
 class Counts(NamedTuple):
@@ -196,7 +151,7 @@ def soft_text_target(
     elsewhere: synonyms are no mistakes. ``text`` (p, d) need not be of unit length; ``group_of_prompt`` (p,) int64.
     ``clamp`` lifts negative cosines to 0; off, as in the reference implementation, they make negative targets.
     """
-    _check_target(weight, power, clamp)
+    check_target(weight, power, clamp)
     unit = F.normalize(text.float(), dim=1)
     cosine = unit @ unit.T
     if clamp:
@@ -204,15 +159,6 @@ def soft_text_target(
     siblings = group_of_prompt[:, None] == group_of_prompt
     raw = (1 - weight) * torch.where(siblings, cosine**power, 0) + weight * torch.eye(len(text), device=text.device)
     return raw / raw.sum(1, keepdim=True)
-
-
-def _check_target(weight: float, power: float, clamp: bool) -> None:
-    if not 0 <= weight <= 1:
-        raise ValueError(f"the target's own weight is {weight}; expected 0..1")
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"the power of the cosines is {power}; expected a number above 0")
-    if not clamp and power != int(power):
-        raise ValueError(f"a negative cosine has no power {power}; clamp the cosines or choose a whole number")
 
 
 def segmentation_loss(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from trainer.config import SgdConfig, Task
+from manifests.sections.training import SgdConfig, Task
 from trainer.data.loading import MakeSample
 from trainer.data.tables import Every
 from trainer.objectives.losses import Whole

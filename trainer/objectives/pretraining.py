@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifests.recipe import Recipe
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import Recipe
 from trainer.data.batches import PairBatch
 from trainer.data.samples import pair_sample
 from trainer.data.tables import read_text

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from manifests.recipe import Recipe
+from manifests.sections.training import Task
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import Recipe, Task
 from trainer.objectives.distillation import distillation
 from trainer.objectives.objective import Objective
 from trainer.objectives.pretraining import pretraining

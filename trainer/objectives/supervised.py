@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.sample import sweep_of
+from manifests.sections.network import AugmentConfig, VoxelConfig
+from manifests.sections.training import LabelledConfig, Task
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import LabelledConfig, Recipe, Task
-from trainer.data.augment import AugmentConfig
 from trainer.data.batches import TargetBatch
 from trainer.data.samples import class_sample
 from trainer.data.tables import Every, check_dictionary
-from trainer.data.voxels import VoxelConfig
 from trainer.objectives.losses import Whole, segmentation_loss
 from trainer.objectives.objective import Objective, Terms
 

@@ -11,19 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from manifests.fingerprint import differences, plain
-from trainer.config import (
+from manifests.recipe import Recipe
+from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels
+from manifests.sections.training import (
     DistillConfig,
     FinetuneConfig,
     LabelledConfig,
     PretrainConfig,
     ProbeConfig,
-    Recipe,
     SgdConfig,
     Task,
 )
-from trainer.data.augment import AugmentConfig, without_pairs
-from trainer.data.voxels import VoxelConfig, without_labels
-from trainer.network.minkunet import NetworkConfig
+from trainer.data.augment import without_pairs
 
 NOT_COMPARED = ("init", "seed", "keep_every", "engine")
 """Settings that are another experiment of the paper, that it does not give, or that change no result."""

@@ -17,10 +17,12 @@ from typing import Any, get_args
 import torch
 
 from manifests.fingerprint import differences, digest, sha256_file
+from manifests.recipe import Recipe
+from manifests.sections.training import LabelledConfig, Task
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
-from trainer.config import LabelledConfig, Recipe, Task, TrainerError
+from trainer.errors import TrainerError
 from trainer.records import protocol
 
 FORMAT = 1

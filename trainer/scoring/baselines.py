@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.recipe import Recipe
 from manifests.sample import Sweep, sweep_of, targets_of
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
-from trainer.config import Recipe
 from trainer.data.tables import Tables, select_frames
 
 Baseline = Literal["majority", "tree"]

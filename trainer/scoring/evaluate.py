@@ -16,14 +16,15 @@ from rich.table import Table
 
 from manifests.config import changed_values
 from manifests.fingerprint import differences, plain
+from manifests.recipe import Recipe
 from manifests.sample import sweep_of
+from manifests.sections.training import Refinement
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.checkpoints import official
-from trainer.config import Recipe, Refinement
 from trainer.data.tables import FrameRow, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.predict import checkpoint_path, predict_identity
 from trainer.inference.predictions import read_predictions

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
+from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
-from trainer.config import Recipe, TrainerError
+from trainer.errors import TrainerError
 from trainer.records.record import teacher_of
 
 NAMES = {

@@ -17,15 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.fingerprint import sha256_file
+from manifests.sections.teachers.weights import SMALL_FILES, Weights
 from pipeline.teachers.loading.towers import ensure_torchvision, pick_device
-from pipeline.teachers.loading.weights import Weights, first_line, hub_folder
+from pipeline.teachers.loading.weights import first_line, hub_folder, weights_file
 
 if TYPE_CHECKING:
     import torch
-
-FILE = "model.safetensors"
-SMALL_FILES = ("*.json", "*.txt", "tokenizer.model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,37 +69,6 @@ class Pixels:
         return ((images * self.factor - mean) / std).permute(0, 3, 1, 2)
 
 
-def check_precision(precision: str) -> None:
-    """Raise ValueError unless a precision is one that networks compute in."""
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f'precision is "{precision}"; choose "fp32" or "bf16"')
-
-
-def check_weights(weights: Weights) -> None:
-    """Raise ValueError unless the weights are a file that lies in a folder of transformers."""
-    if weights.seed is not None or weights.is_tag or not weights.source.endswith(f"/{FILE}"):
-        raise ValueError(
-            f'{weights.key} is "{weights.source}"; expected FOLDER/{FILE} or hub:OWNER/NAME/{FILE}, the file as '
-            "transformers saves it, with config.json beside it"
-        )
-
-
-def weights_identity(weights: Weights) -> dict[str, Any]:
-    """Return what stands for a network in an identity: its tensors by digest, and what the files beside them say.
-
-    Those of the hub are known by the commit, those on disk are small and digested. Raises ConfigError if they lack.
-    """
-    if weights.is_hub:
-        return {"weights": weights.identity, "revision": weights.revision}
-    folder = Path(weights.source).parent
-    files = {path.name: sha256_file(path) for pattern in SMALL_FILES for path in sorted(folder.glob(pattern))}
-    if "config.json" not in files:
-        raise ConfigError(
-            f"teacher.{weights.key}: {folder} has no config.json; give the folder as transformers saves it"
-        )
-    return {"weights": weights.identity, "files": files}
-
-
 def load_network(weights: Weights, classes: Mapping[str, str], device: str) -> Network:
     """Return the network of a folder, strictly loaded; `classes` are names of transformers by `model_type`.
 
@@ -112,7 +78,7 @@ def load_network(weights: Weights, classes: Mapping[str, str], device: str) -> N
     import torch
 
     setting = f"teacher.{weights.key}"
-    path = weights.file()
+    path = weights_file(weights)
     folder = path.parent
     if weights.is_hub:
         owner, name, _ = weights.source.removeprefix("hub:").split("/", 2)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from pipeline.teachers.loading.weights import Weights, fill, first_line, read_tensors
+from manifests.sections.teachers.weights import Weights
+from pipeline.teachers.loading.weights import fill, first_line, read_tensors, verified, weights_file
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,9 @@ def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, de
     """
     clip, tokenizer = build_clip(model, quick_gelu, weights.seed or 0)
     if weights.seed is None:
-        path = fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights.file()
+        path = (
+            fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights_file(weights)
+        )
         fill(clip, read_tensors(path), f"teacher.weights: {path} is not a checkpoint of {model}")
     else:
         _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, weights.seed)
@@ -197,7 +200,7 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
             f"teacher.weights {tag} for {model} could not be fetched ({first_line(error)}). Download it once on a "
             "machine with network access and give the file's path and sha256, or copy the cache of huggingface_hub"
         ) from None
-    return weights.verified(Path(found))
+    return verified(weights, Path(found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +251,7 @@ def load_dino(model: str, weights: Weights, device: str = "auto") -> ImageNetwor
                 )
             network = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True)
     if weights.seed is None:
-        path = weights.file()
+        path = weights_file(weights)
         fill(network, read_tensors(path, "teacher.dino_weights"), f"teacher.dino_weights: {path} is not of {model}")
     target = pick_device(device)
     scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if model == TINY else network.pretrained_cfg

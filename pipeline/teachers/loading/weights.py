@@ -10,141 +10,64 @@ from __future__ import annotations
 
 import logging
 import pickle
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.sections.teachers.weights import HUB_FILE, Weights
 
 if TYPE_CHECKING:
     import torch
 
-HUB = "hub:"
-RANDOM = "random"
 
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-_HUB_FILE = re.compile(r"hub:([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)/([A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*)")
 _MANY = 3  # names told in a sentence; all of them go to the log
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a recipe says about the weights of one network.
+def weights_file(weights: Weights) -> Path:
+    """Return the verified file of a path or a hub name, fetched if it is not in the hub's cache.
 
-    `source` is the path of a file, `hub:OWNER/NAME/FILE` (Hugging Face), `random:SEED` (tests and dry runs: results
-    mean nothing), or anything else: the name of pretrained weights that only the teacher's library knows (a tag).
-    `sha256` is the digest of the file, and `revision` the hub's commit, 40 hexadecimal digits. A path needs the first,
-    a hub file both. A tag may be planned without them, and loading then says what to write down. `key` is the setting
-    that messages name; those of the digest and the commit are called `key` + "_sha256" and "_revision".
-
-    Raises ValueError for what does not fit together.
+    Raises ConfigError if it cannot be had, or is another file than the pinned one.
     """
+    found = HUB_FILE.fullmatch(weights.source)
+    if found is None:
+        return verified(weights, Path(weights.source))
+    return verified(weights, hub_file(found[1], found[2], weights.revision, f"teacher.{weights.key}"))
 
-    source: str
-    sha256: str = ""
-    revision: str = ""
-    key: str = "weights"
 
-    def __post_init__(self) -> None:
-        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f'{self.key}_sha256 is "{self.sha256}"; expected 64 hexadecimal digits in lower case')
-        if self.revision and not re.fullmatch("[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f'{self.key}_revision is "{self.revision}"; expected the 40 hexadecimal digits of a commit of the hub: '
-                "branches and tags move"
-            )
-        if self.seed is not None:
-            if self.sha256 or self.revision:
-                raise ValueError(f"{self.key}_sha256 is given, but random weights have no file; remove one of the two")
-        elif self.is_hub:
-            if not _HUB_FILE.fullmatch(self.source):
-                raise ValueError(f'{self.key} is "{self.source}"; a file of the hub is written hub:OWNER/NAME/FILE')
-            if not self.sha256 or not self.revision:
-                raise ValueError(
-                    f"{self.key}_sha256 or {self.key}_revision is missing; pin {self.source} with the sha256 and the "
-                    "commit that the hub shows for the file"
-                )
-        elif self.is_local:
-            if not self.sha256:
-                raise ValueError(f"{self.key}_sha256 is missing; pin {self.source} with the output of sha256sum")
-            if self.revision:
-                raise ValueError(f"{self.key}_revision is given, but {self.source} is a file on disk; remove it")
+def at_hand(weights: Weights) -> Path | None:
+    """Return the file if it is on this machine already, on disk or in the hub's cache; never fetches anything.
 
-    @property
-    def seed(self) -> int | None:
-        """The seed of random weights, None for any other; raises ValueError if it is not a whole number."""
-        kind, colon, seed = self.source.partition(":")
-        if kind != RANDOM:
-            return None
-        if not colon or not seed.isdecimal():
-            raise ValueError(
-                f'{self.key} is "{self.source}"; random weights are written random:SEED, for example random:0'
-            )
-        return int(seed)
+    None too for tags and random weights, whose place is not known here.
+    """
+    if found := HUB_FILE.fullmatch(weights.source):
+        from huggingface_hub import try_to_load_from_cache
 
-    @property
-    def is_hub(self) -> bool:
-        """Whether the weights are a file of the hub, given by name."""
-        return self.source.startswith(HUB)
+        cached = try_to_load_from_cache(found[1], found[2], revision=weights.revision)
+        return Path(cached) if isinstance(cached, str) else None
+    return Path(weights.source) if weights.is_local and Path(weights.source).is_file() else None
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the weights are a file on disk."""
-        return not self.is_hub and ("/" in self.source or "\\" in self.source or self.source.endswith(_SUFFIXES))
 
-    @property
-    def is_tag(self) -> bool:
-        """Whether the weights are a name that only the teacher's library knows."""
-        return not self.is_hub and not self.is_local and self.seed is None
-
-    @property
-    def identity(self) -> str:
-        """What stands for the weights in an identity: the digest, so that a file is the same one wherever it lies."""
-        return f"sha256:{self.sha256}" if self.sha256 else self.source
-
-    def file(self) -> Path:
-        """Return the verified file of a path or a hub name, fetched if it is not in the hub's cache.
-
-        Raises ConfigError if it cannot be had, or is another file than the pinned one.
-        """
-        found = _HUB_FILE.fullmatch(self.source)
-        path = hub_file(found[1], found[2], self.revision, f"teacher.{self.key}") if found else Path(self.source)
-        return self.verified(path)
-
-    def at_hand(self) -> Path | None:
-        """Return the file if it is on this machine already, on disk or in the hub's cache; never fetches anything.
-
-        None too for tags and random weights, whose place is not known here.
-        """
-        if found := _HUB_FILE.fullmatch(self.source):
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(found[1], found[2], revision=self.revision)
-            return Path(cached) if isinstance(cached, str) else None
-        return Path(self.source) if self.is_local and Path(self.source).is_file() else None
-
-    def verified(self, path: Path) -> Path:
-        """Return the path; raises ConfigError unless a file is there and has the pinned digest."""
-        if not path.is_file():
-            raise ConfigError(f"teacher.{self.key}: there is no file {path}")
-        found = sha256_file(path)
-        if not self.sha256:
-            raise ConfigError(
-                f'teacher.{self.key} "{self.source}" is not pinned, so that tomorrow\'s tables could come from another '
-                f'file under the same name; the file at hand is pinned by writing {self.key}_sha256 = "{found}" into '
-                "section [teacher]"
-            )
-        if found != self.sha256:
-            raise ConfigError(
-                f"teacher.{self.key}: {path} has sha256 {found}, but teacher.{self.key}_sha256 is {self.sha256}; "
-                "the file is damaged or another one"
-            )
-        return path
+def verified(weights: Weights, path: Path) -> Path:
+    """Return the path; raises ConfigError unless a file is there and has the pinned digest."""
+    if not path.is_file():
+        raise ConfigError(f"teacher.{weights.key}: there is no file {path}")
+    found = sha256_file(path)
+    if not weights.sha256:
+        raise ConfigError(
+            f'teacher.{weights.key} "{weights.source}" is not pinned, so that tomorrow\'s tables could come from '
+            "another file under the same name; the file at hand is pinned by writing "
+            f'{weights.key}_sha256 = "{found}" into section [teacher]'
+        )
+    if found != weights.sha256:
+        raise ConfigError(
+            f"teacher.{weights.key}: {path} has sha256 {found}, but teacher.{weights.key}_sha256 is {weights.sha256}; "
+            "the file is damaged or another one"
+        )
+    return path
 
 
 def hub_file(repository: str, name: str, revision: str, setting: str) -> Path:

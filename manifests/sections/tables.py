@@ -1,17 +1,9 @@
-"""The pipeline's view of a recipe: its sections as frozen dataclasses, and the class dictionary it names."""
+"""Sections of stages: how tables are made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
-from manifests.ontology import Ontology, load_ontology
-from pipeline.teachers import TEACHERS, TeacherConfig
-from superpixels.flat_interaction import FlatInteractionConfig
-from superpixels.voting import VotingConfig
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -91,49 +83,3 @@ class TargetConfig:
     """
 
     labels: Literal["group", "vote", "correct", "vote+correct"] = "group"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything the pipeline computes, typed; picklable, so workers get it whole."""
-
-    name: str
-    data: DataConfig
-    run: RunConfig
-    teacher: TeacherConfig
-    project: ProjectConfig
-    text: TextConfig
-    segment: SegmentConfig
-    group: GroupConfig
-    ontology: Ontology
-    correct: FlatInteractionConfig = FlatInteractionConfig()
-    vote: VotingConfig = VotingConfig()
-    target: TargetConfig = TargetConfig()
-
-
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe by path or built-in name; raises ConfigError with a sentence for anything that is not right."""
-    file = read_recipe(recipe, overrides)
-    data = file.section("data", DataConfig)
-    teacher: dict[str, Any] = dict(file.sections.get("teacher", {}))
-    name = teacher.get("name", "clip_dense")
-    if name not in TEACHERS:
-        raise ConfigError(f'teacher.name is "{name}"; there are {", ".join(sorted(TEACHERS))}')
-    try:
-        ontology = load_ontology(data.ontology)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data.ontology: {error}") from None
-    return Recipe(
-        name=file.name,
-        data=data,
-        run=file.section("run", RunConfig),
-        teacher=file.section("teacher", TEACHERS[name].config),
-        project=file.section("project", ProjectConfig),
-        text=file.section("text", TextConfig),
-        segment=file.section("segment", SegmentConfig),
-        group=file.section("group", GroupConfig),
-        ontology=ontology,
-        correct=file.section("correct", FlatInteractionConfig),
-        vote=file.section("vote", VotingConfig),
-        target=file.section("target", TargetConfig),
-    )

@@ -1,34 +1,73 @@
-"""The trainer's view of a recipe: its sections as frozen dataclasses, and the class dictionary it names."""
+"""Sections of what is learnt, predicted and scored."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from manifests.config import ConfigError, DataConfig, RunConfig, read_recipe
-from manifests.ontology import Ontology, load_ontology
-from superpixels.flat_interaction import FlatInteractionConfig
 from superpixels.metrics import AbsentRule
-from superpixels.voting import VotingConfig
-from trainer.data.augment import AugmentConfig
-from trainer.data.voxels import VoxelConfig
-from trainer.network.minkunet import NetworkConfig
-from trainer.objectives.losses import Lovasz, Negatives, TmpConfig
+
+Negatives = Literal["frame", "local", "global"]
+
+Lovasz = Literal["batch", "scan"]
+
+
+@dataclass(frozen=True)
+class TmpConfig:
+    """Tri-modal contrastive pre-training; the defaults but ``clamp_cosines`` are the reference implementation's.
+
+    ``temperature`` of both softmaxes; ``image_weight`` and ``text_weight`` of the two terms.
+
+    ``negatives``
+        What a superpoint is told from. ``"frame"``: those of its own frame, and the loss is the mean over frames.
+        ``"global"``: all others of the batch, on whichever device they are. Neither depends on how frames are laid out
+        over devices. ``"local"`` does, as the reference implementation: all others that its device holds, and the loss
+        is the mean over devices. (The official runs hold one frame on a device, where it equals ``"frame"``.)
+    ``mask_same_prompt``
+        Other superpoints with the same prompt are no negatives.
+    ``renormalise``
+        Superpoints are scaled to unit length; the mean of unit vectors is shorter where a superpoint is not uniform.
+    ``target_weight``, ``target_power``, ``clamp_cosines``
+        See :func:`soft_text_target`.
+    """
+
+    temperature: float = 0.07
+    image_weight: float = 0.5
+    text_weight: float = 0.5
+    negatives: Negatives = "local"
+    mask_same_prompt: bool = False
+    renormalise: bool = False
+    target_weight: float = 0.2
+    target_power: float = 1.0
+    clamp_cosines: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"the temperature is {self.temperature}; expected a number above 0")
+        for name in ("image_weight", "text_weight"):
+            weight: float = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} is {weight}; expected 0 or more")
+        if self.image_weight == self.text_weight == 0:
+            raise ValueError("image_weight and text_weight are both 0; nothing would be learnt")
+        if self.negatives not in get_args(Negatives):
+            raise ValueError(f"negatives is {self.negatives!r}; expected one of {get_args(Negatives)}")
+        check_target(self.target_weight, self.target_power, self.clamp_cosines)
+
 
 Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
+
 Student = Literal["distill", "probe", "finetune", "supervised"]
 """The tasks that end with a network that names classes."""
+
 Refinement = Literal["none", "afi", "vote", "vote+afi"]
+
 Optimiser = Literal["sgd", "adamw"]
+
 Precision = Literal["float32", "bfloat16", "float16"]
+
 Weight = Literal["none", "confidence"]
-
-
-class TrainerError(RuntimeError):
-    """A run that cannot go on for a reason the user can mend; printed without a trace, exit status 1."""
 
 
 @dataclass(frozen=True)
@@ -299,76 +338,17 @@ class EvaluateConfig:
             raise ValueError(f"merge_seed is {self.merge_seed}; it must be 0 or more")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything the trainer computes, typed."""
-
-    name: str
-    data: DataConfig
-    run: RunConfig
-    ontology: Ontology
-    voxels: VoxelConfig
-    network: NetworkConfig
-    augment: AugmentConfig
-    pretrain: PretrainConfig
-    distill: DistillConfig
-    probe: ProbeConfig
-    finetune: FinetuneConfig
-    supervised: SupervisedConfig
-    predict: PredictConfig
-    evaluate: EvaluateConfig
-    vote: VotingConfig
-    correct: FlatInteractionConfig
-    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """All sections as they were written, those of the pipeline too, with overrides."""
-
-    def folder(self) -> Path:
-        """Return where the runs of this recipe are kept."""
-        return Path(self.run.runs).expanduser() / self.name
-
-    def settings(self, task: Task) -> SgdConfig:
-        """Return the section of a task."""
-        settings: SgdConfig = getattr(self, task)
-        return settings
-
-    def seen_by(self, task: Task) -> Recipe:
-        """Return the recipe with what the section of a task says of other sections put there."""
-        settings = self.settings(task)
-        if not isinstance(settings, LabelledConfig):
-            return self
-        return replace(self, network=replace(self.network, batch_norm_momentum=settings.batch_norm_momentum))
-
-
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe by path or built-in name; raises ConfigError with a sentence for anything that is not right."""
-    file = read_recipe(recipe, overrides)
-    data = file.section("data", DataConfig)
-    try:
-        ontology = load_ontology(data.ontology)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data.ontology: {error}") from None
-    return Recipe(
-        name=file.name,
-        data=data,
-        run=file.section("run", RunConfig),
-        ontology=ontology,
-        voxels=file.section("voxels", VoxelConfig),
-        network=file.section("network", NetworkConfig),
-        augment=file.section("augment", AugmentConfig),
-        pretrain=file.section("pretrain", PretrainConfig),
-        distill=file.section("distill", DistillConfig),
-        probe=file.section("probe", ProbeConfig),
-        finetune=file.section("finetune", FinetuneConfig),
-        supervised=file.section("supervised", SupervisedConfig),
-        predict=file.section("predict", PredictConfig),
-        evaluate=file.section("evaluate", EvaluateConfig),
-        vote=file.section("vote", VotingConfig),
-        correct=file.section("correct", FlatInteractionConfig),
-        written=file.sections,
-    )
-
-
 def check_rate(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is finite and 0 or more."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")
+
+
+def check_target(weight: float, power: float, clamp: bool) -> None:
+    """Raise ValueError unless a soft text target can be made so; see trainer.objectives.losses.soft_text_target."""
+    if not 0 <= weight <= 1:
+        raise ValueError(f"the target's own weight is {weight}; expected 0..1")
+    if not (math.isfinite(power) and power > 0):
+        raise ValueError(f"the power of the cosines is {power}; expected a number above 0")
+    if not clamp and power != int(power):
+        raise ValueError(f"a negative cosine has no power {power}; clamp the cosines or choose a whole number")

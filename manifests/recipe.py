@@ -1,0 +1,117 @@
+"""A recipe read and checked whole: what the pipeline computes, what the trainer learns, and where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from manifests.config import ConfigError, read_recipe
+from manifests.ontology import Ontology, load_ontology
+from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig
+from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TargetConfig, TextConfig
+from manifests.sections.teachers import TEACHER_SECTIONS, TeacherConfig
+from manifests.sections.training import (
+    DistillConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    LabelledConfig,
+    PredictConfig,
+    PretrainConfig,
+    ProbeConfig,
+    SgdConfig,
+    SupervisedConfig,
+    Task,
+)
+from superpixels.flat_interaction import FlatInteractionConfig
+from superpixels.voting import VotingConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every section typed, and the class dictionary that `[data]` names; picklable, so workers get it whole."""
+
+    name: str
+    data: DataConfig
+    run: RunConfig
+    ontology: Ontology
+    teacher: TeacherConfig
+    project: ProjectConfig = ProjectConfig()
+    text: TextConfig = TextConfig()
+    segment: SegmentConfig = SegmentConfig()
+    group: GroupConfig = GroupConfig()
+    vote: VotingConfig = VotingConfig()
+    correct: FlatInteractionConfig = FlatInteractionConfig()
+    target: TargetConfig = TargetConfig()
+    voxels: VoxelConfig = VoxelConfig()
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    distill: DistillConfig = DistillConfig()
+    probe: ProbeConfig = ProbeConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
+    predict: PredictConfig = PredictConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """All sections as they were written, with overrides."""
+
+    def folder(self) -> Path:
+        """Return where the runs of this recipe are kept."""
+        return Path(self.run.runs).expanduser() / self.name
+
+    def settings(self, task: Task) -> SgdConfig:
+        """Return the section of a task."""
+        settings: SgdConfig = getattr(self, task)
+        return settings
+
+    def seen_by(self, task: Task) -> Recipe:
+        """Return the recipe with what the section of a task says of other sections put there."""
+        settings = self.settings(task)
+        if not isinstance(settings, LabelledConfig):
+            return self
+        return replace(self, network=replace(self.network, batch_norm_momentum=settings.batch_norm_momentum))
+
+
+SECTION_CLASSES: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "run": RunConfig,
+    "project": ProjectConfig,
+    "text": TextConfig,
+    "segment": SegmentConfig,
+    "group": GroupConfig,
+    "vote": VotingConfig,
+    "correct": FlatInteractionConfig,
+    "target": TargetConfig,
+    "voxels": VoxelConfig,
+    "network": NetworkConfig,
+    "augment": AugmentConfig,
+    "pretrain": PretrainConfig,
+    "distill": DistillConfig,
+    "probe": ProbeConfig,
+    "finetune": FinetuneConfig,
+    "supervised": SupervisedConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+}
+"""The class of every section but `[teacher]`, whose class its `name` picks."""
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by path or built-in name, every section checked whoever will read it.
+
+    Raises ConfigError with a sentence for anything that is not right.
+    """
+    file = read_recipe(recipe, overrides)
+    name = file.sections.get("teacher", {}).get("name", "clip_dense")
+    if name not in TEACHER_SECTIONS:
+        raise ConfigError(f'teacher.name is "{name}"; there are {", ".join(sorted(TEACHER_SECTIONS))}')
+    sections = {key: file.section(key, kind) for key, kind in SECTION_CLASSES.items()}
+    try:
+        ontology = load_ontology(sections["data"].ontology)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data.ontology: {error}") from None
+    teacher = file.section("teacher", TEACHER_SECTIONS[name])
+    return Recipe(name=file.name, ontology=ontology, teacher=teacher, written=file.sections, **sections)

@@ -1,0 +1,38 @@
+"""Section `[teacher]`: one frozen dataclass per teacher, picked by `name`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.composite import CompositeConfig
+from manifests.sections.teachers.fcclip import FcClipConfig
+from manifests.sections.teachers.oracle import OracleConfig
+from manifests.sections.teachers.san import SanConfig
+
+
+class TeacherConfig(Protocol):
+    """Section `[teacher]` of a recipe, one frozen dataclass per teacher; `name` picks it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
+
+        `supervised` is True among them where weights learnt from labels of driving scenes: whoever shows results has
+        to say so. Planning calls it: it may digest small local files and must never download. Weights enter as their
+        sha256.
+        """
+
+
+TEACHER_SECTIONS: dict[str, type[Any]] = {
+    "artifacts": ArtifactsConfig,
+    "clip_dense": ClipDenseConfig,
+    "composite": CompositeConfig,
+    "fcclip": FcClipConfig,
+    "oracle": OracleConfig,
+    "san": SanConfig,
+}

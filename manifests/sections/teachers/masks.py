@@ -1,0 +1,39 @@
+"""What the sections of teachers of mask queries share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from manifests.config import changed_values
+from manifests.sections.teachers.weights import Weights
+
+MASK_FORMATS = ("uint8", "float16")
+
+DIVISOR_PX = 32
+"""Images that go into a network are padded, or resized, to multiples of this."""
+
+
+class MaskConfig:
+    """What the sections of teachers of mask queries share; each is a frozen dataclass with these fields.
+
+    `fields` names, by stage, the settings that can change the stage's rows.
+    """
+
+    name: str
+    weights: str
+    weights_sha256: str
+    weights_revision: str
+    fields: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    @property
+    def pinned(self) -> Weights:
+        """The weights and what pins them."""
+        return Weights(self.weights, self.weights_sha256, self.weights_revision)
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
+        values = {key: value for key, value in changed_values(self).items() if key in self.fields[stage]}
+        if values.pop("weights_sha256", None):
+            values["weights"] = self.pinned.identity
+        return {"name": self.name, **values}

@@ -1,0 +1,66 @@
+"""Section `[teacher]` of SAN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manifests.sections.teachers.masks import DIVISOR_PX, MASK_FORMATS, MaskConfig
+
+MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
+
+_WEIGHTS = ("model", "weights", "weights_sha256")
+
+_FIELDS = {
+    "text": _WEIGHTS,
+    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "parity"),
+    "segment": ("short_side_px", "parity"),
+}
+
+
+@dataclass(frozen=True)
+class SanConfig(MaskConfig):
+    """Section `[teacher]` with `name = "san"`.
+
+    `model` is the CLIP that the side network stands beside: "ViT-L-14-336-quickgelu" for san_vit_large_14.pth,
+    "ViT-B-16-quickgelu" for san_vit_b_16.pth, or "tiny". `weights` is the path of such a file, `hub:OWNER/NAME/FILE`
+    or `random:SEED` (tests and dry runs: the masks mean nothing); `weights_sha256` and, for the hub,
+    `weights_revision` pin it (see teachers.loading.weights). The file holds CLIP as well; nothing else is fetched.
+
+    `short_side_px` is the image's shorter side as the side network sees it. `precision` "bf16" runs the network in
+    bfloat16 where torch deems it safe. `masks` is how mask logits are kept: "uint8" in steps of 0.1, or "float16".
+
+    `parity` prepares images as the reference does: the longer side is cut to a whole pixel and padded with black to a
+    multiple of 32, and CLIP's image is 0.7 (B/16: 0.5) times that, of which its patches leave a rest. So CLIP's grid
+    is taken for wider than it is, and what it says of an object sits up to 1 % of the width too far to the right. By
+    default both images are resized so that their grids cover the whole view exactly, which changes the aspect ratio by
+    less than 3 %.
+    """
+
+    fields = _FIELDS
+
+    name: str = "san"
+    model: str = "ViT-L-14-336-quickgelu"
+    weights: str = ""
+    weights_sha256: str = ""
+    weights_revision: str = ""
+    short_side_px: int = 640
+    precision: str = "fp32"
+    masks: str = "uint8"
+    parity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name != "san":
+            raise ValueError(f'name is "{self.name}"; these are the settings of "san"')
+        if self.model not in MODELS:
+            raise ValueError(f'model is "{self.model}"; SAN was published beside {" and ".join(MODELS[:2])}')
+        if self.pinned.is_tag:
+            raise ValueError(
+                f'weights are "{self.weights}"; give the path of an official checkpoint such as san_vit_large_14.pth, '
+                "hub:OWNER/NAME/FILE, or random:SEED for a dry run"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
+        if self.masks not in MASK_FORMATS:
+            raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
+        if not DIVISOR_PX <= self.short_side_px <= 4096:
+            raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
