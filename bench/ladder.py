@@ -215,7 +215,7 @@ class Ladder:
         """Return what a step is made from besides its settings: fingerprints of tables, and digests of weights."""
         found: dict[str, Any] = {"tables": {}, "weights": {}}
         try:
-            tables = self.store.read_ref(self.plan.recipe_name(self.plan.labels(step))).tables
+            tables = self.store.expect_ref(self.plan.recipe_name(self.plan.labels(step))).tables
         except StoreError:
             tables = {}
         found["tables"] = {
@@ -309,7 +309,7 @@ class Ladder:
         for folder in (path.parent, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
         if step.rung.seeded:  # the tables of its labels under its own name
-            made = self.store.read_ref(plan.recipe_name(plan.labels(step)))
+            made = self.store.expect_ref(plan.recipe_name(plan.labels(step)))
             self.store.write_ref(plan.recipe_name(step), Ref(plan.recipe_name(step), made.tables, made.excluded))
         before, learnt = self.record(step), plan.learnt(step, sections)
         inputs = self.inputs(step) if step.rung.seeded else None

@@ -105,7 +105,7 @@ class OurWay:
             first = failures[0]
             raise RuntimeError(f"stage {first.stage}, shard {first.shard}, frame {first.frame_id}: {first.cause}")
         store = Store.open(recipe.run.store)
-        ref = store.read_ref(recipe.name)
+        ref = store.expect_ref(recipe.name)
         long = replace(recipe, run=replace(recipe.run, store=str(folder / "scene")))
         rows = [
             row["frame_id"]

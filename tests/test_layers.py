@@ -24,6 +24,8 @@ LEAF_LIBRARIES = {"numpy", "scipy", "skimage", "sklearn", "pyarrow"}
 # The one door of each heavy package: the modules that may import it, and only inside a function.
 DOORS = {
     "ray": re.compile(r"pipeline/engine/ray_cluster\.py"),
+    "boto3": re.compile(r"manifests/storage/conditional\.py"),
+    "botocore": re.compile(r"manifests/storage/conditional\.py"),
     "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
     "open_clip": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
     "timm": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),

@@ -23,6 +23,7 @@ from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.archive import pack, unpack
+from manifests.storage.documents import decode, encode, seal
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from pipeline.datasets.folder import FolderDataset
@@ -73,7 +74,7 @@ def stores(place: Path) -> Iterator[Case]:
     [shard] = store.shards("target", FINGERPRINT).values()
     folder = place / "target" / FINGERPRINT
     content, sidecar = (folder / shard.name).read_bytes(), folder / f"scene-1.{KEY}.json"
-    document = json.loads(sidecar.read_text())
+    document = decode(sidecar.read_bytes(), "it")
 
     def with_bytes(changed: bytes) -> Callable[[], Any]:
         def read() -> Any:
@@ -111,22 +112,25 @@ def stores(place: Path) -> Iterator[Case]:
         "of another shard": {"shard": "b", "name": f"b.{KEY}.{shard.sha256[:12]}.parquet"},
         "with endless rows": {"rows": 1e400},
     }.items():
-        yield "sidecar", kind, with_file(sidecar, json.dumps(document | values).encode(), listed)
+        yield "sidecar", kind, with_file(sidecar, seal(json.dumps(document | values).encode()), listed)
+    yield "sidecar", "with a changed digit", with_file(sidecar, encode(document).replace(b"1", b"2", 1), listed)
     yield "sidecar", "that is a list", with_file(sidecar, b"[]", listed)
     yield "sidecar", "of 33 MiB", with_file(sidecar, b" " * (33 << 20), listed)
-    manifest, ref = folder / "manifest.json", place / "refs" / "recipe.json"
+    manifest, ref = folder / "manifest.json", place / "refs" / "recipe.00000001.json"
     read_manifest = lambda: store.read_manifest("target", FINGERPRINT)  # noqa: E731
-    whole = json.loads(manifest.read_text())
+    whole = decode(manifest.read_bytes(), "it")
     for kind, values in {
         "of another table": {"fingerprint": "0" * 12},
         "without shards": {"shards": {}},
         "whose identity is a word": {"identity": "x"},
     }.items():
-        yield "manifest", kind, with_file(manifest, json.dumps(whole | values).encode(), read_manifest)
-    yield "ref", "without tables", with_file(ref, b"{}", lambda: store.read_ref("recipe"))
-    yield "ref", "of a recipe never run", lambda: store.read_ref("mine")
-    yield "ref", "whose name is a path", lambda: store.read_ref("../x")
-    yield "store", "at a place that is a file", lambda: made(place / "refs" / "recipe.json", "scene-1")
+        yield "manifest", kind, with_file(manifest, seal(json.dumps(whole | values).encode()), read_manifest)
+    yield "ref", "without tables", with_file(ref, seal(b'{"a": 1}'), lambda: store.expect_ref("recipe"))
+    for kind, text in {"cut off": ref.read_bytes()[:99], "empty": b""}.items():
+        yield "ref", kind, with_file(ref, text, lambda: store.expect_ref("recipe"))
+    yield "ref", "of a recipe never run", lambda: store.expect_ref("mine")
+    yield "ref", "whose name is a path", lambda: store.expect_ref("../x")
+    yield "store", "at a place that is a file", lambda: made(sidecar, "scene-1")
     yield "store", "of an unknown kind", lambda: Store.open("nowhere://x")
 
     def refused() -> Any:

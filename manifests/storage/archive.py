@@ -19,7 +19,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from manifests.fingerprint import digest
 from manifests.schema import TABLES, metadata, signature
-from manifests.storage.documents import MOST_JSON_BYTES, expect_list
+from manifests.storage.documents import MOST_JSON_BYTES, advising, expect_list
 from manifests.storage.errors import StoreError, unwritable
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import MANIFEST, checked, checked_hex, is_word, sidecar_name, table_folder
@@ -89,7 +89,7 @@ def pack(store: Store, name: str, stages: Sequence[str], licence: str, out: Path
 
     Raises StoreError for a table that is not built or damaged, or a file that exists or cannot be written.
     """
-    ref = store.read_ref(name)
+    ref = store.expect_ref(name)
     tables = [ref.table(stage) for stage in dict.fromkeys(stages)]
     documents = {table.stage: manifest_of(store, table) for table in tables}
     members = [(LICENCE, LICENCE, len(text := licence.encode()), hashlib.sha256(text).hexdigest())]
@@ -120,7 +120,7 @@ def pack(store: Store, name: str, stages: Sequence[str], licence: str, out: Path
                     if what:
                         raise StoreError(
                             f"{table.stage}/{table.fingerprint}/{shard.name} is damaged: {what}. Drop it with "
-                            "`python -m pipeline verify RECIPE --drop`, then run again"
+                            "`python -m pipeline verify RECIPE --heal`, then run again"
                         )
                     entry = tarfile.TarInfo(next(rest)[0])
                     entry.size = shard.bytes
@@ -191,7 +191,8 @@ def unpack(path: Path, store: Store) -> Imported:
     """
     try:
         with path.open("rb") as file:
-            recipe, licence, tables = read_archive(file, str(path))
+            with advising("the archive was not written by us; fetch it again"):
+                recipe, licence, tables = read_archive(file, str(path))
             return put(file, store, recipe, licence, tables, str(path))
     except StoreError:
         raise
@@ -213,8 +214,8 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
         raise StoreError(f"{where} needs {need / 1e9:.3f} GB, and store {store.place} has {free / 1e9:.3f} GB free")
     done: list[tuple[Manifest, ShardFile]] = []
     name = f"imported-{recipe}"
-    first = name not in store.refs()
-    store.begin(name, recipe, [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
+    first = store.read_ref(name) is None
+    run = store.begin(name, Ref(recipe, {}), [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
     try:
         for manifest, shard, member in new:
             done.append((manifest, shard))
@@ -224,6 +225,7 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
     except BaseException:
         for manifest, shard in done:
             store.forget(manifest.stage, manifest.fingerprint, shard)
+        store.end(name, run)
         if first:
             store.delete_ref(name)
         raise
@@ -235,9 +237,13 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
         made = before.made if before else one.manifest.made
         store.write_manifest(Manifest(stage, fingerprint, one.manifest.identity, tuple(committed.values()), made))
         refs.append(TableRef(stage, fingerprint, tuple(committed[shard.shard, shard.key] for shard, _ in one.shards)))
-    held = [*store.read_ref(name).held]
-    held += [ref for ref in refs if ref not in held]
-    store.write_ref(name, Ref(recipe, {}, (), tuple(held)))
+
+    def hold(before: Ref | None) -> Ref:
+        held = [*before.held] if before else []
+        held += [ref for ref in refs if ref not in held]
+        return replace((before or Ref(recipe, {})).ended(run), held=tuple(held))
+
+    store.update_ref(name, hold)
     return Imported(tuple(refs), len(new), name, licence)
 
 

@@ -9,6 +9,10 @@ class StoreError(RuntimeError):
     """A table that is missing, incomplete or damaged, or a store that cannot be written; it says what to do."""
 
 
+class Malformed(StoreError):
+    """A document that is not what it should be; whoever reads it, from a store or an archive, adds what to do."""
+
+
 class DiskFull(StoreError):
     """A disk of this machine that has no room for a shard; another machine may have some."""
 

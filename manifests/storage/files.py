@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import tempfile
@@ -13,11 +14,13 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from manifests.storage.conditional import Bucket, link
 from manifests.storage.errors import StoreError, is_full, unwritable
 from manifests.storage.names import TEMPORARY, shown_uri
 from manifests.storage.remote import patiently
 
 T = TypeVar("T")
+ONE_WRITER = "one_writer=true"
 
 
 class Files:
@@ -35,19 +38,22 @@ class Files:
 
     def _connect(self) -> None:
         self.place = shown_uri(self.uri)
+        self._bucket: Bucket | None = None
+        uri, self._one_writer = without_promise(self.uri)
         try:
             if self._given is not None:
-                base, path = self._given, self.uri
+                base, path = self._given, uri
                 self.local = None
             elif "://" in self.uri:
-                base, path = patiently(lambda: pafs.FileSystem.from_uri(self.uri))
+                base, path = patiently(lambda: pafs.FileSystem.from_uri(uri))
                 self.local = Path(path) if isinstance(base, pafs.LocalFileSystem) else None
             else:
-                base, path = pafs.LocalFileSystem(), self.uri
+                base, path = pafs.LocalFileSystem(), uri
                 self.local = Path(path)
         except (pa.ArrowException, OSError, ValueError) as error:
-            told = str(error).replace(self.uri, self.place)
+            told = str(error).replace(self.uri, self.place).replace(uri, self.place)
             raise StoreError(f"store {self.place} cannot be opened: {told}") from None
+        self._base = base
         self.system = pafs.SubTreeFileSystem(path, base)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,6 +93,48 @@ class Files:
     def scratch(self, path: str) -> Scratch:
         """Return a file to write that becomes `path` when it is published."""
         return Scratch(self, path)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Make a small file that must not exist yet; return False, and change nothing, where it does.
+
+        Raises StoreError where it cannot be written, or where the file system cannot keep two writers apart.
+        """
+        if self.local is not None:
+            folder = (self.local / path).parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                scratch = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+                try:
+                    with scratch.open("xb") as stream:
+                        stream.write(content)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    return link(scratch, self.local / path)
+                finally:
+                    scratch.unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(self.place, error) from None
+        try:
+            return patiently(lambda: self._create(path, content))
+        except NotImplementedError as error:
+            raise StoreError(
+                f"store {self.place} cannot keep apart two runs that write at once: {error}. Take a local folder or "
+                f"S3, or promise by ?{ONE_WRITER} at the end of its URI that one run at a time writes"
+            ) from None
+        except (OSError, pa.ArrowException) as error:
+            raise unwritable(self.place, error) from None
+
+    def _create(self, path: str, content: bytes) -> bool:
+        if self._one_writer:
+            if self.system.get_file_info(path).type != pafs.FileType.NotFound:
+                return False
+            self.upload(io.BytesIO(content), path)
+            return True
+        if not isinstance(self._base, pafs.S3FileSystem) or self._given is not None:
+            raise NotImplementedError("its kind of file system has no conditional write")
+        if self._bucket is None:
+            self._bucket = Bucket(without_promise(self.uri)[0], str(self._base.region))
+        return self._bucket.create(path, content)
 
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""
@@ -168,3 +216,11 @@ class Scratch:
         if self._files.local is None and is_full(error):
             place += f", whose shards wait for their upload in {tempfile.gettempdir()}"
         return unwritable(place, error)
+
+
+def without_promise(uri: str) -> tuple[str, bool]:
+    """Return a URI as its file system takes it, and whether it promises that one run at a time writes."""
+    place, mark, query = uri.partition("?")
+    words = query.split("&")
+    kept = [word for word in words if word != ONE_WRITER]
+    return (place + mark + "&".join(kept)).removesuffix("?") if mark else uri, len(kept) < len(words)

@@ -13,7 +13,7 @@ from manifests.storage.documents import put_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
 from manifests.storage.names import MANIFEST, REFS, TEMPORARY, sidecar_name, table_folder
-from manifests.storage.refs import Ref
+from manifests.storage.refs import PROTECTED_S, Ref
 
 
 def unreferenced(files: Files, refs: Callable[[], Mapping[str, Ref]], min_age_s: float) -> list[tuple[str, int]]:
@@ -25,7 +25,8 @@ def unreferenced(files: Files, refs: Callable[[], Mapping[str, Ref]], min_age_s:
     now = clock_s(files)
     keep, building = set(), set()
     for ref in refs().values():
-        building |= {table_folder(*table) for table in ref.building}
+        protected = [one for one in ref.building if now - one.begun_s < PROTECTED_S]
+        building |= {table_folder(one.stage, one.fingerprint) for one in protected}
         for table in (*ref.tables.values(), *ref.held):
             folder = table_folder(table.stage, table.fingerprint)
             keep.add(f"{folder}/{MANIFEST}")
@@ -54,7 +55,7 @@ def clock_s(files: Files) -> float:
     """
     path = f"{REFS}/{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        put_json(files, path, {})
+        put_json(files, path, {"clock": "this file is dated by it"})
         try:
             written = files.patiently(lambda: files.system.get_file_info(path).mtime)
         finally:

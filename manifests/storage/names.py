@@ -8,9 +8,11 @@ from urllib.parse import quote, unquote, urlsplit
 from manifests.storage.errors import StoreError
 
 REFS = "refs"
+RUNS = "runs"
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 _WORD = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.+%=-]*")
+_GENERATION = re.compile(r"(.+)\.(\d{8})\.json")
 HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -35,12 +37,37 @@ def sidecar_name(shard: str, key: str) -> str:
     return f"{checked(shard)}.{checked_hex(key)}.json"
 
 
-def ref_path(name: str) -> str:
-    """Return the path of a ref, relative to the store."""
+def ref_name(recipe: str, key: str) -> str:
+    """Return the name of a recipe's ref: the recipe's own name, and the digest of what it asks for."""
+    if recipe == RUNS:
+        raise StoreError(f"a recipe cannot be named {RUNS!r}, where a store keeps the pins of training runs; rename it")
+    return f"{checked(recipe)}/{checked_hex(key)}"
+
+
+def ref_path(name: str, generation: int) -> str:
+    """Return the path of a ref as it was written for the n-th time, relative to the store.
+
+    Names are `<recipe>/<key>`, `runs/<word>` for the pin of a training run, or a word. The 0th is that of stores from
+    before refs had generations.
+    """
     parts = name.split("/")
-    if len(parts) > 2 or (len(parts) == 2 and parts[0] != "runs"):
-        raise StoreError(f"{name!r} is not the name of a ref; use a word, or runs/<word>")
-    return "/".join([REFS, *(checked(part) for part in parts)]) + ".json"
+    of_run = parts[0] == RUNS
+    if len(parts) > 2 or (of_run and len(parts) < 2) or _GENERATION.fullmatch(f"{name}.json"):
+        raise StoreError(f"{name!r} is not the name of a ref; use a word, a recipe with a key, or {RUNS}/<word>")
+    path = "/".join([REFS, *(checked(part) for part in parts)])
+    if len(parts) == 2 and not of_run:
+        checked_hex(parts[1])
+    return f"{path}.{generation:08d}.json" if generation else f"{path}.json"
+
+
+def ref_of(path: str) -> tuple[str, int] | None:
+    """Return name and generation of a ref by its path in the folder of refs; None for any other file."""
+    found = _GENERATION.fullmatch(path)
+    name, number = (found[1], int(found[2])) if found else (path.removesuffix(".json"), 0)
+    try:
+        return (name, number) if path.endswith(".json") and ref_path(name, number) == f"{REFS}/{path}" else None
+    except StoreError:
+        return None
 
 
 def is_word(name: str) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from manifests.fingerprint import DIGITS
 from manifests.rows import Row, decode_row, to_table
 from manifests.storage.documents import put_json
-from manifests.storage.errors import StoreError
+from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
 from manifests.storage.names import checked, is_word, sidecar_name, table_folder
 from manifests.storage.remote import RangeFile, Unreachable
@@ -172,12 +172,12 @@ class ShardReader:
         return self._damaged(str(error))
 
     def _damaged(self, what: str) -> StoreError:
-        advice = "Drop it with `python -m pipeline verify RECIPE --drop`, then run again"
+        advice = "Drop it with `python -m pipeline verify RECIPE --heal`, then run again"
         return StoreError(f"{self._where} is damaged: {what}. {advice}")
 
 
 def shard_from(document: Any, where: str) -> ShardFile:
-    """Return the shard that a sidecar, manifest or ref describes; raises StoreError if it is malformed or foreign."""
+    """Return the shard that a sidecar, manifest or ref describes; raises Malformed if it is malformed or foreign."""
     try:
         shard = ShardFile(
             shard=str(document["shard"]),
@@ -191,9 +191,22 @@ def shard_from(document: Any, where: str) -> ShardFile:
             counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise StoreError(f"{where} does not describe a shard; delete it and run again") from None
+        raise Malformed(f"{where} is damaged: it does not describe a shard") from None
     if shard.name != f"{shard.shard}.{shard.key}.{shard.sha256[:DIGITS]}.parquet" or not is_word(shard.name):
-        raise StoreError(f"{where} names a file outside its folder or of another shard ({shard.name!r}); delete it")
+        raise Malformed(f"{where} names a file outside its folder or of another shard ({shard.name!r})")
+    return shard
+
+
+def sidecar_from(document: Mapping[str, Any], stage: str, fingerprint: str, name: str, where: str) -> ShardFile:
+    """Return the shard that a sidecar of this name in the folder of a table describes; raises Malformed if it is not.
+
+    A sidecar of another table or shard has come to its place by hand.
+    """
+    if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
+        raise Malformed(f"{where} belongs to another table")
+    shard = shard_from(document, where)
+    if name != sidecar_name(shard.shard, shard.key):
+        raise Malformed(f"{where} describes {shard.shard}.{shard.key}")
     return shard
 
 

@@ -3,7 +3,7 @@
     <store>/<stage>/<fingerprint>/<shard>.<key>.<content>.parquet   one scene (at most 64 frames), one frame a row group
     <store>/<stage>/<fingerprint>/<shard>.<key>.json                sidecar: a shard counts once this exists
     <store>/<stage>/<fingerprint>/manifest.json                     what the folder holds and from what it was made
-    <store>/refs/<name>.json                                        a recipe's (or a training run's) tables by name
+    <store>/refs/<name>.<generation>.json                           a recipe's (or a training run's) tables by name
 
 File names hold the digest of the content, so two writers of one shard never touch each other's bytes. The sidecar is
 written last and names the file with its size and sha256; nothing relies on a rename (locally one is used so that a
@@ -15,7 +15,8 @@ every read; the footer has its own digest in the sidecar. Names read from the st
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,25 +26,23 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from manifests.rows import from_table
-from manifests.storage.documents import expect_list, put_json, read_json
+from manifests.storage.documents import HEAL, advising, put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
-from manifests.storage.garbage import unreferenced
-from manifests.storage.manifest import Manifest
+from manifests.storage.garbage import clock_s, unreferenced
+from manifests.storage.manifest import Manifest, manifest_from
 from manifests.storage.names import (
     HEX,
     MANIFEST,
-    REFS,
     TEMPORARY,
     checked,
     checked_hex,
-    ref_path,
     sidecar_name,
     table_folder,
 )
-from manifests.storage.refs import Ref, building_from, table_from
+from manifests.storage.refs import Building, Ref, read_ref, read_refs, this_process, update_ref
 from manifests.storage.remote import RangeFile
-from manifests.storage.shards import ShardFile, ShardReader, ShardWriter, damage, put_sidecar, shard_from
+from manifests.storage.shards import ShardFile, ShardReader, ShardWriter, damage, put_sidecar, sidecar_from
 
 
 class Store:
@@ -102,24 +101,19 @@ class Store:
     def shards(self, stage: str, fingerprint: str) -> dict[tuple[str, str], ShardFile]:
         """Return every committed shard of a table by (shard, key).
 
-        Committed means: the sidecar is whole, and the file that it names lies beside it with the size it gives. Raises
-        StoreError if a sidecar names a file outside its folder or of another identity.
+        Committed means: there is a sidecar, and the file that it names lies beside it with the size it gives. Raises
+        StoreError for a sidecar that is damaged, names a file outside its folder, or is of another identity.
         """
         folder = table_folder(stage, fingerprint)
         sizes = self.files.sizes(folder)
         found = {}
         for name in sorted(sizes):
             if name.endswith(".json") and name != MANIFEST and not name.startswith(TEMPORARY):
-                document = read_json(self.files, f"{folder}/{name}", missing_ok=True)
-                if document is None:
+                document, where = read_json(self.files, f"{folder}/{name}"), self.files.show(folder, name)
+                if document is None:  # dropped since the folder was listed
                     continue
-                if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
-                    raise StoreError(
-                        f"{self.files.show(folder, name)} belongs to another table; delete it and run again"
-                    )
-                shard = shard_from(document, self.files.show(folder, name))
-                if name != sidecar_name(shard.shard, shard.key):
-                    raise StoreError(f"{self.files.show(folder, name)} describes {shard.shard}.{shard.key}; delete it")
+                with advising(HEAL):
+                    shard = sidecar_from(document, stage, fingerprint, name, where)
                 if sizes.get(shard.name) == shard.bytes:
                     found[shard.shard, shard.key] = shard
         return found
@@ -185,17 +179,11 @@ class Store:
     def read_manifest(self, stage: str, fingerprint: str) -> Manifest | None:
         """Return the manifest of a table, or None if there is none; raises StoreError if it names foreign files."""
         folder = table_folder(stage, fingerprint)
-        document = read_json(self.files, f"{folder}/{MANIFEST}", missing_ok=True)
+        document = read_json(self.files, f"{folder}/{MANIFEST}")
         if document is None:
             return None
-        where = self.files.show(folder, MANIFEST)
-        if document.get("stage") != stage or document.get("fingerprint") != fingerprint:
-            raise StoreError(f"{where} belongs to another table; delete it and run again")
-        shards = tuple(shard_from(item, where) for item in expect_list(document.get("shards"), where))
-        identity, made = document.get("identity", {}), document.get("made", {})
-        if not isinstance(identity, dict) or not isinstance(made, dict):
-            raise StoreError(f"{where} does not say what the table was made from; delete it and run again")
-        return Manifest(stage, fingerprint, identity, shards, made)
+        with advising(HEAL):
+            return manifest_from(document, stage, fingerprint, self.files.show(folder, MANIFEST))
 
     def manifests(self, stage: str) -> list[Manifest]:
         """Return the manifests of all tables of a stage, newest last."""
@@ -207,58 +195,64 @@ class Store:
                     found.append(manifest)
         return sorted(found, key=lambda manifest: str(manifest.made.get("finished", "")))
 
-    def write_ref(self, name: str, ref: Ref) -> None:
-        """Make `name` stand for a set of tables. Names are words, or `runs/<word>` for the pin of a training run."""
-        document = {
-            "recipe": ref.recipe,
-            "tables": {stage: asdict(table) for stage, table in ref.tables.items()},
-            "excluded": list(ref.excluded),
-            "held": [asdict(table) for table in ref.held],
-            "building": ref.building,
-        }
-        put_json(self.files, ref_path(name), document)
+    def read_ref(self, name: str) -> Ref | None:
+        """Return what a name stands for, or None if it truly stands for nothing.
 
-    def read_ref(self, name: str) -> Ref:
-        """Return what a name stands for; raises StoreError if nothing was built under it or it names foreign files."""
-        path = ref_path(name)
-        document = read_json(self.files, path, missing_ok=True)
-        if document is None:
-            raise StoreError(f"store {self.place} holds nothing of recipe {name} yet; run: make pack RECIPE={name}")
-        where = self.files.show(path)
-        named = document.get("tables")
-        if not isinstance(named, dict):
-            raise StoreError(f"{where} is not a ref of this store; delete it and run again")
-        tables = {stage: table_from(item, where) for stage, item in named.items()}
-        held = tuple(table_from(item, where) for item in expect_list(document.get("held", []), where))
-        excluded = tuple(str(frame) for frame in expect_list(document.get("excluded", []), where))
-        building = tuple(building_from(item, where) for item in expect_list(document.get("building", []), where))
-        return Ref(str(document.get("recipe")), tables, excluded, held, building)
-
-    def begin(self, name: str, recipe: str, tables: Iterable[tuple[str, str]]) -> None:
-        """Say by a ref that tables (stage, fingerprint) are being built, until the ref is written without that.
-
-        It keeps their files from being collected, whatever the clocks say that date them; it outlives a run that was
-        killed, whose work the next one takes up.
+        Raises StoreError for a ref that is damaged or cannot be read, which never means that nothing was built.
         """
-        known = read_json(self.files, ref_path(name), missing_ok=True) is not None
-        before = self.read_ref(name) if known else Ref(recipe, {})
-        now = replace(before, building=tuple(dict.fromkeys((*before.building, *tables))))
-        if now != before:
-            self.write_ref(name, now)
+        return read_ref(self.files, name)
 
-    def refs(self) -> dict[str, Ref]:
-        """Return every ref of the store by name."""
-        names = []
-        for entry in self.files.entries(REFS, recursive=True):
-            if entry.type == pafs.FileType.File and entry.base_name.endswith(".json"):
-                name = entry.path.split(f"{REFS}/", 1)[1].removesuffix(".json")
-                if not entry.base_name.startswith(TEMPORARY):
-                    names.append(name)
-        return {name: self.read_ref(name) for name in sorted(names)}
+    def expect_ref(self, name: str) -> Ref:
+        """Return what a name stands for; raises StoreError, which names the make target, if it stands for nothing."""
+        ref = self.read_ref(name)
+        if ref is None:
+            recipe = name.split("/")[0]
+            raise StoreError(f"store {self.place} holds nothing of recipe {recipe} yet; run: make pack RECIPE={recipe}")
+        return ref
+
+    def update_ref(self, name: str, change: Callable[[Ref | None], Ref]) -> Ref:
+        """Apply a change to what a name stands for, and return what it stands for then; no other run's change is lost.
+
+        `change` gets the newest state, and again a newer one each time another run was faster. Names are those of
+        `ref_name`, or `runs/<word>` for the pin of a training run. Raises StoreError for a ref that cannot be read, and
+        where the store cannot keep two writers apart.
+        """
+        ref = update_ref(self.files, name, change)
+        assert ref is not None
+        return ref
+
+    def write_ref(self, name: str, ref: Ref, run: str = "") -> None:
+        """Make `name` stand for this, whatever it stood for; what others than `run` are building stays named."""
+
+        def change(before: Ref | None) -> Ref:
+            others = () if before is None else before.ended(run).building
+            return replace(ref, building=(*(one for one in others if one not in ref.building), *ref.building))
+
+        self.update_ref(name, change)
 
     def delete_ref(self, name: str) -> None:
-        """Remove a ref; its tables stay until they are collected."""
-        self.files.delete(ref_path(name))
+        """Make a name stand for nothing; its tables stay until they are collected."""
+        update_ref(self.files, name, lambda _: None)
+
+    def refs(self) -> dict[str, Ref]:
+        """Return every ref of the store by name; raises StoreError if any of them cannot be read."""
+        return read_refs(self.files)
+
+    def begin(self, name: str, ref: Ref, tables: Iterable[tuple[str, str]]) -> str:
+        """Say by a ref that tables (stage, fingerprint) are being built; return the id of the run that does, for `end`.
+
+        It keeps their files from being collected, whatever the clocks say that date them; it outlives a run that was
+        killed, whose work the next one takes up (`refs.PROTECTED_S` says how long). `ref` is what the name stands for
+        if it stands for nothing yet.
+        """
+        run, now, process = secrets.token_hex(6), clock_s(self.files), this_process()
+        entries = [Building(checked(stage), checked_hex(one), run, now, process) for stage, one in tables]
+        self.update_ref(name, lambda before: (before or ref).begun(entries))
+        return run
+
+    def end(self, name: str, run: str) -> None:
+        """Say by a ref that a run builds nothing any more; what other runs are at stays named."""
+        update_ref(self.files, name, lambda before: before and before.ended(run))
 
     def unreferenced(self, min_age_s: float) -> list[tuple[str, int]]:
         """Return (relative path, bytes) of every file that no ref names and that is older than `min_age_s` seconds.

@@ -141,13 +141,15 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
 def verify(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    drop: Annotated[bool, typer.Option("--drop", help="Remove damaged shards; the next run builds them.")] = False,
+    drop: Annotated[
+        bool, typer.Option("--heal", "--drop", help="Remove damaged shards; the next run builds them.")
+    ] = False,
 ) -> None:
     """Read every byte of a recipe's tables and compare with the digests taken when they were written."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         store = Store.open(loaded.run.store)
-        ref = store.read_ref(loaded.name)
+        ref = store.expect_ref(loaded.name)
         total = sum(shard.bytes for table in ref.tables.values() for shard in table.shards)
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("verify", total=total)

@@ -14,7 +14,6 @@ from manifests.fingerprint import differences, digest
 from manifests.recipe import Recipe
 from manifests.schema import signature
 from manifests.splits import load_split
-from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of, shard_name
 from manifests.storage.refs import Ref
@@ -238,8 +237,8 @@ class Planner:
         return differences(before.identity, identity) if before else []
 
     def read_ref(self) -> Ref | None:
-        """Return what the recipe's name stands for now, or None if nothing was built under it."""
-        try:
-            return self.store.read_ref(self.recipe.name)
-        except StoreError:
-            return None
+        """Return what the recipe's name stands for now, or None if nothing was built under it.
+
+        Raises StoreError for a ref that cannot be read; that never means that nothing was built.
+        """
+        return self.store.read_ref(self.recipe.name)

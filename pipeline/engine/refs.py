@@ -55,24 +55,43 @@ def write_manifest(
 
 
 def move_ref(
-    planner: Planner, plans: Mapping[str, StagePlan], under_way: Mapping[str, Table] = MappingProxyType({})
+    planner: Planner,
+    plans: Mapping[str, StagePlan],
+    under_way: Mapping[str, Table] = MappingProxyType({}),
+    run: str = "",
 ) -> None:
-    """Point the recipe's name at the complete tables that belong to it.
+    """Point the recipe's name at the complete tables that belong to it, whatever other runs do with it meanwhile.
 
     Its other shards, of tables still incomplete or `under_way` and of scenes not selected now, are held: a run that
     was stopped, a bad frame in a new scene or another split makes no garbage of finished work. Nor is anything
-    garbage that lies beside shards being built, as long as a table is `under_way`.
+    garbage that lies beside shards being built, as long as a table is `under_way` in this `run`, or in another one.
     """
-    before = planner.read_ref()
+    identities = {name: fingerprint_of(planner, stage) for name, stage in STAGES.items()}
+
+    def change(before: Ref | None) -> Ref:
+        ref = moved(planner, before, plans, under_way, identities)
+        return ref if under_way else ref.ended(run)
+
+    planner.store.update_ref(planner.recipe.name, change)
+
+
+def moved(
+    planner: Planner,
+    before: Ref | None,
+    plans: Mapping[str, StagePlan],
+    under_way: Mapping[str, Table],
+    identities: Mapping[str, str],
+) -> Ref:
+    """Return what the recipe's name stands for after this: see `move_ref`."""
     named = (*before.tables.values(), *before.held) if before else ()
     tables: dict[str, TableRef] = {}
     held: list[TableRef] = []
-    for name, stage in STAGES.items():
+    for name in STAGES:
         plan = plans.get(name)
         found = plan or under_way.get(name)
         if not found and not any(table.stage == name for table in named):
             continue
-        fingerprint = found.fingerprint if found else fingerprint_of(planner, stage)
+        fingerprint = found.fingerprint if found else identities[name]
         earlier = [table for table in named if table.stage == name and table.fingerprint == fingerprint]
         now = dict(found.done) if found else {}
         if plan and plan.complete:
@@ -86,10 +105,8 @@ def move_ref(
             held.append(TableRef(name, fingerprint, rest))
     usable = consistent(tables)
     held += [table for name, table in tables.items() if name not in usable]
-    building = before.building if before and under_way else ()
-    ref = Ref(planner.recipe.name, usable, planner.recipe.data.exclude, tuple(held), building)
-    if ref != before:
-        planner.store.write_ref(planner.recipe.name, ref)
+    building = before.building if before else ()
+    return Ref(planner.recipe.name, usable, planner.recipe.data.exclude, tuple(held), building)
 
 
 def fingerprint_of(planner: Planner, stage: Stage) -> str:

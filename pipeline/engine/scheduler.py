@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from manifests.storage.refs import Ref
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
@@ -49,6 +50,7 @@ class Run:
         """Plan all stages, as far as what they need is built; raises ConfigError where a table cannot be had."""
         self._planner, self._pool, self._watcher = planner, pool, watcher
         self._started = datetime.now(UTC)
+        self._run = ""  # its name in the store, once it builds something
         self.queue = Queue(taken=self._begin)
         self._finished: dict[str, StagePlan] = {}
         self._open: dict[str, StageRun] = {}
@@ -89,6 +91,8 @@ class Run:
         for name, one in list(self._open.items()):
             if one.n_frames or one.failures:
                 self._finish(name, one)
+        if self._run and self._open:
+            self._planner.store.end(self._planner.recipe.name, self._run)
 
     def _plan(self, one: StageRun, shard: str) -> bool:
         """Put a shard where it belongs now; return whether it turned out to be built already."""
@@ -124,7 +128,7 @@ class Run:
         if not any(other.begun for other in self._stages.values()):
             tables = [(name, other.found.fingerprint) for name, other in self._stages.items()]
             name = self._planner.recipe.name
-            self._planner.store.begin(name, name, tables)
+            self._run = self._planner.store.begin(name, Ref(name, {}), tables)
         one.begun = True
         if self._watcher:
             hope = () if self._open.keys().isdisjoint(one.upstream) else one.waiting
@@ -161,4 +165,4 @@ class Run:
                 one.failures,
                 work,
             )
-        move_ref(self._planner, self._finished, self._open)
+        move_ref(self._planner, self._finished, self._open, self._run)

@@ -96,7 +96,7 @@ def export(
     if layout not in LAYOUTS:
         raise ConfigError(f'layout is "{layout}"; choose "san" or "fcclip"')
     store = Store.open(recipe.run.store)
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     tables = {name: ref.table(name) for name in TABLES_READ}
     text = text_vectors(store, tables["text"], recipe)
     identity = {

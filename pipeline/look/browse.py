@@ -55,7 +55,7 @@ class Browser:
     @classmethod
     def open(cls, store: Store, recipe: str) -> Browser:
         """Return the tables that a recipe's name stands for; raises StoreError naming the make target if one lacks."""
-        ref = store.read_ref(recipe)
+        ref = store.expect_ref(recipe)
         tables = dict(ref.tables) | {name: ref.table(name) for name in NEEDED}
         predicted = made_of_points(store, ref, "predict", f"runs/{recipe}-predict")
         return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
@@ -125,10 +125,8 @@ class Browser:
 
 def made_of_points(store: Store, ref: Ref, stage: str, pin: str) -> TableRef | None:
     """Return a table of the trainer by the ref `pin` as far as it is of the points in `ref`, else None."""
-    if pin not in store.refs():
-        return None
     made = store.read_ref(pin)
-    if stage not in made.tables:  # it is being made for the first time
+    if made is None or stage not in made.tables:  # none was made, or it is being made for the first time
         return None
     points, used = ref.table("points"), made.table("points")
     now = {shard.shard: shard.key for shard in points.shards}

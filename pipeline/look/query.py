@@ -55,7 +55,7 @@ def ask(recipe: Recipe, phrase: str, n_frames: int, track: Track = lambda items,
     no vector of, and StoreError for tables that are missing, damaged, or of different text encoders.
     """
     store = Store.open(recipe.run.store)
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     rows = text_rows(store, ref)
     query = understand(recipe, phrase, store, ref, rows)
     ranking = rank_by_masks(query, store, ref, query.rivals(rows), recipe.data.exclude, n_frames, track)

@@ -231,7 +231,7 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
     second = [call for call in machine.calls if call.startswith("second_s0")]
     assert second == ["second_s0 predict", "second_s0 evaluate --set evaluate.refine=none"], "it trains nothing"
     assert machine.calls.index("best_s0 distill") < machine.calls.index("second_s0 predict")
-    assert ladder.store.read_ref("san_like-best_s0").table("target").fingerprint == digest("vote")
+    assert ladder.store.expect_ref("san_like-best_s0").table("target").fingerprint == digest("vote")
 
     record = ladder.record(ladder.steps["best_s0"])
     assert record["scores"][PLAIN]["all"]["mean_iou"] == 0.25 and record["scores"]["afi"]["all"]["iou"] == {"car": 0.5}

@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -154,6 +154,7 @@ class Line:
     clock_ahead_s: float = 0.0
     sent_bytes: int = 0  # of objects and lists, to the client
     lock: threading.Lock = field(default_factory=threading.Lock)
+    conditions: threading.Lock = field(default_factory=threading.Lock)  # moto looks, then writes, in two steps
 
     def fails(self, times: int, what: str, method: str = "", path: str = "") -> None:
         """Have requests of a method whose path holds `path` fail.
@@ -206,6 +207,10 @@ class Passing(BaseHTTPRequestHandler):
             self.answer(STATUS[fault], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)
             self.close_connection = True
             return
+        with self.line.conditions if self.headers.get("If-None-Match") else nullcontext():
+            self.pass_on(fault, content)
+
+    def pass_on(self, fault: str, content: bytes) -> None:
         there = http.client.HTTPConnection("127.0.0.1", self.line.server_port)
         kept = {name: text for name, text in self.headers.items() if name.lower() != "transfer-encoding"}
         there.request(self.command, self.path, content, kept | {"Content-Length": str(len(content))})

@@ -86,7 +86,7 @@ def test_the_same_tables_give_the_same_archive_and_any_tar_program_reads_it(pack
 def test_tables_travel_from_a_bucket_and_into_one(packed: Path, tmp_path: Path, s3: Server) -> None:
     there = Store.open(s3.bucket().uri())
     assert unpack(packed, there).n_new == 2
-    there.write_ref("recipe", Store.open(tmp_path / "from").read_ref("recipe"))
+    there.write_ref("recipe", Store.open(tmp_path / "from").expect_ref("recipe"))
     pack(there, "recipe", ["target"], "For tests only.\n", tmp_path / "back.tar")
     with tarfile.open(packed) as one, tarfile.open(tmp_path / "back.tar") as other:
         assert one.getnames() == other.getnames()
@@ -197,7 +197,10 @@ HOSTILE: dict[str, tuple[Callable[[list[Any]], list[Any]], str]] = {
         "the digest of its identity",
     ),
     "an identity that is a word": (with_document(2, identity="target"), "the digest of its identity"),
-    "a manifest without shards": (with_document(2, shards=None), "does not list shards"),
+    "a manifest without shards": (
+        with_document(2, shards=None),
+        "lacks a list that it should hold; the archive was not",
+    ),
     "a manifest of fewer shards": (with_document(2, shards=[]), "belongs to none of its tables"),
     "a sidecar of another shard": (with_document(4, rows=2), "does not say what the manifest says"),
     "no table of that kind": (with_document(0, tables=[]), "belongs to none of its tables"),

@@ -51,7 +51,7 @@ def add_features(recipe: Recipe) -> None:
     """What the trainer writes for a query: a table in which every point is as similar, and a ranking."""
     store, folder = Store.open(recipe.run.store), queries_folder(recipe.run.runs, recipe.name)
     query, masks = ask(recipe, "car", 5)
-    points = store.read_ref("tiny").table("points")
+    points = store.expect_ref("tiny").table("points")
     (shard,) = points.shards
     (row,) = store.rows("points", points.fingerprint, shard)
     value = np.full(row["n_points"], ALL_HOT, np.float16)

@@ -272,7 +272,7 @@ def test_a_frame_excluded_since_is_taken_out_and_comes_back(tmp_path: Path) -> N
     export(recipe, out)
     before = content(out)
     store = Store.open(tmp_path / "store")
-    ref = store.read_ref("test")
+    ref = store.expect_ref("test")
     store.write_ref("test", Ref("test", ref.tables, excluded=("a",)))
     assert export(recipe, out) == Exported(0, 2, 2, 3)
     assert before.keys() - content(out).keys() == {
@@ -351,7 +351,7 @@ def test_a_token_that_is_no_file_name_is_refused(tmp_path: Path, monkeypatch: py
 def test_without_tables_the_target_to_run_is_named(tmp_path: Path) -> None:
     recipe = build(tmp_path)
     store = Store.open(tmp_path / "store")
-    ref = store.read_ref("test")
+    ref = store.expect_ref("test")
     store.write_ref("test", Ref("test", {name: one for name, one in ref.tables.items() if name != "group"}))
     with pytest.raises(StoreError, match="no table `group` yet; run: make group RECIPE=test"):
         export(recipe, tmp_path / "out")

@@ -126,7 +126,7 @@ def built(recipe: Recipe, targets: tuple[str, ...]) -> dict[str, list[dict[str, 
     """Build the targets and return the rows of every table."""
     assert Runner(recipe).run(targets, InlinePool(recipe)) == []
     store = Store.open(recipe.run.store)
-    tables = store.read_ref(recipe.name).tables
+    tables = store.expect_ref(recipe.name).tables
     return {
         name: [row for shard in table.shards for row in store.rows(name, table.fingerprint, shard)]
         for name, table in tables.items()

@@ -26,6 +26,7 @@ from manifests.rows import to_table
 from manifests.schema import TARGET
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.storage.documents import decode, encode, seal
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
@@ -177,9 +178,9 @@ def stored(place: Path) -> tuple[Store, dict[str, Any], dict[str, Path]]:
     paths = {
         "sidecar": folder / f"scene-1.{KEY}.json",
         "manifest": folder / "manifest.json",
-        "ref": place / "store" / "refs" / "recipe.json",
+        "ref": place / "store" / "refs" / "recipe.00000001.json",
     }
-    return store, {name: json.loads(path.read_text()) for name, path in paths.items()}, paths
+    return store, {name: decode(path.read_bytes(), name) for name, path in paths.items()}, paths
 
 
 def ask_everything(store: Store) -> None:
@@ -203,14 +204,14 @@ def ask_everything(store: Store) -> None:
 def test_a_document_of_the_store_is_read_or_refused(data: st.DataObject, kind: str, stored: Any) -> None:
     store, documents, paths = stored
     if data.draw(st.booleans()):
-        content = json.dumps(data.draw(changed(documents[kind]))).encode("utf-8", "replace")
+        content = seal(json.dumps(data.draw(changed(documents[kind]))).encode("utf-8", "replace"))
     else:
-        content = data.draw(damaged(json.dumps(documents[kind], indent=1).encode()))
+        content = data.draw(damaged(encode(documents[kind])))
     try:
         paths[kind].write_bytes(content)
         ask_everything(store)
     finally:
-        paths[kind].write_text(json.dumps(documents[kind]))
+        paths[kind].write_bytes(encode(documents[kind]))
 
 
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"1" * 10_000, b'{"a":' * 100_000, b"\xff\xfe", b"null", b"{}"])
@@ -221,7 +222,7 @@ def test_a_document_made_to_hurt_is_refused(content: bytes, kind: str, stored: A
         paths[kind].write_bytes(content)
         ask_everything(store)
     finally:
-        paths[kind].write_text(json.dumps(documents[kind]))
+        paths[kind].write_bytes(encode(documents[kind]))
 
 
 def test_200_of_200_flipped_bits_are_caught_and_no_other_value_is_ever_read(place: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_recipe_keeps_its_tables_in_a_bucket(
 
     def tables(uri: str) -> dict[str, str]:
         store = Store.open(uri)
-        return {stage: table.shards[0].sha256 for stage, table in store.read_ref("tiny").tables.items()}
+        return {stage: table.shards[0].sha256 for stage, table in store.expect_ref("tiny").tables.items()}
 
     bucket = s3.bucket()
     for uri in (bucket.uri(), str(tmp_path / "store")):

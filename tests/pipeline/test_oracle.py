@@ -626,7 +626,7 @@ def simulated(shared: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 def rows_of(recipe: Recipe, table: str) -> list[Any]:
     runner = Runner(recipe)
-    found = runner.store.read_ref(recipe.name).table(table)
+    found = runner.store.expect_ref(recipe.name).table(table)
     return [row for shard in found.shards for row in runner.store.rows(table, found.fingerprint, shard)]
 
 
@@ -659,5 +659,5 @@ def test_workers_of_ray_draw_the_same_noise(simulated: Callable[..., Recipe], tm
     on_ray = simulated(*noise, f"run.store={tmp_path / 'other'}", "run.pool=ray")
     with RayPool(on_ray) as pool:
         assert Runner(on_ray).run(["segment"], pool) == []
-    shards = [Runner(recipe).store.read_ref(recipe.name).table("segment").shards for recipe in (inline, on_ray)]
+    shards = [Runner(recipe).store.expect_ref(recipe.name).table("segment").shards for recipe in (inline, on_ray)]
     assert shards[0] == shards[1]

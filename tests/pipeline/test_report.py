@@ -103,7 +103,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 def add_predictions(recipe: Recipe) -> None:
     """A student that calls everything a car, as the trainer writes it."""
     store = Store.open(recipe.run.store)
-    points = store.read_ref(recipe.name).table("points")
+    points = store.expect_ref(recipe.name).table("points")
     (shard,) = points.shards
     (row,) = store.rows("points", points.fingerprint, shard)
     label = np.full(row["n_points"], 4, np.uint8)
@@ -158,7 +158,7 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
     assert "Student: mIoU in %, all points" in page.text and "25.0" in page.text and "1,234" in page.text
     assert "2 of 2" in page.text and "8 s, 3.0 frames/s" in page.text and "initial weights random" in page.text
     assert "notice" not in re.findall(r'class="(\w+)"', page.source)
-    ref = Store.open(recipe.run.store).read_ref("tiny")
+    ref = Store.open(recipe.run.store).expect_ref("tiny")
     assert all(table.fingerprint in page.text for table in ref.tables.values()) and "0" * 12 in page.text
 
     files = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
@@ -352,7 +352,7 @@ def test_predictions_of_points_made_anew_are_not_shown(folder: Path) -> None:
     add_predictions(recipe)
     store = Store.open(recipe.run.store)
     assert "predict" in Browser.open(store, "tiny").tables
-    ref = store.read_ref("tiny")
+    ref = store.expect_ref("tiny")
     shards = tuple(replace(shard, key="2" * 12, name=shard.name) for shard in ref.tables["points"].shards)
     shards = tuple(replace(s, name=f"{s.shard}.{s.key}.{s.sha256[:12]}.parquet") for s in shards)
     tables = dict(ref.tables) | {"points": replace(ref.tables["points"], shards=shards)}
@@ -366,7 +366,7 @@ def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None
     browser = Browser.open(store, "tiny")
     (place,) = browser.choose(5)
     frame_id = browser.read(place).frame.frame_id
-    store.write_ref("tiny", replace(store.read_ref("tiny"), excluded=(frame_id,)))
+    store.write_ref("tiny", replace(store.expect_ref("tiny"), excluded=(frame_id,)))
     with pytest.raises(StoreError, match="no frame to show"):
         Browser.open(store, "tiny").choose(5)
 

@@ -136,7 +136,7 @@ def test_choosing_another_split_builds_nothing_and_the_ref_follows(
     split.write_text("scene-0008\n")
     half = recipe_of(f"data.split={split}")
     assert build(half) == []
-    ref = Runner(half).store.read_ref("tiny")
+    ref = Runner(half).store.expect_ref("tiny")
     assert [shard.shard for shard in ref.table("target").shards] == ["scene-0008"]
 
 
@@ -146,7 +146,7 @@ def test_excluding_a_frame_rebuilds_nothing_and_the_ref_says_so(
     runner = Runner(packed)
     frame_id = runner.listing()["scene-0001"][0].frame_id
     assert build(recipe_of(f'data.exclude=["{frame_id}"]')) == []
-    assert runner.store.read_ref("tiny").excluded == (frame_id,)
+    assert runner.store.expect_ref("tiny").excluded == (frame_id,)
 
 
 def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[..., Recipe]) -> None:
@@ -187,7 +187,7 @@ def test_adding_a_scene_builds_that_scene(recipe_of: Callable[..., Recipe], tmp_
 @pytest.mark.parametrize("stage", ["index", "segment", "group", "target"])
 def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, stage: str) -> None:
     runner = Runner(packed)
-    table = runner.store.read_ref("tiny").table(stage)
+    table = runner.store.expect_ref("tiny").table(stage)
     before = shards_of(packed)
     shard = table.shards[0]
     assert runner.store.local is not None
@@ -198,7 +198,7 @@ def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, sta
 
 def shards_of(recipe: Recipe) -> dict[str, tuple[ShardFile, ...]]:
     """Return all shards that the recipe's ref names, with their digests."""
-    return {name: table.shards for name, table in Runner(recipe).store.read_ref(recipe.name).tables.items()}
+    return {name: table.shards for name, table in Runner(recipe).store.expect_ref(recipe.name).tables.items()}
 
 
 def test_another_class_dictionary_leaves_the_expensive_half_alone(
@@ -240,13 +240,13 @@ def test_a_bad_frame_holds_up_its_scene_only_and_is_named(
         ("index", "scene-0001", frame.frame_id)
     ]
     assert "target/scene-0008" in recorder.built and "points/scene-0001" not in recorder.built
-    assert "target" not in Runner(recipe_of(fresh)).store.read_ref("tiny").tables
+    assert "target" not in Runner(recipe_of(fresh)).store.expect_ref("tiny").tables
 
     # left out by name it keeps its row, with status and reason, and everything else is built
     excluded = recipe_of(fresh, f'data.exclude=["{frame.frame_id}"]')
     assert "target/scene-0001" in build(excluded)
     runner = Runner(excluded)
-    table = runner.store.read_ref("tiny").table("target")
+    table = runner.store.expect_ref("tiny").table("target")
     rows = runner.store.rows("target", table.fingerprint, table.shards[0])
     assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["frame_id"] == frame.frame_id
     assert image.name in rows[1]["reason"]
@@ -263,7 +263,7 @@ def test_a_replaced_file_is_noticed(packed: Recipe, recipe_of: Callable[..., Rec
     sweep.unlink()
     sweep.write_bytes(content[:-20])
     shutil.rmtree(root / "lidarseg")  # its labels no longer fit
-    table = Runner(packed).store.read_ref("tiny").table("points")
+    table = Runner(packed).store.expect_ref("tiny").table("points")
     Runner(packed).store.forget("points", table.fingerprint, table.shards[1])
     failures = Runner(packed).run(PACKED, InlinePool(packed))
     assert len(failures) == 1 and "the file was replaced since" in failures[0].cause
@@ -274,7 +274,7 @@ def test_a_replaced_file_is_noticed(packed: Recipe, recipe_of: Callable[..., Rec
 
 def test_changed_inputs_never_leave_a_stale_table_in_the_ref(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
     build(recipe_of("group.min_points=2"), ["group"])
-    tables = Runner(packed).store.read_ref("tiny").tables
+    tables = Runner(packed).store.expect_ref("tiny").tables
     assert "group" in tables and "pairs" not in tables and "target" not in tables
 
 
@@ -463,7 +463,7 @@ def test_nothing_that_a_recipe_may_still_use_is_garbage(
     both = recipe_of(fresh)
     assert len(Runner(both).run(PACKED, InlinePool(both))) == 1
     assert garbage_of(both) == []
-    ref = Runner(both).store.read_ref("tiny")
+    ref = Runner(both).store.expect_ref("tiny")
     assert "target" not in ref.tables and "target" in {table.stage for table in ref.held}
 
 
@@ -552,7 +552,7 @@ def street(root: Path, tmp_path: Path) -> Callable[..., Recipe]:
 def segments(recipe: Recipe) -> dict[str, str]:
     """A digest of every byte of the rows of table `segment`, by folder and scene."""
     store = Runner(recipe).store
-    table = store.read_ref("street").table("segment")
+    table = store.expect_ref("street").table("segment")
     return {
         f"{table.fingerprint}/{shard.shard}": digest_table(store.read("segment", table.fingerprint, shard))
         for shard in table.shards
@@ -565,7 +565,7 @@ def test_fused_halves_write_no_encoding_and_the_same_segments(street: Callable[.
     fused = street("run.batch=4", "run.keep_encode=false", f"run.store={tmp_path / 'other'}")
     assert stages(build(fused, ["segment"])) == ["index", "text", "segment"]
     assert segments(fused) == segments(apart)
-    assert "encode" not in Runner(fused).store.read_ref("street").tables
+    assert "encode" not in Runner(fused).store.expect_ref("street").tables
     assert build(fused, ["segment"]) == []
 
 
@@ -610,7 +610,7 @@ def test_another_dictionary_calls_no_image_tower_and_equals_a_run_from_scratch(
 def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Recipe]) -> None:
     build(street("run.batch=5", "run.device=cpu"), ["encode"])
     runner = Runner(street())
-    table = runner.store.read_ref("street").table("encode")
+    table = runner.store.expect_ref("street").table("encode")
     manifest = runner.store.read_manifest("encode", table.fingerprint)
     assert manifest is not None
     assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [5])

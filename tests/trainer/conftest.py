@@ -149,7 +149,7 @@ class Fleet:
 
     def ref(self) -> Ref:
         """Return the tables of the recipe."""
-        return self.store.read_ref("street")
+        return self.store.expect_ref("street")
 
     def put(self, stage: str, row_of: Callable[[str], dict[str, Any]]) -> None:
         """Write a table, one row per frame, and put it into the ref."""

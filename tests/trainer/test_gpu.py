@@ -176,7 +176,7 @@ def test_predictions_are_those_of_the_cpu(fleet: Any, console: Console, engine: 
     labels = []
     for device, kind in (("cpu", "torch"), (GPU, engine.name)):
         predict(fleet.recipe(f"run.device={device}", f"network.engine={kind}"), console)
-        table = fleet.store.read_ref("runs/street-predict").tables["predict"]
+        table = fleet.store.expect_ref("runs/street-predict").tables["predict"]
         rows = [row for shard in table.shards for row in fleet.store.rows("predict", table.fingerprint, shard)]
         labels.append(np.concatenate([row["label"] for row in rows]))
     assert len(labels[0]) > 1000 and (labels[0] == labels[1]).mean() > 0.999

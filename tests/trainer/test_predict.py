@@ -136,7 +136,7 @@ def test_what_is_there_is_not_computed_again(fleet: Any, console: Console, capsy
     assert {shard.shard: shard.name for shard in again.shards} == files, "the same bytes"
     for path in Path(fleet.folder / "store").rglob("*.parquet"):
         assert (path.stat().st_mtime_ns == times[path.name]) == (path.name != first.shards[1].name)
-    ref = fleet.store.read_ref("runs/street-predict")
+    ref = fleet.store.expect_ref("runs/street-predict")
     assert ref.tables["predict"] == again
     manifest = fleet.store.read_manifest("predict", again.fingerprint)
     assert manifest.identity["needs"]["points"] == fleet.ref().tables["points"].fingerprint

@@ -71,7 +71,7 @@ def test_what_a_supervised_teacher_made_is_marked_and_yardsticks_are_not(fleet: 
     put(recipe, "evaluate.json", "prediction", 0.4)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
     store = Store.open(recipe.run.store)
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     table = TableRef("segment", "5" * 12, ())
     identity = {"settings": {"teacher": {"name": "composite", "trained_on": "mapillary", "supervised": True}}}
     store.write_manifest(Manifest("segment", table.fingerprint, identity, ()))

@@ -39,7 +39,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
     query = asked(fleet, "a car, perhaps", fleet.text[0] + 0.1 * fleet.text[2])
     ranking = search(recipe, "a car,  perhaps", 2, console)
 
-    table = fleet.store.read_ref(f"runs/street-similarity-{query.slug}").tables["similarity"]
+    table = fleet.store.expect_ref(f"runs/street-similarity-{query.slug}").tables["similarity"]
     rows = {
         row["frame_id"]: row
         for shard in table.shards

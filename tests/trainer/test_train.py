@@ -75,7 +75,7 @@ def test_the_small_network_learns_the_pseudo_labels(fleet: Any, console: Console
     )
     train(recipe, "distill", console)
     predict(recipe, console)
-    table = fleet.store.read_ref("runs/street-predict").tables["predict"]
+    table = fleet.store.expect_ref("runs/street-predict").tables["predict"]
     hits = n_labelled = 0
     for shard in table.shards:
         for row in fleet.store.rows("predict", table.fingerprint, shard):
@@ -162,7 +162,7 @@ def test_a_run_says_what_it_did(fleet: Any, console: Console, capsys: Any) -> No
 
 def test_a_checkpoint_names_what_it_saw_and_the_store_keeps_it(fleet: Any, console: Console) -> None:
     document = checkpoint.read_document(train(fleet.recipe(), "pretrain", console))
-    ref = fleet.store.read_ref("runs/street-pretrain")
+    ref = fleet.store.expect_ref("runs/street-pretrain")
     assert document["tables"].keys() == ref.tables.keys() == {"points", "pairs", "text"}
     for stage, table in fleet.ref().tables.items():
         if stage in ref.tables:
@@ -403,12 +403,12 @@ def test_other_frames_are_another_configuration(fleet: Any, console: Console) ->
 
 def test_fresh_moves_the_old_run_aside_with_its_tables(fleet: Any, console: Console) -> None:
     old = train(fleet.recipe(), "distill", console)
-    tables = fleet.store.read_ref("runs/street-distill").tables
+    tables = fleet.store.expect_ref("runs/street-distill").tables
     digest = checkpoint.read_document(old)["weights"]
     new = train(fleet.recipe("distill.seed=1"), "distill", console, fresh=True)
     aside = fleet.folder / "runs/street/distill.old-1" / old.name
     assert checkpoint.read_document(aside)["weights"] == digest != checkpoint.read_document(new)["weights"]
-    assert fleet.store.read_ref("runs/street-distill.old-1").tables == tables
+    assert fleet.store.expect_ref("runs/street-distill.old-1").tables == tables
     train(fleet.recipe("distill.seed=2"), "distill", console, fresh=True)
     assert (fleet.folder / "runs/street/distill.old-2").is_dir()
 

@@ -63,7 +63,7 @@ class Sweeps:
     def open(cls, recipe: Recipe) -> Sweeps:
         """Raises StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
         store = Store.open(recipe.run.store)
-        ref = store.read_ref(recipe.name)
+        ref = store.expect_ref(recipe.name)
         engine = open_engine(recipe.network.engine)
         device = resolve_device(recipe.run.device, engine)
         tables = Tables(store, ref, ["points"])
@@ -156,8 +156,7 @@ def run_over(
     keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
     committed = store.shards(stage, fingerprint)
     missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
-    if missing:
-        store.begin(name, recipe.name, [(stage, fingerprint)])
+    run = store.begin(name, Ref(recipe.name, {}), [(stage, fingerprint)]) if missing else ""
     with (
         deterministic(recipe.run.deterministic, device, sweeps.engine),
         progress_bar(console, recipe.run.progress) as bar,
@@ -184,7 +183,7 @@ def run_over(
     store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
     points = sweeps.ref.table("points")
     seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))
-    store.write_ref(name, Ref(recipe.name, {"points": seen, stage: table}, sweeps.ref.excluded))
+    store.write_ref(name, Ref(recipe.name, {"points": seen, stage: table}, sweeps.ref.excluded), run)
     console.print(
         f"{stage}: {len(missing)} shards computed, {len(sweeps.shards) - len(missing)} were there, table {fingerprint}"
     )

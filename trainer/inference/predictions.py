@@ -26,7 +26,8 @@ def read_predictions(store: Store, recipe: str, points: TableRef, advice: str) -
     Raises StoreError, which ends with the advice, if there are none, or if they are of other points than these.
     """
     name = pin(recipe, "predict")
-    table = store.read_ref(name).tables.get("predict") if name in store.refs() else None
+    pinned = store.read_ref(name)
+    table = pinned.tables.get("predict") if pinned else None
     if table is None:
         raise StoreError(f"recipe {recipe} has no predictions yet; {advice}")
     manifest = store.read_manifest(table.stage, table.fingerprint)

@@ -98,7 +98,8 @@ def finished_pretraining(recipe: Recipe) -> Path:
 def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     """Raise TrainerError if the pre-training learnt vectors of another text encoder than the query's."""
     name = pin(recipe.name, "pretrain")
-    learnt = store.read_ref(name).tables.get("text") if name in store.refs() else None
+    pinned = store.read_ref(name)
+    learnt = pinned.tables.get("text") if pinned else None
     manifest = store.read_manifest("text", learnt.fingerprint) if learnt else None
     changes = differences(encoder_of(manifest.identity.get("settings", {})), query.encoder) if manifest else []
     if changes:

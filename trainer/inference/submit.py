@@ -225,7 +225,7 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
 
 def predicted_tables(store: Store, recipe: Recipe) -> Tables:
     """Return `index` and `predict` of the recipe, cut down to what was predicted; raises like `predictions`."""
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     predicted, _ = predictions(store, recipe, ref)
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")

@@ -204,7 +204,7 @@ def move_aside(store: Store, run: Run) -> None:
         number += 1
     try:
         name = run.recipe.name
-        store.write_ref(pin(name, aside.name), store.read_ref(pin(name, run.folder.name)))
+        store.write_ref(pin(name, aside.name), store.expect_ref(pin(name, run.folder.name)))
     except StoreError:
         pass  # it never came to pin a table, or the store is another one
     run.folder.rename(aside)

@@ -84,7 +84,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
 
 def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     """Return the run of a task; raises like `train`."""
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine, ranks)

@@ -97,7 +97,7 @@ def evaluate_each(
 def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinement]) -> dict[Refinement, Evaluation]:
     """Score labels before and after some refinements, or without any: ["none"]."""
     store = Store.open(recipe.run.store)
-    ref = store.read_ref(recipe.name)
+    ref = store.expect_ref(recipe.name)
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)

@@ -127,7 +127,7 @@ def facts_of(recipe: Recipe) -> Facts:
     """Return what there is of a recipe, as far as its tables are there to tell."""
     store = Store.open(recipe.run.store)
     try:
-        ref = store.read_ref(recipe.name)
+        ref = store.expect_ref(recipe.name)
     except StoreError:
         return Facts(False, None, recipe.folder())
     try:
