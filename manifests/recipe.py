@@ -62,6 +62,11 @@ class Recipe:
         """Return where the runs of this recipe are kept."""
         return Path(self.run.runs).expanduser() / self.name
 
+    @property
+    def template_list(self) -> str:
+        """The list of sentences that prompts are put into: the one that `[text]` names, else the teacher's authors'."""
+        return self.text.templates or self.teacher.templates
+
     def settings(self, task: Task) -> SgdConfig:
         """Return the section of a task."""
         settings: SgdConfig = getattr(self, task)

@@ -26,9 +26,13 @@ class ProjectConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Section `[text]`: the sentence templates that each prompt is put into."""
+    """Section `[text]`: the sentence templates that each prompt is put into.
 
-    templates: str = "vild14"
+    `templates` names a list of pipeline.teachers.loading.templates; empty, it is the one that the authors of the
+    teacher use.
+    """
+
+    templates: str = ""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class SideBySide:
 
 STAGE = Stage(
     name="encode",
-    version=2,
+    version=3,
     schema=TABLES["encode"],
     needs=lambda recipe: (),
     settings=lambda recipe: {

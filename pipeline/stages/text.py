@@ -24,7 +24,7 @@ def settings(recipe: Recipe) -> Mapping[str, Any]:
         **kind.content(recipe, "text"),
     }
     if not kind.ready_made and not kind.simulated:
-        content["templates"] = list(templates_of(recipe.text.templates))
+        content["templates"] = list(templates_of(recipe.template_list))
     elif changed_values(recipe.text):
         raise ConfigError(
             f"[text] does not apply to teacher {recipe.teacher.name}, whose text vectors are "

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
-from superpixels.pooling import segment_weights, strip_argmax
+from superpixels.pooling import bilinear_matrix, segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
+from superpixels.windows import Windows, mixed_argmax, mixed_weights, window_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,10 @@ _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 
 
 def grid_shape(config: ClipDenseConfig) -> tuple[int, int, int]:
-    """Return about how many cells and values a 16:9 image gives, (h, w, d), for estimates made without open_clip."""
+    """Return about how many cells and values a 16:9 image gives, (h, w, d), for estimates made without open_clip.
+
+    Cells that several windows see count for each of them.
+    """
     convolutional = "convnext" in config.model
     if config.model in TINY_CONFIGS:
         tiny = TINY_CONFIGS[config.model]
@@ -44,11 +49,18 @@ def grid_shape(config: ClipDenseConfig) -> tuple[int, int, int]:
         found = re.match(r"ViT-(bigG|[SMBLHgG])-(\d+)", config.model)
         size, patch = (found[1], int(found[2])) if found else ("L", 16)
         dims = {"S": 384, "M": 512, "B": 512, "L": 768, "H": 1024, "g": 1024}.get(size, 1280)
+    height = max(1, round(config.short_side_px / patch))
+    size = [height, round(height * 16 / 9)]
+    if config.window_px is not None:
+        short, window = config.short_side_px, config.window_px
+        size = [
+            Windows(length, window, config.stride_px or window).seen // patch
+            for length in (short, round(short * 16 / 9))
+        ]
     if config.mode == "affinity":
         found = re.search(r"patch(\d+)", config.dino)
-        patch = int(found[1]) if found else patch
-    height = max(1, round(config.short_side_px / patch))
-    return height, round(height * 16 / 9), dims
+        size = [length * patch // int(found[1]) if found else length for length in size]
+    return size[0], size[1], dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +92,7 @@ class ClipDense:
                 config.mode,
                 config.sigma,
                 bf16=config.precision == "bf16",
+                positions=config.positions,
                 unit=config.unit_cells,
                 window_px=config.window_px,
                 stride_px=config.stride_px,
@@ -90,8 +103,15 @@ class ClipDense:
         segment_device = None
         if stage == "segment" and recipe.run.segment_gpus:
             segment_device = pick_device(recipe.run.device)
-        root, templates = Path(recipe.data.root), templates_of(recipe.text.templates)
-        return cls(config, root, templates, recipe.segment, towers, dense, segment_device)
+        return cls(
+            config,
+            Path(recipe.data.root),
+            templates_of(recipe.template_list),
+            recipe.segment,
+            towers,
+            dense,
+            segment_device,
+        )
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:
@@ -135,24 +155,26 @@ class ClipDense:
         return encode_frame(self, frame)
 
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
-        """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels.
-
-        Rounding both sides to multiples of the patch changes the aspect ratio a little (1600 x 900 becomes 800 x 448).
-        """
+        """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels."""
         from PIL import Image
 
+        from pipeline.teachers.dense import seen_size
+
         image = read_image(self.root, camera)
-        scale = self.config.short_side_px / min(image.shape[:2])
-        height, width = (
-            patch * max(1, round(side * scale / patch))
-            for side, patch in zip(image.shape[:2], self.image_tower.patch_px, strict=True)
+        height, width = seen_size(
+            image.shape[0],
+            image.shape[1],
+            self.config.short_side_px,
+            self.image_tower.patch_px,
+            self.config.window_px,
         )
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 or int8 (b, h, w, d).
 
-        `finite` (b,) tells whether all of an image's values are numbers within float16.
+        `finite` (b,) tells whether all of an image's values are numbers within float16. With windows, `rows_px` and
+        `columns_px` (b, n, 2) say where they lie.
         """
         grid = self.image_tower(batch)
         kept = grid.half()
@@ -160,7 +182,8 @@ class ClipDense:
         if self.config.kept == "int8":
             largest = grid.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30)
             kept = (grid * (127 / largest)).round().char()
-        return {"grid": kept, "finite": finite}
+        sliding = self.image_tower.sliding
+        return {"grid": kept, "finite": finite, **(sliding.parts(batch) if sliding else {})}
 
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the grid of an image; raises FrameError if it holds values that are not finite."""
@@ -169,7 +192,7 @@ class ClipDense:
                 f"{camera.image_path}: the features of {self.config.model} hold values that are not finite or "
                 "beyond float16; check the weights, and set teacher.unit_cells = true"
             )
-        return {"grid": np.ascontiguousarray(outputs["grid"])}
+        return {name: np.ascontiguousarray(part) for name, part in outputs.items() if name != "finite"}
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.
@@ -179,16 +202,6 @@ class ClipDense:
         _, first = np.unique(text, axis=0, return_index=True)
         distinct = np.sort(first)
         return [self.segment_view(camera, encoding, text[distinct], distinct) for camera in frame.cameras]
-
-    def best_prompt(
-        self, cosine: npt.NDArray[np.float32], height_px: int, width_px: int
-    ) -> npt.NDArray[np.integer[Any]]:
-        """Return the prompt of largest cosine for every pixel, (H, W), from cosines (T, h, w) on the grid."""
-        if self.segment_device is None:
-            return strip_argmax(cosine, height_px, width_px)[0]
-        from pipeline.teachers.dense import upsampled_argmax
-
-        return upsampled_argmax(cosine, height_px, width_px, self.segment_device)
 
     def segment_view(
         self,
@@ -201,46 +214,93 @@ class ClipDense:
 
         `text` are distinct vectors and `prompt_of_row` the prompts that they stand for.
 
-        Cosines, probabilities and features live on the grid; a pixel's are the bilinear mix of the cells around it. A
+        Cosines, probabilities and features live on the grid; a pixel's are the bilinear mix of the cells around it,
+        averaged over the windows that see it. A
         segment's vector is the sum of its pixels' features, scaled to length 1. Its score is the mean over its pixels
         of the softmax probability of its prompt among all. Both sums are exact, without upsampling (see
-        superpixels.pooling).
+        superpixels.pooling and superpixels.windows).
         """
-        name = f"{camera.name}/grid"
-        if name not in encoding:
-            raise FrameError(f"table encode has no {name}; it was made for other cameras: run `encode` again")
-        grid = grid_kept(encoding[name])
-        if grid.ndim != 3 or grid.shape[2] != text.shape[1]:
-            raise FrameError(
-                f"{name} has shape {grid.shape}; expected (h, w, {text.shape[1]}), as the prompt vectors have"
-            )
-        height, width, _ = grid.shape
-        cosine = unit(grid) @ text.T
-        prompt_map = self.best_prompt(
+        cells = cells_of(encoding, camera, text.shape[1])
+        height, width, _ = cells.grid.shape
+        cosine = unit(cells.grid) @ text.T
+        prompt_map = cells.best(
             cosine.transpose(2, 0, 1),
             max(1, round(camera.height_px * self.segmentation.scale)),
             max(1, round(camera.width_px * self.segmentation.scale)),
+            self.segment_device,
         )
         label_map, row = compact(
             prompt_map,
             split=_SPLITS[self.segmentation.split],
             min_area_px=max(1, self.segmentation.min_area_px),
         )
-        weights = segment_weights(label_map, len(row), height, width).astype(np.float32)
+        weights = cells.weights(label_map, len(row)).astype(np.float32)
         probability = softmax(self.config.logit_scale * cosine).reshape(height * width, -1)
         of_winner = (weights @ probability)[np.arange(len(row)), row]
         return Segments.from_label_map(
             label_map,
             prompt_of_row[row],
             score=of_winner / weights.sum(axis=1),  # a row of weights sums to the segment's area
-            vector=weights @ grid.reshape(height * width, -1),
+            vector=weights @ cells.grid.reshape(height * width, -1),
         )
 
 
-def grid_kept(grid: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return the features of cells (h, w, d) from how table `encode` keeps them: int8 holds directions only."""
-    cells = grid.astype(np.float32)
-    return unit(cells) if grid.dtype == np.int8 else cells
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The features of a view's cells, float32 (h, w, d), and how its pixels mix them.
+
+    Bilinearly, as of one image; or, where the spans of windows are given (first pixel and end of each, in the image as
+    the tower saw it), each window's cells bilinearly and averaged where windows overlap.
+    """
+
+    grid: npt.NDArray[np.float32]
+    spans_px: tuple[list[tuple[int, int]], list[tuple[int, int]]] | None = None
+
+    def mixing(self, height_px: int, width_px: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return how pixels mix cells along either axis, (H, h) and (W, w)."""
+        height, width, _ = self.grid.shape
+        if self.spans_px is None:
+            return bilinear_matrix(height_px, height), bilinear_matrix(width_px, width)
+        rows, columns = self.spans_px
+        return window_matrix(height_px, rows, height), window_matrix(width_px, columns, width)
+
+    def best(
+        self, scores: npt.NDArray[np.float32], height_px: int, width_px: int, device: torch.device | None = None
+    ) -> npt.NDArray[np.integer[Any]]:
+        """Return the prompt of largest score for every pixel, (H, W), from scores (T, h, w) of the cells.
+
+        By NumPy, or on a device.
+        """
+        if device is not None:
+            from pipeline.teachers.dense import device_argmax
+
+            return device_argmax(scores, *self.mixing(height_px, width_px), device)
+        if self.spans_px is None:
+            return strip_argmax(scores, height_px, width_px)[0]
+        return mixed_argmax(scores, *self.mixing(height_px, width_px))
+
+    def weights(self, label_map: npt.NDArray[np.integer[Any]], n: int) -> csr_array:
+        """Return how much of each cell the pixels of each of `n` segments hold, sparse (n, h w)."""
+        if self.spans_px is None:
+            return segment_weights(label_map, n, *self.grid.shape[:2])
+        return mixed_weights(label_map, n, *self.mixing(*label_map.shape))
+
+
+def cells_of(encoding: Mapping[str, npt.NDArray[Any]], camera: Camera, dims: int) -> Cells:
+    """Return a view's cells from table `encode`; raises FrameError unless they are there and have `dims` values."""
+    name = f"{camera.name}/grid"
+    if name not in encoding:
+        raise FrameError(f"table encode has no {name}; it was made for other cameras or otherwise: run `encode` again")
+    grid = encoding[name]
+    if grid.ndim != 3 or grid.shape[2] != dims:
+        raise FrameError(f"{name} has shape {grid.shape}; expected (h, w, {dims}), as the prompt vectors have")
+    values = grid.astype(np.float32)
+    kept = unit(values) if grid.dtype == np.int8 else values  # bytes hold directions only
+    spans = [encoding.get(f"{camera.name}/{axis}_px") for axis in ("rows", "columns")]
+    if spans[0] is None or spans[1] is None:
+        return Cells(kept)
+    rows, columns = ([(int(start), int(end)) for start, end in axis] for axis in spans if axis is not None)
+    return Cells(kept, (rows, columns))
 
 
 def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -21,12 +21,13 @@ from manifests.ontology import Ontology
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import CompositeConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.clip_dense import ClipDense, grid_kept, softmax, unit
+from pipeline.teachers.clip_dense import ClipDense, cells_of, softmax, unit
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.mask_sources import Proposer, Sam3, Slic, checked_concepts
 from pipeline.teachers.tips import Tips
-from superpixels.pooling import segment_weights, strip_argmax
+from superpixels.pooling import strip_argmax
 from superpixels.segments import Segments, compact
+from superpixels.windows import Windows
 
 if TYPE_CHECKING:
     from manifests.recipe import Recipe
@@ -75,8 +76,13 @@ class Composite:
         if isinstance(config.feature_config, ClipDenseConfig):
             grids = ClipDense.kilobytes_per_frame(dataclasses.replace(recipe, teacher=config.feature_config))
         else:
-            height = round(config.feature_config.short_side_px / 14)
-            grids = 6 * height * round(height * 16 / 9) * 1024 * 2 / 1000
+            tips = config.feature_config
+            height = round(tips.short_side_px / 14)
+            size = [height, round(height * 16 / 9)]
+            if tips.window_px:
+                sides = tips.short_side_px, round(tips.short_side_px * 16 / 9)
+                size = [Windows(side, tips.window_px, tips.stride_px).seen // 14 for side in sides]
+            grids = 6 * size[0] * size[1] * 1024 * 2 / 1000
         regions = {"slic": 30.0, "proposer": 120.0, "sam3": 170.0}[config.masks]  # docs/teachers.md
         return grids + 6 * regions
 
@@ -113,16 +119,12 @@ class Composite:
         of its pixels' features, scaled to length 1; its score the mean over its pixels of the region's weight where
         SAM 3 names it, and of the softmax probability of the name where features do.
         """
-        missing = [part for part in ("grid", "region", "weight") if f"{camera.name}/{part}" not in encoding]
-        if missing:
+        cells = cells_of(encoding, camera, text.shape[1])
+        if missing := [part for part in ("region", "weight") if f"{camera.name}/{part}" not in encoding]:
             raise FrameError(
                 f"table encode has no {camera.name}/{missing[0]}; it was made otherwise: run `encode` again"
             )
-        grid, region, weight = (encoding[f"{camera.name}/{part}"] for part in ("grid", "region", "weight"))
-        if grid.ndim != 3 or grid.shape[2] != text.shape[1]:
-            raise FrameError(
-                f"{camera.name}/grid has shape {grid.shape}; expected (h, w, {text.shape[1]}), as prompt vectors have"
-            )
+        region, weight = (encoding[f"{camera.name}/{part}"] for part in ("region", "weight"))
         size = tuple(max(1, round(side * self.segmentation.scale)) for side in (camera.height_px, camera.width_px))
         best, winning = winners(region, weight, size)
         keep = winning >= self.config.min_probability
@@ -130,8 +132,7 @@ class Composite:
             best, keep=keep, split="component" if self.segmentation.split == "components" else "prompt"
         )
         n = len(region_of_part)
-        cells = grid_kept(grid).reshape(-1, grid.shape[2])
-        total = segment_weights(part_map, n, *grid.shape[:2]).astype(np.float32) @ cells
+        total = cells.weights(part_map, n).astype(np.float32) @ cells.grid.reshape(-1, text.shape[1])
         prompt, probability = self.names(unit(total), region_of_part, text)
         area = np.bincount(part_map.ravel(), minlength=n + 1)[1:]
         mass: npt.NDArray[Any] = probability * area
@@ -233,5 +234,4 @@ def load_features(config: CompositeConfig, recipe: Recipe, stage: str) -> ClipDe
     """Return the feature source of a recipe, for stage "text" or "encode"; raises ConfigError."""
     if config.features == "clip_dense":
         return ClipDense.load(dataclasses.replace(recipe, teacher=config.clip_dense), stage)
-    root, templates = Path(recipe.data.root), templates_of(recipe.text.templates)
-    return Tips.load(config.tipsv2, root, templates, recipe.run.device)
+    return Tips.load(config.tipsv2, Path(recipe.data.root), templates_of(recipe.template_list), recipe.run.device)

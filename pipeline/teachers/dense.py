@@ -6,19 +6,23 @@ e, and o = W_o A v, the modes differ in the attention A:
 
 "sc"         SC-CLIP (Bai et al., "Self-Calibrated CLIP"): patches out of place are filled from their neighbours, alike
              ones are merged, and A = 1/2 softmax(3 (S - mean S)) + 1/2 softmax(k k^T / sqrt(e)), S the cosines of a
-             middle layer's patches; then the sum of several layers takes the same way and is added. The default.
+             middle layer's patches; then the sum of several layers takes the same way, with keys and values of its
+             own, and is added. The default.
 "naclip"     A = softmax(k k^T / sqrt(e) + G), where G_ij = exp(-|p_i - p_j|^2 / (2 sigma^2)) for patches at grid
              positions p, and 0 for the class token (Hajimiri et al., "Pay Attention to Your Neighbours").
 "clearclip"  A = softmax(q q^T / sqrt(e)) (Lan et al., "ClearCLIP").
 "sclip"      A = softmax(q q^T / sqrt(e)) + softmax(k k^T / sqrt(e)), in a block that is otherwise as it was trained
              (Wang et al., "SCLIP").
-"maskclip"   A = 1 (Zhou et al., "Extract Free Dense Labels from CLIP").
+"maskclip"   A = 1, in a block that is otherwise as it was trained (Zhou et al., "Extract Free Dense Labels from CLIP").
+"values"     A = 1 and nothing else of the block: what ClearCLIP's tables and code call MaskCLIP.
 "affinity"   A = softmax over {s > 0} of s = 3 (S - 1.2 mean S), S the cosines of the patches of a DINO network, on
              whose grid the result lives (Lan et al., "ProxyCLIP").
 "vanilla"    the block as it was trained: what open_clip itself gives for the patches.
 "convnext"   for ConvNeXt towers: every cell of the last stage goes through the head as if it were an image.
 
-Except in "sclip" and "vanilla" the block's residual and its MLP are left out.
+Except in "sclip", "maskclip" and "vanilla" the block's residual and its MLP are left out.
+
+Tests hold each of them against what its authors' own code gives (tests/pipeline/test_dense_golden.py).
 """
 
 from __future__ import annotations
@@ -35,90 +39,103 @@ from torch.nn.functional import interpolate, linear, normalize, pad, scaled_dot_
 from manifests.config import ConfigError
 from pipeline.teachers.affinity import MOST_PATCHES, anomalies, attention, filled, neighbours, similarity
 from pipeline.teachers.loading.towers import ImageNetwork, Towers, pixel_statistics
-from superpixels.pooling import bilinear_matrix
+from superpixels.windows import Windows
 
-_WITH_RESIDUAL = ("sclip", "vanilla")
+_WITH_RESIDUAL = ("sclip", "maskclip", "vanilla")
 _CONVNEXT_STRIDE_PX = 32
+
+_RESIZED_EXACTLY = ("maskclip",)  # by mmsegmentation, which its authors build on; all others share one piece of code
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which blocks of a tower mode "sc" looks at, counted from 1, and how much of the class token it adds.
+
+    Cosines of `merge` merge patches and attend, those of `smooth` smooth the result; `first` to `last` are summed.
+    """
+
+    merge: int
+    smooth: int
+    first: int
+    last: int
+    of_class_token: float
+
+
+_PUBLISHED_LAYERS = {
+    12: Layers(9, 4, 4, 10, of_class_token=0.3),  # ViT-B/16: SC-CLIP's code at 0417ba9, configs/base_config.py
+    24: Layers(17, 7, 9, 19, of_class_token=0.1),  # ViT-L/14: its author in issue 5 of SuleBai/SC-CLIP
+}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Constants of mode "sc", from SC-CLIP's code for ViT-B/16.
+    """Constants of mode "sc", from SC-CLIP's code.
 
-    `layers` are, counted from 1: the one whose cosines merge and attend, the one whose cosines smooth the result, and
-    the first and last of those that are summed. For another depth than 12 they are scaled. `outliers` fills patches out
-    of place, and `several` adds the sum of layers.
+    `outliers` fills patches out of place, and `several` adds the sum of layers; both can be left out.
     """
 
     outliers: bool = True
     several: bool = True
-    layers: tuple[int, int, int, int] = (9, 4, 4, 10)
     threshold: float = 0.4
-    of_class_token: float = 0.3
     gamma: float = 3.0
 
-    def for_depth(self, depth: int) -> tuple[int, int, int, int]:
-        """Return the layers of a tower of `depth` blocks; all of them come before its last block."""
-        merge, smooth, first, last = (min(max(1, round(one * depth / 12)), depth - 1) for one in self.layers)
-        return merge, smooth, first, last
+    @staticmethod
+    def layers_of(depth: int) -> Layers:
+        """Return the layers of a tower of `depth` blocks; all of them come before its last block.
+
+        Published are those of 12 and 24 blocks. For any other depth the ones of the nearer are scaled, which nobody
+        has tried.
+        """
+        of = min(_PUBLISHED_LAYERS, key=lambda published: abs(published - depth))
+        known = _PUBLISHED_LAYERS[of]
+        merge, smooth, first, last = (
+            min(max(1, round(one * depth / of)), depth - 1)
+            for one in (known.merge, known.smooth, known.first, known.last)
+        )
+        return Layers(merge, smooth, first, last, known.of_class_token)
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Where windows of `size` cells lie along an axis of `length` cells: every `stride` cells, and one at the end."""
+class Sliding:
+    """Square windows of `window_px` every `stride_px` over an image, and one at the end of each axis."""
 
-    length: int
-    size: int
-    stride: int
+    window_px: int
+    stride_px: int
 
-    @property
-    def starts(self) -> list[int]:
-        """First cell of each; the windows cover the axis."""
-        last = max(self.length - self.size, 0)
-        return sorted({*range(0, last, self.stride), last})
+    def spans_px(self, height_px: int, width_px: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return first pixel and end of every row and of every column of windows; all that a shorter axis has."""
+        rows, columns = (Windows(side, self.window_px, self.stride_px).spans for side in (height_px, width_px))
+        return rows, columns
 
+    def __call__(self, features: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """Return the features of the windows of images (b, c, H, W), laid side by side: (b, rows h, columns w, d).
 
-def in_windows(
-    features: Callable[[torch.Tensor], torch.Tensor],
-    pixels: torch.Tensor,
-    patch_px: tuple[int, int],
-    window: tuple[int, int],
-    stride: tuple[int, int],
-) -> torch.Tensor:
-    """Return the features (b, h, w, d) of images (b, c, H, W), seen in windows; where these overlap, averaged.
+        `features` gives those of window-sized images, all at once, on any grid (h, w). How pixels mix them:
+        superpixels.windows.
+        """
+        rows, columns = self.spans_px(int(pixels.shape[2]), int(pixels.shape[3]))
+        found = features(torch.cat([pixels[:, :, slice(*row), slice(*column)] for row in rows for column in columns]))
+        _, height, width, dims = found.shape
+        found = found.reshape(len(rows), len(columns), len(pixels), height, width, dims)
+        return found.permute(2, 0, 3, 1, 4, 5).reshape(len(pixels), len(rows) * height, len(columns) * width, dims)
 
-    `features` gives those of window-sized images, all at once; `window` and `stride` are in cells of `patch_px`.
-    """
-    down, across = patch_px
-    size = pixels.shape[2] // down, pixels.shape[3] // across
-    rows, columns = (Windows(*axis).starts for axis in zip(size, window, stride, strict=True))
-    tall, wide = (min(one, whole) for one, whole in zip(window, size, strict=True))
-    places = [(slice(row, row + tall), slice(column, column + wide)) for row in rows for column in columns]
-    parts = [
-        pixels[:, :, row.start * down : row.stop * down, column.start * across : column.stop * across]
-        for row, column in places
-    ]
-    found = features(torch.cat(parts))
-    found = found.reshape(len(places), len(pixels), *found.shape[1:])
-    fine = found.shape[2] // tall, found.shape[3] // wide  # "affinity" lives on a finer grid
-    total = found.new_zeros(len(pixels), size[0] * fine[0], size[1] * fine[1], found.shape[-1])
-    count = found.new_zeros(size[0] * fine[0], size[1] * fine[1], 1)
-    for one, (row, column) in zip(found, places, strict=True):
-        row, column = (
-            slice(axis.start * more, axis.stop * more) for axis, more in zip((row, column), fine, strict=True)
+    def parts(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return, for each image (b, H, W, 3), what `cells_of` needs to know: `rows_px` and `columns_px`, (b, n, 2)."""
+        spans = self.spans_px(int(pixels.shape[1]), int(pixels.shape[2]))
+        rows, columns = (
+            torch.tensor(axis, dtype=torch.int32, device=pixels.device).expand(len(pixels), -1, -1) for axis in spans
         )
-        total[:, row, column] += one
-        count[row, column] += 1
-    return total / count
+        return {"rows_px": rows, "columns_px": columns}
 
 
 class DenseTower:
     """An image tower that gives a vector per patch for images of any size that is a multiple of the patch.
 
     `sigma` belongs to "naclip", `calibration` to "sc", and `dino` to "affinity". With `window_px` the tower sees
-    windows of that size every `stride_px`; where they overlap, their features are averaged. `unit` scales features to
-    length 1, those of each window before that. `compiled` has torch compile the tower, for every shape of a batch anew.
-    Raises ConfigError where tower and mode do not go together.
+    windows of that size every `stride_px`, and the features of all windows lie side by side (see `Sliding`).
+    `positions` says how position embeddings reach other sizes (see `positions` below). `unit` scales features to
+    length 1. `compiled` has torch compile the tower, for every shape of a batch anew. Raises ConfigError where tower
+    and mode do not go together.
     """
 
     def __init__(
@@ -128,6 +145,7 @@ class DenseTower:
         sigma: float = 5.0,
         bf16: bool = False,
         *,
+        positions: str = "official",
         unit: bool = False,
         window_px: int | None = None,
         stride_px: int | None = None,
@@ -139,6 +157,7 @@ class DenseTower:
         self.device = towers.device
         self.mode = mode
         self.sigma = sigma
+        self.exact_positions = positions == "exact" or mode in _RESIZED_EXACTLY
         self.bf16 = bf16
         self.unit = unit
         self.calibration = calibration
@@ -152,9 +171,14 @@ class DenseTower:
             )
         if mode == "affinity" and dino is None:
             raise ConfigError('teacher.mode "affinity" needs a second network; set dino and dino_weights')
+        self.layers = calibration.layers_of(0 if mode == "convnext" else len(self.visual.transformer.resblocks))
         self.patch_px = self._patch_px()
-        self.window = self._cells("window_px", window_px)
-        self.stride = self._cells("stride_px", stride_px) or self.window
+        if window_px is not None and any(window_px % patch for patch in self.patch_px):
+            raise ConfigError(
+                f"teacher.window_px is {window_px}, which is no multiple of the patch of {self.patch_px[0]} x "
+                f"{self.patch_px[1]} pixels; windows are made of whole patches"
+            )
+        self.sliding = Sliding(window_px, stride_px or window_px) if window_px else None
         mean, std = pixel_statistics()
         self._mean = torch.tensor(mean, device=self.device).view(3, 1, 1) * 255
         self._std = torch.tensor(std, device=self.device).view(3, 1, 1) * 255
@@ -169,30 +193,14 @@ class DenseTower:
         height, width = self.visual.patch_size
         return int(height), int(width)
 
-    def _cells(self, name: str, size_px: int | None) -> tuple[int, int] | None:
-        """Return a size in cells; raises ConfigError unless it is a multiple of the patch."""
-        if size_px is None:
-            return None
-        if any(size_px % patch for patch in self.patch_px):
-            raise ConfigError(
-                f"teacher.{name} is {size_px}, which is no multiple of the patch of {self.patch_px[0]} x "
-                f"{self.patch_px[1]} pixels; windows must begin where patches do"
-            )
-        return size_px // self.patch_px[0], size_px // self.patch_px[1]
-
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of RGB images (b, H, W, 3), uint8: float32 (b, h, w, d), one per patch.
 
-        H and W are multiples of the patch. Image pixels of the patch in row i and column j give the vector [i, j].
+        H and W are as `seen_size` gives them. Image pixels of the patch in row i and column j give the vector [i, j];
+        with windows, those of every window lie side by side.
         """
         pixels = images.permute(0, 3, 1, 2)
-        if self.window is None or self.stride is None:
-            return self._scaled(self._whole(pixels))
-        return self._scaled(
-            in_windows(lambda part: self._scaled(self._whole(part)), pixels, self.patch_px, self.window, self.stride)
-        )
-
-    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        features = self._whole(pixels) if self.sliding is None else self.sliding(self._whole, pixels)
         return normalize(features, dim=-1) if self.unit else features
 
     def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -227,18 +235,19 @@ class DenseTower:
         tokens = torch.cat([cls, patches], dim=1) + positions.to(patches.dtype)
         tokens = self.visual.ln_pre(self.visual.patch_dropout(tokens))
         *blocks, last = self.visual.transformer.resblocks
-        merge, smooth, first, final = self.calibration.for_depth(len(blocks) + 1)
-        layers: dict[int, torch.Tensor] = {}
-        several: list[torch.Tensor] = []  # the sum so far, where there is one
+        layers = self.layers
+        after: dict[int, torch.Tensor] = {}
+        several: torch.Tensor | None = None  # the sum so far, where there is one
         for number, block in enumerate(blocks, 1):
             tokens = block(tokens)
             if self.mode == "sc":
-                if number in (merge, smooth):
-                    layers[number] = tokens
-                if self.calibration.several and first <= number <= final:
-                    several = [several[0] + tokens if several else tokens]
+                if number in (layers.merge, layers.smooth):
+                    after[number] = tokens
+                if self.calibration.several and layers.first <= number <= layers.last:
+                    several = tokens if several is None else several + tokens
         if self.mode == "sc":
-            output = self._calibrated(last, tokens, layers[merge], layers[smooth], *several, size=size)
+            merge, smooth = after[layers.merge], after[layers.smooth]
+            output = self._calibrated(last, layers, tokens, merge, smooth, several, size)
         elif seen is not None:
             output, size = self._by_affinity(last, tokens[:, 1:], size, seen)
         else:
@@ -259,7 +268,7 @@ class DenseTower:
         if self.mode == "naclip":
             assert bonus is not None
             mixed = scaled_dot_product_attention(key, key, value, attn_mask=bonus.to(key.dtype))
-        elif self.mode == "maskclip":
+        elif self.mode in ("maskclip", "values"):
             mixed = value
         elif self.mode == "vanilla":
             mixed = scaled_dot_product_attention(query, key, value)
@@ -290,11 +299,11 @@ class DenseTower:
     def _calibrated(
         self,
         block: Any,
+        layers: Layers,
         tokens: torch.Tensor,
         merge: torch.Tensor,
         smooth: torch.Tensor,
-        several: torch.Tensor | None = None,
-        *,
+        several: torch.Tensor | None,
         size: tuple[int, int],
     ) -> torch.Tensor:
         """Return the patches (b, n, width) after the last block by the recipe of SC-CLIP.
@@ -312,25 +321,36 @@ class DenseTower:
             patches = neighbours(cosine, constants.threshold) @ patches
             weights = attention(cosine, constants.gamma, beta=1.0)
             smoothing = neighbours(similarity(smooth[:, 1:]), constants.threshold)
-        _, key, value = project(block, block.ln_1(patches))
 
-        def attended(value: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        def attended(patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+            # Keys are those of the very patches that are mixed: the summed layers attend by their own.
+            _, key, value = project(block, block.ln_1(patches))
             alike = weights.to(value.dtype).unsqueeze(1) @ value
             mixed = (alike + scaled_dot_product_attention(key, key, value)) / 2
-            return smoothing.to(value.dtype) @ (joined(block, mixed) + constants.of_class_token * cls)
+            return smoothing.to(value.dtype) @ (joined(block, mixed) + layers.of_class_token * cls)
 
-        output = attended(value, tokens[:, :1])
+        output = attended(patches, tokens[:, :1])
         if several is not None:
-            output = output + attended(project(block, block.ln_1(several[:, 1:]))[2], several[:, :1])
+            output = output + attended(several[:, 1:], several[:, :1])
         return output
 
     def positions(self, size: tuple[int, int]) -> torch.Tensor:
-        """Return the position embedding (1 + h w, width) for a grid of that size: the trained one, bicubic."""
+        """Return the position embedding (1 + h w, width) for a grid of that size: the trained one, bicubic.
+
+        "exact" lays the trained grid over the image. "official" does as the code that the authors share: it asks for
+        0.1 cells more on either axis (meant to keep rounding from losing a cell), so that the k-th of h cells looks at
+        (k + 0.5) g / (h + 0.1) - 0.5 of the g trained ones.
+        """
         if size not in self._positions:
             trained = self.visual.positional_embedding.float()
             grid = trained[1:].reshape(1, *self.visual.grid_size, -1).permute(0, 3, 1, 2)
-            with torch.autocast(self.device.type, enabled=False):
-                grid = interpolate(grid, size=size, mode="bicubic", align_corners=False)
+            if size != tuple(self.visual.grid_size):
+                with torch.autocast(self.device.type, enabled=False):
+                    if self.exact_positions:
+                        grid = interpolate(grid, size=size, mode="bicubic", align_corners=False)
+                    else:
+                        scale = [(to + 0.1) / of for to, of in zip(size, self.visual.grid_size, strict=True)]
+                        grid = interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
             self._positions[size] = torch.cat([trained[:1], grid[0].flatten(1).T])
         return self._positions[size]
 
@@ -341,6 +361,24 @@ class DenseTower:
             falloff = [torch.exp(-((axis[:, None] - axis) ** 2) / (2 * self.sigma**2)) for axis in (down, across)]
             self._gaussians[size] = pad(torch.kron(falloff[0], falloff[1]), (1, 0, 1, 0))
         return self._gaussians[size]
+
+
+def seen_size(
+    height_px: int, width_px: int, short_side_px: int, patch_px: tuple[int, int], window_px: int | None = None
+) -> tuple[int, int]:
+    """Return the height and width at which a tower sees an image whose shorter side becomes `short_side_px`.
+
+    What goes through in one piece is rounded to whole patches, which changes the aspect ratio a little (1600 x 900
+    becomes 800 x 448). An axis along which windows move keeps its length, as with the authors of the modes.
+    """
+    scale = short_side_px / min(height_px, width_px)
+    height, width = (
+        int(side * scale + 0.5)
+        if window_px and int(side * scale + 0.5) >= window_px
+        else patch * max(1, round(side * scale / patch))
+        for side, patch in zip((height_px, width_px), patch_px, strict=True)
+    )
+    return height, width
 
 
 def project(block: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -358,23 +396,24 @@ def joined(block: Any, mixed: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def upsampled_argmax(
-    cosine: npt.NDArray[np.float32], height_px: int, width_px: int, device: torch.device, rows_per_strip: int = 64
+def device_argmax(
+    cosine: npt.NDArray[np.float32],
+    down: npt.NDArray[np.float64],
+    across: npt.NDArray[np.float64],
+    device: torch.device,
+    rows_per_strip: int = 64,
 ) -> npt.NDArray[np.uint16]:
-    """Return the best prompt of each pixel, (H, W), of scores (T, h, w) upsampled bilinearly, computed on a device.
+    """Return the best prompt of each pixel, (H, W), of scores (T, h, w) mixed by (H, h) and (W, w), on a device.
 
-    What superpixels.pooling.strip_argmax gives on a CPU, but for pixels whose two best prompts differ in the last bits
-    only: a GPU adds in another order.
+    What superpixels.pooling.strip_argmax and superpixels.windows.mixed_argmax give on a CPU, but for pixels whose two
+    best prompts differ in the last bits only: a GPU adds in another order.
     """
     scores = torch.from_numpy(np.ascontiguousarray(cosine)).to(device)
-    down, across = (
-        torch.from_numpy(bilinear_matrix(size, cells)).to(device, scores.dtype)
-        for size, cells in zip((height_px, width_px), cosine.shape[1:], strict=True)
-    )
-    wide = scores @ across.T
+    by_row, by_column = (torch.from_numpy(one).to(device, scores.dtype) for one in (down, across))
+    wide = scores @ by_column.T
     strips = [
-        torch.einsum("ph,thw->tpw", down[top : top + rows_per_strip], wide).argmax(dim=0)
-        for top in range(0, height_px, rows_per_strip)
+        torch.einsum("ph,thw->tpw", by_row[top : top + rows_per_strip], wide).argmax(dim=0)
+        for top in range(0, len(down), rows_per_strip)
     ]
     best: npt.NDArray[np.uint16] = torch.cat(strips).cpu().numpy().astype(np.uint16)
     return best

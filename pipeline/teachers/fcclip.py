@@ -97,7 +97,7 @@ class FcClip(MaskTeacher):
         return cls(
             config=config,
             root=Path(recipe.data.root),
-            templates=templates_of(recipe.text.templates),
+            templates=templates_of(recipe.template_list),
             segmentation=recipe.segment,
             seen=np.array([prompt in SEEN_NAMES for prompt in recipe.ontology.prompts], np.bool_),
             thing=recipe.ontology.thing_of_prompt,

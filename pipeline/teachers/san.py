@@ -57,7 +57,7 @@ class San(MaskTeacher):
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         network, towers = load_network(config, recipe.run.device) if stage != "segment" else (None, None)
-        return cls(config, Path(recipe.data.root), templates_of(recipe.text.templates), recipe.segment, network, towers)
+        return cls(config, Path(recipe.data.root), templates_of(recipe.template_list), recipe.segment, network, towers)
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:

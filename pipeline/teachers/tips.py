@@ -2,7 +2,7 @@
 
 Its last block, as its authors use it for zero-shot segmentation, takes values only: attention becomes W_o v of each
 patch alone, and residual, layer scales and the MLP stay. Images are RGB in 0..1, of any size that is a multiple of the
-patch. Sentences are to come from the template set "tcl9".
+patch. Sentences come from the template set "tcl9".
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Tips:
         """Return the source; raises ConfigError for weights that do not fit."""
         network = load_network(config.pinned, CLASSES, device)
         patch = int(network.model.config.vision_config.patch_size)
-        if config.window_px % patch or config.stride_px % patch:
+        if config.window_px % patch:
             raise ConfigError(
-                f"teacher.tipsv2: window_px {config.window_px} and stride_px {config.stride_px} must be multiples of "
-                f"the patch of {patch} pixels; windows must begin where patches do"
+                f"teacher.tipsv2: window_px {config.window_px} must be a multiple of the patch of {patch} pixels; "
+                "windows are made of whole patches"
             )
         return cls(config, root, templates, network, load_pixels(network))
 
@@ -87,24 +87,27 @@ class Tips:
 
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image at the network's size, uint8 (H, W, 3)."""
+        from pipeline.teachers.dense import seen_size
+
         image = read_image(self.root, camera)
-        scale = self.config.short_side_px / min(image.shape[:2])
-        height, width = (self.patch_px * max(1, round(side * scale / self.patch_px)) for side in image.shape[:2])
+        patch = self.patch_px, self.patch_px
+        height, width = seen_size(
+            image.shape[0], image.shape[1], self.config.short_side_px, patch, self.config.window_px
+        )
         return self.pixels.resized(image, height, width)
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Return the unit features of every patch, float16 (b, h, w, d), of images uint8 (b, H, W, 3)."""
-        from torch.nn.functional import normalize
+        """Return the unit features of every patch, float16 (b, h, w, d), of images uint8 (b, H, W, 3).
 
-        from pipeline.teachers.dense import in_windows
+        Those of windows lie side by side, and `rows_px` and `columns_px` say where the windows are.
+        """
+        from pipeline.teachers.dense import Sliding
 
         pixels = self.pixels.tensor(batch)
         if not self.config.window_px:
             return {"grid": self.unit_features(pixels).half()}
-        window, stride = (size // self.patch_px for size in (self.config.window_px, self.config.stride_px))
-        patch = self.patch_px, self.patch_px
-        found = in_windows(self.unit_features, pixels, patch, (window, window), (stride, stride))
-        return {"grid": normalize(found, dim=-1).half()}
+        sliding = Sliding(self.config.window_px, self.config.stride_px)
+        return {"grid": sliding(self.unit_features, pixels).half(), **sliding.parts(batch)}
 
     def unit_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features of normalised images (b, 3, H, W), scaled to length 1, (b, h, w, d)."""
@@ -132,4 +135,4 @@ class Tips:
         grid = np.ascontiguousarray(outputs["grid"])
         if not np.isfinite(grid).all():
             raise FrameError(f"{camera.image_path}: the features of TIPSv2 are not finite; check the weights")
-        return {"grid": grid}
+        return {**outputs, "grid": grid}

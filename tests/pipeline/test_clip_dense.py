@@ -78,7 +78,8 @@ def segment(recipe: Recipe, frame: Frame, encoding: dict[str, np.ndarray], text:
     ("values", "message"),
     [
         ({"name": "san"}, 'these are the settings of "clip_dense"'),
-        ({"mode": "mask"}, "choose one of sc, naclip, clearclip, sclip, maskclip, affinity, vanilla, convnext"),
+        ({"mode": "mask"}, "choose one of sc, naclip, clearclip, sclip, maskclip, values, affinity, vanilla, convnext"),
+        ({"positions": "native"}, 'choose "official" or "exact"'),
         ({"mode": "affinity"}, "dino_weights are given if, and only if"),
         ({"dino_weights": "random:0"}, "dino_weights are given if, and only if"),
         ({"mode": "affinity", "dino_weights": "dino"}, "give a path, hub:OWNER/NAME/FILE, or random:SEED"),
@@ -128,6 +129,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "weights_sha256": SHA,
         "quick_gelu": True,
         "mode": "vanilla",
+        "positions": "exact",
         "sigma": 4.0,
         "calibrate_outliers": False,
         "calibrate_layers": False,
@@ -188,6 +190,12 @@ def test_the_size_of_a_grid_is_known_without_loading_a_tower(
     model: str, short_side_px: int, shape: tuple[int, int, int]
 ) -> None:
     assert grid_shape(ClipDenseConfig(model=model, weights="random:0", short_side_px=short_side_px)) == shape
+
+
+def test_cells_of_windows_are_counted_for_each_of_them() -> None:
+    windows = ClipDenseConfig(weights="random:0", short_side_px=560, window_px=336, stride_px=224)
+    assert grid_shape(windows) == (2 * 21, 4 * 21, 512)
+    assert grid_shape(replace(windows, stride_px=None)) == (2 * 21, 3 * 21, 512)
 
 
 # -- encode
@@ -359,7 +367,7 @@ def test_the_segment_half_needs_no_tower(tmp_path: Path) -> None:
 
 def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
     frame, recipe = frame_of(camera("C", 16, 8)), recipe_at(tmp_path)
-    with pytest.raises(FrameError, match="table encode has no C/grid"):
+    with pytest.raises(FrameError, match="table encode has no C/grid; it was made for other cameras"):
         segment(recipe, frame, {}, np.eye(3, dtype=np.float32))
     with pytest.raises(FrameError, match=r"shape \(2, 4, 3\); expected \(h, w, 5\)"):
         segment(recipe, frame, two_halves(UP, EAST), np.eye(5, dtype=np.float32))
@@ -375,6 +383,48 @@ def test_directions_kept_as_bytes_name_nearly_every_pixel_alike(tmp_path: Path, 
     pairs = zip(segment(exact, street, halves, text), segment(rough, street, bytes_, text), strict=True)
     same = [one.prompt_id[one.label_map() - 1] == other.prompt_id[other.label_map() - 1] for one, other in pairs]
     assert np.concatenate([one.ravel() for one in same]).mean() > 0.95
+
+
+def test_pixels_in_several_windows_average_what_these_say_as_the_authors_of_the_modes_do(
+    tmp_path: Path, street: Frame
+) -> None:
+    """Window after window at the tower's size, then averaged, then resized: written once more, pixel by pixel."""
+    import torch
+    from torch.nn.functional import interpolate, normalize
+
+    recipe = recipe_at(tmp_path, SegmentConfig(scale=1.0), mode="naclip", short_side_px=40, window_px=24, stride_px=16)
+    text = np.random.default_rng(3).normal(size=(9, 32)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    teacher = ClipDense.load(recipe, "encode")
+    found = segment(recipe, street, teacher.encode(street), text)
+    alone = ClipDense.load(recipe_at(tmp_path, mode="naclip", short_side_px=40), "encode").image_tower
+    for one, view in zip(street.cameras, found, strict=True):
+        pixels = torch.tensor(teacher.prepare(street, one))
+        height, width, _ = pixels.shape
+        assert sorted((height, width)) == [40, 60]
+        starts = {40: (0, 16), 60: (0, 16, 32, 36)}
+        score, count, vector = (torch.zeros(n, height, width) for n in (9, 1, 32))
+        for top in starts[height]:
+            for left in starts[width]:
+                place = slice(None), slice(top, top + 24), slice(left, left + 24)
+                with torch.inference_mode():
+                    features = normalize(alone(pixels[place[1:]][None])[0], dim=-1)
+                for total, values in ((score, features @ torch.from_numpy(text).T), (vector, features)):
+                    cells = values.permute(2, 0, 1)[None]
+                    total[place] += interpolate(cells, size=(24, 24), mode="bilinear", align_corners=False)[0]
+                count[place] += 1
+        size = one.height_px, one.width_px
+        score, vector = (
+            interpolate((total / count)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
+            for total in (score, vector)
+        )
+        expected = score.argmax(axis=0)
+        named = view.prompt_id[view.label_map() - 1]
+        second, first = np.sort(score, axis=0)[-2:]
+        assert (named == expected)[first - second > 1e-3].all() and (named == expected).mean() > 0.99
+        for k, prompt in enumerate(view.prompt_id):
+            pooled = vector[:, named == prompt].sum(axis=1)
+            np.testing.assert_allclose(view.vector[k], pooled / np.linalg.norm(pooled), atol=3e-3)
 
 
 def test_pixels_are_named_on_a_device_as_by_numpy(tmp_path: Path, street: Frame) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate, layer_norm
+from torch.nn.functional import layer_norm
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.clip_dense import MODES
 from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.affinity import anomalies, attention, filled, neighbours, similarity
-from pipeline.teachers.dense import Calibration, DenseTower, Windows
+from pipeline.teachers.dense import Calibration, DenseTower, Layers, seen_size
 from pipeline.teachers.loading.towers import (
     TINY,
     TINY_CONFIGS,
@@ -94,10 +94,21 @@ def test_vanilla_is_what_open_clip_gives_for_the_patches(towers: Towers) -> None
 
 
 @torch.no_grad()
-def test_maskclip_is_the_value_path_alone(towers: Towers) -> None:
+def test_values_is_the_value_path_alone(towers: Towers) -> None:
     visual, pixels = towers.model.visual, images(32, 32)
     values = heads(visual, before_last_block(visual, pixels), part=2)
     expected = finish(visual, values).reshape(2, 4, 4, 32)
+    np.testing.assert_allclose(run(DenseTower(towers, "values"), pixels), expected, atol=3e-5)
+
+
+@torch.no_grad()
+def test_maskclip_is_the_value_path_in_a_block_that_is_otherwise_whole(towers: Towers) -> None:
+    visual, pixels = towers.model.visual, images(32, 32)
+    block, tokens = visual.transformer.resblocks[-1], before_last_block(visual, pixels)
+    values = torch.cat(list(heads(visual, tokens, part=2).unbind(1)), dim=-1)
+    after = tokens + block.attn.out_proj(values)
+    after = after + block.mlp(block.ln_2(after))
+    expected = (visual.ln_post(after)[:, 1:] @ visual.proj).numpy().reshape(2, 4, 4, 32)
     np.testing.assert_allclose(run(DenseTower(towers, "maskclip"), pixels), expected, atol=3e-5)
 
 
@@ -136,14 +147,40 @@ def test_positions_are_the_trained_ones_at_the_trained_size(towers: Towers) -> N
     assert torch.equal(DenseTower(towers).positions((4, 4)), trained)
 
 
-def test_positions_are_interpolated_at_other_sizes_and_the_class_position_is_kept(towers: Towers) -> None:
+@pytest.mark.parametrize("positions", ["official", "exact"])
+def test_positions_are_interpolated_at_other_sizes_and_the_class_position_is_kept(
+    towers: Towers, positions: str
+) -> None:
     trained = towers.model.visual.positional_embedding
-    found = DenseTower(towers).positions((3, 7))
+    tower = DenseTower(towers, positions=positions)
+    found = tower.positions((3, 7))
     assert torch.equal(found[0], trained[0])
+    more = 0.1 if positions == "official" else 0.0
     for channel in (0, 63):
         grid = trained[1:, channel].reshape(1, 1, 4, 4)
-        expected = interpolate(grid, size=(3, 7), mode="bicubic", align_corners=False).flatten()
-        torch.testing.assert_close(found[1:, channel], expected)
+        # the same samples, taken one by one at the places where either choice looks
+        rows, columns = (torch.tensor([(k + 0.5) * 4 / (n + more) - 0.5 for k in range(n)]) for n in (3, 7))
+        expected = torch.stack([torch.stack([cubic(grid[0, 0], row, column) for column in columns]) for row in rows])
+        torch.testing.assert_close(found[1:, channel], expected.flatten(), atol=1e-6, rtol=1e-5)
+    assert torch.equal(tower.positions((4, 4)), trained)
+
+
+def cubic(grid: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """The bicubic sample (a = -0.75, borders repeated) of a grid (h, w) at a place counted in cells."""
+
+    def taps(at: torch.Tensor, length: int) -> list[tuple[int, float]]:
+        first, a = math.floor(at), -0.75
+        found = []
+        for cell in range(first - 1, first + 3):
+            t = abs(float(at) - cell)
+            near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+            found.append((min(max(cell, 0), length - 1), near if t <= 1 else far))
+        return found
+
+    height, width = grid.shape
+    return torch.stack(
+        [grid[i, j] * (down * across) for i, down in taps(row, height) for j, across in taps(column, width)]
+    ).sum()
 
 
 @pytest.mark.parametrize("mode", PATCH_MODES)
@@ -224,11 +261,10 @@ def test_sc_follows_its_recipe() -> None:
         smooth = similarity(first[None, 1:])[0]
         smooth = torch.where(smooth >= 0.4, smooth, torch.zeros(()))
         smooth = smooth / smooth.sum(dim=1, keepdim=True)
-        keys = heads(visual, patches[None], part=1)[0]
         total = sum(layer[image] for layer in layers)
         output = torch.zeros(64, 64)
         for values_of, cls in ((patches, third[0]), (total[1:], total[0])):
-            values = heads(visual, values_of[None], part=2)[0]
+            keys, values = (heads(visual, values_of[None], part)[0] for part in (1, 2))
             mixed = []
             for key, value in zip(keys, values, strict=True):
                 own = torch.softmax(key @ key.T / math.sqrt(key.shape[1]), dim=1)
@@ -238,10 +274,11 @@ def test_sc_follows_its_recipe() -> None:
     np.testing.assert_allclose(run(DenseTower(towers, "sc"), pixels), np.stack(expected), atol=5e-5)
 
 
-def test_the_layers_of_sc_grow_with_the_depth() -> None:
-    assert Calibration().for_depth(12) == (9, 4, 4, 10)
-    assert Calibration().for_depth(24) == (18, 8, 8, 20)
-    assert Calibration().for_depth(4) == (3, 1, 1, 3)
+def test_the_layers_of_sc_are_the_published_ones_and_scaled_for_other_depths() -> None:
+    assert Calibration.layers_of(12) == Layers(9, 4, 4, 10, of_class_token=0.3)
+    assert Calibration.layers_of(24) == Layers(17, 7, 9, 19, of_class_token=0.1)
+    assert Calibration.layers_of(32) == Layers(23, 9, 12, 25, of_class_token=0.1)
+    assert Calibration.layers_of(4) == Layers(3, 1, 1, 3, of_class_token=0.3)
 
 
 def test_the_parts_of_sc_can_be_left_out(towers: Towers) -> None:
@@ -340,29 +377,23 @@ def test_too_many_patches_are_refused_before_they_fill_the_memory(towers: Towers
 # -- windows
 
 
-@pytest.mark.parametrize(
-    ("axis", "starts"),
-    [
-        (Windows(8, 4, 2), [0, 2, 4]),
-        (Windows(9, 4, 2), [0, 2, 4, 5]),
-        (Windows(4, 4, 2), [0]),
-        (Windows(3, 4, 2), [0]),
-        (Windows(7, 3, 3), [0, 3, 4]),
-    ],
-)
-def test_windows_cover_everything(axis: Windows, starts: list[int]) -> None:
-    assert axis.starts == starts
-    assert {start + cell for start in starts for cell in range(axis.size)} >= set(range(axis.length))
-
-
-def test_where_windows_overlap_their_features_are_averaged(towers: Towers) -> None:
+def test_the_features_of_windows_lie_side_by_side(towers: Towers) -> None:
     pixels = images(32, 48)
-    found = run(DenseTower(towers, "naclip", unit=True, window_px=32, stride_px=16), pixels)
+    tower = DenseTower(towers, "naclip", unit=True, window_px=32, stride_px=16)
+    found = run(tower, pixels)
     left, right = (run(DenseTower(towers, "naclip", unit=True), pixels[:, :, at : at + 32]) for at in (0, 16))
-    np.testing.assert_allclose(found[:, :, :2], left[:, :, :2], atol=1e-5)
-    both = left[:, :, 2:] + right[:, :, :2]
-    np.testing.assert_allclose(found[:, :, 2:4], both / np.linalg.norm(both, axis=-1, keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(found[:, :, 4:], right[:, :, 2:], atol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate([left, right], axis=2), atol=1e-5)
+    assert tower.sliding is not None
+    told = tower.sliding.parts(torch.from_numpy(pixels))
+    assert told["rows_px"].tolist() == [[[0, 32]]] * 2 and told["columns_px"].tolist() == [[[0, 32], [16, 48]]] * 2
+
+
+def test_rows_of_windows_lie_below_each_other(towers: Towers) -> None:
+    pixels = images(48, 48, n=1)
+    found = run(DenseTower(towers, "naclip", window_px=32, stride_px=16), pixels)
+    assert found.shape == (1, 8, 8, 32)
+    lower_left = run(DenseTower(towers, "naclip"), pixels[:, 16:, :32])
+    np.testing.assert_allclose(found[:, 4:, :4], lower_left, atol=1e-5)
 
 
 def test_one_window_is_the_whole_image(towers: Towers) -> None:
@@ -371,13 +402,31 @@ def test_one_window_is_the_whole_image(towers: Towers) -> None:
     np.testing.assert_allclose(windowed, whole, atol=1e-6)
 
 
-def test_windows_of_affinity_are_put_together_on_the_finer_grid(towers: Towers, dino: ImageNetwork) -> None:
+def test_windows_of_affinity_have_the_finer_grid(towers: Towers, dino: ImageNetwork) -> None:
     assert run(DenseTower(towers, "affinity", dino=dino, window_px=16), images(32, 48)).shape == (2, 8, 12, 32)
 
 
-def test_windows_must_begin_where_patches_do(towers: Towers) -> None:
-    with pytest.raises(ConfigError, match="teacher.stride_px is 12, which is no multiple of the patch of 8 x 8 pixels"):
-        DenseTower(towers, window_px=32, stride_px=12)
+def test_windows_are_made_of_whole_patches(towers: Towers) -> None:
+    with pytest.raises(ConfigError, match="teacher.window_px is 28, which is no multiple of the patch of 8 x 8 pixels"):
+        DenseTower(towers, window_px=28, stride_px=8)
+
+
+@pytest.mark.parametrize(
+    ("short_side_px", "window_px", "size"),
+    [(448, None, (448, 800)), (560, 224, (560, 996)), (200, 224, (192, 356)), (100, 224, (96, 176))],
+)
+def test_only_what_windows_move_over_keeps_its_length(
+    short_side_px: int, window_px: int | None, size: tuple[int, int]
+) -> None:
+    assert seen_size(900, 1600, short_side_px, (16, 16), window_px) == size
+
+
+def test_windows_begin_anywhere_and_the_last_ends_with_the_image(towers: Towers) -> None:
+    pixels = images(32, 45, n=1)
+    tower = DenseTower(towers, "naclip", window_px=32, stride_px=10)
+    found = run(tower, pixels)
+    parts = [run(DenseTower(towers, "naclip"), pixels[:, :, at : at + 32]) for at in (0, 10, 13)]
+    np.testing.assert_allclose(found, np.concatenate(parts, axis=2), atol=1e-5)
 
 
 # -- ConvNeXt

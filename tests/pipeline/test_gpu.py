@@ -16,8 +16,8 @@ from pipeline.frame import Frame
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.batches import Batches
 from pipeline.teachers.clip_dense import ClipDense
-from pipeline.teachers.dense import upsampled_argmax
-from superpixels.pooling import strip_argmax
+from pipeline.teachers.dense import device_argmax
+from superpixels.pooling import bilinear_matrix, strip_argmax
 from tests.pipeline.test_teachers import EXAMPLES, SIZES, frame_of, recipe_of, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
@@ -155,7 +155,8 @@ def test_a_batch_that_the_gpu_has_no_room_for_is_halved(tmp_path: Path, monkeypa
 
 def test_pixels_are_named_on_the_gpu_as_on_the_cpu() -> None:
     cosine = np.random.default_rng(0).normal(size=(175, 28, 50)).astype(np.float32)
-    here, there = strip_argmax(cosine, 450, 800)[0], upsampled_argmax(cosine, 450, 800, torch.device(GPU))
+    down, across = (bilinear_matrix(*axis) for axis in zip((450, 800), cosine.shape[1:], strict=True))
+    here, there = strip_argmax(cosine, 450, 800)[0], device_argmax(cosine, down, across, torch.device(GPU))
     assert (here == there).mean() > 0.9999
 
 

@@ -122,7 +122,7 @@ def test_vectors_of_different_encoders_are_not_compared(street: Callable[..., Re
 
 
 def test_any_phrase_goes_through_a_text_encoder_as_prompts_do(street: Callable[..., Recipe], tmp_path: Path) -> None:
-    tiny = ("teacher.name=clip_dense", "teacher.model=tiny", "teacher.weights=random:3")
+    tiny = ("teacher.name=clip_dense", "teacher.model=tiny", "teacher.weights=random:3", "text.templates=vild14")
     recipe = street(*tiny)
     store, rows = Store.open(recipe.run.store), text_stage.build(recipe)
     shard = store.write("text", "7f", "all", "c0", to_table(rows, TABLES["text"]))

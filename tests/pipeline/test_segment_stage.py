@@ -106,7 +106,7 @@ def test_each_change_renames_the_tables_that_it_concerns(tmp_path: Path) -> None
         (replace(recipe, ontology=replace(ONTOLOGY, version=2)), set()),
         (replace(recipe, text=TextConfig("single")), {"text"}),
         (replace(recipe, teacher=clip(weights="random:1")), {"text", "encode"}),
-        (replace(recipe, teacher=clip(mode="maskclip")), {"encode"}),
+        (replace(recipe, teacher=clip(mode="naclip")), {"encode"}),
         (replace(recipe, teacher=clip(logit_scale=100.0)), {"segment"}),
         (replace(recipe, segment=SegmentConfig(min_area_px=9)), {"segment"}),
         (replace(recipe, run=RunConfig(device="auto", batch_size=3)), set()),

@@ -29,6 +29,7 @@ from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS
+from pipeline.teachers.loading.templates import templates_of
 from superpixels.segments import Segments
 from tests.pipeline.tiny_networks import save_network
 
@@ -103,6 +104,18 @@ def proposals_with_clip(root: Path) -> dict[str, Any]:
     return {**superpixels_with_clip(root), "masks": "proposer", "proposer": proposer}
 
 
+BLANK = Recipe(
+    name="blank",
+    data=DataConfig(root="data"),
+    run=RunConfig(device="cpu"),
+    teacher=ClipDenseConfig(),
+    project=ProjectConfig(),
+    text=TextConfig(),
+    segment=SegmentConfig(),
+    group=GroupConfig(),
+    ontology=ONTOLOGY,
+)
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "artifacts": official_files,
     "clip_dense": tiny_clip,
@@ -161,6 +174,21 @@ def test_the_section_is_a_frozen_dataclass_that_names_its_teacher(recipe: Recipe
     assert TEACHER_SECTIONS[name] is type(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.name = "other"
+
+
+def test_a_recipe_that_names_no_sentences_gets_those_of_its_teachers_authors() -> None:
+    def sentences(**teacher: Any) -> int:
+        section = TEACHER_SECTIONS[teacher["name"]](**teacher)
+        return len(templates_of(dataclasses.replace(BLANK, teacher=section).template_list))
+
+    assert sentences(name="clip_dense", weights="random:0") == 80
+    assert sentences(name="clip_dense", weights="random:0", mode="maskclip") == 85
+    assert sentences(name="san", weights="random:0") == sentences(name="fcclip", weights="random:0") == 14
+    tips = TipsConfig("hub:a/b/model.safetensors", "0" * 64, "0" * 40)
+    assert sentences(name="composite", masks="slic", features="tipsv2", tipsv2=tips) == 9
+    assert sentences(name="composite", masks="slic") == 80
+    named = dataclasses.replace(BLANK, text=TextConfig(templates="single"))
+    assert named.template_list == "single"
 
 
 def test_settings_are_an_identity(recipe: Recipe) -> None:

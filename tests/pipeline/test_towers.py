@@ -35,7 +35,7 @@ def test_a_template_set_is_known_by_name() -> None:
     assert templates_of("single") == ("a photo of a {}.",)
     assert len(templates_of("vild14")) == 14 == len(set(templates_of("vild14")))
     assert all(sentence.count("{}") == 1 for sentences in TEMPLATES.values() for sentence in sentences)
-    with pytest.raises(ConfigError, match=r'"vild" *; there are imagenet80, single, tcl9, vild14'):
+    with pytest.raises(ConfigError, match=r'"vild" *; there are imagenet80, maskclip85, single, tcl9, vild14'):
         templates_of("vild")
 
 
@@ -210,6 +210,7 @@ def test_a_template_set_of_clip_is_the_one_that_open_clip_ships() -> None:
 
     assert templates_of("imagenet80") == tuple(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES)
     assert len(templates_of("tcl9")) == 9
+    assert templates_of("maskclip85")[:80] == templates_of("imagenet80") and len(templates_of("maskclip85")) == 85
     assert set(templates_of("tcl9")) - set(templates_of("imagenet80")) == {"a photo of {}s."}
 
 

@@ -19,6 +19,10 @@ class TeacherConfig(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def templates(self) -> str:
+        """Which list of sentences its authors put prompts into; "" where prompts have no sentences."""
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
 

@@ -39,6 +39,11 @@ class ArtifactsConfig:
         if self.fcclip_feature == "in" and self.layout in ("san", "catseg"):
             raise ValueError(f'fcclip_feature is "in", but layout "{self.layout}" has one vector per segment')
 
+    @property
+    def templates(self) -> str:
+        """Prompts have no sentences here."""
+        return ""
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "segment"; raises ConfigError without text vectors.
 

@@ -11,7 +11,8 @@ from manifests.sections.teachers.weights import Weights
 
 TINY_MODELS = {"tiny": True, "tiny-convnext": False}
 """Models of our own for tests and dry runs, and whether they compute QuickGELU."""
-MODES = ("sc", "naclip", "clearclip", "sclip", "maskclip", "affinity", "vanilla", "convnext")
+MODES = ("sc", "naclip", "clearclip", "sclip", "maskclip", "values", "affinity", "vanilla", "convnext")
+POSITIONS = ("official", "exact")
 
 _TOWER = ("model", "weights", "quick_gelu")
 
@@ -19,7 +20,7 @@ _FIELDS = {
     "text": _TOWER,
     "encode": (
         *_TOWER,
-        *("mode", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
+        *("mode", "positions", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
         *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept"),
     ),
     "segment": ("logit_scale",),
@@ -36,16 +37,18 @@ class ClipDenseConfig:
     so that the same file elsewhere is the same teacher. `quick_gelu` must be said for a file, as it does not tell: true
     for OpenAI's, MetaCLIP's and DFN's weights, false for LAION's and DataComp's.
 
-    `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `calibrate_outliers` and
-    `calibrate_layers` are the two parts of "sc" that can be left out: filling patches out of place, and the sum of
-    layers. `dino` and `dino_weights` name the second network of "affinity", a model of timm, and its file, pinned
-    likewise. `short_side_px` is the image's shorter side as the tower sees it; both sides are rounded to multiples of
-    the patch. With `window_px` the tower sees windows of that size every `stride_px` (default: side by side), for
-    example 560, 336 and 224: better and slower. `precision` "bf16" runs the image tower in bfloat16 where torch deems
-    it safe; `compile` has torch compile it, in batches of one size. `unit_cells` scales the features of each cell to
-    length 1, so that all pixels of a segment count the same. `logit_scale` times the cosine is what the softmax behind
-    `score` sees; it moves no segment. `kept` "int8" halves table `encode`: only the direction of a cell's vector is
-    kept, in steps of 1/127 of its largest value.
+    `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `positions` says how the position
+    embeddings that were trained for one size reach another: "official" as the authors of the modes do, "exact" laid
+    over the image without their 0.1 cells too many. `calibrate_outliers` and `calibrate_layers` are the two parts of
+    "sc" that can be left out: filling patches out of place, and the sum of layers. `dino` and `dino_weights` name the
+    second network of "affinity", a model of timm, and its file, pinned likewise. `short_side_px` is the image's shorter
+    side as the tower sees it; a side without windows is rounded to a multiple of the patch. With `window_px` the tower
+    sees windows of that size every `stride_px` (default: side by side), for example 560, 336 and 224: better and
+    slower. Pixels that several windows see average what these say. `precision` "bf16" runs the image tower in bfloat16
+    where torch deems it safe; `compile` has torch compile it, in batches of one size. `unit_cells` scales the features
+    of each cell to length 1, so that all pixels of a segment count the same. `logit_scale` times the cosine is what the
+    softmax behind `score` sees; it moves no segment. `kept` "int8" halves table `encode`: only the direction of a
+    cell's vector is kept, in steps of 1/127 of its largest value.
     """
 
     name: str = "clip_dense"
@@ -55,6 +58,7 @@ class ClipDenseConfig:
     weights_revision: str = ""
     quick_gelu: bool | None = None
     mode: str = "sc"
+    positions: str = "official"
     sigma: float = 5.0
     calibrate_outliers: bool = True
     calibrate_layers: bool = True
@@ -95,6 +99,8 @@ class ClipDenseConfig:
             raise ValueError(f'quick_gelu is false, but model "{self.model}" means QuickGELU; take the name without it')
         if self.mode not in MODES:
             raise ValueError(f'mode is "{self.mode}"; choose one of {", ".join(MODES)}')
+        if self.positions not in POSITIONS:
+            raise ValueError(f'positions is "{self.positions}"; choose "official" or "exact"')
         if (self.mode == "affinity") != bool(self.dino_weights):
             raise ValueError('dino_weights are given if, and only if, mode is "affinity"')
         if self.mode == "affinity" and self.pinned_dino.is_tag:
@@ -115,6 +121,11 @@ class ClipDenseConfig:
             raise ValueError("sigma and logit_scale must be positive and finite")
         if not 8 <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
+
+    @property
+    def templates(self) -> str:
+        """The sentences that the authors of the mode put prompts into (see docs/teachers.md)."""
+        return "maskclip85" if self.mode == "maskclip" else "imagenet80"
 
     @property
     def pinned(self) -> Weights:

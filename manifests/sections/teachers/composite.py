@@ -17,9 +17,9 @@ class TipsConfig:
 
     `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
     such as hub:google/tipsv2-b14/model.safetensors. `precision` "bf16" computes images in bfloat16 where torch deems it
-    safe. `short_side_px` is the image's shorter side as the network sees
-    it; both sides are rounded to multiples of the patch. It is seen in square windows of `window_px` every `stride_px`,
-    whose features are averaged where they overlap; 0 shows the image whole.
+    safe. `short_side_px` is the image's shorter side as the network sees it; a side without windows is rounded to a
+    multiple of the patch. It is seen in square windows of `window_px` every `stride_px`; pixels that several see
+    average what these say; 0 shows the image whole.
     """
 
     weights: str = ""
@@ -38,6 +38,11 @@ class TipsConfig:
             )
         if not 8 <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
+
+    @property
+    def templates(self) -> str:
+        """The sentences that its authors put prompts into."""
+        return "tcl9"
 
     @property
     def pinned(self) -> Weights:
@@ -233,6 +238,11 @@ class CompositeConfig:
         """The settings of the feature source that is picked."""
         config: ClipDenseConfig | TipsConfig = getattr(self, self.features)
         return config
+
+    @property
+    def templates(self) -> str:
+        """The sentences that the features' authors put prompts into."""
+        return self.feature_config.templates
 
     @property
     def min_probability(self) -> float:

@@ -27,6 +27,11 @@ class MaskConfig:
     fields: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @property
+    def templates(self) -> str:
+        """The sentences that its authors put prompts into."""
+        return "vild14"
+
+    @property
     def pinned(self) -> Weights:
         """The weights and what pins them."""
         return Weights(self.weights, self.weights_sha256, self.weights_revision)

@@ -122,6 +122,11 @@ class OracleConfig:
         if 0 < self.patch_px < 8:
             raise ValueError(f"patch_px is {self.patch_px}; expected 0, for whole regions, or at least 8")
 
+    @property
+    def templates(self) -> str:
+        """Prompts have no sentences here."""
+        return ""
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "segment"; both say that they are simulated."""
         values = changed_values(self)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from manifests.config import ConfigError
 
+_SCENE = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # CLIP's plain sentence (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision").
     "single": ("a photo of a {}.",),
@@ -122,6 +130,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a photo of {}s.",
     ),
 }
+
+
+# MaskCLIP (Zhou et al., "Extract Free Dense Labels from CLIP") adds five sentences about a scene to the 80.
+TEMPLATES["maskclip85"] = (*TEMPLATES["imagenet80"], *_SCENE)
 
 
 def templates_of(name: str) -> tuple[str, ...]:
