@@ -220,8 +220,8 @@ def bare(one: Learner, batch: TargetBatch) -> None:
 def step(one: Learner, batch: TargetBatch) -> None:
     """What the loop of training does with a batch: loss, gradients, a look at the loss, a step of the optimiser."""
     whole, _ = agree(ALONE, [batch], False)
-    one.find_gradients([batch], whole)
-    one.follow_gradients()
+    one.backward([batch], whole)
+    one.optimizer_step()
 
 
 def measure(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[Sequence[float], Sequence[float]]]:

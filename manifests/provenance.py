@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+PACKAGES = (
+    *("numpy", "scipy", "pyarrow", "pillow", "scikit-image", "torch", "open_clip_torch", "timm", "transformers", "ray"),
+)
+"""Those that tables may depend on."""
+
+TRAINER_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "MinkowskiEngine")
+"""Those that weights, and what they predict, may depend on."""
+
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout this code runs from, or None outside one."""
+    """Return the commit of the checkout this code runs from, with "+" where its files were changed since.
+
+    None outside a checkout.
+    """
     root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results may depend on."""
-    found = {}
-    for name in (
-        "numpy",
-        "scipy",
-        "pyarrow",
-        "pillow",
-        "scikit-image",
-        "torch",
-        "open_clip_torch",
-        "timm",
-        "transformers",
-        "ray",
-    ):
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed."""
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

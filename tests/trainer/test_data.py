@@ -18,7 +18,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from trainer.data import tables as data_tables
 from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
-from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, checked_batch, load_batches
+from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, load_batches
 from trainer.data.samples import pair_sample, target_sample
 from trainer.data.tables import FrameRow, Tables, read_text, select_frames
 
@@ -230,7 +230,7 @@ def loaded(fleet: Any, n_workers: int, epochs: tuple[int, ...], seed: int = 0) -
     batches = []
     with load_batches(dataset(fleet, seed), order, n_workers, pin=False) as loader:
         for order.epoch in epochs:
-            batches += [checked_batch(batch) for batch in loader]
+            batches += list(loader)
     return batches
 
 
@@ -270,8 +270,8 @@ def test_the_last_batch_is_dropped_only_if_there_is_another() -> None:
 
 
 def test_processes_share_a_batch_whose_frames_do_not_depend_on_them() -> None:
-    def steps(rank: int, n_ranks: int, n_parts: int = 1) -> list[Step]:
-        order = EpochOrder(5, 2, seed=3, drop_last=False, rank=rank, n_ranks=n_ranks, n_parts=n_parts)
+    def steps(rank: int, world_size: int, n_parts: int = 1) -> list[Step]:
+        order = EpochOrder(5, 2, seed=3, drop_last=False, rank=rank, world_size=world_size, n_parts=n_parts)
         return list(order.steps())
 
     alone = steps(0, 1)
@@ -292,7 +292,7 @@ def test_an_epoch_goes_on_from_any_of_its_batches(fleet: Any) -> None:
     order = EpochOrder(5, 2, 0, drop_last=False)
     order.first = 1
     with load_batches(dataset(fleet), order, 0, pin=False) as loader:
-        rest = [checked_batch(batch) for batch in loader]
+        rest = list(loader)
     assert all(equal(one, other) for one, other in zip(rest, loaded(fleet, 0, (0,))[1:], strict=True))
 
 
@@ -338,7 +338,7 @@ def test_a_damaged_shard_is_reported_without_a_trace(fleet: Any, n_workers: int)
         pytest.raises(StoreError, match=f"{shard.name} is damaged") as caught,
         load_batches(dataset(fleet), [(0, (0, 1, 2))], n_workers, pin=False) as loader,
     ):
-        checked_batch(next(iter(loader)))
+        next(iter(loader))
     assert "Traceback" not in str(caught.value)
 
 

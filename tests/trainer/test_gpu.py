@@ -95,8 +95,8 @@ def test_a_training_step_has_the_loss_of_the_cpu(engine: Engine, precision: str,
         losses = []
         for one in (cpu, gpu):
             whole, _ = agree(Ranks(), [batch], False)
-            losses.append(one.find_gradients([batch], whole)["total"])
-            one.follow_gradients()
+            losses.append(one.backward([batch], whole)["total"])
+            one.optimizer_step()
         assert losses[1] == pytest.approx(losses[0], rel=most)
     assert all(parameter.dtype == torch.float32 for parameter in gpu.network.parameters())
 
@@ -130,16 +130,16 @@ def test_batch_norm_and_gradients_of_several_processes_go_through_nccl(tmp_path:
         "cpu:gloo,cuda:nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1, device_id=device
     )
     try:
-        for ranks in (Ranks(), AsTwo(size=2)):
+        for ranks in (Ranks(), AsTwo(world_size=2)):
             one = Learner(objective, NetworkConfig("minkunet_small", engine="torch"), engine, device, ranks)
             one.start_epoch(1.0)
             whole, _ = agree(Ranks(), [batch], False)
-            one.find_gradients([batch], whole)
+            one.backward([batch], whole)
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
             kinds = {type(module).__name__ for module in one.network.modules()}
-            assert ("SyncBatchNorm" in kinds) == (ranks.size == 2)
+            assert ("SyncBatchNorm" in kinds) == (ranks.world_size == 2)
         assert apart(gradients[1], 2 * gradients[0]) < 1e-4
-        assert Ranks(size=2).sum(torch.ones(3, device=device)).tolist() == [1, 1, 1]
+        assert Ranks(world_size=2).all_reduce(torch.ones(3, device=device)).tolist() == [1, 1, 1]
     finally:
         dist.destroy_process_group()
 

@@ -155,16 +155,14 @@ def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
     recipe = fleet.recipe(*FROZEN, f"run.runs={tmp_path}/two")
 
     def asked_to_end() -> object:
-        checked, n_batches = trainer_train.checked_batch, 0
+        step = learner.Learner.optimizer_step
 
-        def press(batch: Any) -> Any:
-            nonlocal n_batches
-            n_batches += 1
-            if n_batches == 2 and os.environ["RANK"] == "1":
+        def press(one: Any) -> None:
+            step(one)
+            if os.environ["RANK"] == "1":
                 os.kill(os.getpid(), signal.SIGTERM)
-            return checked(batch)
 
-        monkeypatch.setattr(trainer_train, "checked_batch", press)
+        monkeypatch.setattr(learner.Learner, "optimizer_step", press)
         return train(recipe, "distill", console)
 
     said = in_two_processes(asked_to_end, tmp_path / "said")
@@ -179,16 +177,16 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
 
     def lost() -> object:
         if os.environ["RANK"] == "1":
-            checked, n_batches = trainer_train.checked_batch, 0
+            agree, n_batches = trainer_train.agree, 0
 
-            def vanish(batch: Any) -> Any:
+            def vanish(*arguments: Any) -> Any:
                 nonlocal n_batches
                 n_batches += 1
                 if n_batches == 2:
                     os._exit(1)
-                return checked(batch)
+                return agree(*arguments)
 
-            trainer_train.checked_batch = vanish
+            trainer_train.agree = vanish
         return train(recipe, "distill", console)
 
     said = in_two_processes(lost, tmp_path / "said")

@@ -1,11 +1,14 @@
 """Checkpoints: what a network has learnt and all that it takes to go on, as one safetensors file; no pickles.
 
+The file carries a digest of all its bytes (`manifests.storage.sealed`), its document one of its own, as it is also read
+alone. Files of format 1, written before, have one of their weights.
+
 Tensors are named `model.<name>`, `optimiser.<what>.<name>` (what it keeps of every weight, such as `momentum_buffer`),
 `random.<source>` (states of the random generators) and, where a run keeps a moving average, `average.<name>`: the
 weights that count, `model.` being those it goes on from. Under the key `checkpoint` the header holds one JSON document:
 task, epoch, step, the recipe's sections, identities and shards of the tables that were seen, the class dictionary,
 versions, seed, and a digest of the weights. One file is kept per epoch, and `running.safetensors` is the state in the
-middle of one.
+middle of one. Two states at least are kept, so that there is one to go on from where the newest is damaged.
 """
 
 from __future__ import annotations
@@ -16,11 +19,8 @@ import os
 import random
 import re
 import secrets
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,18 @@ from torch import Tensor, nn
 
 from manifests.fingerprint import DIGITS, differences
 from manifests.sections.network import VoxelConfig
+from manifests.storage import sealed
 from trainer.errors import TrainerError
 
-FORMAT = 1
-_KEY = "checkpoint"
+FORMAT = sealed.SEALED_SINCE
+_READABLE = (1, FORMAT)
+_KEY, _OF_DOCUMENT, _OF_FILE = "checkpoint", "document_sha256", "seal"  # what the header holds
 _SCRATCH = ".tmp-"
 _FILE = re.compile(r"epoch-(\d+)\.safetensors")
+
+
+class DamagedCheckpoint(TrainerError):
+    """A file that is no checkpoint, or is not any more what was written."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,18 @@ def save(
 def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     """Write tensors, all contiguous on the CPU, and a document as a checkpoint; see `save`."""
     digest = weights_digest(weights_of(tensors))
-    header = json.dumps({"format": FORMAT, **document, "weights": digest}, allow_nan=False)
+    text = json.dumps({**document, "format": FORMAT, "weights": digest}, allow_nan=False)
+    header = {_KEY: text, _OF_DOCUMENT: sha256_text(text), _OF_FILE: sealed.UNSEALED}
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), scratch, metadata={_KEY: header})
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
+        scratch.touch()
+        rights = (
+            scratch.stat().st_mode & 0o777
+        )  # as the umask leaves them; the library's files are for their owner alone
+        save_file(dict(tensors), scratch, metadata=header)
+        scratch.chmod(rights)
+        sealed.seal_file(scratch)  # on the disk after this
         os.replace(scratch, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -125,32 +136,70 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
 
 
 def load(path: Path) -> Checkpoint:
-    """Return a checkpoint, on the CPU; raises TrainerError if it is missing, damaged, or no checkpoint of ours."""
+    """Return a checkpoint, on the CPU, after a look at every byte of it.
+
+    Raises DamagedCheckpoint if one has changed, or if it is no checkpoint of ours; TrainerError if it is missing or
+    cannot be read.
+    """
     document = read_document(path)
     try:
+        is_sealed = sealed.check_file(path)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
+    except sealed.Damaged as error:
+        raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
+    except OSError as error:
         raise TrainerError(f"{path} cannot be read: {error}") from None
     checkpoint = Checkpoint(path, tensors, document)
-    if weights_digest(checkpoint.weights) != document["weights"]:
-        raise TrainerError(f"{path} is damaged: its weights have changed since it was written; use an earlier one")
+    if not is_sealed and weights_digest(checkpoint.weights) != document["weights"]:
+        raise DamagedCheckpoint(f"{path} is damaged: its weights have changed since it was written; use an earlier one")
     return checkpoint
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Return the JSON document of a checkpoint without reading its tensors; raises like `load`."""
+    """Return the JSON document of a checkpoint, checked, without reading its tensors; raises like `load`."""
     if not path.is_file():
         raise TrainerError(f"{path}: there is no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-        document = json.loads(text) if text else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise TrainerError(f"{path} is no checkpoint, or a damaged one: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise TrainerError(f"{path} is no checkpoint of this trainer (format {FORMAT})")
+            header = file.metadata() or {}
+        text = header.get(_KEY)
+        document = sealed.strict_json(text) if text else None
+    except OSError as error:
+        if error.errno is not None:  # the library's own complaints about a file have none
+            raise TrainerError(f"{path} cannot be read: {error}") from None
+        raise DamagedCheckpoint(f"{path} is no checkpoint, or a damaged one: {error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path} is no checkpoint, or a damaged one: {error}") from None
+    if not isinstance(document, dict) or document.get("format") not in _READABLE:
+        formats = " or ".join(map(str, _READABLE))
+        raise DamagedCheckpoint(f"{path} is no checkpoint of this trainer (format {formats})")
+    if document["format"] == FORMAT and header.get(_OF_DOCUMENT) != sha256_text(text or ""):
+        raise DamagedCheckpoint(f"{path} is damaged: what it says of itself has changed since it was written")
+    check_kinds(document, path)
     return document
+
+
+_KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("weights", "task", "recipe"), str),
+    **dict.fromkeys(("step", "epoch", "epochs", "n_outputs", "taught", "averaged"), int),
+    **dict.fromkeys(("config", "identity", "so_far", "loss", "scaler", "tables", "initial", "teacher"), dict),
+    **dict.fromkeys(("class_names", "left_out"), list),
+}
+"""What entries of a document are that others count on, where they are there."""
+
+
+def check_kinds(document: Mapping[str, Any], path: Path) -> None:
+    """Raise DamagedCheckpoint unless every entry that others count on is of its kind."""
+    for name, kind in _KINDS.items():
+        value = document.get(name)
+        fits = type(value) is kind and not (isinstance(value, int) and value < 0)
+        if value is not None and not fits:
+            raise DamagedCheckpoint(f"{path} is damaged: its `{name}` is {value!r}; expected {kind.__name__}")
+    if not isinstance(document.get("weights"), str):
+        raise DamagedCheckpoint(f"{path} is damaged: it does not say which weights it holds")
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
@@ -175,26 +224,83 @@ def running_path(folder: Path) -> Path:
     return folder / "running.safetensors"
 
 
-def newest(folder: Path) -> Path | None:
-    """Return what a run goes on from: the state in the middle of an epoch or after one that has seen more steps.
+def running_before_path(folder: Path) -> Path:
+    """Return the file of the state before that one, which is kept until there are checkpoints of two epochs."""
+    return folder / "running-before.safetensors"
 
-    None if there is neither; raises TrainerError for a file that cannot be read.
+
+def states(folder: Path) -> list[Path]:
+    """Return the files of all states that a run could go on from."""
+    middle = [path for path in (running_path(folder), running_before_path(folder)) if path.is_file()]
+    return [*(epoch_path(folder, epoch) for epoch in finished_epochs(folder)), *middle]
+
+
+@dataclass(frozen=True)
+class Newest:
+    """What a run goes on from: the newest whole state, None without one; and why newer ones, by file, are of no use."""
+
+    path: Path | None
+    damaged: Mapping[Path, str]
+
+
+def newest(folder: Path) -> Newest:
+    """Return the whole state that has seen most steps, every byte of it checked, and the damaged ones met on the way.
+
+    Raises TrainerError for a file that cannot be read: it may be whole.
     """
-    paths = [path for path in (latest(folder), running_path(folder)) if path is not None and path.is_file()]
-    return max(paths, key=lambda path: int(read_document(path)["step"]), default=None)  # of equals, the first
+    damaged: dict[Path, str] = {}
+    steps: dict[Path, int] = {}
+    for path in states(folder):
+        try:
+            step = read_document(path).get("step")
+        except DamagedCheckpoint as error:
+            damaged[path] = str(error)
+            continue
+        if step is None:
+            damaged[path] = f"{path} is damaged: it does not say how many steps it has seen"
+        else:
+            steps[path] = step
+    for path in sorted(steps, key=lambda path: -steps[path]):  # of equals the first: that of an epoch
+        try:
+            load(path)
+        except DamagedCheckpoint as error:
+            damaged[path] = str(error)
+            continue
+        return Newest(path, damaged)
+    return Newest(None, damaged)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged state, so that nothing takes it for one; return its new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    return aside
+
+
+def before_running(folder: Path) -> None:
+    """Make room for the next state in the middle of an epoch, and keep the last one while there are not two epochs."""
+    if len(finished_epochs(folder)) < KEPT and running_path(folder).is_file():
+        running_path(folder).replace(running_before_path(folder))
+
+
+KEPT = 2
+"""Checkpoints that are always kept: the newest, and one to go on from should that be damaged."""
 
 
 def prune(folder: Path, keep_every: int) -> None:
-    """Delete the checkpoints that are neither the newest nor of every `keep_every`-th epoch (0: of none).
+    """Delete the checkpoints that are neither the newest two nor of every `keep_every`-th epoch (0: of none).
 
-    To be called when an epoch is saved: the state in its middle goes too.
+    To be called when an epoch is saved: states in its middle go too, once there are two checkpoints.
 
     What killed writers left goes too; the caller holds the lock of the run, so that nobody writes meanwhile.
     """
     for scratch in folder.glob(f"{_SCRATCH}*"):
         scratch.unlink(missing_ok=True)
-    running_path(folder).unlink(missing_ok=True)
-    for epoch in finished_epochs(folder)[:-1]:
+    epochs = finished_epochs(folder)
+    if len(epochs) >= KEPT:
+        running_path(folder).unlink(missing_ok=True)
+        running_before_path(folder).unlink(missing_ok=True)
+    for epoch in epochs[:-KEPT]:
         if keep_every == 0 or epoch % keep_every:
             epoch_path(folder, epoch).unlink(missing_ok=True)
 
@@ -206,13 +312,16 @@ def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.O
     checkpoint is of another network.
     """
     load_weights(checkpoint, network)
-    network.load_state_dict(part(checkpoint.tensors, "model."))
     parameters = dict(network.named_parameters())
-    for key, value in part(checkpoint.tensors, "optimiser.").items():
-        what, _, name = key.partition(".")
-        counts = what == "step"  # AdamW counts on the CPU, wherever the weights are
-        optimiser.state[parameters[name]][what] = value if counts else value.to(parameters[name].device)
-    set_random_states(part(checkpoint.tensors, "random."))
+    try:
+        network.load_state_dict(part(checkpoint.tensors, "model."))
+        for key, value in part(checkpoint.tensors, "optimiser.").items():
+            what, _, name = key.partition(".")
+            counts = what == "step"  # AdamW counts on the CPU, wherever the weights are
+            optimiser.state[parameters[name]][what] = value if counts else value.to(parameters[name].device)
+        set_random_states(part(checkpoint.tensors, "random."))
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:  # a file without a seal can hold anything
+        raise DamagedCheckpoint(f"{checkpoint.path} is no state to go on from: {error}") from None
     return part(checkpoint.tensors, "average.")
 
 
@@ -268,7 +377,9 @@ def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool
     grid = ["coordinates", "size_m", "angle_deg", *(["intensity_scale", "intensity_offset"] if intensity else ())]
     if voxels.coordinates == "cartesian":
         grid.remove("angle_deg")
-    known = checkpoint.document["config"]["voxels"]
+    known = checkpoint.document.get("config", {}).get("voxels")
+    if not isinstance(known, Mapping):
+        raise TrainerError(f"{checkpoint.path} does not say on which voxels it was trained; use one that does")
     trained = {name: known[name] for name in grid if name in known}
     wanted = {name: value for name, value in asdict(voxels).items() if name in trained}
     if trained != wanted:
@@ -326,24 +437,6 @@ def to_bytes(text: str) -> Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def versions(
-    packages: Sequence[str] = ("torch", "numpy", "pyarrow", "safetensors", "MinkowskiEngine"),
-) -> dict[str, str]:
-    """Return the versions of Python and of the packages that are installed."""
-    found = {"python": sys.version.split()[0]}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code that runs, with "+" where files were changed since; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
+def sha256_text(text: str) -> str:
+    """Return the hex sha256 of a text."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

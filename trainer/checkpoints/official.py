@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.network import VoxelConfig
 from trainer.checkpoints import checkpoint
@@ -92,8 +93,7 @@ def read_official(path: Path) -> Checkpoint:
         elif bare in weights:
             raise TrainerError(f"{path} holds two tensors `{bare}` behind different prefixes; take one of them out")
         else:
-            weights[bare] = tensor.float() if tensor.is_floating_point() else tensor
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+            weights[bare] = plain_tensor(bare, tensor, path)
     epoch, config = content.get("epoch"), content.get("config", content.get("hyper_parameters"))
     document = {
         "format": checkpoint.FORMAT,
@@ -107,6 +107,18 @@ def read_official(path: Path) -> Checkpoint:
         "weights": checkpoint.weights_digest(weights),
     }
     return Checkpoint(path, {f"model.{name}": tensor for name, tensor in weights.items()}, document)
+
+
+def plain_tensor(name: str, tensor: Tensor, path: Path) -> Tensor:
+    """Return a tensor, or a parameter, as plain numbers, floats in float32.
+
+    Raises TrainerError for one without numbers that lie in memory.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+        kind = "quantised" if tensor.is_quantized else "without values" if tensor.is_meta else str(tensor.layout)
+        raise TrainerError(f"{path}: tensor `{name}` is {kind} ({tensor.dtype}); expected plain numbers in memory")
+    plain = tensor.detach()
+    return (plain.float() if plain.is_floating_point() else plain).contiguous()
 
 
 def unpickled(path: Path) -> Mapping[Any, Any]:
@@ -179,8 +191,8 @@ def import_official(recipe: Recipe, file: Path, path: Path, engine: Engine) -> I
         "class_names": names if head.shape[1] == len(names) else None,
         "imported": file.name,
         "unchecked": list(taken.unchecked),
-        "versions": checkpoint.versions(),
-        "commit": checkpoint.git_commit(),
+        "versions": package_versions(TRAINER_PACKAGES),
+        "commit": git_commit(),
     }
     weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     checkpoint.write(path, weights, document)

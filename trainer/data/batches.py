@@ -50,7 +50,7 @@ class Batch:
         """Frame and cell of every voxel, (v, 4) int32: what the network takes."""
         return torch.column_stack([self.voxel_frame.to(self.cells.dtype), self.cells])
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def each(self, function: Callable[[Any], Any]) -> Self:
         """Return the batch with the function applied to every tensor."""
         names = [item.name for item in fields(self) if item.name != "frame_ids"]
         changes: dict[str, Any] = {name: function(getattr(self, name)) for name in names}

@@ -18,10 +18,15 @@ from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelis
 
 
 def pair_sample(
-    voxels: VoxelConfig, augmentation: AugmentConfig | None, rows: Sequence[Row], rng: np.random.Generator
+    voxels: VoxelConfig,
+    augmentation: AugmentConfig | None,
+    rows: Sequence[Row],
+    rng: np.random.Generator,
+    *,
+    n_prompts: int | None = None,
 ) -> PairBatch:
-    """Return one frame of tables `points` and `pairs`, seen as `augmentation` draws it."""
-    sweep, _, pairs = transformed(sweep_of(rows[0]), pairs_of(rows[1]), augmentation, rng)
+    """Return one frame of tables `points` and `pairs`, seen as `augmentation` draws it; raises like `checked_pairs`."""
+    sweep, _, pairs = transformed(*checked_pairs(sweep_of(rows[0]), pairs_of(rows[1]), n_prompts), augmentation, rng)
     assert pairs is not None
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
     return PairBatch(
@@ -32,6 +37,62 @@ def pair_sample(
         superpoint_prompt=torch.from_numpy(pairs.prompt_id.astype(np.int64)),
         superpoint_frame=torch.zeros(len(pairs.prompt_id), dtype=torch.int64),
     )
+
+
+def checked_pairs(sweep: Sweep, pairs: SuperpointPairs, n_prompts: int | None) -> tuple[Sweep, SuperpointPairs]:
+    """Return a sweep and its pairs; raises ValueError, with table and column, for rows that are not there.
+
+    An index of -1 would otherwise be the last row, without a word. `n_prompts` is the number of prompts, where it is
+    known.
+    """
+    check_sweep(sweep)
+    check_rows("pairs", "point", pairs.point, len(sweep.xyz_m), "points of the sweep")
+    check_rows("pairs", "superpoint", pairs.superpoint, len(pairs.prompt_id), "superpoints")
+    check_rows("pairs", "superpoint_prompt", pairs.prompt_id, n_prompts, "prompts")
+    check_rows("pairs", "superpoint_view", pairs.view, len(pairs.height_px), "views")
+    lengths = {
+        "superpoint": len(pairs.superpoint), "row_px": len(pairs.row_px), "col_px": len(pairs.col_px)
+    }  # fmt: skip
+    for column, length in lengths.items():
+        if length != len(pairs.point):
+            raise ValueError(
+                f"table `pairs`, column `{column}` has {length} rows and `point` {len(pairs.point)}; run: make pairs"
+            )
+    if len(pairs.vector) != len(pairs.prompt_id):
+        raise ValueError(
+            f"table `pairs`, column `vector` has {len(pairs.vector)} rows for {len(pairs.prompt_id)} superpoints; run: "
+            f"make pairs"
+        )
+    if not np.isfinite(pairs.vector).all():
+        raise ValueError("table `pairs`, column `vector` holds what is no finite number; run: make pairs")
+    return sweep, pairs
+
+
+def check_sweep(sweep: Sweep) -> None:
+    """Raise ValueError, with table and column, unless every point has a place and an intensity."""
+    if sweep.xyz_m.ndim != 2 or sweep.xyz_m.shape[1] != 3:
+        raise ValueError(
+            f"table `points`, column `xyz_m` has shape {sweep.xyz_m.shape}; expected (n, 3); run: make points"
+        )
+    if len(sweep.intensity) != len(sweep.xyz_m):
+        raise ValueError(
+            f"table `points`, column `intensity` has {len(sweep.intensity)} rows for {len(sweep.xyz_m)} points; run: "
+            f"make points"
+        )
+
+
+def check_rows(table: str, column: str, rows: NDArray[Any], n_rows: int | None, of_what: str) -> None:
+    """Raise ValueError unless all numbers of rows are among so many; None stands for a number that is not known."""
+    if not len(rows):
+        return
+    low, high = int(rows.min()), int(rows.max())
+    wrong = low if low < 0 else high if n_rows is not None and high >= n_rows else None
+    if wrong is not None:
+        at = int(np.flatnonzero(rows == wrong)[0])
+        expected = f"0 to {n_rows - 1}, one of {n_rows} {of_what}" if n_rows else f"0 or more, one of the {of_what}"
+        raise ValueError(
+            f"table `{table}`, column `{column}` holds {wrong} in row {at}; expected {expected}; run: make {table}"
+        )
 
 
 def target_sample(
@@ -48,6 +109,11 @@ def target_sample(
     With `confident` it is a ConfidentBatch.
     """
     target = targets_of(rows[1])
+    if confident and len(target.confidence) != len(target.label):
+        raise ValueError(
+            f"table `target`, column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels; "
+            f"run: make target"
+        )
     confidence = target.confidence if confident else None
     return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
 
@@ -60,18 +126,24 @@ def class_sample(
     label: NDArray[np.uint8],
     rng: np.random.Generator,
     confidence: NDArray[np.uint8] | None = None,
+    *,
+    table: str = "target",
 ) -> TargetBatch:
     """Return a sweep whose points bear classes, `label` (n,), 0 none, seen as `augmentation` draws it.
 
     With the `confidence` (n,) of these labels in 1/255 it is a ConfidentBatch. Raises ValueError for a label that is
-    none of the classes, or labels of another sweep.
+    none of the classes, or labels of another sweep, in terms of their `table`.
     """
+    check_sweep(sweep)
     if len(label) != len(sweep.xyz_m):
-        raise ValueError(f"{len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: make pack")
+        raise ValueError(
+            f"table `{table}`, column `label` has {len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: "
+            f"make {table}"
+        )
     if label.max(initial=0) >= len(class_names):
         raise ValueError(
-            f"label {label.max()} is none of the {len(class_names)} classes; was the table made with another "
-            "dictionary? run: make pack"
+            f"table `{table}`, column `label`: label {label.max()} in row {int(label.argmax())} is none of the "
+            f"{len(class_names)} classes; was the table made with another dictionary? run: make {table}"
         )
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
@@ -86,6 +158,7 @@ def class_sample(
 def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:
     """Return fixed views of one frame of table `points` as so many frames; the first is the frame as it is."""
     sweep = sweep_of(rows[0])
+    check_sweep(sweep)
     grids = (voxelise(view_of(sweep.xyz_m, number), sweep.intensity, voxels) for number in range(views))
     return join(
         [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
+from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.rows import failed_row
 from manifests.schema import PREDICT, signature
@@ -28,7 +29,7 @@ from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import PointBatch
-from trainer.data.loading import BatchDataset, checked_batch, load_batches
+from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
@@ -175,8 +176,8 @@ def run_over(
         "epoch": learnt.document.get("epoch"),
         "epochs": learnt.document.get("epochs"),
         **made,
-        "commit": checkpoint.git_commit(),
-        "versions": checkpoint.versions(),
+        "commit": git_commit(),
+        "versions": package_versions(TRAINER_PACKAGES),
         "device": str(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -253,9 +254,7 @@ def answered_shards(
     size = recipe.run.batch_size
     numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
     with load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
-        answers = (
-            frame for batch in loader for frame in answer_batch(network, checked_batch(batch), device, columns, views)
-        )
+        answers = (frame for batch in loader for frame in answer_batch(network, batch, device, columns, views))
         for shard in shards:
             yield shard, (answered_row(state, answers) for state in states[shard])
 

@@ -29,7 +29,7 @@ def resolve_device(name: str, engine: Engine, ranks: Ranks = ALONE) -> torch.dev
         raise ConfigError(
             f'run.device is "{name}", but torch or the {engine.name} engine has no GPU here; set it to "cpu" or "auto"'
         )
-    if device.type == "cuda" and ranks.size > 1:
+    if device.type == "cuda" and ranks.world_size > 1:
         if ranks.local >= torch.cuda.device_count():
             raise ConfigError(
                 f"process {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}; start as "

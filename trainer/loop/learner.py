@@ -49,12 +49,13 @@ class Learner:
         ).to(device)
         if objective.frozen_trunk:
             freeze_trunk(self.network)
-        elif ranks.size > 1 and device.type == "cuda":
+        elif ranks.world_size > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         groups = parameter_groups(self.network, objective.lr_trunk, objective.lr_head)
         self.optimiser = build_optimiser(groups, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
         self.average: dict[str, Tensor] | None = None
+        self._averaged: int | None = 0  # steps in it; None: of a run that began before it was corrected
         self._full_rates = [group["lr"] for group in self.optimiser.param_groups]
         self._objective, self._device, self._ranks = objective, device, ranks
         self._model: nn.Module | None = None
@@ -69,8 +70,11 @@ class Learner:
         """Return the learning rate of every group of parameters."""
         return {f"lr_{group['name']}": group["lr"] for group in self.optimiser.param_groups}
 
-    def find_gradients(self, parts: Sequence[Batch], whole: Whole) -> dict[str, float]:
-        """Put the gradients of a batch in place and return its loss; `parts` are those of this process."""
+    def backward(self, parts: Sequence[Batch], whole: Whole) -> dict[str, float]:
+        """Run forward and backward, put the gradients of a batch in place and return its loss.
+
+        `parts` are those of this process, one after the other.
+        """
         if self._model is None:  # only now are the weights those to begin with
             self._model = self._distributed()
             if self._objective.settings.ema_decay and self.average is None:
@@ -94,14 +98,14 @@ class Learner:
                     ) from None
                 terms = self._objective.loss(output, batch, whole)
                 # torch takes the mean over processes, where the loss of the batch is the sum of their shares
-                share = terms.total if self._ranks.size == 1 else terms.total * self._ranks.size
+                share = terms.total if self._ranks.world_size == 1 else terms.total * self._ranks.world_size
                 torch.autograd.backward(self.scaler.scale(share))
             names = list(terms._asdict())
             sums.append(torch.stack([term.detach() for term in terms._asdict().values()]))
-        total = self._ranks.sum(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
+        total = self._ranks.all_reduce(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
         return dict(zip(names, total.tolist(), strict=True))
 
-    def follow_gradients(self) -> None:
+    def optimizer_step(self) -> None:
         """Change the weights by the gradients in place."""
         settings = self._objective.settings
         if settings.clip_norm:
@@ -112,8 +116,22 @@ class Learner:
         self.scaler.update()
         if self.average is not None:
             with torch.no_grad():
+                share = self._share_of_average(settings.ema_decay)
                 for name, parameter in self.network.named_parameters():
-                    self.average[name].lerp_(parameter, 1 - settings.ema_decay)
+                    self.average[name].lerp_(parameter, share)
+
+    def _share_of_average(self, decay: float) -> float:
+        """Return how far the moving average goes towards the weights of this step.
+
+        Without a correction it would be that of the initial weights, which count decay^n after n steps: most of it, for
+        as many steps as 1 / (1 - decay). Divided by what the steps count, (1 - decay) / (1 - decay^n), they count
+        nothing, and the average is the mean of the steps while these are few (Kingma, Ba, "Adam", ICLR 2015, section
+        3).
+        """
+        if self._averaged is None:
+            return 1 - decay
+        self._averaged += 1
+        return (1 - decay) / (1 - decay**self._averaged)
 
     def save(self, path: Path, document: Mapping[str, Any]) -> None:
         """Write all that it takes to go on from here.
@@ -129,15 +147,20 @@ class Learner:
                 f"({', '.join(broken[:4])}{', ...' if len(broken) > 4 else ''}). What was saved before is kept. Lower "
                 "the learning rate, or set clip_norm"
             )
-        scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-        checkpoint.save(path, self.network, self.optimiser, {**document, **scaler}, self.average)
+        more: dict[str, Any] = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        if self.average is not None and self._averaged is not None:
+            more["averaged"] = self._averaged
+        checkpoint.save(path, self.network, self.optimiser, {**document, **more}, self.average)
 
     def restore(self, earlier: checkpoint.Checkpoint) -> None:
         """Go on from what `save` wrote; raises TrainerError if it is of another network."""
         average = checkpoint.restore(earlier, self.network, self.optimiser)
         if average:
             self.average = {name: average[name].to(self._device) for name, _ in self.network.named_parameters()}
+            self._averaged = earlier.document.get("averaged")
         if self.scaler.is_enabled():
+            if "scaler" not in earlier.document:
+                raise checkpoint.DamagedCheckpoint(f"{earlier.path} does not say how its gradients were scaled")
             self.scaler.load_state_dict(dict(earlier.document["scaler"]))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -150,7 +173,7 @@ class Learner:
         return torch.autocast(self._device.type, kinds[precision], enabled=precision != "float32")
 
     def _distributed(self) -> nn.Module:
-        if self._ranks.size == 1:
+        if self._ranks.world_size == 1:
             return self.network
         return DistributedDataParallel(self.network, device_ids=[self._device] if self._device.type == "cuda" else None)
 

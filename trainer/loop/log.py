@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from manifests.storage import sealed
+from trainer.errors import TrainerError
 
 
 def progress_bar(console: Console, wanted: bool) -> Progress:
@@ -27,12 +29,16 @@ def progress_bar(console: Console, wanted: bool) -> Progress:
 
 
 class Log:
-    """The log of a run: one JSON object a line in `log.jsonl`, and the same numbers for TensorBoard."""
+    """The log of a run: one JSON object a line in `log.jsonl`, sealed, and the same numbers for TensorBoard."""
 
-    def __init__(self, folder: Path | None, step: int) -> None:
-        """`step` is the number of steps done; what TensorBoard holds beyond it was lost. Without a folder, nothing is
-        written."""
-        self._folder, self._step = folder, step
+    def __init__(
+        self, folder: Path | None, step: int, epoch: int = 0, tell: Callable[[str], None] = lambda sentence: None
+    ) -> None:
+        """`step` and `epoch` are what has been done: what an earlier run logged beyond it was lost, and is done again.
+
+        Without a folder, nothing is written. `tell` is told what was wrong with the log that is there.
+        """
+        self._folder, self._step, self._epoch, self._tell = folder, step, epoch, tell
 
     def __enter__(self) -> Log:
         if self._folder is None:
@@ -40,13 +46,14 @@ class Log:
         # takes two seconds to import
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "log.jsonl"
-        cut_off = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
-        self._file = path.open("a", encoding="utf-8")
-        if cut_off:  # by a kill in the middle of a line, which must not swallow the next one
-            self._file.write("\n")
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._chain = go_on(path, self._step, self._epoch, self._tell)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._step + 1)
+        except OSError as error:
+            raise unwritable(path, error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,17 +62,70 @@ class Log:
             self._file.close()
 
     def event(self, kind: str, **values: Any) -> None:
-        """Add a line with the time of day."""
+        """Add a line with the time of day; raises TrainerError where it cannot be written."""
         if self._folder is None:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.write(json.dumps({"event": kind, "time": now, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        line, self._chain = sealed.chained({"event": kind, "time": now, **values}, self._chain)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._folder / "log.jsonl", error) from None
 
     def scalars(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add a line of numbers, and a point to a curve of each."""
+        """Add a line of numbers, and a point to a curve of each; raises like `event`."""
         if self._folder is None:
             return
         self.event(kind, epoch=epoch, step=step, **values)
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise unwritable(self._folder / "tensorboard", error) from None
+
+
+def go_on(path: Path, step: int, epoch: int, tell: Callable[[str], None]) -> str:
+    """Cut a log down to what the state to go on from has seen, and return the chain after its last line.
+
+    Starts stay: each of them happened. A log with lines that are not what was written is kept beside, as
+    `log.jsonl.damaged`, and those that are go on.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return sealed.NO_CHAIN
+    found = sealed.read_lines(data)
+    if found.half:
+        tell(f"{path}: {found.damage}; that line is left out")
+    elif found.damage:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        tell(f"{path} was damaged ({found.damage}); it is kept as {aside.name}, and what can be read of it goes on")
+    kept = [line for line in found.documents if is_done(line, step, epoch)]
+    if not found.damage and len(kept) == len(found.documents):
+        return found.chain
+    chain, lines = sealed.NO_CHAIN, []
+    for line in kept:
+        text, chain = sealed.chained(line, chain)
+        lines.append(f"{text}\n")
+    sealed.write_whole(path, "".join(lines).encode())
+    return chain
+
+
+def is_done(line: Mapping[str, Any], step: int, epoch: int) -> bool:
+    """Return whether a line is a start, or of what had been done after this step and this epoch."""
+    if line.get("event") not in ("step", "epoch"):
+        return True
+    of_step, of_epoch = line.get("step"), line.get("epoch")
+    if not isinstance(of_step, int) or not isinstance(of_epoch, int):
+        return False
+    return of_step <= step and (line["event"] == "step" or of_epoch <= epoch)
+
+
+def unwritable(path: Path, error: OSError) -> TrainerError:
+    """Return the error for a log that cannot be written."""
+    return TrainerError(
+        f"{path} cannot be written: {error.strerror or error}. What is saved is kept; free space or mend the folder, "
+        f"and run the same command again"
+    )

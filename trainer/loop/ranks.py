@@ -30,7 +30,7 @@ class Ranks:
     """This process among all; `local` counts on its machine. The first one alone prints and writes."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local: int = 0
 
     @property
@@ -38,9 +38,9 @@ class Ranks:
         """Whether this process prints and writes."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes, on whichever device it lies."""
-        if self.size > 1:
+        if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
@@ -50,11 +50,11 @@ class Ranks:
 
         Numbers of rows may differ. A gradient goes back to the process whose rows it is of, summed over all.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return rows, 0
-        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
         lengths[self.rank] = len(rows)
-        n_rows = self.sum(lengths).tolist()
+        n_rows = self.all_reduce(lengths).tolist()
         gathered: Tensor = _Gather.apply(rows, n_rows, self.rank)  # type: ignore[no-untyped-call]
         return gathered, sum(n_rows[: self.rank])
 
@@ -63,7 +63,7 @@ class Ranks:
 
         What it raises there is raised there, and ends the others with a TrainerError.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return function()
         answer: list[Any] = [None, None]
         if self.is_first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
+from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.network import without_labels
 from manifests.sections.training import Task
@@ -56,6 +57,7 @@ class Run:
         recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
         for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
             settings.pop(name, None)
+        by_process = getattr(self.objective.settings, "negatives", "") == "local" and self.ranks.world_size > 1
         identity: dict[str, Any] = plain(
             {
                 "task": task,
@@ -73,14 +75,24 @@ class Run:
                 },
                 "ontology": digest(recipe.ontology.label_content()),
                 "init": self.ancestor["weights"] if self.ancestor else None,
+                # superpoints are then told from those of their own process, so that another number is another loss
+                **({"processes": self.ranks.world_size} if by_process else {}),
             }
         )
         return identity
 
+    def start(self, state: Any) -> dict[str, Any]:
+        """Return what the log says of a start besides the document: from which state, and with which frames."""
+        left_out = {reason: list(names) for reason, names in self.selection.dropped.items()}
+        done = {"epoch": state.epoch, "batch": state.so_far.batches}
+        return {**done, "frames": len(self.selection.frames), "left_out": left_out}
+
     def place(self) -> str:
         """Return what computes: the device, and how many processes share the work."""
-        alone = self.ranks.size == 1
-        return str(self.device) if alone else f"{self.device.type}, {self.ranks.size} processes sharing every batch"
+        alone = self.ranks.world_size == 1
+        return (
+            str(self.device) if alone else f"{self.device.type}, {self.ranks.world_size} processes sharing every batch"
+        )
 
     def document(self) -> dict[str, Any]:
         """Return what log and checkpoints record of the run."""
@@ -112,10 +124,10 @@ class Run:
             "class_names": list(recipe.ontology.class_names),
             "seed": self.objective.settings.seed,
             "epochs": self.objective.settings.epochs,
-            "versions": checkpoint.versions(),
-            "commit": checkpoint.git_commit(),
+            "versions": package_versions(TRAINER_PACKAGES),
+            "commit": git_commit(),
             "device": str(self.device),
-            "ranks": self.ranks.size,
+            "ranks": self.ranks.world_size,
             "hardware": record.hardware(),
         }
 
@@ -153,7 +165,7 @@ def locked(folder: Path) -> Iterator[int]:
     path = folder.with_name(f"{folder.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise TrainerError(f"{path} cannot be written: {error.strerror}; set run.runs to a folder of yours") from None
     try:
@@ -165,6 +177,11 @@ def locked(folder: Path) -> Iterator[int]:
                 f"another run is writing into {folder} (process {holder or 'unknown'}); wait for it, stop it, or give "
                 "this one another recipe name or run.runs"
             ) from None
+        except OSError as error:  # Lustre without -o flock, NFS without lockd
+            raise TrainerError(
+                f"{path} cannot be locked: {error.strerror}. The file system of {folder.parent} knows no locks, which "
+                f"keep two runs from writing into one folder; set run.runs to a folder that lies elsewhere"
+            ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield lock
@@ -172,14 +189,21 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> Path | None:
-    """Return the checkpoint to go on from, or None to start; `fresh` moves an earlier run aside first.
+def earlier_run(store: Store, run: Run, resume: str, fresh: bool, tell: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint to go on from, or None to start; `fresh` moves an earlier run aside first.
 
-    Raises TrainerError if the folder holds a run of another configuration, or one that may not be continued.
+    Damaged ones that are newer are renamed, and `tell` is told of them. Raises TrainerError if the folder holds a run
+    of another configuration, one that may not be continued, or none but damaged checkpoints.
     """
     if fresh and run.folder.exists():
         move_aside(store, run)
-    path = checkpoint.newest(run.folder)
+    newest = checkpoint.newest(run.folder)
+    path = newest.path
+    if path is None and newest.damaged:
+        raise TrainerError(
+            f"{run.folder} holds no state that is whole: {'; '.join(newest.damaged.values())}. Pass --fresh to move it "
+            "aside and start over"
+        )
     if path is None:
         return None
     if resume == "never":
@@ -187,13 +211,15 @@ def earlier_run(store: Store, run: Run, resume: str, fresh: bool) -> Path | None
             f"{run.folder} holds {path.name} already; leave out --resume never to go on from it, or pass --fresh to "
             "move it aside and start over"
         )
-    changes = differences(checkpoint.read_document(path)["identity"], run.identity)
+    changes = differences(checkpoint.read_document(path).get("identity", {}), run.identity)
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
             f"{run.folder} holds a run of another configuration:{listed}\nSet these back to go on, or pass --fresh to "
             "move it aside and start over; nothing is lost"
         )
+    for damaged, what in newest.damaged.items():
+        tell(f"{what}. It is kept as {checkpoint.set_aside(damaged).name}; going on from {path.name}")
     return path
 
 

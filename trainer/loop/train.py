@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,15 +15,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from manifests.recipe import Recipe
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
+from manifests.storage import sealed
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import Batch
-from trainer.data.loading import BatchDataset, EpochOrder, checked_batch, load_batches
+from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_batches
 from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
 from trainer.inference.predictions import pin
@@ -38,6 +40,9 @@ from trainer.objectives.registry import OBJECTIVES
 from trainer.records import record
 
 LOG_EVERY = 20  # steps between two lines of the log
+TOGETHER_S = (
+    10.0  # several processes end together, between two steps; one whose loader stands still ends alone after so long
+)
 
 
 def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto", fresh: bool = False) -> Path:
@@ -59,7 +64,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         run = prepare(recipe, task, store, ranks)
         held.enter_context(deterministic(recipe.run.deterministic, run.device, run.engine))
         lock = ranks.from_first(lambda: held.enter_context(locked(run.folder)))
-        path = ranks.from_first(lambda: earlier_run(store, run, resume, fresh))
+        path = ranks.from_first(lambda: earlier_run(store, run, resume, fresh, console.print))
         earlier = checkpoint.load(path) if path else None
         n_epochs = run.objective.settings.epochs
         if earlier is not None and earlier.document["epoch"] == n_epochs:
@@ -136,40 +141,26 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
 
     `lock` is the file descriptor of the run's lock, which is not for the workers to hold.
     """
-    recipe, objective, ranks = run.recipe, run.objective, run.ranks
-    settings, frames = objective.settings, run.selection.frames
-
-    learner = Learner(objective, recipe.network, run.engine, run.device, ranks)
+    recipe, ranks = run.recipe, run.ranks
+    settings, frames = run.objective.settings, run.selection.frames
+    learner = Learner(run.objective, recipe.network, run.engine, run.device, ranks)
     order = EpochOrder(
         len(frames),
         settings.batch_size,
         settings.seed,
         settings.drop_last,
         rank=ranks.rank,
-        n_ranks=ranks.size,
+        world_size=ranks.world_size,
         n_parts=settings.accumulate,
     )
-    done, step, so_far = 0, 0, SoFar()
-    if earlier is not None:
-        learner.restore(earlier)
-        done, step = earlier.document["epoch"], earlier.document["step"]
-        so_far = SoFar(**earlier.document.get("so_far", {}))
-        middle = f" and {so_far.batches} of {len(order)} batches of the next" if so_far.batches else ""
-        console.print(f"going on after epoch {done} of {settings.epochs}{middle}")
-    elif run.initial is not None:
-        taken = checkpoint.load_initial(learner.network, official.load(run.initial), recipe.voxels)
-        console.print(f"starting from {run.initial}: {taken.sentence()}")
-    if ranks.size > 1 and run.device.type == "cpu" and not objective.frozen_trunk:
-        console.print("on CPUs, batch norm counts the frames of each process apart; on GPUs, those of all together")
-    order.epoch, order.first = done, so_far.batches
-    document = run.document()
-    saved = time.perf_counter()
-
-    def save(path: Path, epoch: int, **more: Any) -> None:
-        learner.save(path, {**document, "epoch": epoch, "step": step, **more})
+    samples = BatchDataset(run.tables, frames, run.objective.make_sample, settings.seed)
+    ranks.from_first(lambda: check_taught(run, samples))
+    state = begin(run, learner, earlier, len(order), console)
+    order.epoch, order.first = state.epoch, state.so_far.batches
+    keeper = Keeper(run, learner)
 
     with load_batches(
-        BatchDataset(run.tables, frames, objective.make_sample, settings.seed),
+        samples,
         order,
         recipe.run.loader_workers,
         pin=run.device.type == "cuda",
@@ -177,60 +168,143 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
     ) as loader:
         batches = iter(loader)  # forks the workers, before the log and the progress bar start their threads
         with (
-            Log(run.folder if ranks.is_first else None, step) as log,
+            Log(run.folder if ranks.is_first else None, state.step, state.epoch, console.print) as log,
             progress_bar(console, recipe.run.progress and ranks.is_first) as bar,
             Stop(ranks) as stop,
         ):
-            left_out = {reason: list(names) for reason, names in run.selection.dropped.items()}
-            log.event("start", **document, epoch=done, batch=so_far.batches, frames=len(frames), left_out=left_out)
-            shown = bar.add_task("", total=(settings.epochs - done) * len(order), completed=so_far.batches)
-
-            for epoch in range(done + 1, settings.epochs + 1):
+            loader.asked_to_end, loader.grace_s = lambda: stop.asked, 0.0 if ranks.world_size == 1 else TOGETHER_S
+            log.event("start", format=sealed.SEALED_SINCE, **keeper.document, **run.start(state))
+            if ranks.is_first:
+                record.write_record(recipe, run.objective.task, run.tables.store)
+            shown = bar.add_task("", total=(settings.epochs - state.epoch) * len(order), completed=state.so_far.batches)
+            for epoch in range(state.epoch + 1, settings.epochs + 1):
                 learner.start_epoch(cosine(epoch - 1, settings.epochs))
-                started = time.perf_counter() - so_far.elapsed_s
-
-                for batch in order.steps():
-                    asked = time.perf_counter()
-                    parts = [checked_batch(next(batches)) for _ in batch.parts]
-                    parts = [one.silent() if part.silent else one for one, part in zip(parts, batch.parts, strict=True)]
-                    so_far.waited_s += time.perf_counter() - asked
-                    whole, ending = agree(ranks, parts, stop.asked)
-                    if ending:
-                        if ranks.is_first and so_far.batches:
-                            save(checkpoint.running_path(run.folder), epoch - 1, so_far=asdict(so_far))
-                        raise KeyboardInterrupt
-
-                    values = learner.find_gradients(parts, whole)
-                    if not all(map(math.isfinite, values.values())):
-                        names = [frames[number].frame_id for number in batch.numbers]
-                        raise TrainerError(non_finite(values, names, epoch))
-                    learner.follow_gradients()
-
-                    step += 1
-                    so_far.add(values, len(batch.numbers), time.perf_counter() - started)
-                    if step % LOG_EVERY == 0:
-                        log.scalars("step", step, epoch, values)
-                    bar.update(shown, advance=1, description=f"epoch {epoch}/{settings.epochs}  {values['total']:.3f}")
-                    if ranks.is_first and is_due(recipe.run, step, time.perf_counter() - saved):
-                        save(checkpoint.running_path(run.folder), epoch - 1, so_far=asdict(so_far))
-                        saved = time.perf_counter()
-
-                means, speed = so_far.means(), so_far.speed()
-                # first the log: what is saved is never done again, and so would not be logged
-                log.scalars("epoch", step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
-                if ranks.is_first:
-                    save(checkpoint.epoch_path(run.folder, epoch), epoch, loss=means)
-                    checkpoint.prune(run.folder, settings.keep_every)
-                console.print(
-                    f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, "
-                    f"{speed['frames_per_second']:.1f} frames/s, "
-                    f"{speed['data_wait_share']:.0%} of the time waiting for data"
-                )
-                saved, so_far = time.perf_counter(), SoFar()
+                tell = partial(show, bar, shown, epoch, settings.epochs)
+                train_epoch(run, learner, order, batches, state, keeper, log, stop, tell)
+                finish_epoch(run, learner, state, keeper, log, console)
                 if epoch < settings.epochs:
                     order.epoch, order.first = epoch, 0
                     batches = iter(loader)
     return checkpoint.epoch_path(run.folder, settings.epochs)
+
+
+def train_epoch(
+    run: Run,
+    learner: Learner,
+    order: EpochOrder,
+    batches: Iterator[Batch],
+    state: State,
+    keeper: Keeper,
+    log: Log,
+    stop: Stop,
+    tell: Callable[[float], None],
+) -> None:
+    """Go through the batches of an epoch that are still to do: the loop of training.
+
+    Raises KeyboardInterrupt, with the state saved, where any process was asked to end.
+    """
+    ranks, so_far, epoch = run.ranks, state.so_far, state.epoch + 1
+    started = time.perf_counter() - so_far.elapsed_s
+
+    for batch in order.steps():
+        # the parts of this process, which the workers of the loader have prepared meanwhile
+        asked = time.perf_counter()
+        try:
+            parts = [next(batches) for _ in batch.parts]
+        except StoppedWaiting:
+            keeper.save_middle(state)
+            raise KeyboardInterrupt from None
+        parts = [one.silent() if part.silent else one for one, part in zip(parts, batch.parts, strict=True)]
+        so_far.waited_s += time.perf_counter() - asked
+
+        # what all processes hold together, of which the loss is one; and whether to end before this step
+        whole, ending = agree(ranks, parts, stop.asked)
+        if ending:
+            keeper.save_middle(state)
+            raise KeyboardInterrupt
+
+        # forward and backward, part by part: gradients add up to those of the whole batch
+        values = learner.backward(parts, whole)
+        if not all(map(math.isfinite, values.values())):
+            names = [run.selection.frames[number].frame_id for number in batch.numbers]
+            raise TrainerError(non_finite(values, names, epoch))
+        learner.optimizer_step()
+
+        # count, tell, and keep the state where that is due
+        state.step += 1
+        state.taught += n_taught(whole.counts, parts)
+        so_far.add(values, len(batch.numbers), time.perf_counter() - started)
+        if state.step % LOG_EVERY == 0:
+            log.scalars("step", state.step, epoch, values)
+        tell(values["total"])
+        keeper.save_middle_if_due(state)
+
+
+def finish_epoch(run: Run, learner: Learner, state: State, keeper: Keeper, log: Log, console: Console) -> None:
+    """Log and keep what an epoch came to, and put the state at the start of the next.
+
+    Raises TrainerError if the run ends here and has had nothing to learn: what it learnt is nothing, and is not kept.
+    """
+    settings, so_far, epoch = run.objective.settings, state.so_far, state.epoch + 1
+    # random views and batches left out may take what little there is in one epoch
+    if state.taught == 0 and epoch == settings.epochs:
+        raise TrainerError(f"the loss never had a term: {nothing_taught(run)}")
+    means, speed = so_far.means(), so_far.speed()
+    # first the log: what is saved is never done again, and so would not be logged
+    log.scalars("epoch", state.step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
+    state.epoch, state.so_far = epoch, SoFar()
+    keeper.save_epoch(state, means)
+    console.print(
+        f"epoch {epoch}/{settings.epochs}: loss {means['total']:.4f}, {speed['frames_per_second']:.1f} frames/s, "
+        f"{speed['data_wait_share']:.0%} of the time waiting for data"
+    )
+
+
+def begin(run: Run, learner: Learner, earlier: checkpoint.Checkpoint | None, n_batches: int, console: Console) -> State:
+    """Put the learner into the state to go on from, or give it the weights to start from; return how far that is."""
+    state, settings = State(), run.objective.settings
+    if earlier is not None:
+        learner.restore(earlier)
+        state = State.of(earlier)
+        middle = f" and {state.so_far.batches} of {n_batches} batches of the next" if state.so_far.batches else ""
+        console.print(f"going on after epoch {state.epoch} of {settings.epochs}{middle}")
+    elif run.initial is not None:
+        taken = checkpoint.load_initial(learner.network, official.load(run.initial), run.recipe.voxels)
+        console.print(f"starting from {run.initial}: {taken.sentence()}")
+    if run.ranks.world_size > 1 and run.device.type == "cpu" and not run.objective.frozen_trunk:
+        console.print("on CPUs, batch norm counts the frames of each process apart; on GPUs, those of all together")
+    return state
+
+
+def show(bar: Progress, task: TaskID, epoch: int, epochs: int, loss: float) -> None:
+    """Move the progress bar on by a batch."""
+    bar.update(task, advance=1, description=f"epoch {epoch}/{epochs}  {loss:.3f}")
+
+
+# -- nothing to learn --------------------------------------------------------------------------------------------------
+
+
+def check_taught(run: Run, samples: BatchDataset) -> None:
+    """Raise TrainerError unless some frame gives the loss something to learn from; looks at no more than it takes."""
+    if not any(n_taught(counts(sample.taught, sample.taught_weight), [sample]) for sample in samples.of_epoch(0)):
+        raise TrainerError(nothing_taught(run))
+
+
+def n_taught(found: Counts, parts: Sequence[Batch]) -> int:
+    """Return how many rows of a batch teach: those of its parts, or what they weigh where some may weigh nothing."""
+    return found.n_rows if parts[0].taught_weight is None else found.weight
+
+
+def nothing_taught(run: Run) -> str:
+    """Return the sentence for a run without anything to learn from, with what was looked at."""
+    task, settings, table = run.objective.task, run.objective.settings, run.objective.stages[-1]
+    wanted = {"pairs": "a pair of a point and a superpoint", "target": "a pseudo-label"}.get(table, "a true label")
+    sure = " with a confidence above 0" if getattr(settings, "weight", "none") == "confidence" else ""
+    return (
+        f'no point of split "{settings.split}" has {wanted}{sure}, so {task} has nothing to learn. Looked at: '
+        f"{run.selection.sentence()}, in tables {' and '.join(run.objective.stages)}. Look at the images, the teacher "
+        f"and [group] of the recipe (make report RECIPE={run.recipe.name}), or name another split"
+    )
 
 
 # -- the parts of the loop ---------------------------------------------------------------------------------------------
@@ -262,6 +336,63 @@ class SoFar:
         return {"frames_per_second": self.frames / self.elapsed_s, "data_wait_share": self.waited_s / self.elapsed_s}
 
 
+@dataclass
+class State:
+    """How far a run has come: epochs and steps done, what of the next epoch, and rows that have taught so far."""
+
+    epoch: int = 0
+    step: int = 0
+    taught: int = 0
+    so_far: SoFar = field(default_factory=SoFar)
+
+    @classmethod
+    def of(cls, earlier: checkpoint.Checkpoint) -> State:
+        """Return the state that a checkpoint was saved in; raises DamagedCheckpoint if it does not say."""
+        document = earlier.document
+        try:
+            # what was saved before rows were counted has had some: there was no telling
+            return cls(
+                document["epoch"], document["step"], document.get("taught", 1), SoFar(**document.get("so_far", {}))
+            )
+        except (KeyError, TypeError) as error:
+            raise checkpoint.DamagedCheckpoint(
+                f"{earlier.path} does not say how far its run had come: {error}"
+            ) from None
+
+    def document(self) -> dict[str, Any]:
+        """Return what a checkpoint says of it."""
+        so_far = {"so_far": asdict(self.so_far)} if self.so_far.batches else {}
+        return {"epoch": self.epoch, "step": self.step, "taught": self.taught, **so_far}
+
+
+class Keeper:
+    """Writes the states of a run into its folder; the first of several processes does."""
+
+    def __init__(self, run: Run, learner: Learner) -> None:
+        self.document = run.document()
+        self._run, self._learner, self._saved = run, learner, time.perf_counter()
+
+    def save_epoch(self, state: State, loss: Mapping[str, float]) -> None:
+        """Keep the state after an epoch, and delete those that are not to be kept."""
+        if self._run.ranks.is_first:
+            path = checkpoint.epoch_path(self._run.folder, state.epoch)
+            self._learner.save(path, {**self.document, **state.document(), "loss": loss})
+            checkpoint.prune(self._run.folder, self._run.objective.settings.keep_every)
+        self._saved = time.perf_counter()
+
+    def save_middle(self, state: State) -> None:
+        """Keep the state in the middle of an epoch, once something of it is done."""
+        if self._run.ranks.is_first and state.so_far.batches:
+            checkpoint.before_running(self._run.folder)
+            self._learner.save(checkpoint.running_path(self._run.folder), {**self.document, **state.document()})
+            self._saved = time.perf_counter()
+
+    def save_middle_if_due(self, state: State) -> None:
+        """Keep the state if as many steps or minutes have passed as the recipe says."""
+        if is_due(self._run.recipe.run, state.step, time.perf_counter() - self._saved):
+            self.save_middle(state)
+
+
 class Stop:
     """Notes Ctrl-C and SIGTERM, so that a run can end between two steps; a second one ends a run that is alone at once.
 
@@ -280,7 +411,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
-        if self.asked and self._ranks.size == 1:
+        if self.asked and self._ranks.world_size == 1:
             raise KeyboardInterrupt
         if not self.asked and self._ranks.is_first:
             os.write(2, b"trainer: saving before the next step, then ending\n")
@@ -291,8 +422,8 @@ def agree(ranks: Ranks, parts: Sequence[Batch], ending: bool) -> tuple[Whole, bo
     """Return what the parts of all processes hold together, and whether any of them was asked to end."""
     found = [counts(part.taught, part.taught_weight) for part in parts]
     totals = [sum(column) for column in zip(*found, strict=True)]
-    *totals, n_ending = ranks.sum(torch.tensor([*totals, int(ending)])).tolist()
-    return Whole(Counts(*totals), ranks.size, ranks.gather), n_ending > 0
+    *totals, n_ending = ranks.all_reduce(torch.tensor([*totals, int(ending)])).tolist()
+    return Whole(Counts(*totals), ranks.world_size, ranks.gather), n_ending > 0
 
 
 def is_due(run: RunConfig, step: int, since_s: float) -> bool:

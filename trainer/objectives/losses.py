@@ -36,12 +36,12 @@ class Whole:
     """The batch that the rows at hand are a part of; a loss is their share of its loss, so that the shares add up.
 
     Parts are cut along frames: by device, and where memory is short, on a device one after the other. ``counts`` are
-    of all parts together. ``gather`` joins the rows (n, ...) of all ``n_ranks`` devices, gradients included, and says
-    where one's own begin; every device has to call it as often.
+    of all parts together. ``gather`` joins the rows (n, ...) of all ``world_size`` devices, gradients included, and
+    says where one's own begin; every device has to call it as often.
     """
 
     counts: Counts
-    n_ranks: int = 1
+    world_size: int = 1
     gather: Callable[[Tensor], tuple[Tensor, int]] = lambda rows: (rows, 0)
 
 
@@ -200,7 +200,7 @@ def segmentation_loss(
     if lovasz == "batch":
         everything = whole.gather(probabilities)[0], whole.gather(labels)[0]
         weights = None if weight is None else whole.gather(weight)[0]
-        term = lovasz_softmax(*everything, weights) / whole.n_ranks
+        term = lovasz_softmax(*everything, weights) / whole.world_size
     else:
         scans = [
             lovasz_softmax(probabilities[own], labels[own], None if weight is None else weight[own])

@@ -47,7 +47,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
         settings=settings,
         stages=("points", "pairs"),
         broadcast=("text",),
-        make_sample=partial(pair_sample, recipe.voxels, recipe.augment),
+        make_sample=partial(pair_sample, recipe.voxels, recipe.augment, n_prompts=len(text)),
         n_outputs=text.shape[1],
         normalise_output=True,
         lr_trunk=settings.lr,

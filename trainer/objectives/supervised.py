@@ -88,4 +88,4 @@ def label_sample(
     rng: np.random.Generator,
 ) -> TargetBatch:
     """Return one frame of tables `points` and `label`, seen as `augmentation` draws it; raises like `class_sample`."""
-    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng)
+    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng, table="label")

@@ -6,11 +6,9 @@ the manifests of the store, and is the source of nothing. The page of the pipeli
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,13 +17,15 @@ import torch
 from manifests.fingerprint import differences, digest, sha256_file
 from manifests.recipe import Recipe
 from manifests.sections.training import LabelledConfig, Task
+from manifests.storage import sealed
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.records import protocol
 
-FORMAT = 1
+FORMAT = sealed.SEALED_SINCE
+_READABLE = (1, FORMAT)
 FILE = "run.json"
 
 
@@ -116,14 +116,15 @@ def write_record(recipe: Recipe, task: Task, store: Store) -> Path | None:
 
 def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
     """Return the report of the run in a folder, or None if it has not been started."""
-    starts, epochs = read_log(folder / "log.jsonl")
+    log = read_lines(folder / "log.jsonl")
+    starts, epochs = of_log(log)
     if not starts:
         return None
     start = starts[-1]
-    kept = [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
+    kept = [path for path in states_of(folder) if weights_of(path) is not None]
     result = result_of(kept[-1], start["epochs"]) if kept else None
     done = result["epoch"] if result else 0
-    evaluations = read_evaluations(folder, start, {checkpoint.read_document(path)["weights"] for path in kept})
+    evaluations, unreadable = read_evaluations(folder, start, {weights_of(path) for path in kept})
     tables = {name: table for item in evaluations.values() for name, table in item["tables"].items()}
     tables.pop("predict", None)  # a result, and no data
     tables |= {name: table["fingerprint"] for name, table in start["tables"].items()}
@@ -154,7 +155,9 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
             for earlier in starts[:-1]
         ],
         "curves": epochs,
+        "log": {"lines": len(log.texts), "damage": log.damage},
         "evaluations": evaluations,
+        "unreadable": unreadable,
     }
 
 
@@ -167,27 +170,48 @@ def result_of(path: Path, epochs: int) -> dict[str, Any]:
         "sha256": sha256_file(path),
         "weights": document["weights"],
         "epoch": document["epoch"],
+        "step": document.get("step"),
         "chosen": "the last epoch; no label chose it" if ended else "the newest epoch; the run has not ended",
     }
 
 
+def states_of(folder: Path) -> list[Path]:
+    """Return the checkpoints that a run keeps of its epochs, the newest last."""
+    return [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
+
+
+def weights_of(path: Path) -> str | None:
+    """Return the digest of a checkpoint's weights, or None if it is damaged."""
+    try:
+        return str(checkpoint.read_document(path)["weights"])
+    except checkpoint.DamagedCheckpoint:
+        return None
+
+
+def read_lines(path: Path) -> sealed.Lines:
+    """Return the lines of a log, none where there is no such file; raises TrainerError if it cannot be read."""
+    try:
+        return sealed.read_lines(path.read_bytes())
+    except FileNotFoundError:
+        return sealed.read_lines(b"")
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return every start of a run and the numbers of its epochs, of the lines of a log that are whole."""
+    return of_log(read_lines(path))
+
+
+def of_log(log: sealed.Lines) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return every start of a run and the numbers of its epochs; of an epoch run twice those of the last time."""
     starts: list[dict[str, Any]] = []
     epochs: dict[int, dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return [], []
-    for text in lines:
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut off when the writer was killed; the next run wrote it anew
-            continue
-        kind = line.pop("event", None)
-        if kind == "start":
+    for document in log.documents:
+        line = {name: value for name, value in document.items() if name != "event"}
+        if document.get("event") == "start":
             starts.append(line)
-        elif kind == "epoch":
+        elif document.get("event") == "epoch":
             epochs[line["epoch"]] = line
     return starts, [epochs[number] for number in sorted(epochs)]
 
@@ -216,20 +240,24 @@ def with_upstream(store: Store, used: Mapping[str, str], shards: Mapping[str, An
     return dict(sorted(found.items()))
 
 
-def read_evaluations(folder: Path, start: Mapping[str, Any], weights: set[str]) -> dict[str, Any]:
-    """Return the evaluations of a run's weights, and with those of a distillation the ones of its pseudo-labels."""
-    found = {}
+def read_evaluations(
+    folder: Path, start: Mapping[str, Any], weights: Collection[str | None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the evaluations of a run's weights, and with those of a distillation the ones of its pseudo-labels.
+
+    The second answer says of those that cannot be read, by name, why.
+    """
+    found, unreadable = {}, {}
     for path in sorted(folder.parent.glob("evaluate*.json")):
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        of = document.get("of")
-        target = start["tables"].get("target", {}).get("fingerprint")
-        of_target = start["task"] == "distill" and target in document.get("tables", {}).values()
-        if document.get("weights") in weights if of == "prediction" else of_target:
-            found[path.stem] = judged(document, start)
-    return found
+            document = sealed.read_sealed(path)
+            of, target = document.get("of"), start["tables"].get("target", {}).get("fingerprint")
+            of_target = start["task"] == "distill" and target in document.get("tables", {}).values()
+            if document.get("weights") in weights if of == "prediction" else of_target:
+                found[path.stem] = judged(document, start)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            unreadable[path.name] = str(error) or type(error).__name__
+    return found, unreadable
 
 
 def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,16 +314,11 @@ def use_of_labels(document: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document that is there whole or not at all; raises TrainerError where that is not possible."""
-    scratch = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    """Write a document, sealed, that is there whole or not at all; raises TrainerError where that is not possible."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
+        sealed.write_sealed(path, document)
     except OSError as error:
         raise TrainerError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 # -- two runs side by side ---------------------------------------------------------------------------------------------
@@ -305,15 +328,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return a report, by its path or by that of the run's folder; raises TrainerError if there is none."""
     file = path / FILE if path.is_dir() else path
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if document.get("format") != FORMAT or "task" not in document:
-            raise ValueError(f"it is not of format {FORMAT}")
+        document = sealed.read_sealed(file)
+        if document.get("format") not in _READABLE or "task" not in document:
+            raise ValueError(f"it is not of format {' or '.join(map(str, _READABLE))}")
     except FileNotFoundError:
         raise TrainerError(
             f"{file}: there is no such report; name the folder of a run, say runs/city/distill"
         ) from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise TrainerError(f"{file} is no report of a run: {error}") from None
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{file} is no report of a run, or a damaged one: {error}") from None
     return document
 
 
