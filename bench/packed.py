@@ -19,7 +19,7 @@ from manifests.rows import Row
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
-from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.artifacts import TEXT, ArtifactsConfig
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
@@ -32,6 +32,7 @@ from pipeline.frame import Frame, frame_of
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs
+from pipeline.teachers.artifacts import read_bytes, read_matrices
 from superpixels.lifting import official_point_labels
 from trainer.data.batches import PairBatch, TargetBatch
 from trainer.data.loading import BatchDataset, MakeSample
@@ -67,17 +68,23 @@ def recipe_for(source: Source, folder: Path, scenes: Sequence[str]) -> Recipe:
     """Return the recipe that packs some scenes of a source into a store in `folder`, labelled as the reference does."""
     split = folder / "scenes.txt"
     split.write_text("\n".join(scenes))
+    ontology = load_ontology("nuscenes")
     return Recipe(
         name="bench",
         data=DataConfig(root=str(source.root), version=source.version, split=str(split)),
         run=RunConfig(store=str(folder / "store")),
-        teacher=ArtifactsConfig(folder=str(source.masks)),
+        teacher=ArtifactsConfig(folder=str(source.masks), void=has_void(source.masks, len(ontology.prompts))),
         project=ProjectConfig(),
         text=TextConfig(),
         segment=SegmentConfig(),
         group=PARITY,
-        ontology=load_ontology("nuscenes"),
+        ontology=ontology,
     )
+
+
+def has_void(masks: Path, n_prompts: int) -> bool:
+    """Return whether official text vectors have a row more than there are prompts: the usual way drops it unseen."""
+    return len(read_matrices(read_bytes(masks / TEXT))[0]) == n_prompts + 1
 
 
 class OurWay:
@@ -94,7 +101,9 @@ class OurWay:
         self._dataset = open_dataset(recipe.data)
         self._project, self._group = (prepared(name, recipe) for name in ("project", "group"))
         self._default_group = prepared("group", replace(recipe, group=GroupConfig()))
-        self._index, self._segment = (self._store.open_shard(name, *self.shard(name)) for name in ("index", "segment"))
+        self._index, self._points, self._segment = (
+            self._store.open_shard(name, *self.shard(name)) for name in ("index", "points", "segment")
+        )
 
     @classmethod
     def build(cls, recipe: Recipe, folder: Path) -> OurWay:
@@ -132,12 +141,13 @@ class OurWay:
         return self._segment.row(number, columns)
 
     def group_row(self, number: int, parity: bool = True) -> Row:
-        """Return the columns of table `group` of a frame: sweep from its file, masks from table `segment`.
+        """Return the columns of table `group` of a frame: sweep from table `points`, masks from table `segment`.
 
         Without `parity` the labels are those of our own default settings.
         """
         frame = frame_of(self._index.row(number))
-        rows = {"project": self._project(FrameInput(frame)), "segment": self._segment_row(number)}
+        points = {"points": self._points.row(number, ("xyz_m",))}
+        rows = {"project": self._project(FrameInput(frame, points)), "segment": self._segment_row(number)}
         return (self._group if parity else self._default_group)(FrameInput(frame, rows))
 
     def load(self, number: int) -> Loaded:
@@ -153,7 +163,7 @@ class OurWay:
 
     def run_stages(self) -> int:
         """Build tables `project` and `group` anew as a worker of the pipeline does; return for how many frames."""
-        shards = {name: self.shard(name) for name in ("index", "segment")}
+        shards = {name: self.shard(name) for name in ("index", "points", "segment")}
         for stage in ("project", "group"):
             fingerprint, old = self.shard(stage)
             needs = {"index", *(need.table for need in STAGES[stage].needs(self._recipe))}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.endings import RunError, summary
 
-
-class FrameError(RunError):
+class FrameError(RuntimeError):
     """A frame that a stage could not handle; it names the file or value at fault and what was expected.
 
     The message of an excluded frame is stored, so it must be the same wherever it arises: files by their relative name.
@@ -48,7 +47,8 @@ class Frame:
     `ego_from_lidar` and `world_from_lidar` float64 (4, 4), metres. `lidar_bytes` and `n_points` are 0 until `index` has
     opened the file. `label_path` is None where no true labels exist, `label_sha256` where they are not on disk. A
     missing camera is simply not among `cameras`. `problems` are faults that were found while listing, as sentences;
-    `index` reports them and stores no such frame.
+    `index` reports them and stores no such frame. `files` are the digests of what a stage reads of disk beside that, by
+    name (None: not there); a worker fills them in for the stage at hand.
     """
 
     frame_id: str
@@ -65,6 +65,7 @@ class Frame:
     lidar_sha256: str = ""
     label_sha256: str | None = None
     problems: tuple[str, ...] = ()
+    files: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def frame_row(frame: Frame) -> dict[str, Any]:
@@ -140,20 +141,22 @@ def inside(root: Path, relative: str) -> Path:
     return root / path
 
 
-def read_file(root: Path, relative: str, expected_bytes: int) -> bytes:
-    """Return the content of a data file whose size `index` has recorded (0: not recorded yet).
+def read_file(root: Path, relative: str, sha256: str | None = "") -> bytes:
+    """Return the content of a data file, which must have the digest that was recorded of it; "" asks for none.
 
-    Raises FrameError if the file is missing, or has changed size since it was indexed.
+    None stands for a file that was not there. The digest is that of the very bytes returned, so what is computed from
+    them is computed from what the index knows. Raises FrameError if the file is missing or another one.
     """
     path = inside(root, relative)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise FrameError(f"{relative}: {error.strerror or type(error).__name__}") from None
-    if expected_bytes and len(content) != expected_bytes:
+    if sha256 != "" and hashlib.sha256(content).hexdigest() != sha256:
         raise FrameError(
-            f"{relative}: {len(content)} bytes now, {expected_bytes} when it was indexed; the file was replaced since: "
-            "restore the file, or index again with: python -m pipeline run index RECIPE --again"
+            f"{relative} {'was put there' if sha256 is None else 'was replaced'} since it was indexed: run again, and "
+            "what depends on it is built anew; if that changes nothing, have all files read again first, with: "
+            "python -m pipeline run index RECIPE --again"
         )
     return content
 
@@ -161,13 +164,13 @@ def read_file(root: Path, relative: str, expected_bytes: int) -> bytes:
 def read_image(root: Path, camera: Camera) -> NDArray[Any]:
     """Return an image as uint8 (height, width, 3) RGB, fully decoded.
 
-    Raises FrameError if the file is empty, truncated, not an image, or not of the size that was indexed.
+    Raises FrameError if the file is empty, truncated, not an image, or not the one that was indexed.
     """
     import io
 
     from PIL import Image, UnidentifiedImageError
 
-    content = read_file(root, camera.image_path, camera.image_bytes)
+    content = read_file(root, camera.image_path, camera.image_sha256)
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -175,10 +178,8 @@ def read_image(root: Path, camera: Camera) -> NDArray[Any]:
             pixels = np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise FrameError(f"{camera.image_path}: cannot be decoded as an image: unknown kind of file") from None
-    except FrameError:
-        raise
-    except Exception as error:  # decoders of damaged files fail in as many ways as there are kinds of files
-        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: {summary(error)}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: {error}") from None
     if camera.width_px and pixels.shape[:2] != (camera.height_px, camera.width_px):
         raise FrameError(
             f"{camera.image_path}: {pixels.shape[1]} x {pixels.shape[0]} pixels now, "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from manifests.endings import RunError
 
-
-class TrainerError(RunError):
-    """A run that cannot go on for a reason the user can mend; printed without a trace, exit code 1."""
+class TrainerError(RuntimeError):
+    """A run that cannot go on for a reason the user can mend; printed without a trace, exit status 1."""

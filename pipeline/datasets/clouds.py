@@ -91,7 +91,7 @@ def read_flat(content: bytes, n_columns: int) -> tuple[npt.NDArray[np.float32], 
         raise ValueError(
             f"{len(content)} bytes is not a positive multiple of {4 * n_columns}, the {n_columns} float32 of a point"
         )
-    values = np.frombuffer(content, "<f4").reshape(-1, n_columns).astype(np.float32)
+    values = np.frombuffer(content, "<f4").reshape(-1, n_columns).astype(np.float32, copy=False)
     return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
 
 

@@ -105,7 +105,7 @@ class FolderDataset:
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,) as stored; see Dataset.read_points."""
-        content = read_file(self.root, frame.lidar_path, frame.lidar_bytes)
+        content = read_file(self.root, frame.lidar_path, frame.lidar_sha256)
         try:
             return read_cloud(inside(self.root, frame.lidar_path), content)
         except ValueError as error:
@@ -116,7 +116,9 @@ class FolderDataset:
         if frame.label_path is None:
             raise FrameError(f"{frame.scene}/{FILE} names no `labels`")
         try:
-            return read_point_labels(Path(frame.label_path), read_file(self.root, frame.label_path, 0))
+            return read_point_labels(
+                Path(frame.label_path), read_file(self.root, frame.label_path, frame.label_sha256 or "")
+            )
         except ValueError as error:
             raise FrameError(f"{frame.label_path}: {error}") from None
 

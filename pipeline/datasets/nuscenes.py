@@ -78,7 +78,7 @@ class NuScenesDataset:
         if not frame.lidar_path:
             raise FrameError(f"sample {frame.frame_id} has no {LIDAR} sweep in {self.version}/sample_data.json")
         try:
-            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_bytes), N_COLUMNS)
+            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_sha256), N_COLUMNS)
         except ValueError as error:
             raise FrameError(f"{frame.lidar_path}: truncated sweep: {error}; fetch the file again") from None
 
@@ -86,7 +86,9 @@ class NuScenesDataset:
         """Return the lidarseg index of each point, uint16 (n,); see Dataset.read_labels."""
         if frame.label_path is None:
             raise FrameError(f"no table `lidarseg` of {self.version} names a label file for sweep {frame.lidar_token}")
-        return np.frombuffer(read_file(self.root, frame.label_path, 0), np.uint8).astype(np.uint16)
+        return np.frombuffer(read_file(self.root, frame.label_path, frame.label_sha256 or ""), np.uint8).astype(
+            np.uint16
+        )
 
 
 def find_version(root: Path, version: str) -> Path:

@@ -225,7 +225,7 @@ class SemanticKittiDataset:
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and remission float32 (n,), 0..1, of the scan; see Dataset.read_points."""
         try:
-            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_bytes), N_COLUMNS)
+            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_sha256), N_COLUMNS)
         except ValueError as error:
             raise FrameError(f"{frame.lidar_path}: truncated scan: {error}; fetch the file again") from None
 
@@ -233,7 +233,7 @@ class SemanticKittiDataset:
         """Return the class of each point as stored, without its instance, uint16 (n,); see Dataset.read_labels."""
         if frame.label_path is None:
             raise FrameError(f"sequence {frame.scene} has no folder `labels`")
-        content = read_file(self.root, frame.label_path, 0)
+        content = read_file(self.root, frame.label_path, frame.label_sha256 or "")
         if len(content) % 4:
             raise FrameError(
                 f"{frame.label_path}: {len(content)} bytes is not a multiple of 4, the uint32 of a label; fetch the "
@@ -245,7 +245,7 @@ class SemanticKittiDataset:
 def read_text(root: Path, relative: str) -> str:
     """Return a text file; raises FrameError if it is missing or holds bytes that are no text."""
     try:
-        return read_file(root, relative, 0).decode("ascii")
+        return read_file(root, relative).decode("ascii")
     except UnicodeDecodeError:
         raise FrameError(f"{relative}: this is no text; fetch the file again") from None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from manifests.config import ConfigError
 from manifests.fingerprint import differences, digest
@@ -17,6 +18,7 @@ from manifests.splits import load_split
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of, shard_name
 from manifests.storage.refs import Ref
+from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.datasets import open_dataset
@@ -24,10 +26,12 @@ from pipeline.engine.keys import digest_rows, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
 from pipeline.frame import Frame, frame_row
+from pipeline.sources import FrameFiles, key_with, stats_of
 from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import Stage
 
 FRAMES_PER_SHARD = 64
+LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Planner:
         self._spool = Spool()  # frames are kept on disk: there may be many
         self._listing: dict[str, ListedFrames] | None = None
         self._index_digests: dict[tuple[str, tuple[str, ...]], str] = {}
+        self._listing_digests: dict[str, str] = {}
+        self._contents: dict[tuple[str, str, str], str] = {}
 
     def listing(self) -> dict[str, ListedFrames]:
         """Return the frames of the recipe's split by shard: one shard a scene, long scenes cut every 64 frames.
@@ -120,9 +126,47 @@ class Planner:
             raise ConfigError(sentence)
         identity = self.identity(stage)
         fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
+        if stage.name == "index":
+            self._look_at_files(stage, digest(identity))
         kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
         fingerprint = digest(identity)
         return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
+
+    def _look_at_files(self, stage: Stage, fingerprint: str) -> None:
+        """Look at the files of all shards of `index` from outside, side by side: every look may cross a network."""
+        files = stage.files(self.recipe)
+        assert files is not None
+        self._contents.clear()
+        with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
+            for some in batched(self.listing().items(), 16 * LOOKS_AT_ONCE):
+                asked = []
+                for shard, frames in some:
+                    task = self._task(stage, fingerprint, shard, frames, {})
+                    assert task is not None
+                    asked.append((shard, task.key, names_in(files, frames)))
+                seen = threads.map(lambda one: self._seen(files, *one), asked)
+                for (shard, key, _), content in zip(asked, seen, strict=True):
+                    if content is not None:
+                        self._contents[stage.name, shard, key] = content
+
+    def _seen(self, files: FrameFiles, shard: str, key: str, names: Sequence[str]) -> str | None:
+        """Return the digest of a shard's files if it is known and they look as they did then."""
+        seen = read_seen(self.store, files.place, shard, key)
+        return seen.content if seen and seen.stats == stats_of(files.root, names) else None
+
+    def _built(self, found: Found, task: Task, frames: Sequence[Frame]) -> tuple[ShardFile | None, bool]:
+        """Return the shard that a task would build, if it is there, and whether that can be told without a look."""
+        files = found.stage.files(self.recipe)
+        if files is None:
+            return found.committed.get((task.shard, task.key)), True
+        place = found.stage.name, task.shard, task.key
+        content = self._contents.get(place)
+        if content is None and found.stage.name != "index":
+            content = self._seen(files, task.shard, task.key, names_in(files, frames))
+        if content is None:
+            return None, False
+        self._contents[place] = content
+        return found.committed.get((task.shard, key_with(task.key, content))), True
 
     def plan_shard(self, found: Found, shard: str, upstream: Mapping[str, Table]) -> ShardPlan:
         stage, fingerprint, committed = found.stage, found.fingerprint, found.committed
@@ -130,17 +174,22 @@ class Planner:
         task = self._task(stage, fingerprint, shard, frames, upstream)
         if task is None:
             return ShardPlan(shard, len(frames), None, None, "waits for what it needs")
-        done = committed.get((shard, task.key))
+        done, looked = self._built(found, task, frames)
         if not done and any(found.kept.values()):  # made from a table that was kept in an earlier run
             apart = self._task(stage, fingerprint, shard, frames, upstream, found.kept)
             done = committed.get((shard, apart.key)) if apart else None
         bad = set(done.failed) - set(self.recipe.data.exclude) if done else set()
         if done and not bad and not found.again:
             return ShardPlan(shard, len(frames), done, None, "")
-        return ShardPlan(shard, len(frames), None, task, self._reason(shard, bad, committed, found.again))
+        if stage.files(self.recipe):
+            mine = {key: one for (name, key), one in committed.items() if name == shard}
+            task = replace(task, frames=frames, committed=mine, again=found.again)
+        return ShardPlan(shard, len(frames), None, task, self._reason(shard, bad, committed, found.again, looked))
 
     @staticmethod
-    def _reason(shard: str, bad: set[str], committed: Mapping[tuple[str, str], ShardFile], again: bool) -> str:
+    def _reason(
+        shard: str, bad: set[str], committed: Mapping[tuple[str, str], ShardFile], again: bool, looked: bool
+    ) -> str:
         if again:
             return "asked for again"
         if bad:
@@ -148,7 +197,7 @@ class Planner:
         if not committed:
             return "nothing built with these settings"
         if any(name == shard for name, _ in committed):
-            return "its inputs changed"
+            return "its inputs changed" if looked else "its files changed, or lie in another folder: to be looked at"
         return "new, or deleted"
 
     def _task(
@@ -167,9 +216,10 @@ class Planner:
         """
         depends: dict[str, Any] = {"table": fingerprint}
         if stage.build:
-            return Task(stage.name, fingerprint, shard, digest(depends), 0)
+            settings = digest(dict(stage.settings(self.recipe)))
+            return Task(stage.name, fingerprint, shard, digest(depends), 0, settings=settings)
         if stage.name == "index":
-            depends["listing"] = digest_rows([frame_row(frame) for frame in frames], list(stage.schema.names))
+            depends["listing"] = self._listing_digest(stage, shard, frames)
             return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
         rows: dict[str, tuple[str, ShardFile]] = {}
         broadcast: dict[str, tuple[str, ShardFile]] = {}
@@ -196,6 +246,8 @@ class Planner:
             depends[need.table] = [source.key, source.sha256]
             if need.how != "window":
                 continue
+            if silent := self._silent(shard, need.reach):
+                depends["excluded"] = silent
             for side, beside in self.beside[shard].items():
                 for name in ("index", need.table):
                     source = upstream[name].done.get(beside)
@@ -207,7 +259,18 @@ class Planner:
                         if name == "index"
                         else [source.key, source.sha256]
                     )
-        return Task(stage.name, fingerprint, shard, digest(depends), len(frames), (), rows, broadcast, **halo)
+        return Task(
+            stage.name,
+            fingerprint,
+            shard,
+            digest(depends),
+            len(frames),
+            (),
+            rows,
+            broadcast,
+            halo["before"],
+            halo["after"],
+        )
 
     @cached_property
     def beside(self) -> dict[str, dict[str, str]]:
@@ -218,6 +281,32 @@ class Planner:
                 near[before]["after"], near[after]["before"] = after, before
         return near
 
+    def _silent(self, shard: str, reach: int) -> list[str]:
+        """Return the excluded frames that would have a say in rows of a shard, up to `reach` frames away from each."""
+        before, after = (self.beside[shard].get(side) for side in ("before", "after"))
+        n_frames = len(self.listing()[shard])
+        found = []
+        for frame_id, (place, position) in self._excluded.items():
+            from_end = len(self.listing()[place]) - position  # 1 for the last
+            if (
+                (place == shard and n_frames > 1 and reach)
+                or (place == before and from_end <= reach)
+                or (place == after and position < reach)
+            ):
+                found.append(frame_id)
+        return sorted(found)
+
+    @cached_property
+    def _excluded(self) -> dict[str, tuple[str, int]]:
+        """Shard and position of every excluded frame."""
+        names = set(self.recipe.data.exclude)
+        return {
+            frame.frame_id: (shard, position)
+            for shard, frames in (self.listing().items() if names else ())
+            for position, frame in enumerate(frames)
+            if frame.frame_id in names
+        }
+
     def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
         """Return a digest of frame ids, status and some further columns of a shard of `index`."""
         place = shard.sha256, columns
@@ -225,6 +314,13 @@ class Planner:
             table = self.store.read("index", fingerprint, shard, ["frame_id", "status", *columns])
             self._index_digests[place] = digest_table(table)
         return self._index_digests[place]
+
+    def _listing_digest(self, stage: Stage, shard: str, frames: Sequence[Frame]) -> str:
+        """Return a digest of what the data set says of the frames of a shard, before any file is opened."""
+        if shard not in self._listing_digests:
+            rows = [frame_row(frame) | {"problems": list(frame.problems)} for frame in frames]
+            self._listing_digests[shard] = digest_rows(rows, [*stage.schema.names, "problems"])
+        return self._listing_digests[shard]
 
     def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
         """Return what differs from the table that this recipe's ref stands for, else from the newest of the stage."""
@@ -242,3 +338,18 @@ class Planner:
         Raises StoreError for a ref that cannot be read; that never means that nothing was built.
         """
         return self.store.read_ref(self.recipe.name)
+
+
+T = TypeVar("T")
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last of them perhaps shorter."""
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def names_in(files: FrameFiles, frames: Sequence[Frame]) -> list[str]:
+    """Return the files of some frames, in order."""
+    return [name for frame in frames for name in files.names(frame)]

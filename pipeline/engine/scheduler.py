@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,15 +13,14 @@ from pipeline.engine.refs import move_ref, write_manifest
 from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher, Work
 from pipeline.stages import STAGES, with_upstream
 
-_log = logging.getLogger("afov.shards")  # for the log file
-
 
 @dataclass
 class StageRun:
     """A stage while a run goes on. `upstream` are the stages that it needs tables of.
 
     A shard is in `done`, in `waiting` for what it needs, `under_way` (in the queue or with a worker), or it failed.
-    `begun`: a worker has had one of them. `n_frames` were built in this run, in so many `seconds` of its workers.
+    `begun`: a worker has had one of them. `n_built` shards with `n_frames` were built in this run, in so many `seconds`
+    of its workers.
     """
 
     found: Found
@@ -35,6 +33,7 @@ class StageRun:
     failures: list[Failure] = field(default_factory=list)
     devices: set[str] = field(default_factory=set)
     batches: set[int] = field(default_factory=set)
+    n_built: int = 0
     n_frames: int = 0
     seconds: float = 0.0
 
@@ -72,13 +71,14 @@ class Run:
         one = self._stages[task.stage]
         one.under_way.remove(task.shard)
         one.failures += outcome.failures
-        note(task, outcome)
-        one.seconds += outcome.seconds
+        one.seconds += 0 if outcome.looked else outcome.seconds
         one.shards[task.shard] = replace(one.shards[task.shard], done=outcome.shard, task=None)
-        if outcome.shard:
+        if outcome.shard and not outcome.looked:
+            one.n_built += 1
             one.n_frames += task.n_frames
             one.devices.add(outcome.device)
             one.batches |= {outcome.batch} if outcome.batch else set()
+        if outcome.shard:
             one.done[task.shard] = outcome.shard
             self._release(task.stage, task.shard)
         if self._watcher:
@@ -93,7 +93,7 @@ class Run:
     def stop(self) -> None:
         """Write the manifests of stages that are not through, as far as they got."""
         for name, one in list(self._open.items()):
-            if one.n_frames or one.failures:
+            if one.n_built or one.failures:
                 self._finish(name, one)
         if self._run and self._open:
             self._planner.store.end(self._planner.recipe.name, self._run)
@@ -157,6 +157,7 @@ class Run:
         if one.begun:
             if self._watcher:
                 self._watcher.stage_finished(plan)
+        if one.n_built or one.failures:
             workers = self._planner.recipe.run.workers
             work = Work(one.n_frames, one.seconds / workers, workers)
             write_manifest(
@@ -170,13 +171,3 @@ class Run:
                 work,
             )
         move_ref(self._planner, self._finished, self._open, self._run)
-
-
-def note(task: Task, outcome: Outcome) -> None:
-    """Write to the log what came of a task: every failure, and the traces of the first."""
-    built = "failed" if outcome.shard is None else "built"
-    _log.debug("%s %s %s in %.2f s on %s", task.stage, task.shard, built, outcome.seconds, outcome.device)
-    for failure in outcome.failures:
-        _log.info("failed: %s %s %s: %s", failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
-    for trace in outcome.traces:
-        _log.info("a trace of %s %s:\n%s", task.stage, task.shard, trace)

@@ -19,8 +19,11 @@ FULL_DISKS = 2  # a disk that had no room for this many shards gets no more in t
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to build: what a worker needs to know. `frames` is the data set's own listing, for `index` only.
+    """One shard to build: what a worker needs to know. `frames` is the data set's own listing, for stages with `files`.
 
+    Where a stage has `files`, `key` stands for all that a shard depends on but their content, which the worker digests;
+    one of `committed` that has the key it then finds, is built already, unless it is asked for `again`. `settings` is a
+    digest of what a table for all frames is made from.
     `before` and `after` are the shards next to it in its scene, of the tables that a window is needed of.
     """
 
@@ -34,6 +37,9 @@ class Task:
     broadcast: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
     before: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
     after: Mapping[str, tuple[str, ShardFile]] = field(default_factory=dict)
+    committed: Mapping[str, ShardFile] = field(default_factory=dict)
+    again: bool = False
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Outcome:
     """What came of a task: the committed shard or why there is none; the device and batch that networks ran with.
 
     `seconds` is how long its worker was at it. `disk_full`: for want of space, which another machine may have.
-    `traces` are those of the first failures, for the log.
+    `looked`: the files were looked at, and the shard made of these bytes was there already.
     """
 
     shard: ShardFile | None
@@ -60,7 +66,7 @@ class Outcome:
     batch: int | None = None
     seconds: float = 0.0
     disk_full: bool = False
-    traces: tuple[str, ...] = ()
+    looked: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Pool(Protocol):
         """Yield every task with its outcome, as they come, until the queue is empty and nothing is under way.
 
         The caller may put tasks in until it asks for the next outcome. Raises ConfigError where a worker finds the
-        recipe at fault, and Bug where it meets a fault of our code, after the outcomes of what was under way.
+        recipe at fault, after the outcomes of what was under way.
         """
 
 
@@ -190,4 +196,4 @@ def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[
 
 def lost_outcome(task: Task, cause: str) -> Outcome:
     """Return the outcome of a shard that no worker could finish."""
-    return Outcome(None, (Failure(task.stage, task.shard, None, " ".join(cause.split())[:1500]),))
+    return Outcome(None, (Failure(task.stage, task.shard, None, " ".join(cause.split())[:300]),))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
-from manifests.endings import Bug, is_bug, summary, trace_of
+from manifests.fingerprint import digest
 from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
 from manifests.storage.errors import StoreError, is_full
+from manifests.storage.seen import Seen, write_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError, frame_of
+from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
-
-MOST_TRACES = 3  # of a shard's failures, for the log
 
 
 class Worker:
@@ -32,7 +32,6 @@ class Worker:
         self._recipe = recipe
         self._stage: Stage | None = None
         self._store = Store.open(recipe.run.store)
-        self._traces: list[str] = []
         self._excluded = frozenset(recipe.data.exclude)
         self._function: StreamFunction | None = None
         self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
@@ -40,14 +39,12 @@ class Worker:
     def run(self, task: Task) -> Outcome:
         """Build and commit one shard; failures become part of the outcome.
 
-        Raises ConfigError, since weights that are not there would fail every shard alike, and Bug, since a fault of
-        our own code is no bad frame; nothing else. All frames are tried even after one has failed, so that a run lists
-        every bad frame at once.
+        Raises ConfigError alone: weights that are not there would fail every shard alike. All frames are tried even
+        after one has failed, so that a run lists every bad frame at once.
         """
         if self._stage is None or self._stage.name != task.stage:
             self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
         begun = time.monotonic()
-        self._traces = []
         try:
             # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
             with threadpool_limits(1):
@@ -56,21 +53,15 @@ class Worker:
         except ConfigError:
             raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
-            if is_bug(error):
-                raise Bug.of(error, f"in stage {task.stage}, shard {task.shard}") from None
-            self._keep_trace(error)
-            failure = Failure(task.stage, task.shard, None, summary(error))
+            failure = Failure(task.stage, task.shard, None, cause_of(error))
             outcome = Outcome(None, (failure,), disk_full=is_full(error))
-        return replace(outcome, seconds=time.monotonic() - begun, traces=tuple(self._traces))
-
-    def _keep_trace(self, error: Exception) -> None:
-        """Keep the trace of an error for the log; the first few of a shard tell enough."""
-        if len(self._traces) < MOST_TRACES:
-            self._traces.append(trace_of(error))
+        return replace(outcome, seconds=time.monotonic() - begun)
 
     def _build_table(self, task: Task, stage: Stage) -> Outcome:
         assert stage.build is not None
         rows = stage.build(self._recipe)
+        if digest(dict(stage.settings(self._recipe))) != task.settings:
+            raise StoreError(f"a file that `{stage.name}` is made from was replaced since the run began; run again")
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
             for row in rows:
                 writer.append(row)
@@ -80,11 +71,19 @@ class Worker:
         return "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
 
     def _build_frames(self, task: Task, stage: Stage) -> Outcome:
+        files, looked, key = stage.files(self._recipe), None, task.key
+        if files:
+            looked = look(files, task.frames)
+            key = key_with(task.key, looked.content)
+            done = task.committed.get(key)
+            if done and not task.again and self._excluded.issuperset(done.failed):
+                self._note(task, files, looked)
+                return Outcome(done, looked=True)
         if self._function is None:
             self._function = stage.open(self._recipe)
         failures: list[Failure] = []
-        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
-            for row in self._rows(task, stage, self._function):
+        with self._store.writer(task.stage, task.fingerprint, task.shard, key, stage.schema) as writer:
+            for row in self._rows(task, stage, self._function, looked.digests if looked else ()):
                 if row["status"] == "failed":
                     if row["frame_id"] not in self._excluded:
                         failures.append(Failure(task.stage, task.shard, row["frame_id"], row["reason"]))
@@ -94,77 +93,68 @@ class Worker:
                     writer.append(row, stage.count(row))
             if failures:
                 return Outcome(None, tuple(failures))
-            return Outcome(writer.commit(), device=self._device(stage), batch=self._function.batch)
+            shard = writer.commit()
+        if files and looked:
+            self._note(task, files, looked)
+        return Outcome(shard, device=self._device(stage), batch=self._function.batch)
 
-    def one_row(self, task: Task, position: int) -> Row:
-        """Return the stage's own columns of one frame of a task; commits nothing, and raises whatever goes wrong."""
-        stage = STAGES[task.stage]
-        for one in self._inputs(task, stage, [position]):
-            if not isinstance(one, FrameInput):
-                raise FrameError(f"an earlier stage failed on this frame: {one['reason']}")
-            [made] = stage.open(self._recipe)(iter([one]))
-            if isinstance(made, Exception):
-                raise made
-            return made
-        raise AssertionError("one position gives one frame")
+    def _note(self, task: Task, files: FrameFiles, looked: Looked) -> None:
+        """Spare the next plan a look at the files; only after the shard made of them is there."""
+        write_seen(self._store, files.place, task.shard, task.key, Seen(looked.stats, looked.content))
 
-    def _rows(self, task: Task, stage: Stage, function: StreamFunction) -> Iterator[Row]:
-        """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so."""
-        waiting: deque[Row | str] = deque()  # rows of frames that failed before, ids of those under way
+    def _rows(
+        self, task: Task, stage: Stage, function: StreamFunction, digests: Sequence[Digests]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so.
 
-        def noted() -> Iterator[FrameInput]:
-            for one in self._inputs(task, stage, range(task.n_frames)):
-                if isinstance(one, FrameInput):
-                    waiting.append(one.frame.frame_id)
-                    yield one
-                else:
-                    waiting.append(one)
-
-        for made in function(noted()):
-            while not isinstance(row := waiting.popleft(), str):
-                yield row
-            if isinstance(made, ConfigError | StoreError):
-                raise made
-            if isinstance(made, Exception):
-                if is_bug(made):
-                    raise Bug.of(made, f"in stage {task.stage}, shard {task.shard}, frame {row}") from None
-                self._keep_trace(made)
-                yield failed_row(row, f"{task.stage}: {summary(made)}")
-            else:
-                yield {"frame_id": row, "status": "ok", "reason": None, **made}
-        for row in waiting:
-            assert not isinstance(row, str), "a stage made fewer rows than there are frames"
-            yield row
-
-    def _inputs(self, task: Task, stage: Stage, positions: Iterable[int]) -> Iterator[FrameInput | Row]:
-        """Yield what the stage gets for frames of a task, by position, ascending; where one failed before, its row."""
+        `digests` are those of the files that the stage reads, frame by frame; empty where it reads none.
+        """
         broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
         needs = stage.needs(self._recipe)
         columns = {need.table: need.read for need in needs}
         reach = max((need.reach for need in needs if need.how == "window"), default=0)
-        here = ShardInputs(self._store, task.rows, columns, task.frames, broadcast)
+        listed = () if task.rows else task.frames
+        here = ShardInputs(self._store, task.rows, columns, listed, broadcast, digests)
         before, after = (
             ShardInputs(self._store, tables, columns, (), broadcast) for tables in (task.before, task.after)
         )
-        near: dict[int, FrameInput | Row] = {}  # by position in this shard, below 0 in the one before
-        first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
-        for position in positions:
-            for other in range(max(position - reach, first), min(position + reach + 1, stop)):
-                if other in near:
+        waiting: deque[dict[str, Any] | str] = deque()  # rows of frames that failed before, ids of those under way
+
+        def inputs() -> Iterator[FrameInput]:
+            near: dict[int, FrameInput | dict[str, Any]] = {}  # by position in this shard, below 0 in the one before
+            first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
+            for position in range(task.n_frames):
+                for other in range(max(position - reach, first), min(position + reach + 1, stop)):
+                    if other in near:
+                        continue
+                    if other < 0:
+                        near[other] = before.read(before.n_frames + other)
+                    elif other < task.n_frames:
+                        near[other] = here.read(other)
+                    else:
+                        near[other] = after.read(other - task.n_frames)
+                near.pop(position - reach - 1, None)
+                one = near[position]
+                if isinstance(one, dict):
+                    waiting.append(one)
                     continue
-                if other < 0:
-                    near[other] = before.read(before.n_frames + other)
-                elif other < task.n_frames:
-                    near[other] = here.read(other)
-                else:
-                    near[other] = after.read(other - task.n_frames)
-            near.pop(position - reach - 1, None)
-            one = near[position]
-            if reach and isinstance(one, FrameInput):
+                waiting.append(one.frame.frame_id)
                 others = sorted(other for other in near if other != position)
-                around = tuple(item for other in others if isinstance(item := near[other], FrameInput))
-                one = replace(one, around=around)
-            yield one
+                around = (item for other in others if isinstance(item := near[other], FrameInput))
+                # who is excluded has no say in the rows of others either
+                heard = tuple(item for item in around if item.frame.frame_id not in self._excluded)
+                yield replace(one, around=heard) if reach else one
+
+        for made in function(inputs()):
+            while isinstance(row := waiting.popleft(), dict):
+                yield row
+            if isinstance(made, Exception):
+                yield failed_row(row, f"{task.stage}: {cause_of(made)}")
+            else:
+                yield {"frame_id": row, "status": "ok", "reason": None, **made}
+        for row in waiting:
+            assert isinstance(row, dict), "a stage made fewer rows than there are frames"
+            yield row
 
     def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
         if name not in self._broadcast or self._broadcast[name][0] != shard.key:
@@ -182,10 +172,15 @@ class ShardInputs:
         columns: Mapping[str, tuple[str, ...] | None],
         frames: Sequence[Frame],
         broadcast: Mapping[str, list[Row]],
+        digests: Sequence[Digests] = (),
     ) -> None:
-        """`columns` are those to read of a table; `frames` stand for table `index` while that is being made."""
+        """`columns` are those to read of a table; `frames` stand for table `index` while that is being made.
+
+        `digests` are those of the files that the stage reads, frame by frame, if it reads some.
+        """
         self._readers = {name: store.open_shard(name, *source) for name, source in tables.items()}
         self._columns, self._frames, self._broadcast = columns, tuple(frames), broadcast
+        self._digests = digests
         self.n_frames = tables["index"][1].rows if tables else len(frames)
 
     def read(self, position: int) -> FrameInput | dict[str, Any]:
@@ -203,7 +198,15 @@ class ShardInputs:
         if failed is not None:
             return failed_row(frame_id, failed)
         frame = self._frames[position] if self._frames else frame_of(rows["index"])
+        if self._digests:
+            frame = replace(frame, files=self._digests[position])
         return FrameInput(frame, rows, self._broadcast)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error as one line: our own sentences as they are, anything else with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FrameError | StoreError | ConfigError) else f"{type(error).__name__}: {text}"
 
 
 def device_name(recipe: Recipe) -> str:

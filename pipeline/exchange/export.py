@@ -36,7 +36,7 @@ from manifests.storage.store import Store
 from pipeline.frame import Camera, Frame, frame_of
 from pipeline.look.browse import Track
 from pipeline.stages.segment import segments_of
-from pipeline.teachers.artifacts import names_a_file
+from pipeline.teachers.artifacts import PROMPTS, names_a_file
 from superpixels.lifting import official_point_labels
 from superpixels.segments import Segments
 
@@ -110,6 +110,7 @@ def export(
     (out / POINT_LABELS).mkdir(exist_ok=True)
     matrix = np.concatenate([text, np.zeros((1, text.shape[1]), np.float32)]) if layout == "fcclip" else text
     put_tensors(out / MASKS / TEXT, matrix)
+    put(out / MASKS / PROMPTS, lambda file: file.write("\n".join([*recipe.ontology.prompts, ""]).encode()))
 
     written = kept = most = 0
     by_shard = {name: {shard.shard: shard for shard in table.shards} for name, table in tables.items()}

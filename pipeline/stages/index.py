@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests.fingerprint import sha256_file
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import Dataset, open_dataset
-from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_image
+from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_file, read_image
 from pipeline.geometry import Float64, check_intrinsics
+from pipeline.sources import FrameFiles, sha256_of
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
+ABSENT = "absent"  # in the place of a digest
 RIGID_TOLERANCE = 1e-3  # tables round quaternions; anything above is a typing error or a scaled matrix
 
 
@@ -31,6 +32,27 @@ def prepare(recipe: Recipe) -> FrameFunction:
     return check
 
 
+def files_of(frame: Frame) -> tuple[str, ...]:
+    """Return the files of a frame in the data root: its sweep, its images, and its labels where it has some."""
+    labels = () if frame.label_path is None else (frame.label_path,)
+    return (frame.lidar_path, *(camera.image_path for camera in frame.cameras), *labels)
+
+
+def digested(root: Path, frame: Frame) -> Frame:
+    """Return the frame with the digests of its files, so that whoever reads one gets the bytes that were digested.
+
+    They are those that came with the frame, if it has some. That of a file that is not there fits no file, should one
+    appear meanwhile.
+    """
+    known = frame.files or {name: sha256_of(root, name) for name in files_of(frame)}
+    return replace(
+        frame,
+        lidar_sha256=known[frame.lidar_path] or ABSENT,
+        label_sha256=None if frame.label_path is None else known[frame.label_path],
+        cameras=tuple(replace(one, image_sha256=known[one.image_path] or ABSENT) for one in frame.cameras),
+    )
+
+
 def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
     """Return the frame with sizes and point count, every file of it read and decoded; a frame without cameras is fine.
 
@@ -38,6 +60,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
     finite), images (missing, empty, truncated, no image), poses and camera matrices, and labels that do not fit the
     sweep. A label file that is not on disk is not an error: nothing but stage `label` needs it.
     """
+    frame = digested(root, frame)
     problems = list(frame.problems)
     for name, pose in (("ego_from_lidar", frame.ego_from_lidar), ("world_from_lidar", frame.world_from_lidar)):
         if not (frame.problems and np.isnan(pose).any()):  # NaN because of a fault that is listed already
@@ -74,31 +97,26 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
             f"{frame.lidar_path}: {bad.sum()} of {len(bad)} points have a value that is not finite, the first is "
             f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
         )
-    path = inside(root, frame.lidar_path)
-    return replace(frame, n_points=len(xyz_m), lidar_bytes=path.stat().st_size, lidar_sha256=sha256_file(path))
+    return replace(frame, n_points=len(xyz_m), lidar_bytes=inside(root, frame.lidar_path).stat().st_size)
 
 
 def checked_image(root: Path, camera: Camera) -> Camera:
     """Return the camera with what its image tells; raises FrameError if that cannot be read to its last pixel."""
     height_px, width_px = read_image(root, camera).shape[:2]
-    path = inside(root, camera.image_path)
-    return replace(
-        camera,
-        width_px=width_px,
-        height_px=height_px,
-        image_bytes=path.stat().st_size,
-        image_sha256=sha256_file(path),
-    )
+    size = inside(root, camera.image_path).stat().st_size
+    return replace(camera, width_px=width_px, height_px=height_px, image_bytes=size)
 
 
 def checked_labels(dataset: Dataset, root: Path, frame: Frame) -> Frame:
-    """Return the frame with the digest of its labels, if they are on disk; raises FrameError if they do not fit."""
+    """Return the frame if its labels are not on disk, or fit its sweep; raises FrameError if they do not fit."""
     if frame.label_path is None or not frame.n_points or not inside(root, frame.label_path).exists():
         return frame
+    if frame.label_sha256 is None:
+        read_file(root, frame.label_path, None)  # says why it could not be digested
     n_labels = len(dataset.read_labels(frame))
     if n_labels != frame.n_points:
         raise FrameError(f"{frame.label_path}: {n_labels} labels for the {frame.n_points} points of {frame.lidar_path}")
-    return replace(frame, label_sha256=sha256_file(inside(root, frame.label_path)))
+    return frame
 
 
 def camera_problems(camera: Camera) -> list[str]:
@@ -131,6 +149,7 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
     prepare=prepare,
+    files=lambda recipe: FrameFiles(Path(recipe.data.root), files_of),
     count=lambda row: {"points": int(row["n_points"]), "images": len(row["camera"])},
     kilobytes_per_frame=lambda recipe: 10.0,
 )

@@ -14,7 +14,7 @@ from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from pipeline.datasets import open_dataset
-from pipeline.frame import Frame, FrameError, inside
+from pipeline.frame import Frame, FrameError, inside, read_file
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
@@ -24,7 +24,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     It raises FrameError for a frame without labels, a file that does not fit the sweep, and a label that the dictionary
     does not know.
     """
-    dataset = open_dataset(recipe.data)
+    dataset, root = open_dataset(recipe.data), Path(recipe.data.root)
 
     def read(inputs: FrameInput) -> Row:
         frame = inputs.frame
@@ -33,6 +33,8 @@ def prepare(recipe: Recipe) -> FrameFunction:
                 f"version {recipe.data.version} of the data set names no label file for sweep {frame.lidar_token}, "
                 "though it does for other sweeps; exclude the frame or complete the labels"
             )
+        if frame.lidar_sha256 and frame.label_sha256 is None:  # indexed, without labels; none may be read unchecked
+            read_file(root, frame.label_path, None)
         raw = dataset.read_labels(frame)
         if len(raw) != frame.n_points:
             raise FrameError(f"{frame.label_path}: {len(raw)} labels for a sweep of {frame.n_points} points")

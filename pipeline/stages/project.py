@@ -12,20 +12,17 @@ from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from manifests.sections.tables import ProjectConfig
-from pipeline.datasets import open_dataset
 from pipeline.frame import Frame
 from pipeline.geometry import project
-from pipeline.stages.base import FrameFunction, FrameInput, Stage
+from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from superpixels.lifting import occluded
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that projects the sweep of a frame into each of its images."""
-    dataset = open_dataset(recipe.data)
 
     def project_sweep(inputs: FrameInput) -> Row:
-        xyz_m, _ = dataset.read_points(inputs.frame)
-        return visible_pairs(inputs.frame, xyz_m, recipe.project)
+        return visible_pairs(inputs.frame, inputs.rows["points"]["xyz_m"], recipe.project)
 
     return project_sweep
 
@@ -76,19 +73,10 @@ STAGE = Stage(
     name="project",
     version=2,
     schema=TABLES["project"],
-    needs=lambda recipe: (),
-    settings=lambda recipe: {"dataset": recipe.data.dataset, **changed_values(recipe.project)},
+    needs=lambda recipe: (Need("points", columns=("xyz_m",)),),
+    settings=lambda recipe: changed_values(recipe.project),
     prepare=prepare,
-    index_columns=(
-        "lidar_token",
-        "lidar_path",
-        "lidar_sha256",
-        "n_points",
-        "width_px",
-        "height_px",
-        "intrinsics",
-        "cam_from_lidar",
-    ),
+    index_columns=("width_px", "height_px", "intrinsics", "cam_from_lidar"),
     count=lambda row: {"pairs": len(row["point"]), "occluded_pairs": int(row["occluded"].sum())},
     kilobytes_per_frame=lambda recipe: 350.0,
 )

@@ -20,7 +20,6 @@ from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage, StreamFunction
 from pipeline.teachers import TEACHERS
 from superpixels.segments import Segments
-from superpixels.unfit import Unfit
 
 
 def needs(recipe: Recipe) -> tuple[Need, ...]:
@@ -63,8 +62,8 @@ def prepare(recipe: Recipe) -> FrameFunction:
         text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
         try:
             views = teacher.segment(inputs.frame, encoding, text)
-        except Unfit as error:
-            raise FrameError(str(error)) from error
+        except ValueError as error:  # what the pure functions on arrays raise
+            raise FrameError(str(error)) from None
         if len(views) != len(inputs.frame.cameras) or any(view.prompt_id.max(initial=0) >= len(text) for view in views):
             raise FrameError(
                 f"teacher {recipe.teacher.name} gave {len(views)} views; expected {len(inputs.frame.cameras)}, "
@@ -194,6 +193,7 @@ STAGE = Stage(
     prepare=prepare,
     stream=stream,
     gpus=gpus,
+    files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
     count=lambda row: {"segments": len(row["prompt_id"])},
     kilobytes_per_frame=kilobytes_per_frame,

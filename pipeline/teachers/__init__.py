@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from manifests.recipe import Recipe
     from pipeline.frame import Camera, Frame
+    from pipeline.sources import FrameFiles
     from superpixels.segments import Segments
 
 
@@ -96,6 +97,7 @@ class TeacherKind:
 
     `needs` names further tables, whose columns of the frame `segment` is handed. `content` returns what rows of "text",
     "encode" or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
+    `files` are what `segment` reads of a frame beside its images; they come with their digests in `frame.files`.
     """
 
     load: Callable[[Recipe, str], Teacher]
@@ -104,11 +106,14 @@ class TeacherKind:
     simulated: bool = False
     needs: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     content: Callable[[Recipe, str], Mapping[str, Any]] = lambda recipe, stage: {}
+    files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
 
 
 TEACHERS: dict[str, TeacherKind] = {
-    "artifacts": TeacherKind(Artifacts.load, has_encode=False, ready_made=True),
+    "artifacts": TeacherKind(
+        Artifacts.load, has_encode=False, ready_made=True, content=Artifacts.content, files=Artifacts.files
+    ),
     "clip_dense": TeacherKind(ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
     "composite": TeacherKind(
         Composite.load,
@@ -122,6 +127,8 @@ TEACHERS: dict[str, TeacherKind] = {
         content=FcClip.content,
         kilobytes_per_frame=FcClip.kilobytes_per_frame,
     ),
-    "oracle": TeacherKind(Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content),
+    "oracle": TeacherKind(
+        Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content, files=Oracle.files
+    ),
     "san": TeacherKind(San.load, has_encode=True, kilobytes_per_frame=San.kilobytes_per_frame),
 }

@@ -2,7 +2,8 @@
 
 One folder holds, per camera image, `<token>.png` (grey, segment ids, 0 for none), `<token>.json` (a list; entry k - 1
 names segment k by a prompt, `category_id`) and `<token>.pt` (row k is the vector of segment k, row 0 is zeros; FC-CLIP
-has a list of two such matrices), and once `text_embedding.pt` (a row per prompt; FC-CLIP adds one for "void").
+has a list of two such matrices), and once `text_embedding.pt` (a row per prompt; FC-CLIP adds one for "void"). Beside
+them `prompts.txt` may say which prompts these are.
 
 Nothing in these files is trusted or repaired: names stay inside the folder, `.pt` files may hold tensors only, and
 whatever does not fit together is named with the image's token. What cannot be seen in the files: CAT-Seg's official
@@ -12,12 +13,16 @@ the bottom.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +30,19 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
-from manifests.sections.teachers.artifacts import TEXT, ArtifactsConfig
+from manifests.sections.teachers.artifacts import OFFICIAL_PROMPTS, TEXT, ArtifactsConfig, prompts_digest
 from pipeline.frame import MAX_IMAGE_PIXELS, Frame, FrameError
+from pipeline.sources import Digests, FrameFiles
 from superpixels.segments import Segments
 
 if TYPE_CHECKING:
     from manifests.recipe import Recipe
 
+
+PROMPTS = "prompts.txt"
+ENDINGS = ("png", "json", "pt")
+MOST_BYTES = 256 << 20  # of a file, packed or unpacked; vectors of 250 segments take 1 MB, those of 2,000 prompts 12
+MOST_VALUES = MOST_BYTES // 4  # of all matrices in a file, which may be views of less than their size
 
 _TOKEN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no separator and no leading dot: the file stays in the folder
 
@@ -65,8 +76,27 @@ class Artifacts:
             raise ConfigError(f"teacher.folder: there is no folder {config.folder}")
         return cls(config)
 
+    @staticmethod
+    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
+        """Return nothing; raises ConfigError where the files were made with other prompts, or may have been."""
+        assert isinstance(recipe.teacher, ArtifactsConfig)
+        check_prompts(recipe.teacher, recipe.ontology.prompts)
+        return {}
+
+    @staticmethod
+    def files(recipe: Recipe) -> FrameFiles:
+        """Return what is read of every frame."""
+        assert isinstance(recipe.teacher, ArtifactsConfig)
+
+        def names(frame: Frame) -> tuple[str, ...]:
+            tokens = [one.token for one in frame.cameras if names_a_file(one.token)]
+            return tuple(f"{token}.{ending}" for token in tokens for ending in ENDINGS)
+
+        return FrameFiles(Path(recipe.teacher.folder), names)
+
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return the stored vector of each prompt, scaled to length 1, float32 (p, d); raises ConfigError."""
+        check_prompts(self.config, prompts)
         return read_text(self.config, len(prompts))
 
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
@@ -81,7 +111,7 @@ class Artifacts:
         problems: list[str] = []
         n_prompts, n_dims = text.shape
         triples = [
-            read_triple(self.config, one.token, n_prompts, n_dims, problems, (one.width_px, one.height_px))
+            read_triple(self.config, one.token, n_prompts, n_dims, problems, (one.width_px, one.height_px), frame.files)
             for one in frame.cameras
         ]
         if len({triple.n_matrices for triple in triples if triple}) > 1:
@@ -106,6 +136,7 @@ def check_folder(config: ArtifactsConfig, tokens: Iterable[str], ontology: Ontol
     n_prompts, n_dims = len(ontology.prompts), 0
     problems: list[str] = []
     try:
+        check_prompts(config, ontology.prompts)
         n_dims = read_text(config, n_prompts).shape[1]
     except ConfigError as error:
         problems.append(str(error))
@@ -119,23 +150,53 @@ def check_folder(config: ArtifactsConfig, tokens: Iterable[str], ontology: Ontol
     return problems
 
 
+def check_prompts(config: ArtifactsConfig, prompts: Sequence[str]) -> None:
+    """Raise ConfigError unless the files were made with these prompts, by what lies beside them or the recipe says."""
+    path = Path(config.folder) / PROMPTS
+    own = prompts_digest(prompts)
+    try:
+        written = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        if own != config.prompts_sha256:
+            whose = "those of AFOV for nuScenes" if config.prompts_sha256 == OFFICIAL_PROMPTS else "others"
+            raise ConfigError(
+                f"teacher.folder: the files in {config.folder} name prompts by their position, and by "
+                f"teacher.prompts_sha256 these are {whose}, not the {len(prompts)} of data.ontology. Name the "
+                "dictionary that the files were made with; if they were made with this one, write its prompts, one a "
+                f"line, to {path}, or say so by teacher.prompts_sha256={own}"
+            ) from None
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"teacher.folder: {path}: {reason(error)}") from None
+    if prompts_digest(written) != own:
+        first = next((i for i, (a, b) in enumerate(zip(written, prompts, strict=False)) if a != b), None)
+        where = f"has {len(written)} prompts, data.ontology {len(prompts)}"
+        if first is not None:
+            where += f"; the first that differs is number {first}, {written[first]!r} there and {prompts[first]!r} here"
+        raise ConfigError(f"teacher.folder: {path} {where}; name the dictionary that the files were made with")
+
+
 def read_text(config: ArtifactsConfig, n_prompts: int) -> npt.NDArray[np.float32]:
-    """Return the text vectors, scaled to length 1, float32 (n_prompts, d), without FC-CLIP's last row for "void".
+    """Return the text vectors, scaled to length 1, float32 (n_prompts, d), without the last row for "void" if any.
 
     Raises ConfigError if the file is missing, damaged, or made for another class dictionary.
     """
     path = Path(config.folder) / TEXT
     try:
-        matrices = read_matrices(path)
+        matrices = read_matrices(read_bytes(path))
         if len(matrices) != 1:
             raise ValueError(f"holds {len(matrices)} matrices; expected one")
     except (ValueError, OSError) as error:
         raise ConfigError(f"teacher.folder: {path}: {reason(error)}") from None
     [vectors] = matrices
-    if len(vectors) not in (n_prompts, n_prompts + 1):
+    if len(vectors) != n_prompts + config.has_void:
+        void = ", and by teacher.void or its layout the last row stands for no prompt" if config.has_void else ""
+        advice = "name in data.ontology the dictionary that the files were made with"
+        if len(vectors) == n_prompts + 1:
+            advice += ', or, if the last row stands for "void", set teacher.void = true'
         raise ConfigError(
-            f"teacher.folder: {path} has {len(vectors)} rows, but the class dictionary has {n_prompts} prompts (one "
-            "row more, for void, is allowed); name in data.ontology the dictionary that the files were made with"
+            f"teacher.folder: {path} has {len(vectors)} rows, but the class dictionary has {n_prompts} prompts{void}; "
+            + advice
         )
     vectors = vectors[:n_prompts]
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -154,11 +215,12 @@ def read_triple(
     n_dims: int,
     problems: list[str],
     size_px: tuple[int, int] | None = None,
+    digests: Digests = MappingProxyType({}),
 ) -> Triple | None:
     """Return what is stored for an image, or None after adding to `problems` everything that is wrong with it.
 
     `n_dims` is the length of the text vectors, 0 if unknown; `size_px` the width and height of the image, None if
-    unknown.
+    unknown. Files must have the `digests` that are known of them.
     """
     start = len(problems)
     if not names_a_file(token):
@@ -168,16 +230,16 @@ def read_triple(
     label_map = prompt_id = vectors = None
     n_matrices = 1
     try:
-        label_map = read_label_map(folder / f"{token}.png", size_px)
+        label_map = read_label_map(read_bytes(folder / f"{token}.png", digests), size_px)
     except (ValueError, OSError) as error:
         problems.append(f"{token}.png: {reason(error)}")
     n_pixels = np.bincount(label_map.ravel()) if label_map is not None else None
     try:
-        prompt_id = read_names(folder / f"{token}.json", n_prompts, n_pixels)
+        prompt_id = read_names(read_bytes(folder / f"{token}.json", digests), n_prompts, n_pixels)
     except (ValueError, OSError) as error:
         problems.append(f"{token}.json: {reason(error)}")
     try:
-        matrices = read_matrices(folder / f"{token}.pt")
+        matrices = read_matrices(read_bytes(folder / f"{token}.pt", digests))
         n_matrices = len(matrices)
         expected = {"auto": (1, 2), "fcclip": (2,)}.get(config.layout, (1,))
         if n_matrices not in expected:
@@ -203,7 +265,21 @@ def reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def read_label_map(path: Path, size_px: tuple[int, int] | None) -> npt.NDArray[np.integer[Any]]:
+def read_bytes(path: Path, digests: Digests = MappingProxyType({})) -> bytes:
+    """Return the content of a file, which must have the digest that is known of its name, if there is one.
+
+    Raises OSError, and ValueError for another file or one that is too large.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"has more than {MOST_BYTES >> 20} MB; no such file is as large")
+    if path.name in digests and hashlib.sha256(content).hexdigest() != digests[path.name]:
+        raise ValueError("was replaced since it was looked at; run again")
+    return content
+
+
+def read_label_map(content: bytes, size_px: tuple[int, int] | None) -> npt.NDArray[np.integer[Any]]:
     """Return the ids in a grey PNG of 8 or 16 bits, (H, W); raises ValueError or OSError.
 
     `size_px` is the width and height that it must have, None for any.
@@ -211,7 +287,7 @@ def read_label_map(path: Path, size_px: tuple[int, int] | None) -> npt.NDArray[n
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels, more than any camera image")
             if size_px and image.size != size_px:
@@ -223,19 +299,17 @@ def read_label_map(path: Path, size_px: tuple[int, int] | None) -> npt.NDArray[n
             return np.asarray(image)
     except UnidentifiedImageError:
         raise ValueError("is not a PNG image") from None
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # a broken chunk is a SyntaxError, and others fail in other ways
+    except SyntaxError as error:  # how PIL reports a broken PNG chunk
         raise ValueError(f"is damaged ({error})") from None
 
 
-def read_names(path: Path, n_prompts: int, n_pixels: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int32]:
-    """Return the prompt id of segments 1..n, (n,); raises ValueError that lists what is wrong, or OSError.
+def read_names(content: bytes, n_prompts: int, n_pixels: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int32]:
+    """Return the prompt id of segments 1..n, (n,); raises ValueError that lists what is wrong.
 
     `n_pixels` is how many pixels of the label map have each id, None if the map could not be read.
     """
     try:
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(content)
     except (ValueError, RecursionError) as error:  # numbers of too many digits are a plain ValueError
         raise ValueError(f"is not valid JSON ({error})") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -259,26 +333,35 @@ def read_names(path: Path, n_prompts: int, n_pixels: npt.NDArray[np.int64] | Non
     return np.array([entry["category_id"] for entry in entries], np.int32)
 
 
-def read_matrices(path: Path) -> list[npt.NDArray[np.float32]]:
-    """Return the matrix, or the list of matrices, of a `.pt` file, float32; raises ValueError or OSError.
+def read_matrices(content: bytes) -> list[npt.NDArray[np.float32]]:
+    """Return the matrix, or the list of matrices, of a `.pt` file, float32; raises ValueError.
 
-    Only tensors are unpickled, and they come to the CPU wherever they were saved from.
+    Only tensors are unpickled, they come to the CPU wherever they were saved from, and what would unpack to more than
+    a file of vectors can hold is not unpacked.
     """
     import torch
 
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        unpacked = 0  # a file of old, or a damaged one: torch says which
+    if unpacked > MOST_BYTES:
+        raise ValueError(f"would unpack to {unpacked >> 20} MB; no file of vectors is as large")
+    try:
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("holds other objects than tensors, or is no torch file, and is not opened") from None
     except Exception as error:  # zip and tensor errors of a damaged file share no base class
         raise ValueError(f"cannot be read as a torch file ({type(error).__name__}); it is damaged") from None
     tensors = stored if isinstance(stored, list | tuple) else [stored]
-    matrices = []
+    matrices, n_values = [], 0
     for tensor in tensors:
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
             raise ValueError("holds something else than matrices of floating point numbers")
+        n_values += tensor.numel()
+        if n_values > MOST_VALUES:
+            raise ValueError(f"holds more than {MOST_VALUES:,} values; no file of vectors is as large")
         matrices.append(tensor.detach().float().numpy())
     if not all(np.isfinite(matrix).all() for matrix in matrices):
         raise ValueError("holds values that are not finite")

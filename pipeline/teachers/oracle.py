@@ -6,11 +6,9 @@ identities of its tables hold `simulated = true`, and TEACHERS marks it, for rep
 
 The truth has two sources. "maps": the class maps that the synthetic city writes beside its images,
 `classmaps/<version>/<camera token>.png`, one 8-bit grey pixel per image pixel that holds the label as label files store
-it. They belong to the data set as images do: planning does not digest them. They are known by the version's name, the
-camera tokens and the sizes of the image files that were written with them. `placemaps/...` beside them tell which
-pixels of a drive's images show the same thing or place (16 bits), for mistakes that last. "points": true labels of the
-points that a camera sees (tables `label` and `project`), grown to SLIC superpixels; for any labelled data set, but
-there is no segment far from all points.
+it. `placemaps/...` beside them tell which pixels of a drive's images show the same thing or place (16 bits), for
+mistakes that last. "points": true labels of the points that a camera sees (tables `label` and `project`), grown to SLIC
+superpixels; for any labelled data set, but there is no segment far from all points.
 
 Vectors of prompts are drawn, too: those of one group are close, those of different classes nearly orthogonal.
 """
@@ -29,7 +27,8 @@ import numpy.typing as npt
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.sections.teachers.oracle import OracleConfig
-from pipeline.frame import Camera, Frame, FrameError, inside, read_image
+from pipeline.frame import Camera, Frame, FrameError, read_file, read_image
+from pipeline.sources import FrameFiles
 from pipeline.teachers.artifacts import read_label_map, reason
 from pipeline.teachers.noise import (
     NOTHING,
@@ -109,9 +108,22 @@ class Oracle:
     def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
         """Return what rows depend on beside `[teacher]`: the way from labels to prompts, and which maps are read."""
         if stage == "text":
-            return {"ontology": recipe.ontology.label_content()}
+            groups = [group.name for group in recipe.ontology.groups]
+            return {"ontology": recipe.ontology.label_content(), "groups": groups}
         content = {"ontology": {**recipe.ontology.label_content(), **recipe.ontology.raw_content()}}
         return content if Oracle.needs(recipe) else {**content, "maps": f"{FOLDER}/{recipe.data.version}"}
+
+    @staticmethod
+    def files(recipe: Recipe) -> FrameFiles | None:
+        """Return the maps that are read of every frame, if any."""
+        config, version = recipe.teacher, recipe.data.version
+        assert isinstance(config, OracleConfig)
+        folders = ((FOLDER,) if config.source == "maps" else ()) + ((PLACES,) if config.persistence else ())
+
+        def names(frame: Frame) -> tuple[str, ...]:
+            return tuple(f"{folder}/{version}/{one.token}.png" for one in frame.cameras for folder in folders)
+
+        return FrameFiles(Path(recipe.data.root), names) if folders else None
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return one unit vector per prompt, float32 (p, d); raises ValueError for prompts that are not ours.
@@ -149,17 +161,19 @@ class Oracle:
             if self.config.source == "points":
                 truth = self.map_of_points(camera, view, encoding, height, width)
             else:
-                truth = self.stored_map(camera)[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
-            place = self.place_map(camera, height, width) if self.config.persistence else None
+                truth = self.stored_map(camera, frame)[centres(camera.height_px, height)][
+                    :, centres(camera.width_px, width)
+                ]
+            place = self.place_map(camera, frame, height, width) if self.config.persistence else None
             views.append(self.spoil(truth, camera, text, place, frame.scene))
         return views
 
     # -- the truth
 
-    def stored_map(self, camera: Camera) -> npt.NDArray[np.int16]:
+    def stored_map(self, camera: Camera, frame: Frame) -> npt.NDArray[np.int16]:
         """Return the fine class of each pixel of an image, (H, W), -1 where it has no prompt; raises FrameError."""
         relative = f"{FOLDER}/{self.version}/{camera.token}.png"
-        stored = self.read(relative, camera)
+        stored = self.read(relative, camera, frame)
         present = np.flatnonzero(np.bincount(stored.ravel()))
         fine_of_raw = np.full(int(present[-1]) + 1, NOTHING, np.int16)
         try:
@@ -168,15 +182,16 @@ class Oracle:
             raise FrameError(f"{relative}: {error}") from None
         return np.asarray(fine_of_raw[stored])
 
-    def place_map(self, camera: Camera, height: int, width: int) -> Integers:
+    def place_map(self, camera: Camera, frame: Frame, height: int, width: int) -> Integers:
         """Return which place each pixel of a smaller image shows, (height, width), 0 for none; raises FrameError."""
-        stored = self.read(f"{PLACES}/{self.version}/{camera.token}.png", camera)
+        stored = self.read(f"{PLACES}/{self.version}/{camera.token}.png", camera, frame)
         return stored[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
 
-    def read(self, relative: str, camera: Camera) -> Integers:
+    def read(self, relative: str, camera: Camera, frame: Frame) -> Integers:
         """Return the map of a camera's image at a path below the root, (H, W); raises FrameError."""
+        content = read_file(self.root, relative, frame.files.get(relative, ""))
         try:
-            return read_label_map(inside(self.root, relative), (camera.width_px, camera.height_px))
+            return read_label_map(content, (camera.width_px, camera.height_px))
         except (ValueError, OSError) as error:
             raise FrameError(f"{relative}: {reason(error)}") from None
 

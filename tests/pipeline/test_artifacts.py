@@ -1,5 +1,7 @@
 import json
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from PIL import Image
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import sha256_file
 from manifests.ontology import load_ontology, parse_ontology
-from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig, prompts_digest
 from pipeline.frame import Camera, Frame, FrameError
+from pipeline.stages import STAGES
+from pipeline.teachers import artifacts
 from pipeline.teachers.artifacts import Artifacts, check_folder, read_text
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
@@ -59,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "a.json").write_text(json.dumps(records))
     torch.save(torch.tensor([[0.0, 0.0], [0.6, 0.8], [1.0, 0.0]]), tmp_path / "a.pt")
     torch.save(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]), tmp_path / "text_embedding.pt")
+    (tmp_path / "prompts.txt").write_text("car\nvan\nbus\n")
     return tmp_path
 
 
@@ -87,9 +92,70 @@ def test_segments_are_read_as_stored(folder: Path) -> None:
     np.testing.assert_allclose(found.vector, [[0.6, 0.8], [1, 0]], atol=1e-3)
 
 
-def test_a_last_row_for_void_is_dropped(folder: Path) -> None:
+def test_a_last_row_for_void_is_dropped_where_it_is_said_that_there_is_one_and_never_guessed(folder: Path) -> None:
     torch.save(torch.eye(4, 2) + 1, folder / "text_embedding.pt")
-    assert teacher(folder).text(ONTOLOGY.prompts).shape == (3, 2)
+    assert teacher(folder, void=True).text(ONTOLOGY.prompts).shape == (3, 2)
+    assert teacher(folder, layout="fcclip").text(ONTOLOGY.prompts).shape == (3, 2)
+    with pytest.raises(ConfigError, match=r'has 4 rows, .* has 3 prompts; .* stands for "void", set teacher.void = tr'):
+        teacher(folder).text(ONTOLOGY.prompts)
+    torch.save(torch.eye(3, 2) + 1, folder / "text_embedding.pt")
+    with pytest.raises(ConfigError, match="has 3 rows, .* has 3 prompts, and by teacher.void or its layout the last"):
+        teacher(folder, void=True).text(ONTOLOGY.prompts)
+
+
+def test_files_made_with_other_prompts_are_refused_as_soon_as_a_plan_is_made(
+    folder: Path, recipe_over: Callable[..., Any]
+) -> None:
+    def plan(prompts: str | None = None, **settings: Any) -> None:
+        (folder / "prompts.txt").unlink(missing_ok=True)
+        if prompts is not None:
+            (folder / "prompts.txt").write_bytes(prompts.encode())
+        config = ArtifactsConfig(folder=str(folder), **settings)
+        STAGES["text"].settings(recipe_over(folder, teacher=config, ontology=ONTOLOGY))
+
+    plan("\ufeffcar\r\nvan\r\nbus\r\n")
+    with pytest.raises(ConfigError, match="has 4 prompts, data.ontology 3; the first that differs is number 1, 'taxi'"):
+        plan("car\ntaxi\nvan\nbus\n")
+    with pytest.raises(ConfigError, match="has 2 prompts, data.ontology 3; name the dictionary"):
+        plan("car\nvan\n")
+    with pytest.raises(ConfigError, match=r"these are those of AFOV for nuScenes, not the 3 of data.ontology") as told:
+        plan()
+    plan(prompts_sha256=str(told.value).rpartition("teacher.prompts_sha256=")[2])  # the advice
+    with pytest.raises(ConfigError, match="these are others, not the 3"):
+        plan(prompts_sha256="0" * 64)
+
+
+def test_the_published_files_were_made_with_the_prompts_of_the_dictionary_for_nuscenes() -> None:
+    assert prompts_digest(load_ontology("nuscenes").prompts) == ArtifactsConfig(folder="x").prompts_sha256
+
+
+def test_a_small_file_that_would_unpack_to_a_large_one_is_not_unpacked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(torch.zeros(3, 1_000_000), folder / "large.pt")
+    with zipfile.ZipFile(folder / "large.pt") as large, zipfile.ZipFile(folder / "a.pt", "w", 8) as small:
+        for name in large.namelist():
+            small.writestr(name, large.read(name))
+    assert (folder / "a.pt").stat().st_size < 20_000
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "MOST_BYTES", 1 << 20)
+        problems = check_folder(ArtifactsConfig(folder=str(folder)), ["a"], ONTOLOGY)
+        assert problems == ["a.pt: would unpack to 11 MB; no file of vectors is as large"]
+    torch.save(torch.zeros(1, 2).expand(100_000_000, 2), folder / "a.pt")  # a view of two numbers
+    problems = check_folder(ArtifactsConfig(folder=str(folder)), ["a"], ONTOLOGY)
+    assert problems == ["a.pt: holds more than 67,108,864 values; no file of vectors is as large"]
+
+
+@pytest.mark.parametrize("ending", ["png", "json", "pt"])
+def test_a_file_that_is_not_the_one_that_was_digested_fails_the_frame(folder: Path, ending: str) -> None:
+    text = teacher(folder).text(ONTOLOGY.prompts)
+    digests = {f"a.{one}": sha256_file(folder / f"a.{one}") for one in ("png", "json", "pt")}
+    frame = replace(frame_of("a"), files=digests)
+    assert len(teacher(folder).segment(frame, {}, text)) == 1
+    with (folder / f"a.{ending}").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(FrameError, match=rf"a\.{ending}: was replaced since it was looked at; run again"):
+        teacher(folder).segment(frame, {}, text)
 
 
 def test_fcclip_has_two_vectors_per_segment(folder: Path) -> None:
@@ -141,7 +207,7 @@ def test_official_files_give_what_the_reference_implementation_trains_on(
 ) -> None:
     expected = np.load(shared / "golden" / golden)
     frame = key_frame(shared / "golden" / root, str(expected["lidar_token"]))
-    loaded = teacher(shared / "golden" / superpixels)
+    loaded = teacher(shared / "golden" / superpixels, void=True)
     text = loaded.text(load_ontology("nuscenes").prompts)
     assert text.shape == (175, 768)
     views = loaded.segment(frame, {}, text)
@@ -158,7 +224,7 @@ def test_official_files_give_what_the_reference_implementation_trains_on(
     [("nuscenes_tiny", "superpixels_tiny"), ("real_nuscenes/root", "real_nuscenes/superpixels")],
 )
 def test_nothing_is_wrong_with_the_golden_folders(shared: Path, root: str, superpixels: str) -> None:
-    config = ArtifactsConfig(folder=str(shared / "golden" / superpixels))
+    config = ArtifactsConfig(folder=str(shared / "golden" / superpixels), void=True)
     rows = json.loads((shared / "golden" / root / "v1.0-trainval" / "sample_data.json").read_text())
     tokens = [row["token"] for row in rows if row["fileformat"] == "jpg"]
     assert len(tokens) >= 12
@@ -332,11 +398,10 @@ def test_a_wrong_setting_is_refused_with_a_sentence(values: dict[str, Any], mess
         parse_section("teacher", values, ArtifactsConfig)
 
 
-def test_the_identity_holds_the_folder_and_the_digest_of_the_text_vectors(folder: Path) -> None:
+def test_the_identity_holds_the_digest_of_the_text_vectors_and_not_where_they_lie(folder: Path) -> None:
     config = ArtifactsConfig(folder=str(folder), layout="san")
     assert config.settings("segment") == {
         "name": "artifacts",
-        "folder": str(folder),
         "layout": "san",
         "text_sha256": sha256_file(folder / "text_embedding.pt"),
     }

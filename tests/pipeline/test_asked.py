@@ -35,7 +35,7 @@ def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "one.txt").write_text("scene-0008\n")
     (tmp_path / "tiny.toml").write_text(
         f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
-        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+        f'[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{golden / "superpixels_tiny"}"\n'
         f'[run]\nstore = "{tmp_path / "store"}"\nruns = "{tmp_path / "runs"}"\n'
     )
     recipe = load_recipe(tmp_path / "tiny.toml")

@@ -23,7 +23,7 @@ def recipe_of(shared: Path, tiny: Any, tmp_path: Path) -> Callable[..., Recipe]:
     path = tmp_path / "tiny.toml"
     masks = shared / "golden" / "superpixels_tiny"
     path.write_text(
-        f'[data]\nroot = "{tiny.path}"\n[teacher]\nname = "artifacts"\nfolder = "{masks}"\n'
+        f'[data]\nroot = "{tiny.path}"\n[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{masks}"\n'
         f'[run]\nstore = "{tmp_path / "store"}"\n'
     )
     return lambda *overrides: load_recipe(path, overrides)

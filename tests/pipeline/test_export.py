@@ -184,10 +184,11 @@ def test_golden_files_come_back_and_so_do_their_point_labels(shared: Path, tmp_p
     """Official masks to tables to official masks, twice: everything is as it was, and labels are the reference's."""
     golden = shared / "golden"
 
-    def chain(name: str, folder: Path) -> Path:
+    def chain(name: str, folder: Path, void: str) -> Path:
         recipe = tmp_path / f"{name}.toml"
         recipe.write_text(
-            f'[data]\nroot = "{golden / "nuscenes_tiny"}"\n[teacher]\nname = "artifacts"\nfolder = "{folder}"\n'
+            f'[data]\nroot = "{golden / "nuscenes_tiny"}"\n'
+            f'[teacher]\nname = "artifacts"\nfolder = "{folder}"\nvoid = {void}\n'
             f'[group]\npolicy = "last_camera"\noccluded = true\n[run]\nstore = "{tmp_path / "store"}"\n'
         )
         assert command("run", "group", recipe).exit_code == 0
@@ -195,10 +196,10 @@ def test_golden_files_come_back_and_so_do_their_point_labels(shared: Path, tmp_p
         assert done.exit_code == 0 and "3 frames written, 0 there before" in done.output
         return tmp_path / name
 
-    once = chain("once", golden / "superpixels_tiny")
-    twice = chain("twice", once / "superpixels")
+    once = chain("once", golden / "superpixels_tiny", "true")
+    twice = chain("twice", once / "superpixels", "false")
     before, after = content(once), content(twice)
-    assert len(before) == 3 * (6 * 3 + 1) + 2
+    assert len(before) == 3 * (6 * 3 + 1) + 3
     before.pop("export.json"), after.pop("export.json")
     texts = [torch.load(folder / "superpixels" / "text_embedding.pt", weights_only=True) for folder in (once, twice)]
     torch.testing.assert_close(*texts, atol=1e-6, rtol=0)  # scaled to length 1 once more

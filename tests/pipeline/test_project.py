@@ -11,6 +11,7 @@ from manifests.sections.tables import ProjectConfig
 from pipeline.datasets import open_dataset
 from pipeline.frame import Camera, Frame, frame_of
 from pipeline.stages.index import STAGE as INDEX
+from pipeline.stages.points import STAGE as POINTS
 from pipeline.stages.project import STAGE, visible_pairs
 
 AHEAD = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # camera at the LiDAR, looking along x
@@ -93,7 +94,7 @@ def test_a_row_equals_what_the_development_kit_projects_on_real_frames(
     recipe = recipe_over(shared / folder, version)
     for listed in open_dataset(recipe.data).frames():
         frame = frame_of(run_stage(INDEX, recipe, listed))
-        row = run_stage(STAGE, recipe, frame)
+        row = run_stage(STAGE, recipe, frame, points=run_stage(POINTS, recipe, frame))
         assert np.lexsort((row["point"], row["view"])).tolist() == list(range(len(row["view"])))
         for view, one in enumerate(frame.cameras):
             assert (one.width_px, one.height_px) == size_px
@@ -109,6 +110,6 @@ def test_a_row_equals_what_the_development_kit_projects_on_real_frames(
 
 
 def test_only_what_differs_from_the_defaults_is_in_the_settings(recipe_over: Any) -> None:
-    assert STAGE.settings(recipe_over(Path("/r"))) == {"dataset": "nuscenes"}
+    assert STAGE.settings(recipe_over(Path("/r"))) == {}
     changed = recipe_over(Path("/r"), project=ProjectConfig(cell_px=16))
-    assert STAGE.settings(changed) == {"dataset": "nuscenes", "cell_px": 16}
+    assert STAGE.settings(changed) == {"cell_px": 16}

@@ -76,7 +76,7 @@ def built(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "one.txt").write_text("scene-0008\n")
     (folder / "tiny.toml").write_text(
         f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{folder / "one.txt"}"\n'
-        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+        f'[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{golden / "superpixels_tiny"}"\n'
     )
     build(recipe_in(folder), "points", "pairs", "target")
     return folder

@@ -61,6 +61,7 @@ def files(tmp_path: Path) -> ArtifactsConfig:
     (tmp_path / "a.json").write_text(json.dumps([{"id": 1, "category_id": 2}]))
     torch.save(torch.tensor([[0.0, 0], [0, 2]]), tmp_path / "a.pt")
     torch.save(torch.eye(3, 2) + 1, tmp_path / "text_embedding.pt")
+    (tmp_path / "prompts.txt").write_text("car\nvan\nbus\n")
     return ArtifactsConfig(folder=str(tmp_path))
 
 

@@ -33,14 +33,15 @@ def built(
 ) -> tuple[Path, dict[str, Rows]]:
     """The folder of expected arrays, and by sweep token the rows of every stage in parity mode."""
     root, masks, expected = (shared / "golden" / folder for folder in request.param)
-    teacher = ArtifactsConfig(folder=str(masks))
+    teacher = ArtifactsConfig(folder=str(masks), void=True)
     recipe = recipe_over(root, teacher=teacher, group=PARITY)
     text = read_text(teacher, len(recipe.ontology.prompts))
     found: dict[str, Rows] = {}
     for listed in open_dataset(recipe.data).frames():
         rows: Rows = {"index": run_stage(STAGES["index"], recipe, listed)}
         frame = frame_of(rows["index"])
-        rows["project"] = run_stage(STAGES["project"], recipe, frame)
+        rows["points"] = run_stage(STAGES["points"], recipe, frame)
+        rows["project"] = run_stage(STAGES["project"], recipe, frame, points=rows["points"])
         rows["segment"] = segment_row(Artifacts(teacher), frame, text)
         for name in ("group", "pairs", "target"):
             needs = {need.table: rows[need.table] for need in STAGES[name].needs(recipe)}
@@ -140,7 +141,7 @@ def cameras(rows: Rows) -> tuple[Any, ...]:
 def test_packing_needs_no_lidarseg_table_or_folder(tiny: Any, shared: Path, recipe_over: Any, run_stage: Any) -> None:
     (tiny.path / tiny.version / "lidarseg.json").unlink()
     (tiny.path / "lidarseg").rename(tiny.path.parent / "elsewhere")
-    teacher = ArtifactsConfig(folder=str(shared / "golden" / "superpixels_tiny"))
+    teacher = ArtifactsConfig(folder=str(shared / "golden" / "superpixels_tiny"), void=True)
     recipe = recipe_over(tiny.path, teacher=teacher)
     text = read_text(teacher, len(recipe.ontology.prompts))
     for listed in tiny.frames():
@@ -159,13 +160,14 @@ def test_an_occluded_point_loses_the_label_of_the_foreground_and_nothing_else_ch
     shared: Path, recipe_over: Any, run_stage: Any
 ) -> None:
     root, masks = shared / "golden" / "real_nuscenes" / "root", shared / "golden" / "real_nuscenes" / "superpixels"
-    teacher = ArtifactsConfig(folder=str(masks))
+    teacher = ArtifactsConfig(folder=str(masks), void=True)
     keeping = recipe_over(root, teacher=teacher, group=PARITY)
     leaving = recipe_over(root, teacher=teacher, group=GroupConfig(policy="last_camera", occluded=False))
     text = read_text(teacher, len(keeping.ontology.prompts))
     for listed in open_dataset(keeping.data).frames():
         frame = frame_of(run_stage(STAGES["index"], keeping, listed))
-        project = run_stage(STAGES["project"], keeping, frame)
+        points = run_stage(STAGES["points"], keeping, frame)
+        project = run_stage(STAGES["project"], keeping, frame, points=points)
         rows = {"project": project, "segment": segment_row(Artifacts(teacher), frame, text)}
         all_pairs = run_stage(STAGES["group"], keeping, frame, **rows)
         visible_pairs = run_stage(STAGES["group"], leaving, frame, **rows)

@@ -28,7 +28,7 @@ def recipe(shared: Path, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(
         f'[data]\nroot = "{golden / "nuscenes_tiny"}"\n'
-        f'[teacher]\nname = "artifacts"\nfolder = "{golden / "superpixels_tiny"}"\n'
+        f'[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{golden / "superpixels_tiny"}"\n'
         f'[run]\nstore = "{tmp_path / "store"}"\n'
     )
     return path

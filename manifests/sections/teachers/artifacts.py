@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError, changed_values
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import canonical, sha256_file
 
 TEXT = "text_embedding.pt"
+
+OFFICIAL_PROMPTS = "9a31aab24abf73ed0e0b666ee820535ca560ce1b65f136b002eb611b49d6cdf1"
+"""Digest of the 175 prompts of AFOV for nuScenes, in order: those of the files that its authors published."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,19 @@ class ArtifactsConfig:
     `layout` says who wrote the files: "san", "catseg" (one matrix per image) or "fcclip" (two); "auto" looks at each
     file and only demands that the images of a frame agree. `fcclip_feature` picks FC-CLIP's vectors: "out", pooled
     from CLIP's own features, which the official pre-training uses, or "in", of its trained decoder.
+
+    Segments and text vectors name prompts by their position, so the prompts must be those that the files were made
+    with. The files do not say which; where there is no `prompts.txt` beside them (one prompt a line), `prompts_sha256`
+    does: the digest of the prompts in order (`prompts_digest`), by default those of the published files. `void` says
+    whether one more text vector stands for "void", as in FC-CLIP's files; left out, it goes by the layout.
     """
 
     name: str = "artifacts"
     folder: str = ""
     layout: str = "auto"
     fcclip_feature: str = "out"
+    prompts_sha256: str = OFFICIAL_PROMPTS
+    void: bool | None = None
 
     def __post_init__(self) -> None:
         if self.name != "artifacts":
@@ -44,14 +55,25 @@ class ArtifactsConfig:
         """Prompts have no sentences here."""
         return ""
 
+    @property
+    def has_void(self) -> bool:
+        """Whether the last text vector stands for no prompt."""
+        return self.layout == "fcclip" if self.void is None else self.void
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "segment"; raises ConfigError without text vectors.
 
-        The triples are too many to digest for a plan. They are known by their folder and by the text vectors, which are
-        written with them; a file changed in place goes unnoticed, so put a new export into a new folder.
+        Where the files lie is not among them. Text vectors are known by their digest; the files of images are too many
+        to digest for a plan, so stage `segment` has their digests in the keys of its shards.
         """
         try:
             digest = sha256_file(Path(self.folder) / TEXT)
         except OSError as error:
             raise ConfigError(f"teacher.folder: {Path(self.folder) / TEXT}: {error.strerror or error}") from None
-        return {**changed_values(self), "name": self.name, "text_sha256": digest}
+        values = {key: value for key, value in changed_values(self).items() if key not in ("folder", "prompts_sha256")}
+        return {**values, "name": self.name, "text_sha256": digest}
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """Return the hex sha256 of prompts in order, as `prompts_sha256` has it."""
+    return hashlib.sha256(canonical(list(prompts)).encode()).hexdigest()

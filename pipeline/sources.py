@@ -1,0 +1,104 @@
+"""Files outside the store that stages read: what they look like from outside, and digests of what is in them.
+
+Opening every file for every plan would take hours, and trusting names would take one file for another. So a file is
+known by its digest, and by how it looked (size, times) when that was taken: as long as it looks the same, a plan goes
+by the digest that is known; where it looks otherwise, a worker digests it again. Whoever computes from a file digests
+the very bytes it computes from, so a file that changed without looking otherwise is found out before anything is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.fingerprint import canonical, digest, sha256_file
+from pipeline.frame import Frame, FrameError, inside
+
+Digests = Mapping[str, str | None]
+"""Hex sha256 of files by their name below a folder; None for those that are not there."""
+
+TRIES = 3  # at a file that is being written while it is read
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """The files that a stage reads of a frame beside the store: their names below a folder, in a fixed order."""
+
+    root: Path
+    names: Callable[[Frame], tuple[str, ...]]
+
+    @property
+    def place(self) -> str:
+        """The folder by its full name, by which what was seen there is remembered."""
+        return os.path.abspath(self.root.expanduser())
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the files of some frames look like (`stats`), and their digests, frame by frame."""
+
+    stats: str
+    digests: tuple[Digests, ...]
+
+    @property
+    def content(self) -> str:
+        """A digest of names and contents; where the folder lies and when files were written does not matter."""
+        return digest([dict(one) for one in self.digests])
+
+
+def key_with(key: str, content: str) -> str:
+    """Return the key of a shard that depends on the content of files beside all that `key` stands for."""
+    return digest({"key": key, "files": content})
+
+
+def stats_of(root: Path, names: Sequence[str]) -> str:
+    """Return a digest of how files look from outside, without opening them: size and times of change.
+
+    Beside the time of modification, which copying tools restore, it is the time of the last change of the entry, which
+    nobody can set.
+    """
+    total = hashlib.sha256()
+    for name in names:
+        total.update(f"{name}:{_stat(root, name)}\n".encode())
+    return total.hexdigest()
+
+
+def look(files: FrameFiles, frames: Sequence[Frame]) -> Looked:
+    """Return what the files of some frames look like and hold; every file is read.
+
+    Raises FrameError for a file that keeps changing while it is read.
+    """
+    names = [files.names(frame) for frame in frames]
+    every = [name for some in names for name in some]
+    before = stats_of(files.root, every)
+    found = tuple({name: sha256_of(files.root, name) for name in some} for some in names)
+    return Looked(before, found)
+
+
+def sha256_of(root: Path, name: str) -> str | None:
+    """Return the hex sha256 of a file, None if it is missing, cannot be read or lies outside of the root.
+
+    What is wrong with such a file is said by whoever needs it. Raises FrameError if it keeps changing meanwhile.
+    """
+    for _ in range(TRIES):
+        before = _stat(root, name)
+        if before is None:
+            return None
+        try:
+            found = sha256_file(inside(root, name))
+        except OSError:
+            return None
+        if _stat(root, name) == before:
+            return found
+    raise FrameError(f"{name} changes while it is read; run again when it is written to its end")
+
+
+def _stat(root: Path, name: str) -> str | None:
+    try:
+        status = inside(root, name).stat() if name else None
+    except (FrameError, OSError, ValueError):  # ValueError: a name with a zero byte in it
+        return None
+    return status and canonical([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
