@@ -1,7 +1,8 @@
 # make help lists the targets. Every target that runs something brings .venv up to date first.
 # PYTHON  the interpreter that .venv is made from
 # RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
-# ARGS    passed on as it stands, for example ARGS="--set group.min_points=5"
+# ARGS    words for the shell, passed on as they stand: ARGS="--set group.min_points=5 --set 'data.root=/a b'". A shell
+#         reads them, so put no text into it that you have not written; all other variables are never run.
 # OUT     where to write an export
 # TABLES  what to share: stages, or pack for all that training reads
 # ARCHIVE the file that tables are shared as
@@ -10,11 +11,26 @@
 PYTHON ?= python3.11
 RECIPE ?=
 ARGS ?=
-OUT ?= export/$(RECIPE)
 TABLES ?= pack
 ARCHIVE ?=
 WORDS ?=
 SIZE ?= demo
+NETWORK_ARGS ?=
+# What a variable holds is text: make expands nothing in it ($(value)), and recipes get it from the environment, where a
+# shell expands nothing in it either.
+override PYTHON := $(value PYTHON)
+override RECIPE := $(value RECIPE)
+override ARGS := $(value ARGS)
+override NETWORK_ARGS := $(value NETWORK_ARGS)
+override TABLES := $(value TABLES)
+override ARCHIVE := $(value ARCHIVE)
+override WORDS := $(value WORDS)
+override SIZE := $(value SIZE)
+ifeq ($(origin OUT),undefined)
+OUT := export/$(RECIPE)
+endif
+override OUT := $(value OUT)
+export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT
 PY := .venv/bin/python
 
 STAGES := index points project text encode segment group vote correct pairs target label pack
@@ -31,8 +47,8 @@ help: ## this list
 
 ##@ Working on the code
 setup: ## .venv with the proven packages; PYTHON=... names another Python 3.11
-	@command -v "$(PYTHON)" >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(PYTHON)" install/setup.py $(if $(filter setup,$(MAKECMDGOALS)),--thorough)
+	@command -v "$$PYTHON" >/dev/null || { echo "setup: $$PYTHON was not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$$PYTHON" install/setup.py $(if $(filter setup,$(MAKECMDGOALS)),--thorough)
 
 test: setup ## all tests; ARGS="-k name" picks some
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
@@ -66,7 +82,7 @@ demo: setup ## the whole method on a synthetic city, to a table of scores and a 
 	@set -e; started=$$(date +%s); n=0; log=runs/city_scratch.log; mkdir -p runs; \
 	step() { n=$$((n + 1)); printf '\n[%d/9] %s\n' $$n "$$1"; shift; "$$@"; }; \
 	step "A synthetic city: streets and traffic, as six cameras and a LiDAR see them" \
-	  $(PY) -m bench.city data/city --size $(SIZE); \
+	  $(PY) -m bench.city data/city --size "$$SIZE"; \
 	step "Tables: simulated masks, projections, superpoints, pseudo-labels" \
 	  $(PY) -m pipeline run pack,correct,label city $(ARGS); \
 	$(PY) -m pipeline run pack,label city_scratch --set run.pool=inline $(ARGS); \
@@ -106,17 +122,17 @@ target: ## what distillation needs
 label: ## ground truth, where there is one
 pack: ## points, pairs and target: all that training reads
 $(STAGES): recipe setup
-	@$(PY) -m pipeline run $@ "$(RECIPE)" $(ARGS)
+	@$(PY) -m pipeline run $@ "$$RECIPE" $(ARGS)
 
 export: recipe setup ## segments and point labels as the official scripts write them, into OUT
-	@$(PY) -m pipeline export "$(RECIPE)" "$(OUT)" $(ARGS)
+	@$(PY) -m pipeline export "$$RECIPE" "$$OUT" $(ARGS)
 
 ##@ Handing tables on
 share: recipe archive setup ## TABLES with their manifests and a licence note as one file, ARCHIVE=city.tar
-	@$(PY) -m pipeline store export "$(RECIPE)" $(TABLES) "$(ARCHIVE)" $(ARGS)
+	@set -f; $(PY) -m pipeline store export "$$RECIPE" $$TABLES "$$ARCHIVE" $(ARGS)
 
 receive: archive setup ## check such a file and take its tables in; ARGS="--into STORE" where it is not ./store
-	@$(PY) -m pipeline store import "$(ARCHIVE)" $(ARGS)
+	@$(PY) -m pipeline store import "$$ARCHIVE" $(ARGS)
 
 ##@ Asking about tables
 doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
@@ -126,20 +142,19 @@ verify: ## read every table again and compare checksums
 gc: ## tables that nothing names any more
 why: ## what changed since the tables were built
 $(QUESTIONS): recipe setup
-	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
+	@$(PY) -m pipeline $@ "$$RECIPE" $(ARGS)
 
 ##@ Looking at it
 report: ## one offline page: frames, scores, curves, identities
 view: ## frames in Rerun, an extra; ARGS="--out frames.rrd" writes a file
 pictures: ## a picture of each frame
 $(VIEWS): recipe setup
-	@$(PY) -m pipeline $@ "$(RECIPE)" $(ARGS)
+	@$(PY) -m pipeline $@ "$$RECIPE" $(ARGS)
 
-query: export WORDS := $(WORDS)
 query: recipe setup ## frames and points that are like WORDS="fire hydrant"; report and view show them
 	@test -n "$$WORDS" || { echo 'make: this target needs words, for example: make query RECIPE=city WORDS="fire hydrant"' >&2; exit 2; }
-	@$(PY) -m pipeline query $(ARGS) -- "$(RECIPE)" "$$WORDS"
-	@OMP_NUM_THREADS=1 $(PY) -m trainer query --if-trained $(ARGS) -- "$(RECIPE)" "$$WORDS"
+	@$(PY) -m pipeline query $(ARGS) -- "$$RECIPE" "$$WORDS"
+	@OMP_NUM_THREADS=1 $(PY) -m trainer query --if-trained $(ARGS) -- "$$RECIPE" "$$WORDS"
 
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
 pretrain: ## text-driven pretraining on superpoints
@@ -154,10 +169,10 @@ scores: ## all scores of a recipe in one table
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.
 $(TRAINER): export OMP_NUM_THREADS = 1
 $(TRAINER): recipe setup
-	@$(PY) -m trainer $@ "$(RECIPE)" $(ARGS)
+	@$(PY) -m trainer $@ "$$RECIPE" $(ARGS)
 
 archive:
-	@test -n "$(ARCHIVE)" || { echo "make: this target needs a file, for example: ARCHIVE=city.tar" >&2; exit 2; }
+	@test -n "$$ARCHIVE" || { echo "make: this target needs a file, for example: ARCHIVE=city.tar" >&2; exit 2; }
 
 recipe:
-	@test -n "$(RECIPE)" || { echo "make: this target needs a recipe, for example: make $(firstword $(MAKECMDGOALS)) RECIPE=nuscenes_mini" >&2; exit 2; }
+	@test -n "$$RECIPE" || { echo "make: this target needs a recipe, for example: make $(firstword $(MAKECMDGOALS)) RECIPE=nuscenes_mini" >&2; exit 2; }

@@ -138,7 +138,11 @@ def write_stamp(place: Place) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock. The kernel frees it with the last process that has it: a file left behind blocks nobody."""
+    """Hold the file's lock. The kernel frees it with the last process that has it: a file left behind blocks nobody.
+
+    A file system without locks (Lustre without -o flock, NFS without lockd) costs a sentence: what they keep apart are
+    two set-ups of one checkout, or of one user, at the same moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -146,6 +150,8 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             say(f"another set-up holds {path}; waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"{path} cannot be locked ({error.strerror}); going on, so start no other set-up beside this one")
         os.set_inheritable(file.fileno(), True)  # a pip that outlives this process keeps others out until it is done
         yield
 
@@ -190,7 +196,9 @@ def missing_system_packages(packages: Sequence[str]) -> list[str]:
         say(f"this is no Debian or Ubuntu; these libraries, or their like, must be installed: {' '.join(packages)}")
         return []
     query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\\n", *packages]
-    answer = subprocess.run(query, capture_output=True, text=True).stdout  # exits 1 when it does not know one of them
+    answer = subprocess.run(
+        query, capture_output=True, text=True, errors="backslashreplace"
+    ).stdout  # exits 1 when it does not know one of them
     installed = {line.split()[0] for line in answer.splitlines() if line.endswith(" installed")}
     return [package for package in packages if package not in installed]
 
@@ -241,7 +249,9 @@ def ask(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What the virtual environment's Python answers; a code other than 0 when it does not start at all."""
     command = [str(place.python), "-I", *arguments]
     try:
-        return subprocess.run(command, env=child_environment(place), capture_output=True, text=True)
+        return subprocess.run(
+            command, env=child_environment(place), capture_output=True, text=True, errors="backslashreplace"
+        )
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
 
@@ -421,6 +431,9 @@ def main(arguments: Sequence[str] | None = None, place: Place | None = None) -> 
     parser.add_argument("--thorough", action="store_true", help="look at every installed file, not only at the stamp")
     options = parser.parse_args(arguments)
     place = place or Place.of_this_checkout()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a test's stand-in
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         check_python()
         set_up(place, options.thorough)

@@ -1,5 +1,6 @@
 """The set-up script and the Makefile, with stand-ins for apt and pip: nothing is installed."""
 
+import errno
 import fcntl
 import json
 import os
@@ -358,6 +359,28 @@ def test_a_lock_is_held_while_in_use_and_left_behind_it_blocks_nobody(tmp_path: 
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_costs_a_sentence_and_not_the_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with setup.locked(tmp_path / ".setup.lock"):
+        assert "cannot be locked" in capsys.readouterr().out
+
+
+def test_a_terminal_that_knows_ascii_alone_is_told_of_a_folder_with_umlauts(tmp_path: Path) -> None:
+    checkout = tmp_path / "Straßen"
+    shutil.copytree(ROOT / "install", checkout / "install", ignore=shutil.ignore_patterns("__pycache__"))
+    (checkout / ".setup.lock").mkdir()  # cannot be opened: the error names it
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, str(checkout / "install" / "setup.py")]
+    done = subprocess.run(words, env=plain, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "Stra" in done.stderr
+
+
 def test_the_lock_of_a_killed_set_up_is_free(tmp_path: Path) -> None:
     path = tmp_path / ".setup.lock"
     holder = f"""
@@ -388,14 +411,75 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_stages_and_training_run_in_the_order_they_are_named_even_in_parallel() -> None:
-    printed = make("-n", "-j4", "pack", "pretrain", "distill", "RECIPE=nuscenes_mini", "ARGS=--set a.b=1").stdout
-    assert [line for line in printed.splitlines() if " -m " in line] == [
-        '.venv/bin/python -m pipeline run pack "nuscenes_mini" --set a.b=1',
-        '.venv/bin/python -m trainer pretrain "nuscenes_mini" --set a.b=1',
-        '.venv/bin/python -m trainer distill "nuscenes_mini" --set a.b=1',
+@pytest.fixture
+def making(tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """Return a function that makes targets with a stand-in for Python, and returns the words of its calls."""
+    calls = tmp_path / "calls.json"
+    python = tmp_path / "a python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, sys\nwith open({str(calls)!r}, 'a') as file:\n"
+        "    file.write(json.dumps(sys.argv[1:]) + chr(10))\n"
+    )
+    python.chmod(0o755)
+    words = tmp_path / "python"
+    words.symlink_to(python)
+
+    def called(*arguments: str) -> list[list[str]]:
+        calls.unlink(missing_ok=True)
+        done = make(*arguments, f"PYTHON={python}", f"PY={words}")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in calls.read_text().splitlines()]
+
+    return called
+
+
+def test_stages_and_training_run_in_the_order_they_are_named_even_in_parallel(
+    making: Callable[..., list[list[str]]],
+) -> None:
+    called = making("-j4", "pack", "pretrain", "distill", "RECIPE=nuscenes_mini", "ARGS=--set a.b='1 2'")
+    assert called == [
+        ["install/setup.py"],
+        ["-m", "pipeline", "run", "pack", "nuscenes_mini", "--set", "a.b=1 2"],
+        ["-m", "trainer", "pretrain", "nuscenes_mini", "--set", "a.b=1 2"],
+        ["-m", "trainer", "distill", "nuscenes_mini", "--set", "a.b=1 2"],
     ]
-    assert printed.count("install/setup.py") == 1
+
+
+HOSTILE = [
+    "$(touch {mark})",
+    "$(shell touch {mark})",
+    "`touch {mark}`",
+    "x; touch {mark}",
+    'x" ; touch {mark} ; "',
+    "x' ; touch {mark} ; '",
+    "$${{IFS}}touch {mark}",
+    "a b & touch {mark}",
+    "x | touch {mark} # ${{HOME}} \\",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("target", ["pack", "distill", "export", "query", "share", "receive", "plan", "report"])
+def test_what_a_variable_holds_is_text_that_nothing_runs(
+    making: Callable[..., list[list[str]]], tmp_path: Path, target: str, hostile: str
+) -> None:
+    mark = tmp_path / "mark"
+    text = hostile.format(mark=mark)
+    names = {"export": ["OUT"], "query": ["WORDS"], "share": ["ARCHIVE"], "receive": ["ARCHIVE"]}.get(target, [])
+    called = making(target, *(f"{name}={text}" for name in ("RECIPE", *names)))
+    assert not mark.exists()
+    assert all(text in words for words in called[1:]) and len(called) > 1
+
+
+def test_the_tables_to_share_and_a_size_run_nothing_either(
+    making: Callable[..., list[list[str]]], tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    for hostile in HOSTILE:
+        text = hostile.format(mark=mark)
+        assert making("share", "RECIPE=city", "ARCHIVE=a.tar", f"TABLES={text}")[1][-1] == "a.tar"
+        printed = make("-n", "demo", f"SIZE={text}", f"PYTHON={sys.executable}").stdout
+        assert '--size "$SIZE"' in printed and not mark.exists()
 
 
 @pytest.mark.parametrize("target", ["pack", "label", "why", "evaluate"])
@@ -421,11 +505,14 @@ def test_help_tells_of_every_target() -> None:
     assert [target for target in targets if target not in asked and f"  {target} " not in told] == []
 
 
-def test_tables_are_handed_on_by_name_of_a_file() -> None:
-    given = ("RECIPE=city", "ARCHIVE=out/city.tar")
-    printed = make("-n", "share", *given, "TABLES=points pairs", "ARGS=--licence L").stdout
-    assert '.venv/bin/python -m pipeline store export "city" points pairs "out/city.tar" --licence L' in printed
-    assert '"city" pack "out/city.tar"' in make("-n", "share", *given).stdout
-    assert 'store import "out/city.tar"' in make("-n", "receive", given[1]).stdout
+def test_tables_are_handed_on_by_name_of_a_file(making: Callable[..., list[list[str]]]) -> None:
+    given = ("RECIPE=city", "ARCHIVE=out/a city.tar")
+    words = ["-m", "pipeline", "store", "export", "city"]
+    assert making("share", *given, "TABLES=points pairs", "ARGS=--licence L")[1:] == [
+        [*words, "points", "pairs", "out/a city.tar", "--licence", "L"]
+    ]
+    assert making("share", *given)[1:] == [[*words, "pack", "out/a city.tar"]]
+    assert making("receive", given[1])[1:] == [["-m", "pipeline", "store", "import", "out/a city.tar"]]
+    assert making("export", "RECIPE=city")[1:] == [["-m", "pipeline", "export", "city", "export/city"]]
     for without in (make("share", "RECIPE=city"), make("receive")):
         assert without.returncode == 2 and without.stdout == "" and "ARCHIVE=city.tar" in without.stderr
