@@ -125,6 +125,22 @@ def test_a_file_of_another_digest_is_refused(tmp_path: Path, tiny: towers.Towers
         load_towers(TINY, Weights(str(path), pinned), quick_gelu=True, device="cpu")
 
 
+@pytest.mark.filterwarnings("ignore")  # the tracer speaks of what it cannot follow, and torch of its own future
+def test_an_archive_such_as_openai_publishes_is_loaded(tmp_path: Path, tiny: towers.Towers) -> None:
+    """TorchScript, traced, in half precision, with three sizes beside the weights (openai/CLIP, clip/model.py)."""
+    clip, _ = towers.build_clip(TINY, seed=0)
+    for name, size in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+        clip.__dict__.pop(name, None)
+        clip.register_buffer(name, torch.tensor(size))
+    inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)
+    archive = torch.jit.trace_module(clip.eval(), {"forward": inputs}, check_trace=False)
+    torch.jit.save(archive.half(), tmp_path / "tiny.pt")
+    pinned = Weights(str(tmp_path / "tiny.pt"), digest(tmp_path / "tiny.pt"))
+    loaded = load_towers(TINY, pinned, quick_gelu=True, device="cpu").model
+    for name, tensor in tiny.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, tiny: towers.Towers, suffix: str) -> None:
     from safetensors.torch import save_file

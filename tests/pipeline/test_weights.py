@@ -1,9 +1,12 @@
 """Weights: how a recipe names and pins them, and that a wrong file never gets into a network quietly."""
 
+import argparse
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +108,102 @@ def test_tensors_are_found_in_their_wrapper(tmp_path: Path, wrap: Any) -> None:
     assert {name: one.tolist() for name, one in read_tensors(tmp_path / "w.pt").items()} == {"a": [1, 1], "b": [0]}
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.module."])
+def test_what_wrappers_put_before_every_name_goes(tmp_path: Path, prefix: str) -> None:
+    torch.save({f"{prefix}a.b": torch.ones(2), f"{prefix}c": torch.zeros(1)}, tmp_path / "w.pt")
+    assert read_tensors(tmp_path / "w.pt").keys() == {"a.b", "c"}
+    torch.save({f"{prefix}a": torch.ones(2), "c": torch.zeros(1)}, tmp_path / "w.pt")
+    assert read_tensors(tmp_path / "w.pt").keys() == {f"{prefix}a", "c"}  # it is not before every name
+
+
+class Trainer:
+    """An object of some training code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.path, "it ran")
+
+
+def test_what_lies_beside_the_tensors_is_neither_built_nor_run(tmp_path: Path) -> None:
+    """As Detectron2 saves it: NumPy scalars in the schedule, and here an object that would act when it is built."""
+    state = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones((), dtype=torch.bfloat16), "c": torch.zeros(0)}
+    shared_numbers = torch.arange(10.0)
+    state |= {"d": shared_numbers[2:5], "e": shared_numbers[::2], "f": torch.nn.Parameter(torch.ones(2))}
+    beside = {"scheduler": {"base_lrs": [np.float64(1e-4)]}, "iteration": np.int64(7)}
+    for more in ({}, {"trainer": Trainer(tmp_path / "trace")}, {"args": argparse.Namespace(lr=1), "best": np.ones(3)}):
+        torch.save({"model": state, **beside, **more}, tmp_path / "w.pth")
+        found = read_tensors(tmp_path / "w.pth")
+        assert found.keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(found[name], tensor.detach()) and found[name].dtype == tensor.dtype
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_whole_object_is_refused_by_its_class(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(2, 2), "iteration": 3}, tmp_path / "w.pt")
+    with pytest.raises(
+        ConfigError, match=r"holds more than tensors \(torch.nn.modules.linear.Linear\).* dict of model, i"
+    ):
+        read_tensors(tmp_path / "w.pt")
+    torch.save({"network": {"a": torch.ones(1)}}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="it holds no dict of tensors by name; it is a dict of network"):
+        read_tensors(tmp_path / "w.pt")
+
+
+class Nested(torch.nn.Module):
+    """Two linear maps, one of them inside another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 4)
+        self.rest = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(4, 2, bias=False))
+        self.register_buffer("input_resolution", torch.tensor(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.rest(self.first(x))
+        return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("half", [False, True])
+def test_a_torchscript_archive_is_read_and_its_code_is_not(
+    tmp_path: Path, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Nested().half() if half else Nested()
+    archive: Any = torch.jit.trace(network.float(), torch.zeros(1, 3))
+    torch.jit.save(archive.half() if half else archive, tmp_path / "w.pt")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the archive was opened by torch")
+
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    found = read_tensors(tmp_path / "w.pt")
+    expected = archive.state_dict()
+    assert found.keys() == expected.keys() == {"first.weight", "first.bias", "rest.1.weight", "input_resolution"}
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(Nested(), torch.zeros(1, 3)), tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    numbers = Nested().first.weight.numel() * 4
+    assert numbers == 48
+    with zipfile.ZipFile(tmp_path / "w.pt") as archive:
+        inside = archive.getinfo("w/data/0").header_offset
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[inside + 70] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(bytes(flipped))
+    for name in ("cut", "flipped"):
+        with pytest.raises(ConfigError, match=f"{name}.pt (cannot be read as a checkpoint|holds more than tensors)"):
+            read_tensors(tmp_path / f"{name}.pt")
+
+
 @pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"a": 3}, torch.ones(1)])
 def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
@@ -124,3 +223,14 @@ def test_every_tensor_must_find_its_place_and_all_that_do_not_are_named(caplog: 
         "more1, more2; 1 of another shape, such as weight (1, 3) instead of (1, 2)"
     )
     assert "more0, more1, more2, more3, more4" in caplog.text
+
+
+def test_half_precision_fills_a_network_and_what_is_no_weight_does_not() -> None:
+    network = torch.nn.Linear(2, 1)
+    for dtype in (torch.float16, torch.bfloat16):
+        fill(network, {"weight": torch.tensor([[1.5, -2]], dtype=dtype), "bias": torch.zeros(1, dtype=dtype)}, "w.pt")
+        assert network.weight.tolist() == [[1.5, -2]] and network.weight.dtype == torch.float32
+    with pytest.raises(ConfigError, match="1 of another kind, such as weight torch.int8 instead of torch.float32"):
+        fill(network, {"weight": torch.ones((1, 2), dtype=torch.int8), "bias": torch.zeros(1)}, "w.pt")
+    with pytest.raises(ConfigError, match="1 with values that are not numbers, such as bias"):
+        fill(network, {"weight": torch.ones(1, 2), "bias": torch.tensor([float("nan")])}, "w.pt")

@@ -61,6 +61,10 @@ _CONVNEXT_KEYS = {
     "timm_drop_path",
 }
 
+# What OpenAI's archives hold beside weights: sizes that the model name tells too, and the mask of a sentence's words,
+# which follows from its length (openai/CLIP, clip/model.py).
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
 _TEXT_BATCH = 256  # sentences at once: enough to fill a GPU, small enough for a laptop
 
 _log = logging.getLogger(__name__)
@@ -107,7 +111,9 @@ def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, de
         path = (
             fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights_file(weights)
         )
-        fill(clip, read_tensors(path), f"teacher.weights: {path} is not a checkpoint of {model}")
+        tensors = read_tensors(path)
+        ignored = [name for name in tensors if name.rpartition(".")[2] in _NOT_WEIGHTS]
+        fill(clip, tensors, f"teacher.weights: {path} is not a checkpoint of {model}", ignored)
     else:
         _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, weights.seed)
     target = pick_device(device)

@@ -2,8 +2,7 @@
 
 The one home of this for all teachers. A recipe pins weights by the sha256 of their file, and those of a hub by the
 commit as well. Planning looks at these settings only and never downloads; loading fetches, verifies, and puts every
-tensor in its place, or says in a sentence what does not fit. A file may hold tensors and nothing else: nothing that it
-contains is executed.
+tensor in its place, or says in a sentence what does not fit. Nothing that a file contains is executed.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _MANY = 3  # names told in a sentence; all of them go to the log
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 _log = logging.getLogger(__name__)
 
@@ -99,19 +99,24 @@ def hub_folder(repository: str, revision: str, patterns: Iterable[str], setting:
 def read_tensors(path: Path, setting: str = "teacher.weights") -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by name, on the CPU, as they were saved.
 
-    Takes .safetensors and files of torch.save: a state_dict, or a dict that holds one as "state_dict" or "model"; the
-    prefix that DistributedDataParallel puts before every name goes. Raises ConfigError for a damaged file, and for one
-    that holds anything but tensors and plain values.
+    Takes .safetensors, files of torch.save and TorchScript archives (as OpenAI's are). The file is a state_dict, or a
+    dict that holds one as "state_dict" or "model" beside whatever else, such as Detectron2's scheduler: that is neither
+    built nor run. Prefixes that wrappers put before every name go. Raises ConfigError for a damaged file, and for one
+    that holds no dict of tensors.
     """
     import torch
+
+    from pipeline.teachers.loading import archives
 
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
+        elif archives.is_torchscript(path):
+            content = archives.read_torchscript(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _saved(path)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{setting}: {path} holds more than tensors, or is no checkpoint, and is not opened "
@@ -126,9 +131,48 @@ def read_tensors(path: Path, setting: str = "teacher.weights") -> dict[str, torc
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(torch.is_tensor(one) for one in content.values()):
-        raise ConfigError(f"{setting}: {path} cannot be read as a checkpoint: it holds no dict of tensors by name")
-    wrapped = all(name.startswith("module.") for name in content)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in content.items()}
+        raise ConfigError(f"{setting}: {path} {_instead_of_tensors(content)}")
+    return unwrapped(content)
+
+
+def _saved(path: Path) -> Any:
+    """Return what a file of torch.save holds, foreign objects as stand-ins; raises what it may be refused for."""
+    import torch
+
+    from pipeline.teachers.loading import archives
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not archives.is_archive(path):  # the older format is one stream of pickles, which our reader does not take
+            raise
+        return archives.read_archive(path)
+
+
+def _instead_of_tensors(content: Any) -> str:
+    """Return the end of a sentence about a file that holds no dict of tensors by name."""
+    from pipeline.teachers.loading.archives import stand_ins
+
+    foreign = stand_ins(content)
+    keys = f"; it is a dict of {', '.join(map(str, list(content)[:_MANY]))}" if isinstance(content, Mapping) else ""
+    if foreign:
+        return (
+            f"holds more than tensors ({', '.join(foreign[:_MANY])}), which are not opened, and no dict of tensors by "
+            f"name{keys}; save its state_dict with torch.save, or as .safetensors"
+        )
+    return f"cannot be read as a checkpoint: it holds no dict of tensors by name{keys}"
+
+
+def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors under the names that the network itself gives them.
+
+    What parallel training ("module."), torch.compile ("_orig_mod.") or a class that holds the network as its only part
+    ("model.") puts before every name goes.
+    """
+    found = {str(name): tensor for name, tensor in tensors.items()}
+    while found and any(all(name.startswith(prefix) for name in found) for prefix in _WRAPPERS):
+        found = {name.partition(".")[2]: tensor for name, tensor in found.items()}
+    return found
 
 
 def fill(
@@ -139,24 +183,30 @@ def fill(
 ) -> None:
     """Put tensors into a network: every one, under its name and of exactly its shape.
 
-    `what` names file and network in the message, "w.pth is not a checkpoint of SAN". Names in `ignored` may be there
-    and are left out. Raises ConfigError that counts what is missing, not expected or of another shape; the log names
-    every one.
+    Numbers of half precision become those that the network computes with. `what` names file and network in the
+    message, "w.pth is not a checkpoint of SAN". Names in `ignored` may be there and are left out. Raises ConfigError
+    that counts what is missing, not expected, of another shape, or not numbers; the log names every one.
     """
     left_out = set(ignored)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    if found != expected:
-        parts = {
-            "missing": sorted(expected.keys() - found.keys()),
-            "not expected": sorted(found.keys() - expected.keys()),
-            "of another shape": [
-                f"{name} {found[name]} instead of {expected[name]}"
-                for name in sorted(expected.keys() & found.keys())
-                if found[name] != expected[name]
-            ],
-        }
+    state = network.state_dict()
+    both = sorted(expected.keys() & found.keys())
+    parts = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "not expected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]
+        ],
+        "of another kind": [  # whole numbers for fractions: weights that were quantised
+            f"{name} {tensors[name].dtype} instead of {state[name].dtype}"
+            for name in both
+            if tensors[name].is_floating_point() != state[name].is_floating_point()
+        ],
+        "with values that are not numbers": [name for name in both if tensors[name].isnan().any()],
+    }
+    if any(parts.values()):
         for kind, names in parts.items():
             if names:
                 _log.warning("%s: %d tensors %s: %s", what, len(names), kind, ", ".join(names))
