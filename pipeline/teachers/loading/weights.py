@@ -204,7 +204,9 @@ def fill(
             for name in both
             if tensors[name].is_floating_point() != state[name].is_floating_point()
         ],
-        "with values that are not numbers": [name for name in both if tensors[name].isnan().any()],
+        "with values that are not numbers": [
+            name for name in both if not tensors[name].is_meta and tensors[name].isnan().any()
+        ],
     }
     if any(parts.values()):
         for kind, names in parts.items():
