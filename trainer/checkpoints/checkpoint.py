@@ -344,6 +344,7 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
     A network pre-trained against text vectors thus gives all but its head, `final.kernel` and `final.bias`. Raises
     TrainerError if it was trained on other voxels, or if anything but the head does not fit.
     """
+    check_learnt(checkpoint)
     unchecked = check_voxels(checkpoint, voxels, intensity=False)
     own, stored = network.state_dict(), checkpoint.weights
     fitting = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
@@ -366,6 +367,18 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
         absent=tuple(name for name in own if name not in stored),
         unchecked=unchecked,
     )
+
+
+def check_learnt(checkpoint: Checkpoint) -> None:
+    """Raise TrainerError if the run had nothing to learn until it wrote this: its weights are those it began with."""
+    document = checkpoint.document
+    loss = document.get("loss") or {}
+    # before rows were counted, a loss of exactly 0 in an epoch was one without a term
+    if document.get("taught") == 0 or ("taught" not in document and loss.get("total") == 0):
+        raise TrainerError(
+            f"{checkpoint.path} has learnt nothing: the loss of its run never had a term (no pair, or no label). Mend "
+            f"what it learns from, and train again with --fresh"
+        )
 
 
 def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool) -> tuple[str, ...]:

@@ -227,6 +227,8 @@ def has_room(batch: Batch, n_workers: int) -> bool:
 class Loader:
     """The batches of an order, one after the other, each time it is iterated; workers make them meanwhile.
 
+    Raises TrainerError where workers cannot be started, or one of them loses a batch or stands still for too long.
+
     `asked_to_end` says whether to give up a wait: then StoppedWaiting is raised. `grace_s` is how long a batch is
     waited for all the same.
     """
@@ -241,7 +243,14 @@ class Loader:
         """Start the workers, or have them begin anew, and return the batches; raises what kept one from being made."""
         if self._loader._iterator is not None:
             self._workers()._timeout = 0  # until they have answered
-        return self._batches(iter(self._loader))
+        try:
+            source = iter(self._loader)
+        except OSError as error:  # no process, no pipe, no semaphore, which lie in shared memory too
+            raise TrainerError(
+                f"the processes of the loader cannot be started: {error}. Set run.loader_workers = 0 to read in this "
+                "one"
+            ) from None
+        return self._batches(source)
 
     def _batches(self, source: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -289,7 +298,7 @@ class Loader:
             )
         at = self._dataset.name(number) if isinstance(self._dataset, BatchDataset) else str(number)
         told = (
-            f"waiting for {waited_s:.0f} s for the loader: its process {process} (worker {worker} of "
+            f"waiting for {waited_s:.0f} s for the loader: its process {process} (worker {worker + 1} of "
             f"{len(workers._workers)}) has been at frame {at} for {since_s:.0f} s"
         )
         if waited_s >= GIVE_UP_S:

@@ -111,8 +111,12 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
 
 
 def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
-    """Return a checkpoint; raises TrainerError if it cannot be read or learnt on other voxels than the recipe's."""
+    """Return a checkpoint.
+
+    Raises TrainerError if it cannot be read, has learnt nothing, or on other voxels than the recipe's.
+    """
     learnt = official.load(path)
+    checkpoint.check_learnt(learnt)
     unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
     if unchecked:
         console.print(f"{path} does not say on which voxels it was trained ({', '.join(unchecked)}): not compared")
