@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import typer
 
-from pipeline.commands import build, exchange, look
+from manifests.console import debuggable
+from pipeline.commands import build, debug, exchange, look
 
 app = typer.Typer(
     help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
@@ -19,12 +20,13 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(look.query, look.report, look.view, look.pictures, look.docs),
 )
 for command in COMMANDS:
-    app.command()(command)
-app.command("export")(exchange.export_command)
+    app.command()(debuggable(command))
+app.command("debug-frame")(debuggable(debug.debug_frame))
+app.command("export")(debuggable(exchange.export_command))
 
 tables = typer.Typer(help="Hand tables on as one file.", no_args_is_help=True)
-tables.command("export")(exchange.export_tables)
-tables.command("import")(exchange.import_tables)
+tables.command("export")(debuggable(exchange.export_tables))
+tables.command("import")(debuggable(exchange.import_tables))
 app.add_typer(tables, name="store")
 
 if __name__ == "__main__":

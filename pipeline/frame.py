@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.endings import RunError, summary
 
-class FrameError(RuntimeError):
+
+class FrameError(RunError):
     """A frame that a stage could not handle; it names the file or value at fault and what was expected.
 
     The message of an excluded frame is stored, so it must be the same wherever it arises: files by their relative name.
@@ -178,8 +180,10 @@ def read_image(root: Path, camera: Camera) -> NDArray[Any]:
             pixels = np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise FrameError(f"{camera.image_path}: cannot be decoded as an image: unknown kind of file") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: {error}") from None
+    except FrameError:
+        raise
+    except Exception as error:  # decoders of damaged files fail in as many ways as there are kinds of files
+        raise FrameError(f"{camera.image_path}: cannot be decoded as an image: {summary(error)}") from error
     if camera.width_px and pixels.shape[:2] != (camera.height_px, camera.width_px):
         raise FrameError(
             f"{camera.image_path}: {pixels.shape[1]} x {pixels.shape[0]} pixels now, "

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from superpixels.ground import plane_inliers, ring_candidates, stood_on
+from superpixels.unfit import Unfit
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -285,7 +286,7 @@ def checked(
         raise ValueError(f"points are {xyz.shape} and labels {label.shape}; expected (n, 3) and (n,)")
     bad = ~np.isfinite(xyz).all(axis=1)
     if bad.any():
-        raise ValueError(
+        raise Unfit(
             f"{bad.sum()} of {len(xyz)} points have a coordinate that is NaN or infinite, the first is point "
             f"{bad.argmax()}; leave such returns out where the sweep is read"
         )

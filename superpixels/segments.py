@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from skimage.measure import label as label_components
 
+from superpixels.unfit import Unfit
+
 LabelMap = npt.NDArray[np.uint16]
 Split = Literal["prompt", "component"]
 
@@ -117,7 +119,7 @@ class Segments:
                     f"segments.{name} is {array.dtype} {array.shape}; expected {np.dtype(dtype).name} {shape}"
                 )
         if n > MOST_SEGMENTS:
-            raise ValueError(f"{n} segments in one image; ids are 16 bits wide, so at most {MOST_SEGMENTS}")
+            raise Unfit(f"{n} segments in one image; ids are 16 bits wide, so at most {MOST_SEGMENTS}")
         if min(self.height_px, self.width_px) < 1:
             raise ValueError(f"the image has {self.height_px} x {self.width_px} pixels; expected at least 1 x 1")
         pixels = int(self.run_length.sum(dtype=np.int64))
@@ -133,12 +135,12 @@ class Segments:
         if (self.prompt_id < 0).any():
             raise ValueError("segments.prompt_id holds a negative value; every segment has a prompt")
         if not np.isfinite(self.score).all():
-            raise ValueError("segments.score holds a value that is not finite")
+            raise Unfit("segments.score holds a value that is not finite")
         length = np.linalg.norm(self.vector.astype(np.float32), axis=1)
         bad = ~(np.abs(length - 1) < _UNIT_TOLERANCE) & ~((self.area_px == 0) & (length == 0))
         if bad.any():
             k = int(np.flatnonzero(bad)[0])
-            raise ValueError(f"the vector of segment {k + 1} has length {length[k]}; expected 1")
+            raise Unfit(f"the vector of segment {k + 1} has length {length[k]}; expected 1")
 
 
 def compact(
@@ -179,7 +181,7 @@ def compact(
     area = np.bincount(region.ravel(), minlength=len(prompt))
     order = order[area[order] >= max(min_area_px, 1)]
     if len(order) > MOST_SEGMENTS:
-        raise ValueError(f"{len(order)} segments in one image, at most {MOST_SEGMENTS} fit; raise min_area_px")
+        raise Unfit(f"{len(order)} segments in one image, at most {MOST_SEGMENTS} fit; raise min_area_px")
     renamed = np.zeros(len(prompt), dtype=np.uint16)
     renamed[order] = np.arange(1, len(order) + 1)
     return renamed[region], prompt[order].astype(np.int32)

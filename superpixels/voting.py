@@ -15,6 +15,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from superpixels.unfit import Unfit
+
 Floats = npt.NDArray[np.floating[Any]]
 
 SMALL_M = (0.2, 0.2, 0.2)
@@ -277,6 +279,6 @@ def _check(ballot: Ballot, n_classes: int) -> None:
     if shapes != ((n, 3), (n, *names), (n, *names), (4, 4)) or len(names) > 1 or 0 in names:
         raise ValueError(f"a ballot has shapes {shapes}; expected (n, 3), (n,) or (n, k) twice, and (4, 4)")
     if not (np.isfinite(ballot.xyz_m).all() and np.isfinite(ballot.weight).all()):
-        raise ValueError("a ballot has points or weights that are not finite; a sweep is cleaned when it is read")
+        raise Unfit("a ballot has points or weights that are not finite; a sweep is cleaned when it is read")
     if n and int(ballot.label.max()) > n_classes:
         raise ValueError(f"a ballot has label {ballot.label.max()}; expected 0..{n_classes}")

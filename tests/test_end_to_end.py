@@ -97,7 +97,7 @@ def test_the_whole_chain_runs_on_real_frames(shared: Path, workplace: Path, logs
     assert command("trainer", "predict", recipe).exit_code == 0
     done = command("trainer", "evaluate", recipe)
     if not logs.has_labels:
-        assert done.exit_code == 2 and "no labels to evaluate against" in done.stderr
+        assert done.exit_code == 3 and "no labels to evaluate against" in done.stderr
         return
     assert done.exit_code == 0, done.stderr
     scores = json.loads((workplace / "runs" / logs.name / "evaluate.json").read_text())

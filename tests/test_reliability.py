@@ -69,7 +69,7 @@ def recipes(place: Path) -> Iterator[Case]:
 
 
 def stores(place: Path) -> Iterator[Case]:
-    """Tables, sidecars, manifests and refs, exit status 1."""
+    """Tables, sidecars, manifests and refs, exit code 3."""
     store = made(place, "scene-1")
     [shard] = store.shards("target", FINGERPRINT).values()
     folder = place / "target" / FINGERPRINT
@@ -142,7 +142,7 @@ def stores(place: Path) -> Iterator[Case]:
 
 
 def archives(place: Path) -> Iterator[Case]:
-    """Archives of tables, exit status 1; nothing of them appears."""
+    """Archives of tables, exit code 3; nothing of them appears."""
     pack(made(place / "from", "scene-1", "scene-" + "2" * 90), "recipe", ["target"], "x", place / "good.tar")
     for kind, (change, _) in HOSTILE.items():
 

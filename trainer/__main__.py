@@ -7,7 +7,6 @@ OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.determini
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from manifests.config import ConfigError, read_recipe
+from manifests.config import read_recipe
+from manifests.console import debuggable, plain_console, sentences
+from manifests.endings import Ending
 from manifests.sections.data import RunConfig
-from manifests.storage.errors import StoreError
 
 if TYPE_CHECKING:
     from manifests.recipe import Recipe
@@ -30,7 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train a sparse network on packed tables, predict with it, and score it. `make pack RECIPE=...` makes the "
-    "tables. Exit status: 0 done, 1 the run failed, 2 recipe or tables are not right, 130 interrupted.",
+    "tables. Exit codes: 0 done, 1 the run failed, 2 the recipe is not right, 3 a table is missing or damaged, 70 a "
+    "bug, 130 interrupted.",
 )
 
 
@@ -90,6 +91,7 @@ RefineOption = Annotated[
 
 
 @app.command()
+@debuggable
 def pretrain(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
@@ -99,6 +101,7 @@ def pretrain(
 
 
 @app.command()
+@debuggable
 def distill(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
@@ -108,6 +111,7 @@ def distill(
 
 
 @app.command()
+@debuggable
 def probe(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
@@ -116,6 +120,7 @@ def probe(
 
 
 @app.command()
+@debuggable
 def finetune(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
@@ -124,6 +129,7 @@ def finetune(
 
 
 @app.command()
+@debuggable
 def supervised(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
@@ -132,6 +138,7 @@ def supervised(
 
 
 @app.command()
+@debuggable
 def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
     """Predict every point of the scenes in predict.split, as table predict of the store."""
     with reported() as console:
@@ -142,6 +149,7 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
 
 
 @app.command()
+@debuggable
 def query(
     recipe: RecipeArgument,
     phrase: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for; the pipeline's query comes first.")],
@@ -168,6 +176,7 @@ def query(
 
 
 @app.command()
+@debuggable
 def submit(
     recipe: RecipeArgument,
     override: SetOption = None,
@@ -183,6 +192,7 @@ def submit(
 
 
 @app.command()
+@debuggable
 def evaluate(
     recipe: RecipeArgument, override: SetOption = None, of: OfOption = None, refine: RefineOption = None
 ) -> None:
@@ -197,6 +207,7 @@ def evaluate(
 
 
 @app.command()
+@debuggable
 def scores(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes of the same data set.")],
     override: SetOption = None,
@@ -214,6 +225,7 @@ def scores(
 
 
 @app.command()
+@debuggable
 def diff(
     one: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder, or its run.json.")],
     other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another.")],
@@ -232,6 +244,7 @@ def diff(
 
 
 @app.command()
+@debuggable
 def check(
     recipe: RecipeArgument,
     override: SetOption = None,
@@ -249,10 +262,11 @@ def check(
             for sentence in machine.sentences():
                 console.print(f"check: {sentence}")
         if machine.problem:
-            raise typer.Exit(1)
+            raise typer.Exit(Ending.FAILED)
 
 
 @app.command("import")
+@debuggable
 def import_(
     recipe: RecipeArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .ckpt file of SLidR or AFOV.")],
@@ -271,6 +285,7 @@ def import_(
 
 
 @app.command("export")
+@debuggable
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of ours.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The .pt file to write.")],
@@ -312,32 +327,9 @@ def load(recipe: str, override: list[str] | None) -> Recipe:
 
 @contextmanager
 def reported() -> Iterator[Console]:
-    """Yield the console; what the user can mend becomes one sentence and an exit status, the rest a trace."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield console
-    except (ConfigError, StoreError) as error:
-        stop(error, 2)
-    except KeyboardInterrupt as error:
-        stop(str(error) or "interrupted; what is finished is kept, and the same command goes on from there", 130)
-    except RuntimeError as error:
-        from trainer.errors import TrainerError
-
-        if not isinstance(error, TrainerError):
-            raise
-        stop(error, 1)
-
-
-def interrupt(*_: object) -> None:
-    """Treat SIGTERM as Ctrl-C."""
-    raise KeyboardInterrupt
-
-
-def stop(reason: object, status: int) -> None:
-    """Print why the program ends, and end it."""
-    typer.echo(f"trainer: {reason}", err=True)
-    raise typer.Exit(status)
+    """Yield the console; what the user can mend becomes one sentence and an exit code, a bug its trace and another."""
+    with sentences("trainer", "what is finished is kept, and the same command goes on from there"):
+        yield plain_console(soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manifests.endings import RunError
 
-class TrainerError(RuntimeError):
-    """A run that cannot go on for a reason the user can mend; printed without a trace, exit status 1."""
+
+class TrainerError(RunError):
+    """A run that cannot go on for a reason the user can mend; printed without a trace, exit code 1."""

@@ -6,17 +6,17 @@ from collections import Counter
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards
 from pipeline.checks.doctor import FRAMES, examine
-from pipeline.commands.console import RecipeArgument, SetOption, Targets, console, expand, sentences
+from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool
 from pipeline.engine.progress import progress_of
@@ -47,7 +47,7 @@ def plan(
                     markup=False,
                 )
         for twin in runner.recipe.ontology.duplicates():
-            console.print(f"note: the class dictionary holds one prompt more than once: {twin}", markup=False)
+            console.print(f"note: the class dictionary holds one prompt more than once: {twin}")
         free = runner.store.free_bytes()
         if free is not None:
             need = sum(item.gigabytes_to_write for item in plans)
@@ -76,7 +76,7 @@ def run(
             failures = Runner(loaded).run(targets, pool, watcher, targets if again else ())
         if failures:
             print_failures(failures, loaded)
-            raise typer.Exit(1)
+            raise typer.Exit(Ending.FAILED)
         if not watcher.built:
             console.print(f"{target}: everything is built already")
 
@@ -86,16 +86,17 @@ def why(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None)
     with sentences():
         for item in Runner(load_recipe(recipe, set_ or ())).plan(expand(targets or ["pack"])):
             if item.complete:
-                console.print(f"[green]{item.stage.name}[/]: built ({item.fingerprint})")
+                console.print(Text.assemble((item.stage.name, "green"), f": built ({item.fingerprint})"))
                 continue
             missing = [shard for shard in item.shards if not shard.done]
-            console.print(f"[yellow]{item.stage.name}[/]: {len(missing)} of {len(item.shards)} shards to build")
+            count = f": {len(missing)} of {len(item.shards)} shards to build"
+            console.print(Text.assemble((item.stage.name, "yellow"), count))
             for line in item.changes:
-                console.print(f"  {line}", markup=False)
+                console.print(f"  {line}")
             if not item.changes:
                 for reason in sorted({shard.reason for shard in missing}):
                     names = [shard.shard for shard in missing if shard.reason == reason]
-                    console.print(f"  {reason}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}", markup=False)
+                    console.print(f"  {reason}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
 
 
 def doctor(
@@ -109,10 +110,11 @@ def doctor(
         for finding in examine(load_recipe(recipe, set_ or ()), set_ or (), recipe, frames):
             problems += finding.level == "problem"
             colour = {"ok": "green", "note": "yellow", "problem": "red"}[finding.level]
-            console.print(f"[{colour}]{finding.level:>7}[/] {finding.about}: {escape(finding.text)}", soft_wrap=True)
+            line = Text.assemble((f"{finding.level:>7}", colour), f" {finding.about}: {finding.text}")
+            console.print(line, soft_wrap=True)
         if problems:
             console.print(f"{problems} problems; mend them first")
-            raise typer.Exit(1)
+            raise typer.Exit(Ending.FAILED)
         console.print("nothing stands in the way of a run")
 
 
@@ -135,7 +137,7 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
         console.print(table)
         for failure in failures[:20]:
             where = f"{failure.stage} {failure.shard}" + (f" {failure.frame_id}" if failure.frame_id else "")
-            console.print(f"failed in the last run: {where}: {failure.cause}", markup=False, soft_wrap=True)
+            console.print(f"failed in the last run: {where}: {failure.cause}", soft_wrap=True)
 
 
 def verify(
@@ -155,14 +157,14 @@ def verify(
             bar = progress.add_task("verify", total=total)
             damaged = damaged_shards(store, ref, lambda size: progress.advance(bar, size))
         for table, shard, what in damaged:
-            console.print(f"[red]{table.stage}/{table.fingerprint}/{shard.name}[/]: {what}")
+            console.print(Text.assemble((f"{table.stage}/{table.fingerprint}/{shard.name}", "red"), f": {what}"))
             if drop:
                 store.forget(table.stage, table.fingerprint, shard)
         shards = sum(len(table.shards) for table in ref.tables.values())
         found = f"{len(damaged)} damaged{' and dropped' if drop and damaged else ''}"
         console.print(f"{shards} shards, {total / 1e9:.3f} GB read, {found}")
         if damaged:
-            raise typer.Exit(1)
+            raise typer.Exit(Ending.STORE)
 
 
 def gc(
@@ -178,7 +180,7 @@ def gc(
         store = Store.open(load_recipe(recipe, set_ or ()).run.store)
         garbage = store.unreferenced(min_age_hours * 3600)
         for path, size in garbage:
-            console.print(f"{size:>14,} {path}", markup=False)
+            console.print(f"{size:>14,} {path}")
         if delete:
             store.delete(path for path, _ in garbage)
         total = sum(size for _, size in garbage) / 1e9
@@ -266,7 +268,7 @@ def print_costs(found: list[Cost], recipe: Recipe) -> None:
 
 def print_failures(failures: list[Failure], recipe: Recipe) -> None:
     """Print what failed and what can be done about it."""
-    table = Table("stage", "shard", "frame", "cause")
+    table = Table("stage", "shard", "frame", Column("cause", overflow="fold"))
     for failure in failures[:MANY_FAILURES]:
         table.add_row(failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
     console.print(table)

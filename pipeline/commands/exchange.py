@@ -36,9 +36,9 @@ def export_command(
     """Write segments and point labels as the official scripts do, for their trainer. Kill it and start it again."""
     with sentences():
         done = export(load_recipe(recipe, set_ or ()), out, layout, sixteen_bit, shown)
-        console.print(f"{out}: {done.written} frames written, {done.kept} there before", markup=False, soft_wrap=True)
+        console.print(f"{out}: {done.written} frames written, {done.kept} there before", soft_wrap=True)
         for note in done.notes():
-            console.print(f"note: {note}", markup=False, soft_wrap=True)
+            console.print(f"note: {note}", soft_wrap=True)
 
 
 def export_tables(
@@ -59,7 +59,7 @@ def export_tables(
         done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out)
         for table in done:
             console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
-        console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
+        console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
 
 
 def import_tables(
@@ -72,4 +72,4 @@ def import_tables(
         for table in done.tables:
             console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
         console.print(f"{done.n_new} shards were new; ref {done.ref} keeps them from collection")
-        console.print(done.licence.strip(), markup=False, soft_wrap=True)
+        console.print(done.licence.strip(), soft_wrap=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from manifests import schema
@@ -28,10 +27,10 @@ def query(
     """Ask the map: rank frames by how like a phrase the masks of their points are; `report` and `view` show it."""
     with sentences():
         asked, ranking = ask(load_recipe(recipe, set_ or ()), phrase, frames, shown)
-        table = Table(*HEADINGS, title=f"“{escape(asked.phrase)}”, by mask vectors")
+        table = Table(*HEADINGS, title=f"“{asked.phrase}”, by mask vectors")
         for cells in ranking.cells():
             table.add_row(*cells)
-        console.print(table, markup=False)
+        console.print(table)
         console.print(ranking.about(), soft_wrap=True)
 
 
@@ -45,7 +44,7 @@ def report(
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         page = write_report(loaded, out or Path("reports") / loaded.name, frames, shown)
-        console.print(f"wrote {page}", markup=False, soft_wrap=True)
+        console.print(f"wrote {page}", soft_wrap=True)
 
 
 def view(
@@ -61,7 +60,7 @@ def view(
             view_frames(loaded, frames, shown)
         else:
             write_recording(loaded, out, frames, shown)
-            console.print(f"wrote {out}; look at it with: rerun {out}", markup=False, soft_wrap=True)
+            console.print(f"wrote {out}; look at it with: rerun {out}", soft_wrap=True)
 
 
 def pictures(
@@ -73,7 +72,7 @@ def pictures(
     """Draw frames, a picture each: images with segments and points, and all labels there are from above."""
     with sentences():
         for path in draw_frames(load_recipe(recipe, set_ or ()), out, frames):
-            console.print(f"wrote {path}", markup=False, soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True)
 
 
 def docs(

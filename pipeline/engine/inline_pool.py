@@ -22,7 +22,7 @@ class InlinePool:
         return None
 
     def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome, stage by stage; raises ConfigError where the recipe is at fault."""
+        """Yield every task with its outcome, stage by stage; raises ConfigError or Bug where a worker meets one."""
         n_full = 0
         while stages := queue.stages():
             if n_full >= FULL_DISKS:

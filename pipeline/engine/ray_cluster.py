@@ -1,45 +1,155 @@
-"""The one door to Ray: connecting to a cluster or starting a local one, and what a worker asks of it."""
+"""The one door to Ray: connecting to a cluster or starting a local one, and what a pool asks of it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from manifests.endings import RunError
 from manifests.recipe import Recipe
 from pipeline.engine.worker import Worker
 
+ANSWER_S = 10.0  # how long a cluster's port may take to accept a connection
+JOIN_S = 45.0  # how long a cluster may take to let a driver in
+
+# What `ray.init` would wait for, for minutes and deaf to signals, a process of its own waits for in its place. It tells
+# the error alone: Ray's own lines go to stderr.
+ASK = """
+import logging, os, sys
+import ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
+except BaseException as error:
+    os.write(1, f"{type(error).__name__}: {error}".encode())
+    os._exit(1)
+os._exit(0)
+"""
+
 
 def connect(recipe: Recipe) -> Any:
-    """Return the ray module, connected to the cluster at `run.ray_address` or to a local one started for this run."""
+    """Return the ray module, connected to the cluster at `run.ray_address` or to a local one started for this run.
+
+    Raises RunError, within a minute, where that cannot be; Ctrl-C and SIGTERM end the waiting.
+    """
+    set_environment()
+    import ray
+
+    if ray.is_initialized():
+        return ray
+    options: dict[str, Any] = {"address": recipe.run.ray_address}
+    if recipe.run.ray_address == "local":
+        give_token()
+        options |= {
+            "num_cpus": max(recipe.run.workers, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": 256 * 2**20,  # tasks and outcomes are small: rows go through the store
+        }
+    else:
+        check_cluster(recipe.run.ray_address)
+    root = str(Path(__file__).parent.parent.parent)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            **options,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": root}},
+        )
+    except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
+        raise unusable(recipe.run.ray_address, str(error) or type(error).__name__) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
+    return ray
+
+
+def set_environment() -> None:
+    """Set what Ray reads from the environment, as far as nobody has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray 2.60 would otherwise blank CUDA_VISIBLE_DEVICES for workers without GPUs and warn about it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    # and start workers through `uv run`, in an environment of their own, where one of our ancestors is that
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-    if not ray.is_initialized():
-        local = recipe.run.ray_address == "local"
-        options: dict[str, Any] = {"address": recipe.run.ray_address}
-        if local:
-            options |= {
-                "num_cpus": max(recipe.run.workers, os.cpu_count() or 1),
-                "include_dashboard": False,
-                "object_store_memory": 256 * 2**20,  # tasks and outcomes are small: rows go through the store
-            }
-        root = str(Path(__file__).parent.parent.parent)
-        try:
-            ray.init(
-                **options,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": root}},
-            )
-        except (ConnectionError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
-            raise RuntimeError(f"Ray at run.ray_address = {recipe.run.ray_address!r} cannot be used: {error}") from None
-    return ray
+
+def give_token() -> None:
+    """Give the local cluster of this run a token of its own, in the environment of its processes alone.
+
+    Ray 2.60 would write one to ~/.ray, which a container's user may not, and which puts every later `ray start` of that
+    user into a mode that other machines do not know of.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_cluster(address: str) -> None:
+    """Raise RunError unless a cluster at an address, `auto` included, lets this machine in."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address.startswith("ray://"):
+        raise unusable(address, "the Ray client is not supported; start the driver on a machine of the cluster")
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unusable(address, str(error)) from error
+    if found is None:
+        raise unusable(address, "no cluster runs on this machine; start one with: ray start --head --port=6379")
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, ValueError) as error:
+        raise unusable(address, f"nothing answers at {found} ({error})") from error
+    ask_cluster(address)
+
+
+def ask_cluster(address: str) -> None:
+    """Raise RunError unless a process that joins the cluster is let in before `JOIN_S` are over."""
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ASK, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+    try:
+        told, lines = asking.communicate(timeout=JOIN_S)
+    except subprocess.TimeoutExpired:
+        raise unusable(
+            address,
+            f"it answers and lets nobody in within {JOIN_S:.0f} s: its raylet on this machine may have died (`ray "
+            "stop`, then `ray start` again), or it is no Ray cluster",
+        ) from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(asking.pid, signal.SIGKILL)
+        asking.wait()
+    if asking.returncode:
+        text = (told or lines).decode("utf-8", "replace")
+        hint = " Give all sides the same RAY_AUTH_MODE and token: docs/cluster.md" if "auth" in text.lower() else ""
+        raise unusable(address, (text.strip() or f"the process that asked ended with {asking.returncode}") + hint)
+
+
+def unusable(address: str, cause: str) -> RunError:
+    """Return the error for a cluster that cannot be used."""
+    return RunError(f"Ray at run.ray_address = {address!r} cannot be used: {shortened(cause)}")
+
+
+def shortened(text: str, most: int = 900) -> str:
+    """Return a text as one line, of a long one its two ends: Ray tells the cause last."""
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    return line if len(line) <= most else f"{line[: most // 3]} ... {line[-2 * most // 3 :]}"
 
 
 def placed(worker: type[Worker]) -> type[Worker]:
@@ -57,3 +167,29 @@ def placed(worker: type[Worker]) -> type[Worker]:
 def named(node: Mapping[str, Any]) -> str:
     """Return the name of a node for people, of what Ray says of it."""
     return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]} in Ray)"
+
+
+def last_words() -> str:
+    """Return what a worker process of this machine that has ended wrote last; empty if none has ended, or all silently.
+
+    Ray starts such workers again and again, and tells nobody why they end.
+    """
+    from ray._private.worker import _global_node
+
+    return ended_workers(Path(_global_node.get_logs_dir_path())) if _global_node is not None else ""
+
+
+def ended_workers(folder: Path) -> str:
+    """Return the last words of the worker that ended last, out of a folder with Ray's logs, worker-<...>-<pid>.err."""
+    found = []
+    for path in folder.glob("worker-*.err"):
+        pid = path.stem.rpartition("-")[2]
+        with suppress(OSError):
+            if pid.isdigit() and path.stat().st_size and not Path("/proc", pid).exists():
+                found.append((path.stat().st_mtime, path.read_text("utf-8", "replace")[-4000:]))
+    return shortened(max(found)[1]) if found else ""
+
+
+def node_here(ray: Any) -> str:
+    """Return the node that this driver belongs to."""
+    return str(ray.get_runtime_context().get_node_id())

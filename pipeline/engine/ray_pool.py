@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
+from manifests.endings import Bug, RunError, summary
 from manifests.recipe import Recipe
-from pipeline.engine.ray_cluster import connect, named, placed
+from pipeline.engine.ray_cluster import connect, last_words, named, node_here, placed, shortened
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
 from pipeline.engine.worker import Worker
 from pipeline.stages import STAGES
@@ -23,6 +24,9 @@ _log = logging.getLogger(__name__)
 LOST_WORKERS = 2  # a shard that took this many workers down is set aside instead of tried again
 LOST_NODES = 10  # a shard that was aboard this many nodes that went away is set aside as well
 LOOK_S = 5.0  # how often to look up while nothing happens
+TELL_S = 30.0  # how often to say what a run waits for that has no worker
+START_S = 45.0  # how long workers may end as they start before the run ends too
+LOCAL_S = 120.0  # how long this machine alone may take to start a worker, silently: a busy one takes a while
 FULL_EVERYWHERE = "not tried: the disks of all nodes with room for a worker are full; free space and run again"
 PATIENCE_S = 900.0  # how long a cluster without room for any worker may take to get some: autoscalers take minutes
 
@@ -76,12 +80,14 @@ class Losses:
 class UnderWay:
     """One run of the pool: the tasks that workers have, by the reference of their outcome, and what went wrong so far.
 
-    `fault` is raised when what is under way has come to its end. `last_sign`: when a worker last showed that it lives.
+    `fault` is raised when what is under way has come to its end. `last_sign`: when a worker last showed that it lives;
+    `n_told`: how often it was said since that none does.
     """
 
     tasks: dict[Any, tuple[Lane, RayWorker, Task]] = field(default_factory=dict)
     losses: dict[tuple[str, str], Losses] = field(default_factory=dict)
     fault: Exception | None = None
+    n_told: int = 0
     last_sign: float = field(default_factory=time.monotonic)
 
 
@@ -99,7 +105,7 @@ class RayPool:
     whose disk is full is left out for the rest of the run; its shards go to others that have room for a worker.
 
     Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
-    Raises on entry ConfigError for a store that workers would look for elsewhere, and RuntimeError if Ray cannot be
+    Raises on entry ConfigError for a store that workers would look for elsewhere, and RunError if Ray cannot be
     started or reached.
     """
 
@@ -117,6 +123,7 @@ class RayPool:
                 "give an absolute path that all machines see, or s3://bucket/folder"
             )
         self._ray = connect(self._recipe)
+        self._here = node_here(self._ray)
         cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
         # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001
         self._cpus = min(1.0, math.floor(cpus / self._recipe.run.workers * 1e4) / 1e4)
@@ -142,12 +149,12 @@ class RayPool:
         lane.starting[actor.where.remote()] = RayWorker(actor)
 
     def _places(self, stage: str, gpus: float) -> int:
-        """Return how many workers the cluster has room for; raises RuntimeError where it has room for none."""
+        """Return how many workers the cluster has room for; raises RunError where it has room for none."""
         workers = self._recipe.run.workers
         if gpus:
             workers = min(workers, sum(int(node["Resources"]["GPU"] // gpus) for node in self._nodes(gpus)))
         if not workers:
-            raise RuntimeError(
+            raise RunError(
                 f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
                 "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
             )
@@ -199,7 +206,7 @@ class RayPool:
         return any(one["NodeID"] == node and one["Alive"] for one in self._ray.nodes())
 
     def _lane(self, stage: str) -> Lane:
-        """Return the lane of a stage; raises RuntimeError where the cluster has no room for its workers."""
+        """Return the lane of a stage; raises RunError where the cluster has no room for its workers."""
         gpus = STAGES[stage].gpus(self._recipe) or 0.0
         lane = self._lanes.setdefault(gpus, Lane(gpus))
         if stage not in lane.stages:
@@ -230,7 +237,7 @@ class RayPool:
                     self._stop(lane.idle)
 
     def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
-        """Yield every task with its outcome, as they come; raises ConfigError where the recipe is at fault.
+        """Yield every task with its outcome, as they come; raises ConfigError or Bug where a worker met one.
 
         No more than `run.workers` shards of a lane are under way at any time, and the next ones wait until the caller
         has taken an outcome. An error is raised when what was under way has come to its end.
@@ -250,6 +257,7 @@ class RayPool:
                 # the first sign of life: a worker that has been placed, or one that is through with its task
                 sign = self._first_sign()
                 if sign is None:
+                    self._look_around(queue)
                     if not now.tasks and time.monotonic() - now.last_sign > PATIENCE_S:
                         yield from given_up(
                             queue, queue.stages(), f"no node had room for a worker in {PATIENCE_S:.0f} s"
@@ -263,11 +271,45 @@ class RayPool:
         finally:
             self._abandon()
 
+    def _look_around(self, queue: Queue) -> None:
+        """Say now and then what the run waits for; raises RunError for what does not get better by waiting."""
+        now, local = self._now, self._recipe.run.ray_address == "local"
+        if not self._alive(self._here):
+            again = "run again" if local else "run again after `ray stop` and `ray start`"
+            raise RunError(
+                "the raylet of this machine, Ray's process that starts workers, has died, for want of memory or since "
+                f"somebody ended it. Finished shards are kept: {again}"
+            )
+        if now.tasks:
+            return
+        waited_s = time.monotonic() - max([now.last_sign, *(lane.asked for lane in self._lanes.values())])
+        cause = last_words() if waited_s > START_S else ""
+        if cause:
+            raise RunError(f"workers end as they start; the last one said: {cause}")
+        if local and waited_s > LOCAL_S:
+            raise RunError(
+                f"Ray has started no worker on this machine in {LOCAL_S:.0f} s, and does not say why; its logs are in "
+                '/tmp/ray/session_latest/logs. run.pool = "inline" does without Ray'
+            )
+        if waited_s > TELL_S * (now.n_told + 1):
+            now.n_told += 1
+            self._tell_waiting(queue, waited_s, LOCAL_S if local else PATIENCE_S)
+
+    def _tell_waiting(self, queue: Queue, waited_s: float, most_s: float) -> None:
+        """Say that no worker has started yet, and of how much there is."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        room = " and ".join(f"{sum(n['Resources'].get(kind, 0) for n in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+        asked = sum(len(lane.starting) for lane in self._lanes.values())
+        _log.warning(
+            "no worker after %.0f s: %d asked for, for %s; Ray has %d nodes with %s. Waiting on, %.0f s at most",
+            *(waited_s, asked, ", ".join(queue.stages()), len(nodes), room, most_s),
+        )
+
     def _may_assign(self, queue: Queue) -> bool:
         """Assign what can be, and return True; note the fault where the cluster has no room for a stage's workers."""
         try:
             self._assign(queue)
-        except RuntimeError as error:
+        except RunError as error:
             self._now.fault = error
         return self._now.fault is None
 
@@ -280,7 +322,7 @@ class RayPool:
         ready, _ = self._ray.wait([*starting, *self._now.tasks], num_returns=1, timeout=LOOK_S)
         if not ready:
             return None
-        self._now.last_sign = time.monotonic()
+        self._now.last_sign, self._now.n_told = time.monotonic(), 0
         return ready[0]
 
     def _place(self, sign: Any, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
@@ -292,7 +334,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             lane.failed_starts += 1
             if lane.failed_starts > lane.room and not lane.busy:
-                yield from given_up(queue, sorted(lane.stages), f"no worker could be started: {error}")
+                yield from given_up(queue, sorted(lane.stages), f"no worker could be started: {shortened(str(error))}")
         else:
             lane.failed_starts = 0
             self._free(lane, worker)
@@ -315,11 +357,12 @@ class RayPool:
                 return None
             return task, lost_outcome(task, f"{losses.told}: {error}")
         except errors.RayTaskError as error:
+            # a worker raises nothing else than these two; what comes anyway is a bug too
             self._free(lane, worker)
-            if isinstance(error.cause, ConfigError):
-                self._now.fault = self._now.fault or error.cause
-                return None
-            return task, lost_outcome(task, str(error))
+            told = isinstance(error.cause, ConfigError | Bug)
+            fault = error.cause if told else Bug(f"{summary(error.cause or error)} (in stage {task.stage})", str(error))
+            self._now.fault = self._now.fault or fault
+            return None
         except errors.RayError as error:
             self._free(lane, worker)
             return task, lost_outcome(task, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
 from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher, Work
 from pipeline.stages import STAGES, with_upstream
+
+_log = logging.getLogger("afov.shards")  # for the log file
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Run:
         one = self._stages[task.stage]
         one.under_way.remove(task.shard)
         one.failures += outcome.failures
+        note(task, outcome)
         one.seconds += 0 if outcome.looked else outcome.seconds
         one.shards[task.shard] = replace(one.shards[task.shard], done=outcome.shard, task=None)
         if outcome.shard and not outcome.looked:
@@ -171,3 +175,13 @@ class Run:
                 work,
             )
         move_ref(self._planner, self._finished, self._open, self._run)
+
+
+def note(task: Task, outcome: Outcome) -> None:
+    """Write to the log what came of a task: every failure, and the traces of the first."""
+    built = "failed" if outcome.shard is None else "built"
+    _log.debug("%s %s %s in %.2f s on %s", task.stage, task.shard, built, outcome.seconds, outcome.device)
+    for failure in outcome.failures:
+        _log.info("failed: %s %s %s: %s", failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
+    for trace in outcome.traces:
+        _log.info("a trace of %s %s:\n%s", task.stage, task.shard, trace)

@@ -58,6 +58,7 @@ class Outcome:
 
     `seconds` is how long its worker was at it. `disk_full`: for want of space, which another machine may have.
     `looked`: the files were looked at, and the shard made of these bytes was there already.
+    `traces` are those of the first failures, for the log.
     """
 
     shard: ShardFile | None
@@ -67,6 +68,7 @@ class Outcome:
     seconds: float = 0.0
     disk_full: bool = False
     looked: bool = False
+    traces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Pool(Protocol):
         """Yield every task with its outcome, as they come, until the queue is empty and nothing is under way.
 
         The caller may put tasks in until it asks for the next outcome. Raises ConfigError where a worker finds the
-        recipe at fault, after the outcomes of what was under way.
+        recipe at fault, and Bug where it meets a fault of our code, after the outcomes of what was under way.
         """
 
 
@@ -196,4 +198,4 @@ def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[
 
 def lost_outcome(task: Task, cause: str) -> Outcome:
     """Return the outcome of a shard that no worker could finish."""
-    return Outcome(None, (Failure(task.stage, task.shard, None, " ".join(cause.split())[:300]),))
+    return Outcome(None, (Failure(task.stage, task.shard, None, " ".join(cause.split())[:1500]),))

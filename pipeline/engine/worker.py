@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
+from manifests.endings import Bug, is_bug, summary, trace_of
 from manifests.fingerprint import digest
 from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
@@ -24,6 +25,8 @@ from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 
+MOST_TRACES = 3  # of a shard's failures, for the log
+
 
 class Worker:
     """Builds shards one after the other; loads what a stage needs once, and lets go of it when the stage changes."""
@@ -32,6 +35,7 @@ class Worker:
         self._recipe = recipe
         self._stage: Stage | None = None
         self._store = Store.open(recipe.run.store)
+        self._traces: list[str] = []
         self._excluded = frozenset(recipe.data.exclude)
         self._function: StreamFunction | None = None
         self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
@@ -39,12 +43,14 @@ class Worker:
     def run(self, task: Task) -> Outcome:
         """Build and commit one shard; failures become part of the outcome.
 
-        Raises ConfigError alone: weights that are not there would fail every shard alike. All frames are tried even
-        after one has failed, so that a run lists every bad frame at once.
+        Raises ConfigError, since weights that are not there would fail every shard alike, and Bug, since a fault of
+        our own code is no bad frame; nothing else. All frames are tried even after one has failed, so that a run lists
+        every bad frame at once.
         """
         if self._stage is None or self._stage.name != task.stage:
             self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
         begun = time.monotonic()
+        self._traces = []
         try:
             # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
             with threadpool_limits(1):
@@ -53,9 +59,17 @@ class Worker:
         except ConfigError:
             raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
-            failure = Failure(task.stage, task.shard, None, cause_of(error))
+            if is_bug(error):
+                raise Bug.of(error, f"in stage {task.stage}, shard {task.shard}") from None
+            self._keep_trace(error)
+            failure = Failure(task.stage, task.shard, None, summary(error))
             outcome = Outcome(None, (failure,), disk_full=is_full(error))
-        return replace(outcome, seconds=time.monotonic() - begun)
+        return replace(outcome, seconds=time.monotonic() - begun, traces=tuple(self._traces))
+
+    def _keep_trace(self, error: Exception) -> None:
+        """Keep the trace of an error for the log; the first few of a shard tell enough."""
+        if len(self._traces) < MOST_TRACES:
+            self._traces.append(trace_of(error))
 
     def _build_table(self, task: Task, stage: Stage) -> Outcome:
         assert stage.build is not None
@@ -102,13 +116,55 @@ class Worker:
         """Spare the next plan a look at the files; only after the shard made of them is there."""
         write_seen(self._store, files.place, task.shard, task.key, Seen(looked.stats, looked.content))
 
-    def _rows(
-        self, task: Task, stage: Stage, function: StreamFunction, digests: Sequence[Digests]
-    ) -> Iterator[dict[str, Any]]:
+    def one_row(self, task: Task, position: int) -> Row:
+        """Return the stage's own columns of one frame of a task; commits nothing, and raises whatever goes wrong."""
+        stage = STAGES[task.stage]
+        files = stage.files(self._recipe)
+        digests = look(files, task.frames).digests if files else ()
+        for one in self._inputs(task, stage, [position], digests):
+            if not isinstance(one, FrameInput):
+                raise FrameError(f"an earlier stage failed on this frame: {one['reason']}")
+            [made] = stage.open(self._recipe)(iter([one]))
+            if isinstance(made, Exception):
+                raise made
+            return made
+        raise AssertionError("one position gives one frame")
+
+    def _rows(self, task: Task, stage: Stage, function: StreamFunction, digests: Sequence[Digests]) -> Iterator[Row]:
         """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so.
 
         `digests` are those of the files that the stage reads, frame by frame; empty where it reads none.
         """
+        waiting: deque[Row | str] = deque()  # rows of frames that failed before, ids of those under way
+
+        def noted() -> Iterator[FrameInput]:
+            for one in self._inputs(task, stage, range(task.n_frames), digests):
+                if isinstance(one, FrameInput):
+                    waiting.append(one.frame.frame_id)
+                    yield one
+                else:
+                    waiting.append(one)
+
+        for made in function(noted()):
+            while not isinstance(row := waiting.popleft(), str):
+                yield row
+            if isinstance(made, ConfigError | StoreError):
+                raise made
+            if isinstance(made, Exception):
+                if is_bug(made):
+                    raise Bug.of(made, f"in stage {task.stage}, shard {task.shard}, frame {row}") from None
+                self._keep_trace(made)
+                yield failed_row(row, f"{task.stage}: {summary(made)}")
+            else:
+                yield {"frame_id": row, "status": "ok", "reason": None, **made}
+        for row in waiting:
+            assert not isinstance(row, str), "a stage made fewer rows than there are frames"
+            yield row
+
+    def _inputs(
+        self, task: Task, stage: Stage, positions: Iterable[int], digests: Sequence[Digests]
+    ) -> Iterator[FrameInput | Row]:
+        """Yield what the stage gets for frames of a task, by position, ascending; where one failed before, its row."""
         broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
         needs = stage.needs(self._recipe)
         columns = {need.table: need.read for need in needs}
@@ -118,43 +174,27 @@ class Worker:
         before, after = (
             ShardInputs(self._store, tables, columns, (), broadcast) for tables in (task.before, task.after)
         )
-        waiting: deque[dict[str, Any] | str] = deque()  # rows of frames that failed before, ids of those under way
-
-        def inputs() -> Iterator[FrameInput]:
-            near: dict[int, FrameInput | dict[str, Any]] = {}  # by position in this shard, below 0 in the one before
-            first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
-            for position in range(task.n_frames):
-                for other in range(max(position - reach, first), min(position + reach + 1, stop)):
-                    if other in near:
-                        continue
-                    if other < 0:
-                        near[other] = before.read(before.n_frames + other)
-                    elif other < task.n_frames:
-                        near[other] = here.read(other)
-                    else:
-                        near[other] = after.read(other - task.n_frames)
-                near.pop(position - reach - 1, None)
-                one = near[position]
-                if isinstance(one, dict):
-                    waiting.append(one)
+        near: dict[int, FrameInput | Row] = {}  # by position in this shard, below 0 in the one before
+        first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
+        for position in positions:
+            for other in range(max(position - reach, first), min(position + reach + 1, stop)):
+                if other in near:
                     continue
-                waiting.append(one.frame.frame_id)
+                if other < 0:
+                    near[other] = before.read(before.n_frames + other)
+                elif other < task.n_frames:
+                    near[other] = here.read(other)
+                else:
+                    near[other] = after.read(other - task.n_frames)
+            near.pop(position - reach - 1, None)
+            one = near[position]
+            if reach and isinstance(one, FrameInput):
                 others = sorted(other for other in near if other != position)
                 around = (item for other in others if isinstance(item := near[other], FrameInput))
                 # who is excluded has no say in the rows of others either
                 heard = tuple(item for item in around if item.frame.frame_id not in self._excluded)
-                yield replace(one, around=heard) if reach else one
-
-        for made in function(inputs()):
-            while isinstance(row := waiting.popleft(), dict):
-                yield row
-            if isinstance(made, Exception):
-                yield failed_row(row, f"{task.stage}: {cause_of(made)}")
-            else:
-                yield {"frame_id": row, "status": "ok", "reason": None, **made}
-        for row in waiting:
-            assert isinstance(row, dict), "a stage made fewer rows than there are frames"
-            yield row
+                one = replace(one, around=heard)
+            yield one
 
     def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
         if name not in self._broadcast or self._broadcast[name][0] != shard.key:
@@ -201,12 +241,6 @@ class ShardInputs:
         if self._digests:
             frame = replace(frame, files=self._digests[position])
         return FrameInput(frame, rows, self._broadcast)
-
-
-def cause_of(error: BaseException) -> str:
-    """Return an error as one line: our own sentences as they are, anything else with its type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FrameError | StoreError | ConfigError) else f"{type(error).__name__}: {text}"
 
 
 def device_name(recipe: Recipe) -> str:

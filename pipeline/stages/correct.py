@@ -14,6 +14,7 @@ from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from superpixels.flat_interaction import FlatInteractionConfig, refine
 from superpixels.ground import height_of_sensor_m
+from superpixels.unfit import Unfit
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
@@ -44,7 +45,7 @@ def correct_frame(
             ground_classes=ontology.ground_class_ids,
             sensor_height_m=height_m,
         )
-    except ValueError as error:
+    except Unfit as error:
         raise FrameError(str(error)) from error
     return {
         "label": found.labels,

@@ -20,6 +20,7 @@ from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage, StreamFunction
 from pipeline.teachers import TEACHERS
 from superpixels.segments import Segments
+from superpixels.unfit import Unfit
 
 
 def needs(recipe: Recipe) -> tuple[Need, ...]:
@@ -62,8 +63,8 @@ def prepare(recipe: Recipe) -> FrameFunction:
         text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
         try:
             views = teacher.segment(inputs.frame, encoding, text)
-        except ValueError as error:  # what the pure functions on arrays raise
-            raise FrameError(str(error)) from None
+        except Unfit as error:
+            raise FrameError(str(error)) from error
         if len(views) != len(inputs.frame.cameras) or any(view.prompt_id.max(initial=0) >= len(text) for view in views):
             raise FrameError(
                 f"teacher {recipe.teacher.name} gave {len(views)} views; expected {len(inputs.frame.cameras)}, "

@@ -34,12 +34,12 @@ def settings(recipe: Recipe) -> Mapping[str, Any]:
 
 
 def build(recipe: Recipe) -> list[dict[str, Any]]:
-    """Return one row per prompt; raises ValueError if the teacher's vectors are not unit vectors, one per prompt."""
+    """Return one row per prompt; raises ConfigError if the teacher's vectors are not unit vectors, one per prompt."""
     prompts = recipe.ontology.prompts
     vectors = TEACHERS[recipe.teacher.name].load(recipe, "text").text(prompts)
     length = np.linalg.norm(vectors, axis=1)
     if vectors.shape[:1] != (len(prompts),) or not np.allclose(length, 1, atol=1e-4):
-        raise ValueError(
+        raise ConfigError(
             f"teacher {recipe.teacher.name} gave text vectors of shape {vectors.shape} and lengths {length.min()} to "
             f"{length.max()}; expected {len(prompts)} of length 1: check its weights"
         )

@@ -11,6 +11,7 @@ from manifests.schema import TABLES
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
 from pipeline.stages.group import agreement
+from superpixels.unfit import Unfit
 from superpixels.voting import Ballot, vote
 
 
@@ -21,7 +22,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
         own, *others = (ballot(one, inputs, recipe) for one in (inputs, *inputs.around))
         try:
             found = vote(own, others, len(recipe.ontology.classes) - 1, recipe.vote)
-        except ValueError as error:
+        except Unfit as error:
             raise FrameError(str(error)) from error
         confidence = np.rint(found.confidence * 255)
         return {

@@ -299,7 +299,9 @@ def read_label_map(content: bytes, size_px: tuple[int, int] | None) -> npt.NDArr
             return np.asarray(image)
     except UnidentifiedImageError:
         raise ValueError("is not a PNG image") from None
-    except SyntaxError as error:  # how PIL reports a broken PNG chunk
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a broken chunk is a SyntaxError, and others fail in other ways
         raise ValueError(f"is damaged ({error})") from None
 
 

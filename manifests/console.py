@@ -1,0 +1,237 @@
+"""What the command lines of pipeline and trainer share: errors as sentences, exit codes, `--debug`, the log file."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from manifests.config import ConfigError, read_recipe
+from manifests.endings import Ending, ending_of, summary, trace_of
+from manifests.sections.data import RunConfig
+
+LOG_NAME = "afov.log"
+MOST_LOG_BYTES = 16_000_000  # then it becomes afov.log.1, and a new one begins
+
+FOR_THE_LOG = "afov"  # what this logger, and those below it, are told goes to the log file and not to the screen
+OURS = ("manifests", "pipeline", "trainer", "bench")
+
+_log = logging.getLogger(FOR_THE_LOG)
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Print the trace of every error too; the log file says more.")
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command was asked: its recipe, as far as it has one, and whether with `--debug`."""
+
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    debug: bool = False
+
+
+_asked: ContextVar[Asked] = ContextVar("_asked", default=Asked())  # noqa: B039 (it is frozen)
+
+
+def plain_console(**options: Any) -> Console:
+    """Return a console that prints text as it is: no markup and no emoji is read out of it.
+
+    Causes and file names hold brackets and colons, which markup and emoji would swallow or stumble over.
+    """
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+def forgiving_streams() -> None:
+    """Have characters that stdout and stderr cannot hold written as their numbers, instead of failing at the first."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # a stand-in for a stream, or one that is closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def debuggable(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that also takes `--debug`, and whose `sentences` know its recipe."""
+    signature = inspect.signature(command, eval_str=True)
+    known = dict(signature.parameters)
+
+    @functools.wraps(command)
+    def called(*args: Any, debug: bool = False, **words: Any) -> None:
+        recipes = [words.get("recipe"), *(words.get("recipes") or ())]
+        overrides = words.get("set_") or words.get("override") or ()
+        token = _asked.set(Asked(next(filter(None, recipes), None), tuple(overrides), debug))
+        try:
+            command(*args, **words)
+        finally:
+            _asked.reset(token)
+
+    last = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
+    called.__signature__ = signature.replace(parameters=[*known.values(), last])  # type: ignore[attr-defined]
+    called.__annotations__ = {name: one.annotation for name, one in known.items()} | {"debug": DebugOption}
+    return called
+
+
+@contextmanager
+def sentences(program: str = "error", kept: str = "finished shards are kept, the next run goes on") -> Iterator[None]:
+    """End the program with a sentence on stderr and the code of the table where something goes wrong.
+
+    A bug ends it with its whole trace. The trace of any other error goes to the log file, and to stderr with `--debug`.
+    Ctrl-C and SIGTERM end it alike; `kept` says what of its work stays.
+    """
+    asked = _asked.get()
+    forgiving_streams()
+    with interruptible(), logged(asked) as log:
+        try:
+            yield
+        except (typer.Exit, typer.Abort, SystemExit):
+            raise
+        except BaseException as error:
+            end(error, program, kept, asked.debug, log)
+
+
+def end(error: BaseException, program: str, kept: str, debug: bool, log: Path | None) -> NoReturn:
+    """Tell why the program ends, on stderr and in the log, and end it with the code of the table."""
+    ending, trace = ending_of(error), trace_of(error)
+    if ending is Ending.INTERRUPTED:
+        tell(f"{program}: {error}" if str(error) else f"{program}: interrupted; {kept}")
+        raise typer.Exit(int(ending)) from None
+    _log.error("%s\n%s", summary(error), trace)
+    if ending is Ending.BUG or debug:
+        tell(trace.rstrip())
+    if ending is not Ending.BUG:
+        tell(f"{program}: {summary(error)}")
+        raise typer.Exit(int(ending)) from None
+    where = f" and in {log}" if log and log.exists() else ""
+    tell(
+        f"{program}: this is a bug in AFOV, not in your data: {summary(error)}\nIts trace is above{where}; "
+        "please report it. What was finished is kept. docs/debugging.md says how to look closer."
+    )
+    raise typer.Exit(int(ending)) from None
+
+
+def tell(text: str) -> None:
+    """Print on stderr, whatever its encoding can hold; a stderr that is gone is no reason to fail."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    with suppress(OSError, ValueError):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def logged(asked: Asked) -> Iterator[Path | None]:
+    """Have what is logged written to the recipe's log file, and warnings to stderr; yield its path, None without one.
+
+    The file comes into being with the first thing that is worth telling: a warning, a failure, an error, with `--debug`
+    every step. The command stands before it. A folder that cannot be written costs the log, not the run.
+    """
+    root, stack = logging.getLogger(), ExitStack()
+    stderr = Telling()
+    stderr.setLevel(logging.WARNING)
+    stderr.addFilter(lambda record: not record.name.startswith(FOR_THE_LOG))
+    handlers: list[logging.Handler] = [stderr]
+    path = log_path(asked)
+    if path is not None:
+        file = LogFile(path)
+        handlers.append(file)
+        for name in (FOR_THE_LOG, *(OURS if asked.debug else ())):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.DEBUG if asked.debug else logging.INFO)
+    with stack:
+        for handler in handlers:
+            root.addHandler(handler)
+        try:
+            _log.debug("begins")
+            yield path
+        finally:
+            for handler in handlers:
+                root.removeHandler(handler)
+                handler.close()
+
+
+def log_path(asked: Asked) -> Path | None:
+    """Return where the log of a command's recipe is: `run.runs`/RECIPE/afov.log; None without a readable recipe."""
+    if asked.recipe is None:
+        return None
+    try:
+        recipe = read_recipe(asked.recipe, asked.overrides)
+        return Path(recipe.section("run", RunConfig).runs).expanduser() / recipe.name / LOG_NAME
+    except (ConfigError, OSError):
+        return None  # the command itself says what is wrong with it
+
+
+class Telling(logging.Handler):
+    """Prints warnings on stderr as plain lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        tell(record.getMessage())
+
+
+class LogFile(RotatingFileHandler):
+    """A log file that comes into being, with the command on top, when something is written."""
+
+    def __init__(self, path: Path) -> None:
+        how = {"maxBytes": MOST_LOG_BYTES, "backupCount": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+        super().__init__(path, delay=True, **how)  # type: ignore[arg-type]
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._path, self._begun, self._broken = path, False, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; the first failure to write is told, and the last."""
+        if self._broken:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._begun:
+                self._begun = True
+                words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+                super().emit(self._made(record, f"process {os.getpid()}: {words}"))
+            super().emit(record)
+        except OSError as error:
+            self._fail(error)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)
+        """Tell that the log cannot be written, once."""
+        self._fail(sys.exc_info()[1])
+
+    def _fail(self, error: BaseException | None) -> None:
+        if not self._broken:
+            tell(f"note: the log {self._path} cannot be written: {error}")
+        self._broken = True
+
+    @staticmethod
+    def _made(record: logging.LogRecord, text: str) -> logging.LogRecord:
+        return logging.LogRecord(_log.name, logging.INFO, record.pathname, 0, text, None, None)
