@@ -43,10 +43,10 @@ def stream(recipe: Recipe) -> StreamFunction:
     teacher = load(recipe)
     if not isinstance(teacher, BatchTeacher | ComposedTeacher):
         return OneByOne(one_by_one(teacher))
-    from pipeline.teachers.batches import Batches
+    from pipeline.teachers.batches import batches_of
 
     def batches(network: ImageEncoder) -> Batches:
-        return Batches(network, recipe.run.batch or network.batch, recipe.run.decode_threads)
+        return batches_of(network, recipe.run.batch, recipe.run.decode_threads)
 
     if isinstance(teacher, ComposedTeacher):
         return SideBySide(tuple(map(batches, teacher.encoders)))

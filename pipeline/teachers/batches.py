@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+CPU_BATCH = 2  # see `batches_of`
 _BATCHES_AHEAD = 2  # images decoded ahead of the network, and batches whose results are still under way
 _HELD_UP = 4  # batches of other images after which one waits no longer for its own to fill up
 
@@ -107,12 +108,16 @@ class Batches:
 
     `size` is halved, for good, where the device has too little memory for it: results then differ as those of other
     batches do (see docs/teachers.md). Batches hold images of one shape, so that the network sees few shapes; a teacher
-    that asks for it by `fixed_batch` gets the last ones filled up to `size`.
+    that asks for it by `fixed_batch` gets the last ones filled up to `size`. `steady`: all batches are filled up, and
+    of `size` for good.
     """
 
-    def __init__(self, teacher: ImageEncoder, size: int, threads: int, clock: Clock | None = None) -> None:
+    def __init__(
+        self, teacher: ImageEncoder, size: int, threads: int, clock: Clock | None = None, steady: bool = False
+    ) -> None:
         self.teacher = teacher
         self.size = size
+        self.steady = steady
         self.threads = threads
         self.clock = clock or Clock()
 
@@ -182,7 +187,7 @@ class Batches:
             some = views[: self.size]
             try:
                 pixels = np.stack([view.pixels.result() for view in some])
-                if self.teacher.fixed_batch and len(some) < self.size:
+                if (self.teacher.fixed_batch or self.steady) and len(some) < self.size:
                     pixels = np.concatenate([pixels, pixels[-1:].repeat(self.size - len(some), axis=0)])
                 results = self._forward(pixels)
             except ConfigError:
@@ -197,9 +202,10 @@ class Batches:
             if results is None:
                 if self.teacher.device.type == "cuda":
                     torch.cuda.empty_cache()
-                if self.size == 1:
+                if self.size == 1 or self.steady:
+                    what = "one image" if self.size == 1 else f"a batch of {self.size} images"
                     raise ConfigError(
-                        f"one image of {pixels.shape[2]} x {pixels.shape[1]} pixels needs more memory than "
+                        f"{what} of {pixels.shape[2]} x {pixels.shape[1]} pixels needs more memory than "
                         f"{self.teacher.device} has; lower the size that the teacher sees, or use another device"
                     )
                 self.size = max(1, len(pixels) // 2)
@@ -242,9 +248,20 @@ class Batches:
         return _Results(host, wait)
 
 
+def batches_of(teacher: ImageEncoder, batch: int | None, threads: int) -> Batches:
+    """Return what feeds a teacher's network, `batch` images at a time; None: as many as the teacher likes.
+
+    On a CPU it is always the same number, whatever is asked for: BLAS and oneDNN choose their kernels by the shape of
+    a batch, and another kernel gives other last bits. There is little to gain there from larger ones.
+    """
+    if teacher.device.type == "cpu":
+        return Batches(teacher, CPU_BATCH, threads, steady=True)
+    return Batches(teacher, batch or teacher.batch, threads)
+
+
 def encode_frame(teacher: ImageEncoder, frame: Frame) -> dict[str, NDArray[Any]]:
     """Return the encoding of one frame, its images batched together; raises what went wrong."""
-    [found] = Batches(teacher, teacher.batch, max(1, len(frame.cameras)))([frame])
+    [found] = batches_of(teacher, None, max(1, len(frame.cameras)))([frame])
     if isinstance(found, Exception):
         raise found
     return found

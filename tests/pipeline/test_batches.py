@@ -11,7 +11,7 @@ import torch
 from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers import BatchTeacher
-from pipeline.teachers.batches import Batches, Clock, encode_frame
+from pipeline.teachers.batches import Batches, Clock, batches_of, encode_frame
 
 
 def camera(name: str, width_px: int = 4) -> Camera:
@@ -138,6 +138,18 @@ def test_batches_of_one_size_are_filled_up() -> None:
     teacher.fixed_batch = True
     assert sums(list(Batches(teacher, 4, 2)(frames(2)))) == sums(list(Batches(Adder(), 4, 2)(frames(2))))
     assert teacher.sizes == [4, 4]
+
+
+def test_a_cpu_sees_batches_of_one_size_whatever_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in (None, 1, 11):
+        teacher = Adder()
+        assert sums(list(batches_of(teacher, asked, 2)(frames(3, "A")))) == [{"A/sum": 8 * i} for i in range(3)]
+        assert teacher.sizes == [2, 2]
+    with pytest.raises(ConfigError, match="a batch of 2 images of 4 x 2 pixels needs more memory than cpu has"):
+        list(batches_of(Adder(fits=1), None, 2)(frames(1)))
+    other = Adder()
+    monkeypatch.setattr(other, "device", torch.device("meta"), raising=False)
+    assert (batches_of(other, 11, 2).size, batches_of(other, None, 2).size) == (11, 4)
 
 
 def test_frames_without_cameras_have_empty_encodings() -> None:

@@ -584,7 +584,7 @@ def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Re
     table = runner.store.expect_ref("street").table("encode")
     manifest = runner.store.read_manifest("encode", table.fingerprint)
     assert manifest is not None
-    assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [5])
+    assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [2])  # whatever is asked for
 
 
 def test_the_manifest_says_on_what_prompts_were_encoded(
