@@ -28,7 +28,7 @@ from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Task
 from pipeline.engine.worker import Worker
-from pipeline.frame import Frame, frame_of
+from pipeline.frame import Frame, frame_of, read_file
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs
@@ -161,10 +161,10 @@ class OurWay:
         pairs = visible_pairs(loaded.frame, loaded.xyz_m, self._recipe.project)
         return self._group(FrameInput(loaded.frame, {"project": pairs, "segment": loaded.segment}))
 
-    def run_stages(self) -> int:
-        """Build tables `project` and `group` anew as a worker of the pipeline does; return for how many frames."""
+    def run_stages(self, stages: Sequence[str] = ("project", "group")) -> int:
+        """Build tables anew as a worker of the pipeline does; return for how many frames."""
         shards = {name: self.shard(name) for name in ("index", "points", "segment")}
-        for stage in ("project", "group"):
+        for stage in stages:
             fingerprint, old = self.shard(stage)
             needs = {"index", *(need.table for need in STAGES[stage].needs(self._recipe))}
             rows = {name: shard for name, shard in shards.items() if name in needs}
@@ -172,7 +172,11 @@ class OurWay:
             if outcome.shard is None:
                 raise RuntimeError(f"stage {stage}, frame {outcome.failures[0].frame_id}: {outcome.failures[0].cause}")
             shards[stage] = fingerprint, outcome.shard
-        return shards["group"][1].rows
+        return shards[stages[-1]][1].rows
+
+    def sweep_file(self, number: int) -> bytes:
+        """Return the file of a frame's sweep."""
+        return read_file(Path(self._recipe.data.root), frame_of(self._index.row(number)).lidar_path)
 
     def stored_group_row(self, number: int) -> Row:
         """Return a frame's row of table `group` as it lies in the store now."""

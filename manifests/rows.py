@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,31 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from manifests.fingerprint import DIGITS, canonical
 from manifests.schema import TENSORS, metadata
 
 Row = Mapping[str, Any]
+
+
+def digest_column(column: pa.ChunkedArray, total: hashlib._Hash) -> None:
+    """Add the values of a column to a digest; how Arrow lays them out does not matter."""
+    if pa.types.is_large_binary(column.type):
+        for value in column:
+            content = value.as_buffer() if value.is_valid else b""
+            total.update(f"{len(content)}:".encode() if value.is_valid else b"-:")
+            total.update(content)
+    else:
+        for value in column:
+            total.update(f"{canonical(value.as_py())}\n".encode())
+
+
+def column_digests(table: pa.Table) -> dict[str, str]:
+    """Return a digest of every column's values by name."""
+    found = {}
+    for name in table.column_names:
+        digest_column(table.column(name), total := hashlib.sha256())
+        found[name] = total.hexdigest()[:DIGITS]
+    return found
 
 
 def failed_row(frame_id: str, reason: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.fingerprint import DIGITS
-from manifests.rows import Row, decode_row, to_table
+from manifests.rows import Row, decode_row, digest_column, to_table
 from manifests.storage.documents import put_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
-from manifests.storage.names import checked, is_word, sidecar_name, table_folder
+from manifests.storage.names import checked, checked_hex, is_word, sidecar_name, table_folder
 from manifests.storage.remote import RangeFile, Unreachable
 
 
@@ -30,7 +30,8 @@ class ShardFile:
     """A committed shard: the scene (or chunk of one), the key of its inputs, and the file that holds it.
 
     `failed` names the frames whose row is only a status and a reason. `counts` are sums over the rows that tell how
-    good they are (points seen, points labelled, ...).
+    good they are (points seen, points labelled, ...). `columns` are digests of the values of some columns, for tables
+    that are made from these alone.
     """
 
     shard: str
@@ -42,12 +43,16 @@ class ShardFile:
     footer_sha256: str
     failed: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 class ShardWriter:
     """Takes the rows of one shard in order and commits them; leaving the block without `commit` leaves no trace."""
 
-    def __init__(self, files: Files, folder: str, shard: str, key: str, schema: pa.Schema) -> None:
+    def __init__(
+        self, files: Files, folder: str, shard: str, key: str, schema: pa.Schema, apart: Iterable[str] = ()
+    ) -> None:
+        """`apart` are the columns that get digests of their own."""
         self._files, self._folder, self._shard, self._key = files, folder, shard, key
         stage, fingerprint = folder.split("/")
         self._about = {"stage": stage, "fingerprint": fingerprint}
@@ -55,6 +60,7 @@ class ShardWriter:
         self._rows = 0
         self._failed: list[str] = []
         self._counts: dict[str, int] = {}
+        self._columns = {name: hashlib.sha256() for name in apart}
 
     def __enter__(self) -> ShardWriter:
         self._scratch = self._files.scratch(f"{self._folder}/{self._shard}.{self._key}")
@@ -87,6 +93,8 @@ class ShardWriter:
         """Add the next frame, given as a table of one row."""
         self._parquet.write_table(table.replace_schema_metadata(self._schema.metadata), row_group_size=1)
         self._rows += table.num_rows
+        for name, total in self._columns.items():
+            digest_column(table.column(name), total)
 
     def commit(self) -> ShardFile:
         """Publish file and sidecar, and return what was committed."""
@@ -100,6 +108,7 @@ class ShardWriter:
         shard = ShardFile(
             self._shard, self._key, name, self._rows, size, sha256, hashlib.sha256(footer).hexdigest(),
             tuple(self._failed), self._counts,
+            {column: total.hexdigest()[:DIGITS] for column, total in self._columns.items()},
         )  # fmt: skip
         self._publish(f"{self._folder}/{name}")
         put_sidecar(self._files, self._about["stage"], self._about["fingerprint"], shard)
@@ -189,6 +198,7 @@ def shard_from(document: Any, where: str) -> ShardFile:
             footer_sha256=str(document["footer_sha256"]),
             failed=tuple(str(frame) for frame in document.get("failed", ())),
             counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
+            columns={str(name): checked_hex(str(value)) for name, value in document.get("columns", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise Malformed(f"{where} is damaged: it does not describe a shard") from None

@@ -91,12 +91,18 @@ class Store:
                 writer.append_table(table.slice(start, 1))
             return writer.commit()
 
-    def writer(self, stage: str, fingerprint: str, shard: str, key: str, schema: pa.Schema) -> ShardWriter:
+    def writer(
+        self, stage: str, fingerprint: str, shard: str, key: str, schema: pa.Schema, apart: Iterable[str] = ()
+    ) -> ShardWriter:
         """Return a writer that takes one frame after the other and commits the shard at the end.
+
+        Columns that are to be known `apart` get digests of their own.
 
         Raises StoreError where the store cannot be written (no rights, disk full); nothing half written ever counts.
         """
-        return ShardWriter(self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema)
+        return ShardWriter(
+            self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema, apart
+        )
 
     def shards(self, stage: str, fingerprint: str) -> dict[tuple[str, str], ShardFile]:
         """Return every committed shard of a table by (shard, key).

@@ -8,24 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from manifests.fingerprint import DIGITS, canonical
-from manifests.rows import Row
+from manifests.fingerprint import DIGITS, canonical, digest
+from manifests.rows import Row, column_digests
 
 
 def digest_table(table: pa.Table) -> str:
-    """Return a digest of a table's values, column by column; how Arrow lays them out does not matter."""
-    total = hashlib.sha256()
-    for name in table.column_names:
-        column = table.column(name)
-        total.update(name.encode())
-        if pa.types.is_large_binary(column.type):
-            for value in column:
-                content = value.as_buffer() if value.is_valid else b""
-                total.update(f"{len(content)}:".encode())
-                total.update(content)
-        else:
-            total.update(canonical(column.to_pylist()).encode())
-    return total.hexdigest()[:DIGITS]
+    """Return a digest of a table's values; how Arrow lays them out does not matter."""
+    return digest(column_digests(table))
 
 
 def digest_rows(rows: Sequence[Row], columns: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
 from pipeline.frame import Frame, frame_row
 from pipeline.sources import FrameFiles, key_with, stats_of
 from pipeline.stages import STAGES, with_upstream
-from pipeline.stages.base import Stage
+from pipeline.stages.base import Need, Stage
 
 FRAMES_PER_SHARD = 64
 LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look
@@ -241,9 +241,7 @@ class Planner:
             if source is None:
                 return None
             (broadcast if need.how == "broadcast" else rows)[need.table] = upstream[need.table].fingerprint, source
-            # the content and not only the key: a network's shard may be built again with other bits, and rows of
-            # one table are positions in another
-            depends[need.table] = [source.key, source.sha256]
+            depends[need.table] = content_of(need, source)
             if need.how != "window":
                 continue
             if silent := self._silent(shard, need.reach):
@@ -257,7 +255,7 @@ class Planner:
                     depends[f"{name} {side}"] = (
                         self._index_digest(upstream["index"].fingerprint, source, stage.index_columns)
                         if name == "index"
-                        else [source.key, source.sha256]
+                        else content_of(need, source)
                     )
         return Task(
             stage.name,
@@ -309,10 +307,12 @@ class Planner:
 
     def _index_digest(self, fingerprint: str, shard: ShardFile, columns: tuple[str, ...]) -> str:
         """Return a digest of frame ids, status and some further columns of a shard of `index`."""
+        wanted = ("frame_id", "status", *columns)
+        if shard.columns.keys() >= set(wanted):
+            return digest({name: shard.columns[name] for name in wanted})
         place = shard.sha256, columns
         if place not in self._index_digests:
-            table = self.store.read("index", fingerprint, shard, ["frame_id", "status", *columns])
-            self._index_digests[place] = digest_table(table)
+            self._index_digests[place] = digest_table(self.store.read("index", fingerprint, shard, wanted))
         return self._index_digests[place]
 
     def _listing_digest(self, stage: Stage, shard: str, frames: Sequence[Frame]) -> str:
@@ -338,6 +338,17 @@ class Planner:
         Raises StoreError for a ref that cannot be read; that never means that nothing was built.
         """
         return self.store.read_ref(self.recipe.name)
+
+
+def content_of(need: Need, shard: ShardFile) -> Any:
+    """Return what stands in a key for a shard that is needed: its content, as far as that is needed.
+
+    The content and not only its key: a network's shard may be built again with other bits, and rows of one table are
+    positions in another. Where the columns needed are known apart, what else is in the shard does not matter.
+    """
+    if need.read is not None and shard.columns.keys() >= set(need.read):
+        return {name: shard.columns[name] for name in need.read}
+    return [shard.key, shard.sha256]
 
 
 T = TypeVar("T")

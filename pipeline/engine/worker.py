@@ -96,7 +96,7 @@ class Worker:
         if self._function is None:
             self._function = stage.open(self._recipe)
         failures: list[Failure] = []
-        with self._store.writer(task.stage, task.fingerprint, task.shard, key, stage.schema) as writer:
+        with self._store.writer(task.stage, task.fingerprint, task.shard, key, stage.schema, stage.apart) as writer:
             for row in self._rows(task, stage, self._function, looked.digests if looked else ()):
                 if row["status"] == "failed":
                     if row["frame_id"] not in self._excluded:

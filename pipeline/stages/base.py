@@ -92,6 +92,7 @@ class Stage:
     a row; they enter the identity. `index_columns` are the columns of `index` that a row depends on: a shard is rebuilt
     when they change for one of its frames, and only then. `prepare` runs once per worker and loads what is heavy;
     `stream` comes before it where it returns a way to make many rows at once, with the same bytes.
+    `apart` are columns that others need without the rest: those are built again when these change, and only then.
     `files` are what it reads of disk beside the files that `index` names: they are digested into the key of a shard,
     and a frame comes with their digests, which `prepare`'s function compares with what it reads.
     `build` instead of `prepare` makes one table for all frames (the text vectors): it returns its rows. `refuse` gives
@@ -108,6 +109,7 @@ class Stage:
     stream: Callable[[Recipe], StreamFunction | None] = lambda recipe: None
     build: Callable[[Recipe], list[dict[str, Any]]] | None = None
     index_columns: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
     gpus: Callable[[Recipe], float | None] = lambda recipe: None
     refuse: Callable[[Recipe, Iterable[Frame]], str | None] = lambda recipe, frames: None

@@ -154,6 +154,7 @@ STAGE = Stage(
     needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
     settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
     prepare=prepare,
+    apart=tuple(name for name in TABLES["group"].names if name != "point_superpoint"),
     index_columns=("n_points", "width_px", "height_px", "intrinsics"),
     count=lambda row: {
         "superpoints": len(row["superpoint_view"]),

@@ -149,6 +149,7 @@ STAGE = Stage(
     needs=lambda recipe: (),
     settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
     prepare=prepare,
+    apart=tuple(TABLES["index"].names),
     files=lambda recipe: FrameFiles(Path(recipe.data.root), files_of),
     count=lambda row: {"points": int(row["n_points"]), "images": len(row["camera"])},
     kilobytes_per_frame=lambda recipe: 10.0,

@@ -194,6 +194,7 @@ STAGE = Stage(
     prepare=prepare,
     stream=stream,
     gpus=gpus,
+    apart=tuple(name for name in TABLES["segment"].names if name != "vector"),
     files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
     count=lambda row: {"segments": len(row["prompt_id"])},

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ import pytest
 from PIL import Image
 
 from manifests.recipe import Recipe, load_recipe
+from manifests.rows import Row, column_digests
 from manifests.storage.store import Store
 from pipeline.engine import planner
 from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
+from pipeline.stages import STAGES
+from pipeline.stages.base import FrameFunction, FrameInput
 
 SCENES = {"day": 3, "night": 2}
 TARGETS = ("points", "pairs", "target", "label")
@@ -306,6 +309,45 @@ def test_a_file_that_is_written_while_it_is_read_is_no_content(
         "day/points/f1.npy changes while it is read;",
         "night/points/f1.npy changes while it is read;",
     }
+
+
+# -- what is needed of a table
+
+
+def test_columns_that_are_known_apart_have_digests_of_their_values(log: Log, recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of()
+    build(recipe, ["group"])
+    store, ref = Store.open(recipe.run.store), Runner(recipe).read_ref()
+    assert ref is not None
+    for name in ("index", "segment", "group"):
+        [one, other] = ref.tables[name].shards
+        stored = column_digests(store.read(name, ref.tables[name].fingerprint, one))
+        assert dict(one.columns) == {column: stored[column] for column in STAGES[name].apart}
+        assert one.columns["frame_id"] != other.columns["frame_id"] and one.columns["status"]
+
+
+def test_other_bits_in_columns_that_nobody_needs_rebuild_nothing(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = STAGES["segment"]
+    assert stage.prepare is not None
+    prepare = stage.prepare
+
+    def unsteady(recipe: Recipe) -> FrameFunction:
+        function = prepare(recipe)
+
+        def segment(inputs: FrameInput) -> Row:
+            row = dict(function(inputs))
+            return row | {"vector": row["vector"] * np.float16(0.5)}
+
+        return segment
+
+    recipe = recipe_of()
+    build(recipe)
+    monkeypatch.setitem(STAGES, "segment", replace(stage, prepare=unsteady))
+    assert run(recipe, ["segment"], again=["segment"])[1] == []
+    built = build(recipe).built
+    assert sorted(built) == ["pairs/day", "pairs/night"], "superpoints do not depend on vectors"
 
 
 # -- who is excluded
