@@ -226,14 +226,20 @@ def check_weights(weights: Weights) -> Finding:
     key, what = f"teacher.{weights.key}", weights.source
     if weights.seed is not None:
         return Finding("note", "weights", f'{key} is "{what}": random weights, whose results mean nothing')
-    if weights.is_tag:
-        pinned = f"pinned by {key}_sha256" if weights.sha256 else "not pinned: the first run says the line to add"
+    path = at_hand(weights)
+    if weights.is_tag and path is None:
+        pinned = (
+            f"pinned by its published sha256, and fetched from {weights.link}"
+            if weights.link
+            else f"pinned by {key}_sha256"
+            if weights.sha256
+            else "not pinned: the first run says the line to add"
+        )
         return Finding(
             "ok" if weights.sha256 else "note",
             "weights",
             f'{key} is "{what}", which open_clip fetches when a run first needs it; {pinned}',
         )
-    path = at_hand(weights)
     if path is None and weights.is_hub:
         return Finding(
             "note",

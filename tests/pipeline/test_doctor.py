@@ -152,7 +152,10 @@ def test_weights_are_verified_and_never_fetched(tmp_path: Path) -> None:
     assert check_weights(Weights(str(tmp_path / "none.pth"), right)).level == "problem"
     hub = check_weights(Weights("hub:nobody/nothing/w.safetensors", right, "0" * 40))
     assert hub.level == "note" and "not in the cache" in hub.text
-    assert "not pinned" in check_weights(Weights("openai")).text
+    assert "not pinned" in check_weights(Weights("laion2b_s34b_b88k")).text
+    assert "not pinned" in check_weights(Weights(str(path))).text
+    published = check_weights(ClipDenseConfig().pinned)
+    assert "fetched from https://openaipublic" in published.text or "has the pinned" in published.text
 
 
 def test_a_store_without_space_and_workers_without_memory(

@@ -10,6 +10,7 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.sections.teachers.published import pinned_by_publication
 from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.loading import towers
 from pipeline.teachers.loading.templates import TEMPLATES, templates_of
@@ -294,3 +295,25 @@ def test_any_other_failure_of_torchvision_is_not_hidden(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="different CUDA versions"):
         ensure_torchvision()
     assert towers._torchvision_schemas == before
+
+
+def test_the_file_of_a_published_digest_is_fetched_from_its_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the form of it that open_clip prefers, which has another digest; and verified by ours."""
+    ensure_torchvision()
+    import open_clip
+
+    asked: list[tuple[str, ...]] = []
+
+    def fetch(*arguments: str) -> str:
+        asked.append(arguments)
+        (tmp_path / "ViT-B-16.pt").write_bytes(b"not the one")
+        return str(tmp_path / "ViT-B-16.pt")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", fetch)
+    pinned = pinned_by_publication(Weights("openai"), "ViT-B-16-quickgelu")
+    with pytest.raises(ConfigError, match="but teacher.weights_sha256 is 5806e77c.*the file is damaged or another one"):
+        towers.fetch_tag("ViT-B-16-quickgelu", pinned, quick_gelu=True)
+    [(link, folder)] = asked
+    assert link.endswith("/ViT-B-16.pt") and pinned.sha256 in link and folder.endswith(".cache/clip")

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from manifests.config import ConfigError
+from manifests.recipe import load_recipe
+from manifests.sections.teachers.published import pinned_by_publication, published
 from manifests.sections.teachers.weights import Weights
 from pipeline.teachers.loading import weights as module
-from pipeline.teachers.loading.weights import fill, hub_file, read_tensors, verified, weights_file
+from pipeline.teachers.loading.towers import ensure_torchvision
+from pipeline.teachers.loading.weights import at_hand, fill, hub_file, read_tensors, verified, weights_file
 
 SHA = "0123456789abcdef" * 4
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,18 +45,16 @@ def test_a_source_is_of_one_kind(source: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "w.pt"}, "weights_sha256 is missing; pin w.pt with the output of sha256sum"),
         ({"source": "w.pt", "sha256": "abc"}, "expected 64 hexadecimal digits"),
         ({"source": "w.pt", "sha256": SHA, "revision": COMMIT}, "w.pt is a file on disk; remove it"),
         ({"source": "hub:a/b/c.pt", "sha256": SHA}, "weights_revision is missing"),
-        ({"source": "hub:a/b/c.pt", "revision": COMMIT}, "weights_sha256 or"),
         ({"source": "hub:a/b/c.pt", "sha256": SHA, "revision": "main"}, "branches and tags move"),
         ({"source": "hub:a/c.pt", "sha256": SHA, "revision": COMMIT}, "written hub:OWNER/NAME/FILE"),
         ({"source": "hub:a/b/../c.pt", "sha256": SHA, "revision": COMMIT}, "written hub:OWNER/NAME/FILE"),
         ({"source": "random"}, "random:SEED"),
         ({"source": "random:-1"}, "random:SEED"),
         ({"source": "random:0", "sha256": SHA}, "random weights have no file"),
-        ({"source": "d.pt", "key": "dino_weights"}, "dino_weights_sha256 is missing"),
+        ({"source": "hub:a/b/c.pt", "sha256": SHA, "key": "dino_weights"}, "dino_weights_revision is missing"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_anything_is_read(values: dict[str, str], message: str) -> None:
@@ -70,8 +72,67 @@ def test_a_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f'"openai" is not pinned.*weights_sha256 = "{pinned}"'):
         verified(Weights("openai"), path)
     assert verified(Weights("openai", pinned), path) == path
-    with pytest.raises(ConfigError, match="there is no file nowhere/w.pt"):
+    with pytest.raises(ConfigError, match="there is no file nowhere/w.pt$"):
         weights_file(Weights("nowhere/w.pt", SHA))
+    with pytest.raises(
+        ConfigError, match=r"nowhere/san_vit_b_16.pth; https://huggingface.co/Mendel192/san/.* \(MIT, about"
+    ):
+        weights_file(Weights("nowhere/san_vit_b_16.pth"))
+
+
+def test_what_is_not_pinned_may_be_planned_and_loading_says_the_lines_to_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "models--a--b" / "snapshots" / COMMIT / "c.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    pinned = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr(module, "hub_file", lambda *_: path)
+    assert Weights("hub:a/b/c.pt").identity == "hub:a/b/c.pt"
+    with pytest.raises(ConfigError, match=f'weights_sha256 = "{pinned}" and weights_revision = "{COMMIT}" into sect'):
+        weights_file(Weights("hub:a/b/c.pt"))
+    with pytest.raises(ConfigError, match=f'writing weights_sha256 = "{pinned}" into section'):
+        weights_file(Weights(str(path)))
+
+
+def test_a_tag_is_pinned_by_the_digest_that_is_published_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_openai = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+    found = pinned_by_publication(Weights("openai"), "ViT-B-16-quickgelu")
+    assert found.sha256 == of_openai and of_openai in found.link and found.is_tag
+    assert pinned_by_publication(Weights("openai", of_openai), "ViT-B-16").link == found.link
+    for other in (Weights("openai", SHA), Weights("laion2b_s34b_b88k"), Weights("random:0"), Weights("openai.pt")):
+        assert pinned_by_publication(other, "ViT-B-16-quickgelu") is other
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert at_hand(found) is None
+    kept = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"weights")
+    assert at_hand(found) == kept
+
+
+def test_what_is_published_is_whole_and_agrees_with_open_clip() -> None:
+    ensure_torchvision()
+    import open_clip
+
+    assert {one.licence for one in published()} <= {"MIT", "Apache-2.0"}
+    for one in published():
+        assert one.source and one.link.startswith("https://") and one.megabytes > 0
+        for model in one.models:
+            known = open_clip.get_pretrained_cfg(model, one.tag)
+            assert known, (model, one.tag)
+            if one.sha256:
+                assert known["url"] == one.link and one.sha256 in one.link
+                Weights(one.tag, one.sha256)
+
+
+def test_no_recipe_of_ours_has_a_digest_that_no_file_has() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "manifests" / "recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
+        assert not re.search(r'"0{40,}"', path.read_text()), path.name
+        load_recipe(path.stem, [] if "data" in path.read_text() else ["data.root=data"])
 
 
 def test_a_hub_file_is_asked_for_at_its_commit_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.config import changed_values
+from manifests.sections.teachers.published import pinned_by_publication
 from manifests.sections.teachers.weights import Weights
 
 TINY_MODELS = {"tiny": True, "tiny-convnext": False}
@@ -33,8 +34,9 @@ class ClipDenseConfig:
 
     `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint,
     `hub:OWNER/NAME/FILE`, or `random:SEED` (tests and dry runs: the masks mean nothing). `weights_sha256` and, for the
-    hub, `weights_revision` pin it (see teachers.loading.weights); the digest stands for the weights in the identity,
-    so that the same file elsewhere is the same teacher. `quick_gelu` must be said for a file, as it does not tell: true
+    hub, `weights_revision` pin it (see teachers.loading.weights), or the digest that is published for a tag
+    (manifests/weights.toml); the digest stands for the weights in the identity, so that the same file elsewhere is the
+    same teacher. `quick_gelu` must be said for a file, as it does not tell: true
     for OpenAI's, MetaCLIP's and DFN's weights, false for LAION's and DataComp's.
 
     `mode` and `sigma` (in grid cells, "naclip" only): see pipeline.teachers.dense. `positions` says how the position
@@ -129,8 +131,8 @@ class ClipDenseConfig:
 
     @property
     def pinned(self) -> Weights:
-        """The weights and what pins them."""
-        return Weights(self.weights, self.weights_sha256, self.weights_revision)
+        """The weights and what pins them: the recipe, else the digest that is published for a tag."""
+        return pinned_by_publication(Weights(self.weights, self.weights_sha256, self.weights_revision), self.model)
 
     @property
     def pinned_dino(self) -> Weights:
@@ -142,7 +144,7 @@ class ClipDenseConfig:
         values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
         if self.quick_gelu == implies_quick_gelu(self.model):
             values.pop("quick_gelu", None)
-        if self.weights_sha256 and stage != "segment":
+        if self.pinned.sha256 and stage != "segment":
             values["weights"] = self.pinned.identity
         if "dino_weights" in values:
             values |= {"dino": self.dino, "dino_weights": self.pinned_dino.identity}

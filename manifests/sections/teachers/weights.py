@@ -25,9 +25,10 @@ class Weights:
 
     `source` is the path of a file, `hub:OWNER/NAME/FILE` (Hugging Face), `random:SEED` (tests and dry runs: results
     mean nothing), or anything else: the name of pretrained weights that only the teacher's library knows (a tag).
-    `sha256` is the digest of the file, and `revision` the hub's commit, 40 hexadecimal digits. A path needs the first,
-    a hub file both. A tag may be planned without them, and loading then says what to write down. `key` is the setting
-    that messages name; those of the digest and the commit are called `key` + "_sha256" and "_revision".
+    `sha256` is the digest of the file, and `revision` the hub's commit, 40 hexadecimal digits, which a hub file that
+    has the first needs too. All may be planned without them; nothing loads before they are there, and loading says the
+    lines to write down. `link` is where the very file of that digest is published, if that is known. `key` is the
+    setting that messages name; those of the digest and the commit are called `key` + "_sha256" and "_revision".
 
     Raises ValueError for what does not fit together.
     """
@@ -36,6 +37,7 @@ class Weights:
     sha256: str = ""
     revision: str = ""
     key: str = "weights"
+    link: str = ""
 
     def __post_init__(self) -> None:
         if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
@@ -51,16 +53,12 @@ class Weights:
         elif self.is_hub:
             if not HUB_FILE.fullmatch(self.source):
                 raise ValueError(f'{self.key} is "{self.source}"; a file of the hub is written hub:OWNER/NAME/FILE')
-            if not self.sha256 or not self.revision:
+            if self.sha256 and not self.revision:
                 raise ValueError(
-                    f"{self.key}_sha256 or {self.key}_revision is missing; pin {self.source} with the sha256 and the "
-                    "commit that the hub shows for the file"
+                    f"{self.key}_revision is missing; pin {self.source} with the commit that the hub shows for the file"
                 )
-        elif self.is_local:
-            if not self.sha256:
-                raise ValueError(f"{self.key}_sha256 is missing; pin {self.source} with the output of sha256sum")
-            if self.revision:
-                raise ValueError(f"{self.key}_revision is given, but {self.source} is a file on disk; remove it")
+        elif self.is_local and self.revision:
+            raise ValueError(f"{self.key}_revision is given, but {self.source} is a file on disk; remove it")
 
     @property
     def seed(self) -> int | None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.weights import Weights
-from pipeline.teachers.loading.weights import fill, first_line, read_tensors, verified, weights_file
+from pipeline.teachers.loading.weights import cache_of_links, fill, first_line, read_tensors, verified, weights_file
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,9 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
         )
     try:
         repository, _, name = str(known.get("hf_hub", "")).rpartition("/")
-        if repository and weights.revision:
+        if weights.link:  # the file whose digest is published; open_clip would take another form of it from the hub
+            found = open_clip.pretrained.download_pretrained_from_url(weights.link, str(cache_of_links()))
+        elif repository and weights.revision:
             found = open_clip.pretrained.download_pretrained_from_hf(repository, name or None, weights.revision)
         else:
             found = open_clip.download_pretrained(known)

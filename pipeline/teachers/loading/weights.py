@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.sections.teachers.published import of_file
 from manifests.sections.teachers.weights import HUB_FILE, Weights
 
 if TYPE_CHECKING:
@@ -41,26 +43,39 @@ def weights_file(weights: Weights) -> Path:
 def at_hand(weights: Weights) -> Path | None:
     """Return the file if it is on this machine already, on disk or in the hub's cache; never fetches anything.
 
-    None too for tags and random weights, whose place is not known here.
+    None too for random weights, and for tags unless the link of their file is known.
     """
+    if weights.link:
+        linked = cache_of_links() / weights.link.rpartition("/")[2]
+        return linked if linked.is_file() else None
     if found := HUB_FILE.fullmatch(weights.source):
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(found[1], found[2], revision=weights.revision)
+        cached = try_to_load_from_cache(found[1], found[2], revision=weights.revision or None)
         return Path(cached) if isinstance(cached, str) else None
     return Path(weights.source) if weights.is_local and Path(weights.source).is_file() else None
+
+
+def cache_of_links() -> Path:
+    """Return the folder that keeps files fetched from a link; open_clip and OpenAI's code keep theirs there too."""
+    return Path.home() / ".cache" / "clip"
 
 
 def verified(weights: Weights, path: Path) -> Path:
     """Return the path; raises ConfigError unless a file is there and has the pinned digest."""
     if not path.is_file():
-        raise ConfigError(f"teacher.{weights.key}: there is no file {path}")
+        known = of_file(path.name)
+        told = f"; {known.link} has it ({known.licence}, about {known.megabytes} MB)" if known else ""
+        raise ConfigError(f"teacher.{weights.key}: there is no file {path}{told}")
     found = sha256_file(path)
     if not weights.sha256:
+        lines = f'{weights.key}_sha256 = "{found}"'
+        commit = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())  # where the hub's cache keeps it
+        if weights.is_hub and not weights.revision and commit:
+            lines += f' and {weights.key}_revision = "{commit[1]}"'
         raise ConfigError(
             f'teacher.{weights.key} "{weights.source}" is not pinned, so that tomorrow\'s tables could come from '
-            "another file under the same name; the file at hand is pinned by writing "
-            f'{weights.key}_sha256 = "{found}" into section [teacher]'
+            f"another file under the same name; the file at hand is pinned by writing {lines} into section [teacher]"
         )
     if found != weights.sha256:
         raise ConfigError(
