@@ -40,6 +40,7 @@ _B16 = {"model": "ViT-B-16-quickgelu", "weights": "random:0", "precision": "bf16
 _L14 = {"model": "ViT-L-14-quickgelu", "weights": "random:0", "precision": "bf16"}
 _WINDOWS = {"short_side_px": 560, "window_px": 336, "stride_px": 224}
 SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "catseg": ({"model": "tiny", "weights": "random:0"},),
     "clip_dense": ({"model": "tiny", "weights": "random:0", "short_side_px": 112},),
     "composite": ({"masks": "slic", "clip_dense": {"model": "tiny", "weights": "random:0", "short_side_px": 112}},),
     "fcclip": ({"model": "tiny-convnext", "weights": "random:0", "short_side_px": 128},),
@@ -47,6 +48,10 @@ SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
 }
 """Per teacher, the `[teacher]` sections that are measured on a CPU: towers of a few layers."""
 LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
+    "catseg": (
+        {"weights": "random:0", "precision": "bf16"},
+        {"weights": "random:0", "precision": "bf16", "windows": True},
+    ),
     "clip_dense": (
         {**_B16, "mode": "naclip"},
         {**_B16, "mode": "sc"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from pipeline.teachers.artifacts import Artifacts
+from pipeline.teachers.catseg import CatSeg
 from pipeline.teachers.clip_dense import ClipDense
 from pipeline.teachers.composite import Composite
 from pipeline.teachers.fcclip import FcClip
@@ -113,6 +114,9 @@ class TeacherKind:
 TEACHERS: dict[str, TeacherKind] = {
     "artifacts": TeacherKind(
         Artifacts.load, has_encode=False, ready_made=True, content=Artifacts.content, files=Artifacts.files
+    ),
+    "catseg": TeacherKind(
+        CatSeg.load, has_encode=True, content=CatSeg.content, kilobytes_per_frame=CatSeg.kilobytes_per_frame
     ),
     "clip_dense": TeacherKind(ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
     "composite": TeacherKind(

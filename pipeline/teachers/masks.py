@@ -76,15 +76,21 @@ def resized(image: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArr
     return np.asarray(Image.fromarray(image).resize(size_px[::-1], Image.Resampling.BICUBIC))
 
 
-def network_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Return RGB images, uint8 (b, H, W, 3), as CLIP takes them, (b, 3, H, W), padded with zeros where they must be."""
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Return RGB images in 0..255, (b, H, W, 3), as CLIP takes them, (b, 3, H, W)."""
     import torch
-    from torch.nn.functional import pad
 
     from pipeline.teachers.loading.towers import pixel_statistics
 
     mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) * 255 for value in pixel_statistics())
-    pixels = (images.permute(0, 3, 1, 2) - mean) / std
+    return (images.permute(0, 3, 1, 2) - mean) / std
+
+
+def network_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Return RGB images, uint8 (b, H, W, 3), as CLIP takes them, (b, 3, H, W), padded with zeros where they must be."""
+    from torch.nn.functional import pad
+
+    pixels = normalised(images)
     down, right = (-side % DIVISOR_PX for side in pixels.shape[2:])
     return pad(pixels, (0, right, 0, down))
 

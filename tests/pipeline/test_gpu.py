@@ -116,6 +116,16 @@ def test_bfloat16_gives_nearly_the_same(tmp_path: Path, example: str) -> None:
     assert any(not np.array_equal(exact[name], fast[name]) for name in exact)
 
 
+def test_catseg_names_pixels_on_a_gpu_as_on_a_cpu(tmp_path: Path) -> None:
+    recipe, frame = recipe_of("catseg", tmp_path), frame_of(*SIZES)
+    text, encoding, views = run(recipe, frame)
+    shared = replace(recipe, run=replace(recipe.run, device=GPU, segment_gpus=0.5))
+    for one, other in zip(
+        views, TEACHERS["catseg"].load(shared, "segment").segment(frame, encoding, text), strict=True
+    ):
+        assert (one.label_map() == other.label_map()).mean() > 0.99
+
+
 def test_batches_across_frames_give_what_each_frame_gives_alone(tmp_path: Path) -> None:
     recipe = on_gpu(recipe_of("clip_dense", tmp_path))
     teacher = ClipDense.load(recipe, "encode")

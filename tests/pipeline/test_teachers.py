@@ -62,6 +62,14 @@ def tiny_san(root: Path) -> dict[str, Any]:
     return {"name": "san", "model": "tiny", "weights": "random:0", "short_side_px": 64}
 
 
+def tiny_catseg(root: Path) -> dict[str, Any]:
+    return {"name": "catseg", "model": "tiny", "weights": "random:0"}
+
+
+def tiny_catseg_in_windows(root: Path) -> dict[str, Any]:
+    return {**tiny_catseg(root), "windows": True, "parity": True, "kept": "float32"}
+
+
 def tiny_fcclip(root: Path) -> dict[str, Any]:
     return {"name": "fcclip", "model": "tiny-convnext", "weights": "random:0", "short_side_px": 64, "overlap": 0.0}
 
@@ -118,6 +126,8 @@ BLANK = Recipe(
 
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "artifacts": official_files,
+    "catseg": tiny_catseg,
+    "catseg: windows as the reference": tiny_catseg_in_windows,
     "clip_dense": tiny_clip,
     "composite": superpixels_with_clip,
     "composite: sam3, tipsv2": sam3_with_tips,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import CompositeConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
@@ -34,6 +35,7 @@ class TeacherConfig(Protocol):
 
 TEACHER_SECTIONS: dict[str, type[Any]] = {
     "artifacts": ArtifactsConfig,
+    "catseg": CatSegConfig,
     "clip_dense": ClipDenseConfig,
     "composite": CompositeConfig,
     "fcclip": FcClipConfig,

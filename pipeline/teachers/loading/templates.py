@@ -15,6 +15,9 @@ _SCENE = (
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # CLIP's plain sentence (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision").
     "single": ("a photo of a {}.",),
+    # The one sentence that CAT-Seg's second generation was trained with (Cho et al., "CAT-Seg: Cost Aggregation for
+    # Open-Vocabulary Semantic Segmentation"). The capital and the missing full stop are part of the fact.
+    "catseg": ("A photo of a {} in the scene",),
     # The 14 sentences that go back to ViLD (Gu et al., "Open-vocabulary Object Detection via Vision and Language
     # Knowledge Distillation"), as SAN and FC-CLIP use them. That some lack the full stop is part of the fact.
     "vild14": (
