@@ -407,6 +407,12 @@ def print_encode(console: Console, found: encode.Overhead) -> None:
     print_goals(console, [goal_of_encode(found)])
 
 
+def short_commit() -> str:
+    """Return the first digits of the commit, with its mark where files were changed since."""
+    commit = git_commit() or "unknown"
+    return commit[:12] + "+" * commit.endswith("+")
+
+
 def machine_facts() -> dict[str, str]:
     """Return what the numbers depend on; no names of hosts or people."""
     facts = {
@@ -414,7 +420,7 @@ def machine_facts() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "load": f"{os.getloadavg()[0]:.1f}",
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": (git_commit() or "unknown")[:12],
+        "commit": short_commit(),
         "Python": platform.python_version(),
     }
     return facts | {name: metadata.version(name) for name in PACKAGES}

@@ -70,6 +70,28 @@ def check_file(path: Path) -> bool:
     return True
 
 
+def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return what the newest checkpoint of a run's epochs says of itself, or None without one.
+
+    Raises Damaged if that is not what was written, and OSError.
+    """
+    paths = [path for path in folder.glob("epoch-*.safetensors") if path.stem.removeprefix("epoch-").isdigit()]
+    if not paths:
+        return None
+    with max(paths, key=lambda path: int(path.stem.removeprefix("epoch-"))).open("rb") as file:
+        header = strict_json(_head(file)[8:])
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    text = metadata.get("checkpoint") if isinstance(metadata, dict) else None
+    document = strict_json(text) if isinstance(text, str) else None
+    if not isinstance(document, dict):
+        raise Damaged("it does not say what it is")
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() if isinstance(text, str) else ""
+    told = metadata.get("document_sha256") if isinstance(metadata, dict) else None
+    if is_sealed_format(document.get("format")) and told != digest:
+        raise Damaged("what it says of itself has changed since it was written")
+    return document
+
+
 def _head(file: BinaryIO) -> bytes:
     """Return the header of a safetensors file, its length before it: there stands the seal."""
     start = file.read(8)

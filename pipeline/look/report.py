@@ -19,6 +19,7 @@ from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
 from manifests.recipe import Recipe
+from manifests.storage import sealed
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser, FrameRows, Place, Track
@@ -112,7 +113,8 @@ class Evaluation:
 
     `of` is "prediction" or "pseudo"; `steps` are those of a refinement ("vote", "afi"), `before` are the scores before
     it, both empty where there was none, and `changed` counts the labels that it changed. `about` says of what they are,
-    `stale` which tables are no longer those of the recipe. `confusion` counts points by truth (rows) and answer, class
+    `stale` which tables are no longer those of the recipe, `newer` which weights the run has by now, where they are of
+    others: then they are no headline. `confusion` counts points by truth (rows) and answer, class
     0 first; None where it was not written.
     """
 
@@ -122,6 +124,7 @@ class Evaluation:
     about: str
     parts: Mapping[str, Scores]
     stale: tuple[str, ...]
+    newer: str
     before: Mapping[str, Scores]
     changed: Mapping[str, int]
     confusion: NDArray[np.int64] | None
@@ -433,7 +436,7 @@ def read_evaluations(runs: Path, browser: Browser, ontology: Ontology) -> tuple[
 
 def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     """Return one evaluation; raises ValueError, KeyError or the like if it is none, or one of other classes."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = sealed.read_sealed(path)
     if document["classes"] != list(ontology.class_names[1:]):
         raise ValueError(f"its classes are not those of dictionary {ontology.name}")
     parts = {name: scores_of(part) for name, part in document["scores"].items()}
@@ -447,9 +450,17 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     kind, words = " + ".join([kind, *map(str.upper, steps)]), [*words, *steps]
     about = f"{document['frames']} frames of split “{document['split']}”"
     if document.get("checkpoint"):
-        about += f", {document['checkpoint']} (epoch {document['epoch']})"
-    result = read_record(path.parent / str(document.get("student", "distill"))).get("result") or {}
-    of_newest = result.get("weights") is not None and result["weights"] == document.get("weights")
+        step = f", step {document['step']}" if document.get("step") is not None else ""
+        about += f", {document['checkpoint']} (epoch {document['epoch']}{step})"
+    if document.get("weights"):
+        about += f", weights {document['weights']}"
+    if document.get("commit"):
+        about += f", scored by commit {document['commit']}"
+    newest = sealed.newest_checkpoint(path.parent / str(document.get("student", "distill"))) or {}
+    of_newest = newest.get("weights") is not None and newest["weights"] == document.get("weights")
+    newer = ""
+    if document["of"] == "prediction" and newest and not of_newest:
+        newer = f"weights {newest.get('weights')}, epoch {newest.get('epoch')} of {newest.get('epochs')}"
     stale = [
         name
         for name, fingerprint in document["tables"].items()
@@ -467,6 +478,7 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         about=about,
         parts=parts,
         stale=tuple(stale),
+        newer=newer,
         before=before,
         changed={name: int(number) for name, number in refinement.get("changed", {}).items()},
         confusion=confusion,
@@ -511,11 +523,8 @@ def training(path: Path, folder: Path, number: int) -> Training:
     """
     start: dict[str, Any] = {}
     lines: dict[str, dict[int, dict[str, Any]]] = {"epoch": {}, "step": {}}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut off when the writer was killed; the next run wrote it anew
-            continue
+    log = sealed.read_lines(path.read_bytes())
+    for line in log.documents:
         if line.get("event") == "start":
             start = line
         elif line.get("event") in lines:
@@ -535,21 +544,26 @@ def training(path: Path, folder: Path, number: int) -> Training:
             save_curves(folder / file, values, what, single)
             last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in values.items())
             curves.append(Picture(file, what, last, f"{what} of {task} by step; at the end: {last}"))
-    record = read_record(path.parent)
+    record: dict[str, Any] = {}
     try:
+        record = read_record(path.parent)
         found = facts(start, epochs) | record_facts(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         found = facts(start, epochs) | {"report of the run": f"cannot be read: {type(error).__name__} {error}"}
+    if log.damage:
+        found["the log"] = f"{path} is not whole ({log.damage}); curves show the lines that are"
     return Training(task, tuple(curves), found, indented(start), indented(record) if record else "")
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """Return the report that the trainer wrote of a run, by the run's folder; empty if there is none to be read."""
+    """Return the report that the trainer wrote of a run, by the run's folder; empty if there is none.
+
+    Raises ValueError if it is not what was written.
+    """
     try:
-        document = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return sealed.read_sealed(run / "run.json")
+    except FileNotFoundError:
         return {}
-    return document if isinstance(document, dict) else {}
 
 
 def record_facts(record: Mapping[str, Any]) -> dict[str, str]:
@@ -631,7 +645,7 @@ def identity_of(browser: Browser, name: str, recipe: Recipe) -> Identity:
         megabytes=sum(shard.bytes for shard in table.shards) / 1e6,
         finished=str(made.get("finished", "?")),
         commit=str(made.get("git_commit") or made.get("commit") or "?"),
-        device=str(made.get("device", "?")),
+        device=", ".join(map(str, made.get("devices", ()))) or str(made.get("device", "?")),
         changes=tuple(changes_since(name, identity, recipe)),
         document=indented(document),
     )

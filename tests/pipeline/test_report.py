@@ -31,7 +31,7 @@ from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.frame import FrameError
 from pipeline.look.browse import Browser, FrameRows, Place
-from pipeline.look.report import ShownFrame, refinements, write_report
+from pipeline.look.report import ShownFrame, identity_of, refinements, write_report
 from pipeline.look.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
 
@@ -134,7 +134,7 @@ def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
     part |= {"frequency_weighted_iou": None, "points": 1234}
     document = {"of": "prediction", "split": word, "frames": 1, "checkpoint": word, "epoch": 2, "tables": {}}
     document |= {"classes": list(recipe.ontology.class_names[1:]), "scores": {"all": part, "seen": part}, **changes}
-    (runs / "evaluate.json").write_text(json.dumps(document))
+    (runs / "evaluate.json").write_text(json.dumps(document, indent=1))
 
 
 def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_flat_interaction_did_is_shown_by_class_and_from_above(folder: Path
     document = json.loads((runs / "evaluate.json").read_text())
     before = {name: part | {"mean_iou": 0.2, "iou": [None, *[0.375] * 15]} for name, part in document["scores"].items()}
     document |= {"scores_before": before, "refine": {"name": "afi", "changed": {"all": 4321, "seen": 4000}}}
-    (runs / "evaluate-afi.json").write_text(json.dumps(document))
+    (runs / "evaluate-afi.json").write_text(json.dumps(document, indent=1))
     page = Page(write_report(recipe, folder / "out", 1))
     assert "Student + AFI: 4,321 labels changed" in page.text
     assert "mIoU 20.0 25.0 +5.0 20.0 25.0 +5.0" in page.text, "before, after and change of all and of seen points"
@@ -215,7 +215,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     record["result"] = {"weights": "feed", "chosen": "the last epoch; no label chose it"}
     record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
     run = Path(recipe.run.runs) / recipe.name / "distill" / "run.json"
-    run.write_text(json.dumps(record))
+    run.write_text(json.dumps(record, indent=1))
     monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
     page = Page(write_report(recipe, folder / "out", 1))
     for text in (
@@ -235,6 +235,29 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     assert "<!-- bus -->" not in drawn, "no point of it, and none taken for it"
     run.write_text("[1]")
     assert "The report of the run" not in Page(write_report(recipe, folder / "out", 1)).text
+
+
+def test_the_identity_of_a_table_says_on_which_device_it_was_made(folder: Path) -> None:
+    recipe = recipe_in(folder)
+    add_predictions(recipe)
+    browser = Browser.open(Store.open(recipe.run.store), recipe.name)
+    devices = {name: identity_of(browser, name, recipe).device for name in browser.tables}
+    assert {name for name, device in devices.items() if device != "cpu"} <= {"predict"}, devices
+
+
+def test_scores_are_no_headline_once_the_run_has_newer_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_in(folder)
+    add_runs(recipe, weights="feed")
+    monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
+    tile, notice = "Student: mIoU in %, all points", "the run has newer weights by now (weights beef, epoch 2 of 2)"
+    for newest in ("feed", "beef"):
+        document = {"format": 1, "weights": newest, "epoch": 2, "epochs": 2}
+        header = json.dumps({"__metadata__": {"checkpoint": json.dumps(document)}}).encode()
+        run = Path(recipe.run.runs) / recipe.name / "distill"
+        (run / "epoch-0002.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        page = Page(write_report(recipe, folder / "out", 1))
+        assert (tile in page.text, notice in page.text) == (newest == "feed", newest == "beef")
+        assert "weights feed" in page.text, "scores name what they are of"
 
 
 def test_what_is_absent_is_said(folder: Path) -> None:

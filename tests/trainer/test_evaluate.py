@@ -11,13 +11,16 @@ import pytest
 from rich.console import Console
 
 from manifests.config import ConfigError
+from manifests.provenance import git_commit
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
+from manifests.storage.sealed import read_sealed
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
+from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict, predict_identity
 from trainer.inference.predictions import shard_key
 from trainer.loop.train import train
@@ -331,3 +334,23 @@ def test_labels_of_another_class_dictionary_are_refused(scored: Any, console: Co
                 evaluate(recipe, console)
         else:
             evaluate(recipe, console)
+
+
+def test_scores_of_other_weights_stay_beside_and_each_names_its_own(fleet: Any, console: Console) -> None:
+    last = train(fleet.recipe("distill.keep_every=1"), "distill", console)
+    found = {}
+    for path in (checkpoint.epoch_path(last.parent, 1), last):
+        recipe = fleet.recipe(f"predict.checkpoint={path}")
+        predict(recipe, console)
+        evaluate(recipe, console)
+        found[path] = read_sealed(recipe.folder() / "evaluate.json")
+    kept = fleet.folder / "runs/street/evaluations"
+    for path, scored in found.items():
+        document = checkpoint.read_document(path)
+        assert {name: scored[name] for name in ("weights", "epoch", "step", "checkpoint")} == {
+            **{name: document[name] for name in ("weights", "epoch", "step")},
+            "checkpoint": str(path),
+        }
+        assert scored["commit"] == git_commit() == scored["predicted_by_commit"]
+        assert read_sealed(kept / document["weights"] / "evaluate.json") == scored
+    assert found[last]["weights"] != found[checkpoint.epoch_path(last.parent, 1)]["weights"]

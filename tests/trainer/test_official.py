@@ -68,6 +68,39 @@ def test_every_layout_gives_the_same_weights(tmp_path: Path, layout: str) -> Non
     assert found.document["left_out"] == (list(IMAGES) if layout == "Lightning, pretraining" else [])
 
 
+@pytest.mark.parametrize("kind", ["parameters", "half precision"])
+def test_weights_are_read_as_plain_numbers_whatever_they_were_saved_as(tmp_path: Path, kind: str) -> None:
+    network, path = small(17), tmp_path / "kept.pt"
+    weights = network.state_dict(keep_vars=True)
+    if kind == "half precision":
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    torch.save({"model_points": weights, "config": CONFIG}, path)
+    found = read_official(path)
+    assert not any(tensor.requires_grad for tensor in found.weights.values())
+    exact = {name: tensor.detach().float() for name, tensor in weights.items()}
+    assert all(torch.equal(tensor.float(), exact[name]) for name, tensor in found.weights.items())
+    taken = checkpoint.load_initial(small(17), found, VoxelConfig())
+    assert len(taken.loaded) == len(weights)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.eye(3).to_sparse(), r"tensor `final.kernel` is torch.sparse_coo"),
+        (torch.empty(2, 2, device="meta"), r"tensor `final.kernel` is without values"),
+        (
+            torch.ones(2, 2, dtype=torch.complex64),
+            r"tensor `final.kernel` is .* \(torch.complex64\); expected plain numbers",
+        ),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, tensor: Tensor, words: str) -> None:
+    path = tmp_path / "odd.pt"
+    torch.save({"model_points": {"final.kernel": tensor}, "config": CONFIG}, path)
+    with pytest.raises(TrainerError, match=words):
+        read_official(path)
+
+
 def test_every_tensor_that_is_not_loaded_is_named(tmp_path: Path) -> None:
     torch.save(LAYOUTS["Lightning, pretraining"](dict(small().state_dict())), tmp_path / "a.ckpt")
     student = small(17)

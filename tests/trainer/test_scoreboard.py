@@ -36,7 +36,7 @@ def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> Non
         **changes,
     }
     recipe.folder().mkdir(parents=True, exist_ok=True)
-    (recipe.folder() / name).write_text(json.dumps(document))
+    (recipe.folder() / name).write_text(json.dumps(document, indent=1))
 
 
 def test_lines_stand_in_the_order_of_what_is_scored_before_and_after_refinement(fleet: Any) -> None:

@@ -177,7 +177,9 @@ def run_over(
     table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
     how = {
         "checkpoint": str(path),
+        "weights": learnt.document["weights"],
         "epoch": learnt.document.get("epoch"),
+        "step": learnt.document.get("step"),
         "epochs": learnt.document.get("epochs"),
         **made,
         "commit": git_commit(),

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from manifests.config import changed_values
-from manifests.fingerprint import differences, plain
+from manifests.fingerprint import differences, digest, plain
+from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.sample import sweep_of
 from manifests.sections.training import Refinement
@@ -71,7 +72,8 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     """Score predictions, or the pseudo-labels that were learnt ("pseudo"), against the true labels of a split.
 
     "majority" and "tree" are yardsticks without a network that learn from the same pseudo-labels. Prints a table and
-    writes `evaluate.json` (`evaluate-pseudo.json`, ...) into the folder of the recipe's runs. All points of the frames
+    writes `evaluate.json` (`evaluate-pseudo.json`, ...) into the folder of the recipe's runs, and into
+    `evaluations/<weights>` there, where those of other weights stay as they are. All points of the frames
     count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
     `evaluate.refine` labels are scored before and after flat interaction, the vote of the sweeps before and after, or
     both, which see points, poses and these labels alone, and the file is named `evaluate-afi.json`,
@@ -156,6 +158,7 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
         "shards": list(dict.fromkeys(frame.shard for frame in selection.frames)),
         "left_out": {reason: list(names) for reason, names in selection.dropped.items()},
         **origin,
+        "commit": git_commit(),
         "tables": {stage: table.fingerprint for stage, table in joined.items()},
         "classes": list(recipe.ontology.class_names[1:]),
     }
@@ -205,7 +208,9 @@ def tell(
     of, student = document["of"], recipe.predict.of
     refinement = document.get("refine", {}).get("name", "")
     what = of if of != "prediction" else student if student != "distill" else ""
-    path = recipe.folder() / f"{'-'.join(filter(None, ('evaluate', what, *refinement.split('+'))))}.json"
+    name = f"{'-'.join(filter(None, ('evaluate', what, *refinement.split('+'))))}.json"
+    path = recipe.folder() / name
+    record.write_json(recipe.folder() / "evaluations" / kept_under(document) / name, document)
     record.write_json(path, document)
     report = record.write_record(recipe, student if of == "prediction" else "distill", store)
     found = Evaluation(scored(after, recipe), document, scored(before, recipe) if before else None)
@@ -216,6 +221,11 @@ def tell(
     console.print(f"true labels were {record.use_of_labels(document)}")
     console.print(f"written to {path}{f' and {report}' if report else ''}")
     return found
+
+
+def kept_under(document: Mapping[str, Any]) -> str:
+    """Return the folder in which an evaluation is kept for good: that of its weights, or of the tables it judges."""
+    return str(document.get("weights") or digest([document["of"], document["tables"]]))
 
 
 def answers(
@@ -281,8 +291,8 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
             f"now; run: make {recipe.predict.of} predict RECIPE={recipe.name}"
         )
-    origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "device")}
-    origin |= {"student": recipe.predict.of, "weights": weights}
+    origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
+    origin |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
     return table, origin
 
 

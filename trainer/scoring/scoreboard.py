@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from manifests.recipe import Recipe
+from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
-from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.records.record import teacher_of
+from trainer.records.record import states_of, teacher_of, weights_of
 
 NAMES = {
     "pseudo": "pseudo-labels",
@@ -119,8 +118,7 @@ class Facts:
     def weights(self, student: str) -> set[str]:
         """Return the digests of the weights that a run keeps."""
         folder = self.runs / student
-        kept = [checkpoint.epoch_path(folder, epoch) for epoch in checkpoint.finished_epochs(folder)]
-        return {checkpoint.read_document(path)["weights"] for path in kept}
+        return {weights for path in states_of(folder) if (weights := weights_of(path)) is not None}
 
 
 def facts_of(recipe: Recipe) -> Facts:
@@ -174,7 +172,7 @@ def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> st
 def read(path: Path) -> dict[str, Any]:
     """Return an evaluation; raises TrainerError if it cannot be read."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document = sealed.read_sealed(path)
         if document["of"] not in NAMES:
             raise ValueError(f'it is of "{document["of"]}"')
         return document
