@@ -24,9 +24,10 @@ for command in COMMANDS:
 app.command("debug-frame")(debuggable(debug.debug_frame))
 app.command("export")(debuggable(exchange.export_command))
 
-tables = typer.Typer(help="Hand tables on as one file.", no_args_is_help=True)
+tables = typer.Typer(help="Hand tables on as one file; mark a store of an earlier version.", no_args_is_help=True)
 tables.command("export")(debuggable(exchange.export_tables))
 tables.command("import")(debuggable(exchange.import_tables))
+tables.command("mark")(debuggable(exchange.mark_store))
 app.add_typer(tables, name="store")
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Versions up to 0.9 wrote plain JSON, which is told by its first line, a brace al
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -71,7 +72,10 @@ def advising(advice: str) -> Iterator[None]:
 
 
 def read_bytes(files: Files, path: str) -> bytes | None:
-    """Return the bytes of a document, or None if there is none; raises StoreError where that cannot be told."""
+    """Return the bytes of a document, or None if there is none; raises StoreError where that cannot be told.
+
+    That is Malformed for one that is too long, or that a disk cannot read any more.
+    """
 
     def read() -> bytes:
         with files.system.open_input_file(path) as source:
@@ -81,18 +85,18 @@ def read_bytes(files: Files, path: str) -> bytes | None:
             return whole(bytes(source.read(size)), size)
 
     try:
-        with advising(HEAL):
-            return files.patiently(read)
+        return files.patiently(read)
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{files.show(path)} cannot be read: {error}") from None
+        kind = Malformed if getattr(error, "errno", None) == errno.EIO else StoreError  # EIO: the disk itself
+        raise kind(f"{files.show(path)} cannot be read: {error}") from None
 
 
 def read_json(files: Files, path: str) -> dict[str, Any] | None:
     """Return a document, or None if there is none; raises StoreError for one that is damaged or cannot be read."""
-    content = read_bytes(files, path)
     with advising(HEAL):
+        content = read_bytes(files, path)
         return None if content is None else decode(content, files.show(path))
 
 

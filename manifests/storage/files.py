@@ -37,9 +37,9 @@ class Files:
         self._connect()
 
     def _connect(self) -> None:
-        self.place = shown_uri(self.uri)
-        self._bucket: Bucket | None = None
         uri, self._one_writer = without_promise(self.uri)
+        self.place = shown_uri(uri)
+        self._bucket: Bucket | None = None
         try:
             if self._given is not None:
                 base, path = self._given, uri
@@ -53,7 +53,7 @@ class Files:
         except (pa.ArrowException, OSError, ValueError) as error:
             told = str(error).replace(self.uri, self.place).replace(uri, self.place)
             raise StoreError(f"store {self.place} cannot be opened: {told}") from None
-        self._base = base
+        self._base, self._root = base, path
         self.system = pafs.SubTreeFileSystem(path, base)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -150,12 +150,15 @@ class Files:
 
         One that broke off may have left its beginning there; it does not count, and the next try writes over it.
         """
-        folder = path.rsplit("/", 1)[0]
+        folder = path.rpartition("/")[0]
         size = source.seek(0, os.SEEK_END)
 
         def copy() -> None:
             if folder not in self._folders:
-                self.system.create_dir(folder, recursive=True)
+                if folder:
+                    self.system.create_dir(folder, recursive=True)
+                else:
+                    self._base.create_dir(self._root, recursive=True)
                 self._folders.add(folder)
             source.seek(0)
             with self.system.open_output_stream(path) as target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -12,16 +12,22 @@ import pyarrow.fs as pafs
 from manifests.storage.documents import put_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
+from manifests.storage.grammar import kind_of
+from manifests.storage.marker import expect
 from manifests.storage.names import MANIFEST, REFS, TEMPORARY, sidecar_name, table_folder
 from manifests.storage.refs import PROTECTED_S, Ref
+
+COLLECTED = ("shard", "sidecar", "manifest", "temporary")
 
 
 def unreferenced(files: Files, refs: Callable[[], Mapping[str, Ref]], min_age_s: float) -> list[tuple[str, int]]:
     """Return (relative path, bytes) of every file that no ref names and that is older than `min_age_s` seconds.
 
-    Tables being built are left alone, however old they look. The age is for what has begun since the refs were
-    read; it is told by the clock that dates the files, and not by that of this machine.
+    Only what is known to be ours is looked at: see `grammar`. Tables being built are left alone, however old they look.
+    The age is for what has begun since the refs were read; it is told by the clock that dates the files, and not by
+    that of this machine. Raises StoreError where the store is not marked as ours, and for any ref that cannot be read.
     """
+    expect(files)
     now = clock_s(files)
     keep, building = set(), set()
     for ref in refs().values():
@@ -37,12 +43,8 @@ def unreferenced(files: Files, refs: Callable[[], Mapping[str, Ref]], min_age_s:
         path = entry.path.lstrip("/")
         if entry.type != pafs.FileType.File or path in keep or path.rpartition("/")[0] in building:
             continue
-        temporary = entry.base_name.startswith(TEMPORARY)
-        if path.startswith(f"{REFS}/") and not temporary:
-            continue
-        table_file = path.count("/") == 2 and entry.base_name.endswith((".parquet", ".json"))
         aged = entry.mtime is None or now - entry.mtime.timestamp() >= min_age_s
-        if (temporary or table_file) and aged:
+        if kind_of(path) in COLLECTED and aged:
             garbage.append((path, int(entry.size or 0)))
     # sidecars go first: a shard without one does not count, so an interrupted collection leaves nothing half there
     return sorted(garbage, key=lambda item: (not item[0].endswith(".json"), item[0]))
@@ -63,3 +65,15 @@ def clock_s(files: Files) -> float:
     except (StoreError, OSError, pa.ArrowException):
         written = None
     return time.time() if written is None else float(written.timestamp())
+
+
+def delete(files: Files, paths: Iterable[str]) -> None:
+    """Delete files by the relative paths that `unreferenced` returned; raises StoreError for any that is none of them.
+
+    And where the store is not marked as ours.
+    """
+    expect(files)
+    for path in paths:
+        if kind_of(path) not in COLLECTED:
+            raise StoreError(f"{files.show(path)} is no file that a store collects; it stays")
+        files.delete(path)

@@ -174,7 +174,7 @@ def _newest(files: Files, name: str) -> _Newest:
         if not numbers:
             return _Newest(0, None)
         path = ref_path(name, numbers[-1])
-        document = read_json(files, path)
+        document = _read(files, path)
         if document is not None:
             where = files.show(path)
             with advising(HEAL):
@@ -183,6 +183,18 @@ def _newest(files: Files, name: str) -> _Newest:
             return _Newest(numbers[-1], ref, writes)
         # cleared away between the look at the folder and the reading: there are newer ones
     raise StoreError(f"{files.show(path)} is listed, and cannot be found; see that one store lies there, and run again")
+
+
+def _read(files: Files, path: str) -> dict[str, Any] | None:
+    """As `read_json`; without hard links a file can be seen while it is written, so damage is looked at again."""
+    for wait_s in (0.01, 0.03, 0.1):
+        try:
+            return read_json(files, path)
+        except StoreError:
+            if files.local is None:
+                raise
+            time.sleep(wait_s)
+    return read_json(files, path)
 
 
 def _clear(files: Files, name: str, newest: int) -> None:

@@ -3,6 +3,7 @@
     <store>/<stage>/<fingerprint>/<shard>.<key>.<content>.parquet   one scene (at most 64 frames), one frame a row group
     <store>/<stage>/<fingerprint>/<shard>.<key>.json                sidecar: a shard counts once this exists
     <store>/<stage>/<fingerprint>/manifest.json                     what the folder holds and from what it was made
+    <store>/afov-store.json                                         the mark by which it is known to be a store
     <store>/refs/<name>.<generation>.json                           a recipe's (or a training run's) tables by name
 
 File names hold the digest of the content, so two writers of one shard never touch each other's bytes. The sidecar is
@@ -29,8 +30,9 @@ from manifests.rows import from_table
 from manifests.storage.documents import HEAL, advising, put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
-from manifests.storage.garbage import clock_s, unreferenced
+from manifests.storage.garbage import clock_s, delete, unreferenced
 from manifests.storage.manifest import Manifest, manifest_from
+from manifests.storage.marker import claim
 from manifests.storage.names import (
     HEX,
     MANIFEST,
@@ -55,6 +57,7 @@ class Store:
         self.uri = uri
         self._given = files
         self.files = Files(uri, files)
+        self._claimed = False
 
     @property
     def place(self) -> str:
@@ -84,6 +87,12 @@ class Store:
         """Return this store over connections of its own; a forked process must not talk over those of its parent."""
         return Store(self.uri, self._given)
 
+    def _claim(self) -> None:
+        """Mark the store as ours before the first write, if it is new."""
+        if not self._claimed:
+            claim(self.files)
+            self._claimed = True
+
     def write(self, stage: str, fingerprint: str, shard: str, key: str, table: pa.Table) -> ShardFile:
         """Commit a whole table as one shard; see `writer` for errors."""
         with self.writer(stage, fingerprint, shard, key, table.schema) as writer:
@@ -100,6 +109,7 @@ class Store:
 
         Raises StoreError where the store cannot be written (no rights, disk full); nothing half written ever counts.
         """
+        self._claim()
         return ShardWriter(
             self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema, apart
         )
@@ -160,6 +170,7 @@ class Store:
 
         Whatever `pieces` raises leaves no file.
         """
+        self._claim()
         path = f"{table_folder(stage, fingerprint)}/{checked(shard.name)}"
         with self.files.scratch(path) as (stream, publish):
             for piece in pieces:
@@ -179,6 +190,7 @@ class Store:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest of a table; the last writer wins, and every writer lists what is committed by then."""
+        self._claim()
         document = asdict(manifest) | {"shards": [asdict(shard) for shard in manifest.shards]}
         put_json(self.files, f"{table_folder(manifest.stage, manifest.fingerprint)}/{MANIFEST}", document)
 
@@ -223,6 +235,7 @@ class Store:
         `ref_name`, or `runs/<word>` for the pin of a training run. Raises StoreError for a ref that cannot be read, and
         where the store cannot keep two writers apart.
         """
+        self._claim()
         ref = update_ref(self.files, name, change)
         assert ref is not None
         return ref
@@ -251,6 +264,7 @@ class Store:
         killed, whose work the next one takes up (`refs.PROTECTED_S` says how long). `ref` is what the name stands for
         if it stands for nothing yet.
         """
+        self._claim()
         run, now, process = secrets.token_hex(6), clock_s(self.files), this_process()
         entries = [Building(checked(stage), checked_hex(one), run, now, process) for stage, one in tables]
         self.update_ref(name, lambda before: (before or ref).begun(entries))
@@ -270,8 +284,7 @@ class Store:
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files by the relative paths that `unreferenced` returned."""
-        for path in paths:
-            self.files.delete(path)
+        delete(self.files, paths)
 
     def free_bytes(self) -> int | None:
         """Return the free space of a local store, or None where it cannot be told."""

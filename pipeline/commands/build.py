@@ -14,7 +14,7 @@ from rich.text import Text
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
-from manifests.storage.verify import damaged_shards
+from manifests.storage.verify import damaged_shards, heal, look_over
 from pipeline.checks.doctor import FRAMES, examine
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.cost import Cost, costs
@@ -143,27 +143,36 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
 def verify(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    drop: Annotated[
-        bool, typer.Option("--heal", "--drop", help="Remove damaged shards; the next run builds them.")
+    mend: Annotated[
+        bool, typer.Option("--heal", "--drop", help="Drop what is damaged; the next run builds it again.")
     ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="The tables of all recipes in the store.")] = False,
 ) -> None:
-    """Read every byte of a recipe's tables and compare with the digests taken when they were written."""
+    """Read every byte of a recipe's tables, and all documents of its store, and compare with their digests."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         store = Store.open(loaded.run.store)
-        ref = store.expect_ref(loaded.name)
-        total = sum(shard.bytes for table in ref.tables.values() for shard in table.shards)
+        found = look_over(store, None if everything else loaded.name)
+        if not (found.refs or found.damages):
+            raise StoreError(
+                f"store {store.place} holds nothing of recipe {loaded.name} yet; run: make pack RECIPE={loaded.name}"
+            )
         with Progress(console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("verify", total=total)
-            damaged = damaged_shards(store, ref, lambda size: progress.advance(bar, size))
-        for table, shard, what in damaged:
-            console.print(Text.assemble((f"{table.stage}/{table.fingerprint}/{shard.name}", "red"), f": {what}"))
-            if drop:
-                store.forget(table.stage, table.fingerprint, shard)
-        shards = sum(len(table.shards) for table in ref.tables.values())
-        found = f"{len(damaged)} damaged{' and dropped' if drop and damaged else ''}"
-        console.print(f"{shards} shards, {total / 1e9:.3f} GB read, {found}")
-        if damaged:
+            bar = progress.add_task("verify", total=found.n_bytes)
+            damages = [*found.damages, *damaged_shards(store, found, lambda size: progress.advance(bar, size))]
+        for damage in damages:
+            console.print(Text.assemble((damage.path, "red"), f": {damage.what}"), soft_wrap=True)
+        if mend:
+            for line in heal(store, damages):
+                console.print(line, soft_wrap=True)
+        outcome = f"{len(damages)} damaged{' and dropped' if mend and damages else ''}"
+        read = f"{len(found.shards)} shards, {found.n_bytes / 1e9:.3f} GB and {found.documents} documents read"
+        console.print(f"{read}, {outcome}", soft_wrap=True)
+        if found.undigested:
+            console.print(f"{found.undigested} documents are of an earlier version, which gave them no digest")
+        if damages:
+            if not mend:
+                console.print(f"drop it with `python -m pipeline verify {recipe} --heal`, then run again")
             raise typer.Exit(Ending.STORE)
 
 

@@ -11,6 +11,7 @@ from manifests.config import ConfigError
 from manifests.recipe import load_recipe
 from manifests.sections.data import RunConfig
 from manifests.storage.archive import pack, unpack
+from manifests.storage.marker import mark
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
@@ -60,6 +61,13 @@ def export_tables(
         for table in done:
             console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
         console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+
+
+def mark_store(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Mark the store of a recipe, which an earlier version wrote, as ours, if nothing else lies in it."""
+    with sentences():
+        store = Store.open(load_recipe(recipe, set_ or ()).run.store)
+        console.print(f"{store.place} is marked as a store; it has {mark(store.files)} files", soft_wrap=True)
 
 
 def import_tables(

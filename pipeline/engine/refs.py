@@ -29,8 +29,13 @@ def write_manifest(
     batches: list[int],
     failures: Sequence[Failure],
     work: Work,
+    built: bool,
 ) -> None:
-    """List everything committed in the table's folder, whichever run made it, and what failed in this run."""
+    """List everything committed in the table's folder, whichever run made it, and what failed in this run.
+
+    A run that has `built` none of them, and finds the manifest gone, does not claim to have made them: commit and
+    packages are not known then.
+    """
     shards = tuple(planner.store.shards(plan.stage.name, plan.fingerprint).values())
     totals: dict[str, int] = {}
     for shard in shards:
@@ -43,8 +48,8 @@ def write_manifest(
         "pool": type(pool).__name__,
         "devices": devices,
         "batches": batches,
-        "git_commit": git_commit(),
-        "packages": package_versions(),
+        "git_commit": git_commit() if built else None,
+        "packages": package_versions() if built else {},
         "excluded": list(planner.recipe.data.exclude),
         "failed": [frame for shard in shards for frame in shard.failed],
         "counts": totals,

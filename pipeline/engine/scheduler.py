@@ -155,13 +155,13 @@ class Run:
                 self._finish(name, one)
 
     def _finish(self, name: str, one: StageRun) -> None:
-        """Write a stage's manifest if this run did something for it, and move the recipe's ref."""
+        """Write a stage's manifest if this run did something for it, or it was lost, and move the recipe's ref."""
         del self._open[name]
         plan = self._finished[name] = self._plan_of(one)
-        if one.begun:
-            if self._watcher:
-                self._watcher.stage_finished(plan)
-        if one.n_built or one.failures:
+        if one.begun and self._watcher:
+            self._watcher.stage_finished(plan)
+        lost = bool(one.done) and self._planner.store.read_manifest(name, plan.fingerprint) is None
+        if one.n_built or one.failures or lost:
             workers = self._planner.recipe.run.workers
             work = Work(one.n_frames, one.seconds / workers, workers)
             write_manifest(
@@ -173,6 +173,7 @@ class Run:
                 sorted(one.batches),
                 one.failures,
                 work,
+                built=one.n_built > 0,
             )
         move_ref(self._planner, self._finished, self._open, self._run)
 

@@ -233,6 +233,7 @@ def test_protection_ends_after_a_month_by_the_clock_of_the_store(store: Store) -
     """A run on another machine that was killed cannot be told from one that goes on; the time is the last resort."""
     assert store.local is not None
     now = time.time()
+    store.update_ref(NAME, with_table("vote"))
     (folder := store.local / "points" / "0a1b0a1b0a1b").mkdir(parents=True)
     (folder / ".tmp-0123456789abcdef").write_bytes(b"half a shard")
     for begun_s, left in ((now - 29 * 86400, 0), (now - 31 * 86400, 1)):

@@ -250,7 +250,7 @@ def test_kill_between_any_two_steps_leaves_a_whole_shard_or_none(tmp_path: Path)
             write(store) in store.shards("target", FINGERPRINT).values()
         )  # the next run goes on as if nothing had been
         if store.local:
-            assert all(path.startswith(("target/",)) for path, _ in store.unreferenced(0))
+            assert all(path.startswith(("target/", ".tmp-")) for path, _ in store.unreferenced(0))
     assert outcomes[0] == (-signal.SIGKILL, 0) and outcomes[-1] == (0, 1) and len(outcomes) >= 8
 
 
@@ -297,11 +297,11 @@ def test_writing_where_one_must_not_gives_a_sentence(tmp_path: Path) -> None:
 def test_collection_takes_only_what_no_ref_names(store: Store) -> None:
     kept, loose = write(store, "scene-1"), write(store, "scene-2")
     store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (kept,))}))
-    (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
+    (folder(store) / ".tmp-00000000000000de").write_bytes(b"left by a killed writer")
     (folder(store).parent.parent / "notes.txt").write_text("not ours")
     assert store.unreferenced(3600) == []  # young files may belong to a run in progress
     garbage = [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(0)]
-    assert garbage == [f"scene-2.{KEY}.json", ".tmp-dead", loose.name]  # sidecars first
+    assert garbage == [f"scene-2.{KEY}.json", ".tmp-00000000000000de", loose.name]  # sidecars first
     store.delete(path for path, _ in store.unreferenced(0))
     assert list(store.shards("target", FINGERPRINT)) == [("scene-1", KEY)]
     assert (folder(store).parent.parent / "notes.txt").exists()
@@ -311,7 +311,7 @@ def test_what_is_being_built_is_no_garbage_however_old_it_looks(store: Store) ->
     empty = Ref("recipe", {})
     run = store.begin("recipe", empty, [("target", FINGERPRINT), ("points", FINGERPRINT)])
     shard = write(store)
-    (folder(store) / ".tmp-running").write_bytes(b"half a shard")
+    (folder(store) / ".tmp-00000000000000aa").write_bytes(b"half a shard")
     for path in folder(store).iterdir():
         os.utime(path, (time.time() - 30 * 3600,) * 2)  # as by a machine whose clock is 30 hours late
     assert store.unreferenced(0) == []
@@ -320,7 +320,7 @@ def test_what_is_being_built_is_no_garbage_however_old_it_looks(store: Store) ->
     store.end("recipe", run)
     assert len(store.unreferenced(24 * 3600)) == 3
     store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (shard,))}))
-    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-running"]
+    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-00000000000000aa"]
     store.begin("recipe", empty, [("target", FINGERPRINT)])
     assert store.expect_ref("recipe").table("target").shards == (shard,) and store.unreferenced(0) == []
 
@@ -330,11 +330,11 @@ def test_age_is_told_by_the_clock_that_dates_the_files(
     store: Store, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     write(store)
-    (folder(store) / ".tmp-dead").write_bytes(b"left by a killed writer")
-    os.utime(folder(store) / ".tmp-dead", (time.time() - 25 * 3600,) * 2)
+    (folder(store) / ".tmp-00000000000000de").write_bytes(b"left by a killed writer")
+    os.utime(folder(store) / ".tmp-00000000000000de", (time.time() - 25 * 3600,) * 2)
     right = time.time
     monkeypatch.setattr("manifests.storage.garbage.time.time", lambda: right() + hours * 3600)
-    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-dead"]
+    assert [path.rsplit("/", 1)[1] for path, _ in store.unreferenced(24 * 3600)] == [".tmp-00000000000000de"]
     assert list((folder(store).parent.parent / "refs").iterdir()) == []
 
 

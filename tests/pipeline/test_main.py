@@ -62,11 +62,18 @@ def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_p
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    status, text = run("verify", recipe, "--drop")
-    assert status == 3 and "1 damaged and dropped" in text and "sha256 differs" in text
+    status, text = run("verify", recipe, "--heal")
+    assert status == 3 and "1 damaged and dropped" in text and "sha256 differs" in text and "make pairs" in text
+    assert "1 damaged" not in run("verify", recipe)[1]
     status, text = run("run", "pack", recipe)
     assert status == 0 and "pairs: 1 of 1 shards" in text and "group" not in text
     assert run("verify", recipe)[0] == 0
+    (manifest,) = (tmp_path / "store" / "group").rglob("manifest.json")
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    status, text = run("verify", recipe)
+    assert status == 3 and "its bytes have changed" in text and "--heal" in text
+    assert run("verify", recipe, "--heal")[0] == 3 and not manifest.exists()
+    assert run("run", "pack", recipe)[0] == 0 and run("verify", recipe)[0] == 0
 
     assert run("run", "group", recipe, "--set", "group.min_points=3")[0] == 0
     assert "0 files" in run("gc", recipe)[1]  # young files may belong to a run in progress
