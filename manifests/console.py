@@ -25,6 +25,7 @@ from rich.console import Console
 from manifests.config import ConfigError, read_recipe
 from manifests.endings import Ending, ending_of, summary, trace_of
 from manifests.sections.data import RunConfig
+from manifests.shown import shown_text
 
 LOG_NAME = "afov.log"
 MOST_LOG_BYTES = 16_000_000  # then it becomes afov.log.1, and a new one begins
@@ -197,7 +198,7 @@ class Telling(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
-        tell(record.getMessage())
+        tell(shown_text(record.getMessage()))
 
 
 class LogFile(RotatingFileHandler):
@@ -208,6 +209,10 @@ class LogFile(RotatingFileHandler):
         super().__init__(path, delay=True, **how)  # type: ignore[arg-type]
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._path, self._begun, self._broken = path, False, False
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as it stands in the log: without passwords, which the command line may hold."""
+        return shown_text(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; the first failure to write is told, and the last."""

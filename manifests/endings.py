@@ -10,6 +10,7 @@ import traceback
 from enum import IntEnum
 
 from manifests.config import ConfigError
+from manifests.shown import shown_text
 from manifests.storage.errors import StoreError
 
 
@@ -76,7 +77,7 @@ def of_the_machine(error: BaseException) -> bool:
 
 def summary(error: BaseException) -> str:
     """Return an error as one line that is never empty: sentences of ours as they are, anything else with its type."""
-    text = printable(" ".join(str(error).split()))
+    text = shown_text(printable(" ".join(str(error).split())))
     ours = isinstance(error, RunError | ConfigError | StoreError | Bug)
     return text if ours and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
@@ -94,4 +95,4 @@ def trace_of(error: BaseException) -> str:
     while seen is not None:
         seen.__suppress_context__ = seen.__cause__ is not None
         seen = seen.__cause__ or seen.__context__
-    return "".join(traceback.format_exception(error))
+    return shown_text("".join(traceback.format_exception(error)))

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import errno
 
+from manifests.shown import shown_text
+
 
 class StoreError(RuntimeError):
-    """A table that is missing, incomplete or damaged, or a store that cannot be written; it says what to do."""
+    """A table that is missing, incomplete or damaged, or a store that cannot be written; it says what to do.
+
+    What a file system says is told without the passwords in it.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(shown_text(text))
 
 
 class Malformed(StoreError):

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from manifests.shown import shown_uri
 from manifests.storage.conditional import Bucket, link
 from manifests.storage.errors import StoreError, is_full, unwritable
-from manifests.storage.names import TEMPORARY, shown_uri
+from manifests.storage.names import TEMPORARY
 from manifests.storage.remote import patiently
 
 T = TypeVar("T")

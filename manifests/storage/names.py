@@ -1,9 +1,9 @@
-"""Names within a store: shards, tables, refs; none of them leaves its folder. And how a place is shown to people."""
+"""Names within a store: shards, tables, refs; none of them leaves its folder."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from manifests.storage.errors import StoreError
 
@@ -87,11 +87,3 @@ def checked_hex(text: str) -> str:
     if not HEX.fullmatch(text):
         raise StoreError(f"{text!r} is not a digest")
     return text
-
-
-def shown_uri(uri: str) -> str:
-    """Return a path or URI as it may be shown: without user, password and whatever follows the path."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

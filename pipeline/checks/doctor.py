@@ -263,7 +263,7 @@ def check_disk(runner: Runner) -> Iterator[Finding]:
         yield Finding("problem", "store", f"no run can be planned: {error}")
         return
     need_gb = sum(plan.gigabytes_to_write for plan in plans)
-    where = runner.store.uri
+    where = runner.store.place
     if free is None:
         yield Finding(
             "note", "store", f"{need_gb:.1f} GB to write; how much is free in {where} cannot be told from here"

@@ -19,6 +19,7 @@ from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
 from manifests.recipe import Recipe
+from manifests.shown import shown_values
 from manifests.storage import sealed
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
@@ -561,7 +562,7 @@ def read_record(run: Path) -> dict[str, Any]:
     Raises ValueError if it is not what was written.
     """
     try:
-        return sealed.read_sealed(run / "run.json")
+        return dict(shown_values(sealed.read_sealed(run / "run.json")))
     except FileNotFoundError:
         return {}
 

@@ -18,6 +18,7 @@ from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.network import without_labels
 from manifests.sections.training import Task
+from manifests.shown import shown_values
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
@@ -103,8 +104,8 @@ class Run:
             "task": task,
             "recipe": recipe.name,
             "identity": self.identity,
-            "config": {name: plain(asdict(getattr(recipe, name))) for name in sections},
-            "written": plain(recipe.written),
+            "config": shown_values({name: plain(asdict(getattr(recipe, name))) for name in sections}),
+            "written": shown_values(plain(recipe.written)),
             "departures": protocol.departures(
                 recipe,
                 task,
