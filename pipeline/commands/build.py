@@ -19,7 +19,7 @@ from pipeline.checks.doctor import FRAMES, examine
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool
-from pipeline.engine.progress import progress_of
+from pipeline.engine.progress import has_data, progress_of
 from pipeline.engine.refs import MANY_FAILURES
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
@@ -123,7 +123,8 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
     with sentences():
         table = Table("stage", "shards done", "missing", "failed", "frames done", "GB", "last written (UTC)")
         failures: list[Failure] = []
-        for item in progress_of(Runner(load_recipe(recipe, set_ or ())), expand(targets or ["pack"])):
+        loaded = load_recipe(recipe, set_ or ())
+        for item in progress_of(Runner(loaded), expand(targets or ["pack"])):
             failures += item.failures
             table.add_row(
                 item.stage,
@@ -135,6 +136,11 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
                 item.last_written.strftime("%Y-%m-%d %H:%M:%S") if item.last_written else "-",
             )
         console.print(table)
+        if not has_data(loaded):
+            console.print(
+                f"{loaded.data.root} is not on this machine: shards are counted as far as the store has heard of them",
+                soft_wrap=True,
+            )
         for failure in failures[:20]:
             where = f"{failure.stage} {failure.shard}" + (f" {failure.frame_id}" if failure.frame_id else "")
             console.print(f"failed in the last run: {where}: {failure.cause}", soft_wrap=True)

@@ -55,3 +55,19 @@ def test_status_follows_a_run_through_a_failure(
     tiny.write_file(frame.cameras[0].image_path, image.read_bytes())
     assert Runner(recipe).run(PACKED, InlinePool(recipe)) == []
     assert all(item.n_done == item.n_shards and not item.failures for item in ask().values())
+
+
+def test_status_needs_neither_the_data_nor_the_files_of_the_teacher(
+    recipe: Recipe, tiny: Any, ask: Callable[[], dict[str, Progress]], tmp_path: Path
+) -> None:
+    tiny.write_file(tiny.frames()[0].cameras[0].image_path, b"no image")
+    assert len(Runner(recipe).run(PACKED, InlinePool(recipe))) == 1
+    here = ask()
+    path = tmp_path / "tiny.toml"
+    elsewhere = path.read_text().replace(str(tiny.path), "/data/elsewhere").replace("superpixels_tiny", "not_here")
+    path.write_text(elsewhere)
+    there = {item.stage: item for item in progress_of(Runner(load_recipe(path)), PACKED)}
+    assert there == here
+    done = CliRunner().invoke(app, ["status", str(path)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "1 of 2" in done.output and "cannot be decoded" in done.output
+    assert "/data/elsewhere is not on this machine" in done.output
