@@ -30,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 RINGS = ("off", "contradicted", "all")
 SEEDS = ("first", "content")
 THINNING = 3  # the ratio of the reference's levels
+MOST_AT_ONE_PLACE = 100  # returns of the same coordinates; more are a sensor's way to say that there was none
 LEAST_SHORE = 6  # points; fewer do not make a plane and a circle
 POINTS_PER_SAMPLE = 12  # with fewer, stray labels have samples of their own and spread in small clouds
 UNREACHED = np.float32(1e10)
@@ -215,7 +216,9 @@ def refine(
     `xyz_m` (n, 3), metres, LiDAR frame with z up; `labels` (n,) 0..n_classes, 0 for none; `n_classes` is the largest
     label where it is left out. The ego ring needs `sensor_height_m`, the height of the LiDAR above the ground, from
     calibration, and `ground_classes`; without them it is skipped with a note. Any n is fine, 0 too. With
-    `seed_point="content"` the result does not depend on the order of the points.
+    `seed_point="content"` the result does not depend on the order of the points. Returns of which more than
+    `MOST_AT_ONE_PLACE` have the same coordinates are none (sensors and converters put the missing ones at (0, 0, 0)):
+    they keep their label, and the others are refined as if these were not there.
 
     Raises ValueError for coordinates that are not finite, labels out of range and arrays that do not belong together.
     """
@@ -223,6 +226,20 @@ def refine(
     top = int(label.max(initial=0)) if n_classes is None else n_classes
     if label.max(initial=0) > top:
         raise ValueError(f"a label is {label.max()}, but there are {top} classes; labels run from 0 (none) to {top}")
+    piled = in_piles(xyz)
+    if piled.any():
+        apart = refine(
+            xyz[~piled],
+            label[~piled],
+            config,
+            n_classes=top,
+            ground_classes=ground_classes,
+            sensor_height_m=sensor_height_m,
+        )
+        found = Refined(label.copy(), np.zeros(len(label), np.float32), np.zeros(len(label), np.bool_), apart.notes)
+        for whole, part in ((found.labels, apart.labels), (found.score, apart.score), (found.changed, apart.changed)):
+            whole[~piled] = part
+        return found
     if not len(label):
         return Refined(label, np.empty(0, np.float32), np.empty(0, np.bool_))
     if config.seed_point == "first":
@@ -233,6 +250,21 @@ def refine(
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return Refined(found.labels[back], found.score[back], found.changed[back], found.notes)
+
+
+def in_piles(xyz_m: Floats) -> npt.NDArray[np.bool_]:
+    """Return which points lie where more than `MOST_AT_ONE_PLACE` others of the same coordinates do, (n,).
+
+    Nearest neighbours are found among all of these for each of them, which takes the square of their number.
+    """
+    bits = (xyz_m + np.float32(0)).view(np.uint32).astype(np.uint64)  # + 0: there are two zeros
+    key = bits @ np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+    _, place, count = np.unique(key, return_inverse=True, return_counts=True)
+    piled = count[place] > MOST_AT_ONE_PLACE
+    if piled.any():  # of different points with one key, which hardly ever are
+        _, place, count = np.unique(xyz_m[piled], axis=0, return_inverse=True, return_counts=True)
+        piled[piled] = count[place.ravel()] > MOST_AT_ONE_PLACE
+    return np.asarray(piled)
 
 
 def order_of_content(xyz_m: Floats, label: npt.NDArray[np.uint8]) -> Ints:

@@ -62,7 +62,7 @@ def source(recipe: Recipe) -> str:
 
 STAGE = Stage(
     name="correct",
-    version=3,
+    version=4,
     schema=TABLES["correct"],
     needs=lambda recipe: (Need("points"), Need(source(recipe))),
     settings=lambda recipe: {

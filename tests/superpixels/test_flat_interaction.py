@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from superpixels.flat_interaction import (
     ego_ring,
     encode,
     farthest_points,
+    in_piles,
     merge_image_labels,
     order_of_content,
     pool,
@@ -501,3 +503,31 @@ def test_a_sweep_takes_less_than_three_hundred_megabytes() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6
+
+
+def test_missing_returns_at_one_place_cost_little_and_change_nothing_elsewhere() -> None:
+    """20,000 of them took the square of that: each is a nearest neighbour of all others."""
+    rng = np.random.default_rng(5)
+    xyz = np.column_stack([rng.uniform(-20, 20, (2000, 2)), rng.normal(0, 0.02, 2000)]).astype(np.float32)
+    label = np.where(xyz[:, 0] > 0, 1, 2).astype(np.uint8)
+    label[rng.random(2000) < 0.3] = 0
+    alone = refine(xyz, label, n_classes=2)
+    missing = np.zeros((20_000, 3), np.float32)
+    missing[::2] *= -1  # there are two zeros
+    where = rng.permutation(22_000)
+    both, labels = np.concatenate([xyz, missing])[where], np.concatenate([label, np.full(20_000, 2, np.uint8)])[where]
+    started = time.process_time()
+    found = refine(both, labels, n_classes=2)
+    assert time.process_time() - started < 10
+    back = np.argsort(where)
+    for name in ("labels", "score", "changed"):
+        np.testing.assert_array_equal(getattr(found, name)[back][:2000], getattr(alone, name))
+    assert (found.labels[back][2000:] == 2).all() and not found.changed[back][2000:].any()
+    assert (alone.changed).any()
+
+
+def test_a_hundred_returns_at_one_place_take_part_as_ever() -> None:
+    xyz = np.zeros((101, 3), np.float32)
+    assert not in_piles(xyz[:100]).any() and in_piles(xyz).all()
+    xyz[0] = 1
+    assert not in_piles(xyz).any()
