@@ -26,7 +26,8 @@ JOIN_S = 45.0  # how long a cluster may take to let a driver in
 # What `ray.init` would wait for, for minutes and deaf to signals, a process of its own waits for in its place. It tells
 # the error alone: Ray's own lines go to stderr.
 ASK = """
-import logging, os, sys
+import logging, os, signal, sys
+signal.alarm(60)  # should whoever asks be gone
 import ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
@@ -116,25 +117,22 @@ def check_cluster(address: str) -> None:
 
 def ask_cluster(address: str) -> None:
     """Raise RunError unless a process that joins the cluster is let in before `JOIN_S` are over."""
-    asking = subprocess.Popen(
-        [sys.executable, "-c", ASK, address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True,
-    )
-    try:
-        told, lines = asking.communicate(timeout=JOIN_S)
-    except subprocess.TimeoutExpired:
-        raise unusable(
-            address,
-            f"it answers and lets nobody in within {JOIN_S:.0f} s: its raylet on this machine may have died (`ray "
-            "stop`, then `ray start` again), or it is no Ray cluster",
-        ) from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(asking.pid, signal.SIGKILL)
-        asking.wait()
+    words = [sys.executable, "-c", ASK, address]
+    paths = os.pathsep.join(filter(None, sys.path))
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, **pipes) as asking:
+        try:
+            told, lines = asking.communicate(timeout=JOIN_S)
+        except subprocess.TimeoutExpired:
+            raise unusable(
+                address,
+                f"it answers and lets nobody in within {JOIN_S:.0f} s: its raylet on this machine may have died (`ray "
+                "stop`, then `ray start` again), or it is no Ray cluster",
+            ) from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(asking.pid, signal.SIGKILL)
+            asking.wait()
     if asking.returncode:
         text = (told or lines).decode("utf-8", "replace")
         hint = " Give all sides the same RAY_AUTH_MODE and token: docs/cluster.md" if "auth" in text.lower() else ""

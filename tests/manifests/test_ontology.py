@@ -1,12 +1,13 @@
 """The class dictionaries: the maps of the published method, raw labels, and what a wrong file says."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from manifests.ontology import Ontology, load_ontology, parse_ontology
+from manifests.ontology import Ontology, as_tokenized, load_ontology, parse_ontology
 
 SMALL = """
 name = "small"
@@ -133,6 +134,36 @@ def test_repeated_prompts_are_reported_and_kept(nuscenes: Ontology) -> None:
 def test_prompts_that_differ_in_case_and_blanks_are_the_same_text(tmp_path: Path) -> None:
     (duplicate,) = load_ontology(small_with(tmp_path, "small", "small")).duplicates()
     assert (duplicate.prompt_ids, duplicate.groups) == ((1, 3), ("cars", "roads"))
+
+
+LONG = " ".join(["ground that may be driven over by a car or by a truck and that is not a road"] * 6)
+TWINS = [
+    (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")),
+    ("car &amp; van", "car & van"),
+    ("car &amp;amp; van", "car & van"),
+    ("car", "\uff23\uff21\uff32"),
+    ("builder\u2019s hut", "builder's hut"),
+    ("a \ufb01eld", "a field"),
+    ("Traffic  light", "traffic light"),
+    ("stop-sign", "stop - sign"),
+    (LONG + " of grass", LONG + " of sand"),
+]
+OTHERS = [
+    ("car", "cars"),
+    ("café", "cafe"),
+    ("stop-sign", "stop sign"),
+    (LONG[:200] + " of grass", LONG[:200] + " of sand"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), [*TWINS, *OTHERS])
+def test_prompts_that_the_tokenizer_reads_alike_are_told_and_no_others(one: str, other: str) -> None:
+    from pipeline.teachers.loading.towers import build_clip
+
+    _, tokenizer = build_clip("tiny")
+    alike = bool((tokenizer([one]) == tokenizer([other])).all())
+    assert alike == ((one, other) in TWINS)
+    assert (as_tokenized(one) == as_tokenized(other)) == alike
 
 
 def test_semantic_kitti_raw_labels_become_the_19_classes_of_the_benchmark(semantic_kitti: Ontology) -> None:
