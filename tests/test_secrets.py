@@ -75,7 +75,7 @@ def test_commands_of_the_pipeline_keep_the_secret(
 
 
 def test_commands_of_the_trainer_keep_the_secret(
-    fleet: Any,
+    fleet: Any,  # noqa: F811
     tmp_path: Path,
     s3: Server,
     monkeypatch: pytest.MonkeyPatch,  # noqa: F811
