@@ -82,6 +82,7 @@ def official_files(root: Path) -> dict[str, Any]:
         (root / f"token-{name}.json").write_text(json.dumps([{"id": 1, "category_id": 2, "area": int(ids.sum())}]))
         torch.save(torch.tensor([[0.0, 0, 0], [0, 3, 4]]), root / f"token-{name}.pt")
     torch.save(torch.eye(3), root / "text_embedding.pt")
+    (root / "prompts.txt").write_text("\n".join(ONTOLOGY.prompts))
     return {"name": "artifacts", "folder": str(root)}
 
 
