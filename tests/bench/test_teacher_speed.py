@@ -33,7 +33,7 @@ def test_a_teacher_is_measured_part_by_part(run: Run) -> None:
     assert "1: model tiny, weights random:0, short_side_px 32 on cpu" in " ".join(text.split())
     [row] = [line.split() for line in text.splitlines() if line.strip("│ ").startswith("1 ")]
     _, batch, whole, decode, model, pack, post, share = [word for word in row if word not in ("│", "┃")]
-    assert batch == "4"
+    assert batch == "2", "on a CPU, whatever is asked for"
     assert float(whole) <= float(model)
     assert min(map(float, (whole, decode, model, pack, post))) > 0
     assert 0 < int(share.rstrip("%")) <= 100
