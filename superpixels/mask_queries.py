@@ -18,23 +18,16 @@ from scipy.sparse import csr_array
 from superpixels.pooling import bilinear_matrix
 
 _STRIP_ROWS = 8
-ABSENT_LOGIT = -3.0
-"""Logit of a mask where it was cut off: its sigmoid is 0.05. Much lower, and masks would shrink where the next cell has
-lost them, as the logits between are mixed."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaskQueries:
     """Mask logits of one image: on a grid, and how the grid is sampled at the pixels of a label map.
 
-    `logit` float (k, h, w). `query` None says that layer q is query q, so k = `n_queries`. Otherwise the masks are cut:
-    `query` (k, h, w) names the query of each logit, cell by cell, and all others are `ABSENT_LOGIT` there. `rows`
-    (H, h) and `columns` (W, w) are sparse and mix grid cells to pixels.
+    `logit` float (q, h, w). `rows` (H, h) and `columns` (W, w) are sparse and mix grid cells to pixels.
     """
 
     logit: npt.NDArray[np.floating[Any]]
-    query: npt.NDArray[np.integer[Any]] | None
-    n_queries: int
     rows: csr_array
     columns: csr_array
 
@@ -44,13 +37,11 @@ class MaskQueries:
                 f"mask logits have shape {self.logit.shape}, but pixels are sampled from a grid of "
                 f"{self.rows.shape[1]} x {self.columns.shape[1]} cells"
             )
-        if self.query is None and len(self.logit) != self.n_queries:
-            raise ValueError(f"there are {len(self.logit)} masks for {self.n_queries} queries")
-        if self.query is not None:
-            if self.query.shape != self.logit.shape:
-                raise ValueError(f"query {self.query.shape} and mask logits {self.logit.shape} differ in shape")
-            if self.query.min(initial=0) < 0 or self.query.max(initial=0) >= self.n_queries:
-                raise ValueError(f"the masks name queries beyond the {self.n_queries} there are")
+
+    @property
+    def n_queries(self) -> int:
+        """How many queries there are."""
+        return len(self.logit)
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -65,21 +56,13 @@ class MaskQueries:
             strip = slice(top, min(top + _STRIP_ROWS, height))
             part = rows[strip]
             first, last = int(part.indices.min()), int(part.indices.max()) + 1
-            wide = np.stack([columns @ cells for cells in self.cells(first, last)])
+            cells = self.logit[:, first:last].astype(np.float32).transpose(1, 2, 0)
+            wide = np.stack([columns @ row for row in np.ascontiguousarray(cells)])
             soft = part[:, first:last] @ wide.reshape(last - first, -1)
             with np.errstate(over="ignore"):  # infinite, of which the sigmoid is 0
                 np.exp(np.negative(soft, out=soft), out=soft)
             soft += 1
             yield strip, np.reciprocal(soft, out=soft).reshape(-1, self.n_queries)
-
-    def cells(self, first: int, last: int) -> npt.NDArray[np.float32]:
-        """Return the logits of all queries in some rows of the grid, float32 (rows, w, q)."""
-        logit = self.logit[:, first:last].astype(np.float32).transpose(1, 2, 0)
-        if self.query is None:
-            return np.ascontiguousarray(logit)
-        every = np.full((*logit.shape[:2], self.n_queries), ABSENT_LOGIT, np.float32)
-        np.put_along_axis(every, self.query[:, first:last].astype(np.int64).transpose(1, 2, 0), logit, axis=2)
-        return every
 
 
 def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> csr_array:
@@ -144,36 +127,33 @@ def panoptic_merge(
     masks: MaskQueries,
     score: npt.NDArray[np.floating[Any]],
     prompt: npt.NDArray[np.integer[Any]],
-    keep: npt.NDArray[np.bool_],
     thing: npt.NDArray[np.bool_],
     overlap: float,
-    cut_px: npt.NDArray[np.floating[Any]] | None = None,
 ) -> Panoptic:
     """Give pixels to queries and merge those that name the same stuff, as Mask2Former's panoptic inference does.
 
-    A pixel is owned by the query of largest score * sigmoid(m), of those to `keep` (q,); what a query owns becomes a
-    segment where sigmoid(m) >= 1/2. A query is dropped if nothing of it is left, or if it owns less than the share
-    `overlap` of all pixels with sigmoid(m) >= 1/2; its pixels then belong to no segment. Queries of a `prompt` (q,)
-    that is no `thing` (q,) share one segment. `cut_px` (q,) adds to a query's pixels those that its cut mask has lost.
+    A pixel is owned by the query of largest score * sigmoid(m); what a query owns becomes a segment where
+    sigmoid(m) >= 1/2. A query is dropped if nothing of it is left, or if it owns less than the share `overlap` of all
+    pixels with sigmoid(m) >= 1/2; its pixels then belong to no segment. Queries of a `prompt` (q,) that is no `thing`
+    (q,) share one segment. Queries that show no object must not be among them.
     """
-    kept = np.flatnonzero(keep)
     n = masks.n_queries
     owner = np.zeros(masks.size_px, np.int32)
     inside = np.zeros(masks.size_px, np.bool_)
-    covered = np.zeros(n) if cut_px is None else cut_px.astype(np.float64)
-    if not len(kept):
+    covered_px = np.zeros(n, np.int64)
+    if not n:
         return Panoptic(owner.astype(np.uint16), np.zeros(n, np.int32), np.zeros(n, np.int64))
-    weight = score[kept].astype(np.float32)
+    weight = score.astype(np.float32)
     for strip, soft in masks.strips():
-        some = soft[:, kept]
-        winner = (some * weight).argmax(axis=1)
+        winner = (soft * weight).argmax(axis=1)
         shape = (-1, masks.size_px[1])
-        owner[strip] = kept[winner].reshape(shape)
-        inside[strip] = (some[np.arange(len(some)), winner] >= 0.5).reshape(shape)
-        covered[kept] += (some >= 0.5).sum(axis=0)
+        owner[strip] = winner.reshape(shape)
+        inside[strip] = (soft[np.arange(len(soft)), winner] >= 0.5).reshape(shape)
+        covered_px += (soft >= 0.5).sum(axis=0)
+    # A query also owns pixels that it does not cover, where all are weak; they count for it, as in the reference.
     owned_px = np.bincount(owner.ravel(), minlength=n)
     area_px = np.bincount(owner[inside], minlength=n)
-    stays = keep & (area_px > 0) & (owned_px >= overlap * covered)
+    stays = (area_px > 0) & (owned_px >= overlap * covered_px)
     # A thing stands for itself; stuff stands for the first query that stays and has the same prompt.
     first = np.arange(n)
     stuff = np.flatnonzero(stays & ~thing)

@@ -217,7 +217,7 @@ def check_teacher(recipe: Recipe, frames: Sequence[Frame]) -> Iterator[Finding]:
 def weights_of(config: Any) -> list[Weights]:
     """Return the weights of all networks that a teacher's section names."""
     parts = [config, *(getattr(config, name) for name in ("mask_config", "feature_config") if hasattr(config, name))]
-    found = [getattr(part, name, None) for part in parts for name in ("pinned", "pinned_dino")]
+    found = [getattr(part, name, None) for part in parts for name in ("pinned", "pinned_clip", "pinned_dino")]
     return [weights for weights in found if weights is not None and weights.source]
 
 

@@ -97,7 +97,7 @@ class SideBySide:
 
 STAGE = Stage(
     name="encode",
-    version=3,
+    version=4,
     schema=TABLES["encode"],
     needs=lambda recipe: (),
     settings=lambda recipe: {

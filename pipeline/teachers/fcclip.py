@@ -1,8 +1,8 @@
 """Teacher `fcclip`: FC-CLIP, whose masks are single objects where things can be counted, from its official checkpoint.
 
-Its encode half is the network: masks of 250 queries, of which each cell keeps the strongest few, and two vectors per
-query. Its segment half names the queries by a geometric mean of what the two vectors say, and gives pixels to queries
-by panoptic merging. A segment's vector is CLIP's own of the pixels ("outside"), as in the AFOV paper.
+Its encode half is the network: masks of 250 queries, kept where they could win whatever the class dictionary, and two
+vectors per query. Its segment half names the queries by a geometric mean of what the two vectors say, and gives pixels
+to queries by panoptic merging. A segment's vector is CLIP's own of the pixels ("outside"), as in the AFOV paper.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from manifests.sections.teachers.fcclip import FcClipConfig
+from manifests.config import ConfigError
+from manifests.sections.teachers.fcclip import CLIP_REPOSITORY, CLIP_TAG, FcClipConfig
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
-from pipeline.teachers.masks import ImageSize, MaskTeacher, keep_logits, logits_kept, network_pixels, parts_of
+from pipeline.teachers.masks import (
+    HALF_MAX,
+    ImageSize,
+    MaskTeacher,
+    keep_logits,
+    logits_kept,
+    network_pixels,
+    parts_of,
+)
+from superpixels.mask_cache import COARSE_CELLS, restored
 from superpixels.mask_queries import panoptic_merge
 from superpixels.segments import Segments, Split, compact
 
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.teachers.loading.towers import Towers
     from pipeline.teachers.networks.fcclip import FcClip as Network
 
-PARTS = ("query", "masks", "cut", "inside", "outside", "void", "logit_scale")
+PARTS = ("near", "masks", "peak", "coarse", "coarse_peak", "bound", "inside", "outside", "void", "logit_scale")
 
 # The names that FC-CLIP was trained with (COCO panoptic, with the synonyms of its coco_panoptic_with_prompt_eng.txt).
 SEEN_NAMES = frozenset(
@@ -57,6 +67,7 @@ SEEN_NAMES = frozenset(
 )
 
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
+_NEAR_PER_CELL = 20  # a guess for trained weights: synthetic scenes had 13 to 25 (docs/teachers.md)
 _LEAST_PROBABILITY = 1e-8  # added to every probability, as in the reference
 
 
@@ -118,8 +129,10 @@ class FcClip(MaskTeacher):
         assert isinstance(config, FcClipConfig)
         queries, dims = (12, 32) if config.model == "tiny-convnext" else (250, 768)
         height, width = image_size(config, 900, 1600).padded_px
-        logits = min(config.top, queries) * (height // 4) * (width // 4) * (2 if config.masks == "uint8" else 3)
-        return 6 * (logits + queries * (2 * 2 * dims + 8)) / 1000
+        cells = (height // 4) * (width // 4)
+        near = queries if config.parity or np.isinf(config.reach) else min(queries, _NEAR_PER_CELL)
+        per_cell = near * (1 if config.mask_format == "uint8" else 2) + queries / 8 + queries / COARSE_CELLS**2 + 4
+        return 6 * (cells * per_cell + queries * (2 * 2 * dims + 4)) / 1000
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
         """Return how large a camera's image of this size goes into the network."""
@@ -133,25 +146,28 @@ class FcClip(MaskTeacher):
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return what `pack` takes for a batch of images.
 
-        Most queries show no object, and their masks would crowd out the others. So the masks of a cell are ranked by
-        sigmoid(m) times the probability that the query shows anything, judged by the names that FC-CLIP was trained
-        with: what is kept does not depend on the class dictionary.
+        Which cells of a mask are kept must not depend on the class dictionary. The best query of a cell is that of
+        largest sigmoid(m) times the probability that it shows anything, judged by the names that FC-CLIP was trained
+        with; a mask is kept where its query could win against that one if its own score were as high as can be (see
+        superpixels.mask_cache).
         """
         import torch
-        from torch.nn.functional import logsigmoid, normalize
+        from torch.nn.functional import avg_pool2d, logsigmoid, normalize
 
         assert self.network is not None and self.known is not None, "the teacher was loaded for another stage"
         masks, inside, outside = self.network(network_pixels(batch), bf16=self.config.precision == "bf16")
         scales = self.network.scales()
         void = scales[0] * (inside @ normalize(self.network.void_embedding.weight, dim=-1).T)[..., 0]
         anything = logsigmoid((scales[0] * (inside @ self.known.T)).logsumexp(dim=-1) - void)
-        rank = logsigmoid(masks) + anything[..., None, None]
-        query = rank.topk(min(self.config.top, masks.shape[1]), dim=1).indices
-        lost = (masks >= 0).scatter(1, query, torch.zeros_like(query, dtype=torch.bool)).sum(dim=(2, 3))
+        strength = logsigmoid(masks)
+        reach = float("inf") if self.config.parity else self.config.reach
+        bound = (strength + anything[..., None, None]).amax(dim=1) - reach
         return {
-            "query": query.to(torch.int16),
-            "masks": masks.gather(1, query),
-            "cut": lost.float(),
+            "near": strength >= bound[:, None],
+            "masks": masks.clamp(-HALF_MAX, HALF_MAX).to(torch.float16),
+            "peak": masks.amax(dim=1),
+            "coarse": avg_pool2d(masks, COARSE_CELLS),
+            "bound": bound.clamp(min=-HALF_MAX),
             "inside": inside,
             "outside": outside,
             "void": void,
@@ -161,18 +177,31 @@ class FcClip(MaskTeacher):
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the queries of an image as they are cached; raises FrameError where they hold values not finite.
 
-        `query` (k, h, w), uint8 if that suffices, and `masks` (k, h, w): the k foremost queries of each cell, and their
-        mask logits as float16, or as uint8 with code c for (c - 128) times MASK_STEP. `cut` float32
-        (q,): cells that a query's mask has lost by that. `inside` and `outside` float16 (q, d), unit vectors. `void`
-        float32 (q,), the logit of "no object". `logit_scale` float32 (2,), of cosines inside and outside.
+        `near` uint8 (q, h w / 8), a bit per cell of a mask: whether its query could win there. `masks` (n,), the logits
+        of these cells, query by query, as float16, or as uint8 with codes below `peak` float16 (h, w), the largest
+        logit of each cell. `coarse` uint8 (q, h / 8, w / 8), codes below `coarse_peak` float16: masks averaged over
+        cells, for what is not near. `bound` float16 (h, w): where a query is not near, its log sigmoid(m) is less.
+        `inside` and `outside` float16 (q, d), unit vectors. `void` float32 (q,), the logit of "no object".
+        `logit_scale` float32 (2,), of cosines inside and outside.
         """
         self.check_finite(camera, outputs)
+        near, masks = outputs["near"], outputs["masks"]
+        peak, coarse_peak = (
+            np.clip(grid, -HALF_MAX, HALF_MAX).astype(np.float16)
+            for grid in (outputs["peak"], outputs["coarse"].max(axis=0))
+        )
+        peaks = np.broadcast_to(peak, masks.shape)[near]
         return {
-            **outputs,
-            "query": outputs["query"].astype(np.uint8 if len(outputs["void"]) <= 256 else np.uint16),
-            "masks": keep_logits(outputs["masks"], self.config.masks),
+            "near": np.packbits(near.reshape(len(near), -1), axis=1),
+            "masks": keep_logits(masks[near], peaks, self.config.mask_format),
+            "peak": peak,
+            "coarse": keep_logits(outputs["coarse"], coarse_peak, "uint8"),
+            "coarse_peak": coarse_peak,
+            "bound": outputs["bound"].astype(np.float16),
             "inside": outputs["inside"].astype(np.float16),
             "outside": outputs["outside"].astype(np.float16),
+            "void": outputs["void"],
+            "logit_scale": outputs["logit_scale"],
         }
 
     def segment_view(
@@ -189,22 +218,21 @@ class FcClip(MaskTeacher):
                 f"{camera.name}/outside has shape {outside.shape} and the prompt vectors {text.shape}; expected "
                 f"{len(self.seen)} prompts, and vectors of one length"
             )
-        size = self.image_size(camera.height_px, camera.width_px)
-        logit = logits_kept(parts["masks"])
-        masks = size.queries(camera, self.segmentation.scale, logit, parts["query"], len(outside))
         score, prompt, is_void = self.named(parts, text)
-        pixels_per_cell = masks.size_px[0] * masks.size_px[1] / (logit.shape[1] * logit.shape[2])
-        found = panoptic_merge(
-            masks, score, prompt, ~is_void, self.thing[prompt], self.config.overlap, parts["cut"] * pixels_per_cell
-        )
+        shows = np.flatnonzero(~is_void)
+        size = self.image_size(camera.height_px, camera.width_px)
+        masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows))
+        found = panoptic_merge(masks, score[shows], prompt[shows], self.thing[prompt[shows]], self.config.overlap)
+        # From here on, queries are those that are part of a segment.
+        part = np.flatnonzero(found.segment)
+        queries, segment = shows[part], found.segment[part] - 1
         n = int(found.segment.max(initial=0))
-        queries = np.flatnonzero(found.segment)
-        weights = np.zeros((n, len(outside)), np.float32)
-        weights[found.segment[queries] - 1, queries] = found.area_px[queries]
-        _, first = np.unique(found.segment[queries], return_index=True)
+        weights = np.zeros((n, len(queries)), np.float32)
+        weights[segment, np.arange(len(queries))] = found.area_px[part]
+        _, first = np.unique(segment, return_index=True)
         if self.config.parity:
             weights = np.zeros_like(weights)
-            weights[np.arange(n), queries[first]] = 1
+            weights[np.arange(n), first] = 1
         # Of panoptic segments each becomes one, or one per connected component.
         label_map, parent = compact(
             np.maximum(found.label_map.astype(np.int32) - 1, 0),
@@ -215,8 +243,8 @@ class FcClip(MaskTeacher):
         return Segments.from_label_map(
             label_map,
             prompt[queries[first]][parent],
-            score=((weights @ score) / np.maximum(weights.sum(axis=1), 1))[parent],
-            vector=(weights @ outside)[parent],
+            score=((weights @ score[queries]) / np.maximum(weights.sum(axis=1), 1))[parent],
+            vector=(weights @ outside[queries])[parent],
         )
 
     def named(
@@ -242,6 +270,16 @@ class FcClip(MaskTeacher):
         return score, prompt, probability[:, -1] > score
 
 
+def masks_of(parts: Mapping[str, npt.NDArray[Any]], queries: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Return the mask logits of some queries, float32 (k, h, w), from what is cached of a view."""
+    peak = parts["peak"]
+    bits = np.unpackbits(parts["near"], axis=1, count=peak.size)
+    near = bits.reshape(-1, *peak.shape).view(np.bool_)
+    peaks = np.broadcast_to(peak, near.shape)[near] if parts["masks"].dtype == np.uint8 else peak
+    logit = logits_kept(parts["masks"], peaks)
+    return restored(near, logit, logits_kept(parts["coarse"], parts["coarse_peak"]), parts["bound"], queries)
+
+
 def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
     """Return the network in evaluation mode on its device, and its CLIP towers; raises ConfigError for bad weights."""
     from pipeline.teachers.loading.towers import Towers, pick_device
@@ -251,11 +289,31 @@ def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
     network, tokenizer = build_fcclip(config.model, config.pinned.seed or 0)
     if config.pinned.seed is None:
         path = weights_file(config.pinned)
+        tensors = {**clip_tensors(config), **from_official(read_tensors(path))}
+        missing = network.state_dict().keys() - tensors.keys()
+        if missing and not config.clip_weights and all(name.startswith("clip.") for name in missing):
+            raise ConfigError(
+                f"teacher.weights: {path} holds FC-CLIP's decoders, but {len(missing)} tensors of the CLIP under them "
+                "are not in it; FC-CLIP takes CLIP from LAION's own file: give that as clip_weights, "
+                f'"{CLIP_TAG}", hub:{CLIP_REPOSITORY}/open_clip_pytorch_model.bin or a path, with its sha256'
+            )
         fill(
             network,
-            from_official(read_tensors(path)),
+            tensors,
             f"teacher.weights: {path} is not a checkpoint of FC-CLIP on {config.model}",
             ignored=UNUSED,
         )
     network.requires_grad_(False).eval().to(target)
     return network, Towers(network.clip, tokenizer, target)
+
+
+def clip_tensors(config: FcClipConfig) -> dict[str, torch.Tensor]:
+    """Return the tensors of the file of `clip_weights` under our names, none without one; raises ConfigError."""
+    from pipeline.teachers.loading.towers import clip_activation, fetch_tag
+
+    weights = config.pinned_clip
+    if weights is None:
+        return {}
+    path = fetch_tag(config.model, weights, clip_activation(config.model, None)) if weights.is_tag else None
+    found = read_tensors(path or weights_file(weights), "teacher.clip_weights")
+    return {f"clip.{name}": tensor for name, tensor in found.items()}

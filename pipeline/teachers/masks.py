@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from manifests.sections.teachers.masks import DIVISOR_PX
 from pipeline.frame import Camera, Frame, FrameError, read_image
+from superpixels.mask_cache import coded, decoded
 from superpixels.mask_queries import MaskQueries, sampling
 from superpixels.segments import Segments
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
     from manifests.sections.tables import SegmentConfig
     from pipeline.teachers.loading.towers import Towers
-
-MASK_STEP = 0.1
-"""Mask logits kept as uint8 are whole multiples of this, from -12.8 to 12.7: the sigmoid is off by 0.0125 at most."""
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,7 @@ class ImageSize:
         height, width = (-(-side // DIVISOR_PX) * DIVISOR_PX for side in (height_px, width_px))
         return cls((height_px, width_px), (height, width), two_steps=True)
 
-    def queries(
-        self,
-        camera: Camera,
-        scale: float,
-        logit: npt.NDArray[np.float32],
-        query: npt.NDArray[np.integer[Any]] | None,
-        n_queries: int,
-    ) -> MaskQueries:
+    def queries(self, camera: Camera, scale: float, logit: npt.NDArray[np.float32]) -> MaskQueries:
         """Return masks on a grid as they lie on a label map of `scale` times the camera's image."""
         rows, columns = (
             sampling(max(1, round(side * scale)), cells, *((padded, kept) if self.two_steps else ()))
@@ -66,7 +58,7 @@ class ImageSize:
                 (camera.height_px, camera.width_px), logit.shape[1:], self.padded_px, self.image_px, strict=True
             )
         )
-        return MaskQueries(logit, query, n_queries, rows, columns)
+        return MaskQueries(logit, rows, columns)
 
 
 def resized(image: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -95,20 +87,22 @@ def network_pixels(images: torch.Tensor) -> torch.Tensor:
     return pad(pixels, (0, right, 0, down))
 
 
-def keep_logits(masks: npt.NDArray[np.floating[Any]], kind: str) -> npt.NDArray[Any]:
-    """Return mask logits as they are cached; what is beyond the range becomes its end, where the sigmoid is 0 or 1."""
-    if kind == "float16":
-        limit = float(np.finfo(np.float16).max)
-        halves: npt.NDArray[np.float16] = np.clip(masks, -limit, limit).astype(np.float16)
-        return halves
-    codes: npt.NDArray[np.uint8] = np.clip(np.rint(masks / MASK_STEP) + 128, 0, 255).astype(np.uint8)
-    return codes
+def keep_logits(
+    masks: npt.NDArray[np.floating[Any]], peak: npt.NDArray[np.floating[Any]], kind: str
+) -> npt.NDArray[Any]:
+    """Return mask logits as they are cached, as float16 or in a byte (see superpixels.mask_cache).
+
+    `peak` float16, broadcast against them, is the largest logit of each cell.
+    """
+    if kind == "uint8":
+        return coded(masks, peak)
+    halves: npt.NDArray[np.float16] = np.clip(masks, -HALF_MAX, HALF_MAX).astype(np.float16)
+    return halves
 
 
-def logits_kept(masks: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return mask logits from how they are cached."""
-    logits = masks.astype(np.float32)
-    return (logits - 128) * np.float32(MASK_STEP) if masks.dtype == np.uint8 else logits
+def logits_kept(masks: npt.NDArray[Any], peak: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Return mask logits from how they are cached; `peak` is broadcast against them."""
+    return decoded(masks, peak) if masks.dtype == np.uint8 else masks.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,15 @@ from manifests.sections.teachers.san import SanConfig
 from pipeline.frame import Camera, FrameError
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
-from pipeline.teachers.masks import ImageSize, MaskTeacher, keep_logits, logits_kept, network_pixels, parts_of
+from pipeline.teachers.masks import (
+    HALF_MAX,
+    ImageSize,
+    MaskTeacher,
+    keep_logits,
+    logits_kept,
+    network_pixels,
+    parts_of,
+)
 from superpixels.mask_queries import prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.teachers.loading.towers import Towers
     from pipeline.teachers.networks.side_adapter import San as Network
 
-PARTS = ("masks", "embedding", "none", "logit_scale")
+PARTS = ("masks", "peak", "embedding", "none", "logit_scale")
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
 
 
@@ -67,7 +75,7 @@ class San(MaskTeacher):
         queries, dims = {"tiny": (8, 32), "ViT-B-16-quickgelu": (100, 512)}.get(config.model, (100, 768))
         height, width = image_size(config, 900, 1600).padded_px
         cells = height * width // 16**2
-        return 6 * queries * (cells * (1 if config.masks == "uint8" else 2) + 2 * dims + 4) / 1000
+        return 6 * queries * (cells * (1 if config.mask_format == "uint8" else 2) + 2 * dims + 4) / 1000
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
         """Return how large a camera's image of this size goes into the network."""
@@ -100,13 +108,15 @@ class San(MaskTeacher):
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the queries of an image as they are cached; raises FrameError where they hold values not finite.
 
-        `masks` (q, h, w), their logits as float16, or as uint8 with code c for (c - 128) times MASK_STEP; `embedding`
-        float16 (q, d), unit vectors; `none` float32 (q,), the logit of "none of the prompts"; `logit_scale` float32
-        (1,), what cosines with prompts are multiplied by.
+        `masks` (q, h, w), their logits as float16, or as uint8 with codes below `peak` float16 (h, w), the largest of
+        each cell (superpixels.mask_cache); `embedding` float16 (q, d), unit vectors; `none` float32 (q,), the logit of
+        "none of the prompts"; `logit_scale` float32 (1,), what cosines with prompts are multiplied by.
         """
         self.check_finite(camera, outputs)
+        peak = np.clip(outputs["masks"].max(axis=0), -HALF_MAX, HALF_MAX).astype(np.float16)
         return {
-            "masks": keep_logits(outputs["masks"], self.config.masks),
+            "masks": keep_logits(outputs["masks"], peak, self.config.mask_format),
+            "peak": peak,
             "embedding": outputs["embedding"].astype(np.float16),
             "none": outputs["none"],
             "logit_scale": outputs["logit_scale"],
@@ -121,9 +131,9 @@ class San(MaskTeacher):
         A segment's score is the probability of its prompt, averaged over the queries by their share of its pixels.
         """
         parts = parts_of(camera, encoding, PARTS)
-        logit = logits_kept(parts["masks"])
+        logit = logits_kept(parts["masks"], parts["peak"])
         size = self.image_size(camera.height_px, camera.width_px)
-        masks = size.queries(camera, self.segmentation.scale, logit, None, len(logit))
+        masks = size.queries(camera, self.segmentation.scale, logit)
         embedding = parts["embedding"].astype(np.float32)
         if embedding.shape != (masks.n_queries, text.shape[1]):
             raise FrameError(

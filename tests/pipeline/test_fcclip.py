@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,7 +19,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers.fcclip import SEEN_NAMES, FcClip
+from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, masks_of
 from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import network_pixels
 from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
@@ -84,7 +85,13 @@ def street(tmp_path: Path) -> Frame:
         ({}, "give the path of the official checkpoint"),
         ({"weights": "random:0", "precision": "fp16"}, 'choose "fp32" or "bf16"'),
         ({"weights": "random:0", "masks": "int8"}, 'choose "uint8" or "float16"'),
-        ({"weights": "random:0", "top": 0}, "top >= 1"),
+        ({"weights": "random:0", "reach": -1.0}, "reach >= 0"),
+        (
+            {"weights": "random:0", "clip_weights": "a.pth", "clip_weights_sha256": SHA},
+            "weights are random, CLIP's too",
+        ),
+        ({"weights": "a.pth", "weights_sha256": SHA, "clip_weights": "random:0"}, "expected a tag, a path or hub"),
+        ({"weights": "a.pth", "weights_sha256": SHA, "clip_weights_sha256": SHA}, "but no clip_weights"),
         ({"weights": "random:0", "alpha": 1.5}, "expected 0 to 1"),
     ],
 )
@@ -99,10 +106,20 @@ def test_the_built_in_recipe_names_a_file_that_nobody_has_pinned() -> None:
 
 
 def test_each_stage_depends_on_its_own_settings_only() -> None:
-    config = FcClipConfig(weights="a/b.pth", weights_sha256=SHA, top=8, beta=0.7)
+    config = FcClipConfig(weights="a/b.pth", weights_sha256=SHA, reach=8.0, beta=0.7)
     assert config.settings("text") == {"name": "fcclip", "weights": f"sha256:{SHA}"}
-    assert config.settings("encode") == {"name": "fcclip", "weights": f"sha256:{SHA}", "top": 8}
+    assert config.settings("encode") == {"name": "fcclip", "weights": f"sha256:{SHA}", "reach": 8.0}
     assert config.settings("segment") == {"name": "fcclip", "beta": 0.7}
+
+
+def test_a_separate_clip_is_part_of_the_identity_by_its_digest_wherever_it_lies() -> None:
+    head = {"weights": "a/b.pth", "weights_sha256": SHA}
+    one = FcClipConfig(**head, clip_weights="clip.bin", clip_weights_sha256=SHA[::-1])
+    other = FcClipConfig(**head, clip_weights="elsewhere/clip.bin", clip_weights_sha256=SHA[::-1])
+    for stage in ("text", "encode"):
+        assert one.settings(stage) == other.settings(stage) != FcClipConfig(**head).settings(stage)
+        assert one.settings(stage)["clip_weights"] == f"sha256:{SHA[::-1]}"
+    assert one.settings("segment") == FcClipConfig(**head).settings("segment")
 
 
 def test_the_names_it_was_trained_with_are_those_of_the_reference(shared: Path) -> None:
@@ -208,6 +225,54 @@ def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_p
         np.testing.assert_array_equal(part, from_file[name])
 
 
+def two_files(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
+    """A head without CLIP, and CLIP alone as open_clip saves it; the settings that name both."""
+    official = official_state(network)
+    head = {name: tensor for name, tensor in official.items() if not name.startswith("backbone.")}
+    torch.save({"model": head, "iteration": 0}, folder / "head.pth")
+    torch.save(network.clip.state_dict(), folder / "clip.bin")
+    digest = sha256((folder / "clip.bin").read_bytes()).hexdigest()
+    clip = {"clip_weights": str(folder / "clip.bin"), "clip_weights_sha256": digest}
+    return {**pinned(folder / "head.pth"), **clip}
+
+
+def test_a_head_without_clip_and_clip_in_a_file_of_its_own_give_the_same_network(tmp_path: Path, street: Frame) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    recipe = recipe_at(tmp_path, **two_files(tmp_path, network))
+    from_files = FcClip.load(recipe, "encode").encode(street)
+    for name, part in FcClip.load(recipe_at(tmp_path, weights="random:7"), "encode").encode(street).items():
+        np.testing.assert_array_equal(part, from_files[name])
+    text = FcClip.load(recipe, "text").text(("car", "road"))
+    np.testing.assert_array_equal(
+        text, FcClip.load(recipe_at(tmp_path, weights="random:7"), "text").text(("car", "road"))
+    )
+
+
+def test_what_the_head_s_file_holds_of_clip_counts_as_in_the_reference(tmp_path: Path) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    settings = two_files(tmp_path, network)
+    head = torch.load(tmp_path / "head.pth")
+    head["model"]["backbone.clip_model.logit_scale"] = torch.tensor(1.5)
+    torch.save(head, tmp_path / "head.pth")
+    teacher = FcClip.load(recipe_at(tmp_path, **settings | pinned(tmp_path / "head.pth")), "text")
+    assert teacher.network is not None and teacher.network.clip.logit_scale.item() == 1.5
+
+
+def test_a_clip_that_is_not_pinned_is_refused_with_the_line_to_add(tmp_path: Path) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    settings = two_files(tmp_path, network)
+    digest = settings.pop("clip_weights_sha256")
+    with pytest.raises(ConfigError, match=f'clip_weights_sha256 = "{digest}" into section'):
+        FcClip.load(recipe_at(tmp_path, **settings), "encode")
+
+
+def test_a_head_without_clip_says_which_file_is_wanting(tmp_path: Path) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    two_files(tmp_path, network)
+    with pytest.raises(ConfigError, match="tensors of the CLIP under them are not in it; .* give that as clip_weights"):
+        FcClip.load(recipe_at(tmp_path, **pinned(tmp_path / "head.pth")), "encode")
+
+
 class Foreign:
     pass
 
@@ -258,7 +323,8 @@ def test_views_of_one_frame_are_encoded_as_if_each_were_alone(tmp_path: Path, st
     once, again = teacher.encode(street), teacher.encode(street)
     for name, part in once.items():
         np.testing.assert_array_equal(part, again[name])
-    assert once["FRONT/masks"].shape == ((4, 24, 32) if parity else (4, 16, 32))
+    assert once["FRONT/peak"].shape == ((24, 32) if parity else (16, 32))
+    assert len(once["FRONT/masks"]) == np.unpackbits(once["FRONT/near"]).sum()
 
 
 def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
@@ -273,14 +339,37 @@ def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
     assert (inside * fast_inside).sum(dim=-1).min() > 0.99
 
 
-def test_the_masks_of_queries_that_show_nothing_are_cut_first(tmp_path: Path, street: Frame) -> None:
-    every = FcClip.load(recipe_at(tmp_path, top=99, masks="float16"), "encode").encode(street)
-    some = FcClip.load(recipe_at(tmp_path, top=3, masks="float16"), "encode").encode(street)
-    assert every["SIDE/masks"].shape[0] == 12 and not every["SIDE/cut"].any()
-    np.testing.assert_array_equal(some["SIDE/query"], every["SIDE/query"][:3])
-    np.testing.assert_array_equal(some["SIDE/masks"], every["SIDE/masks"][:3])
-    lost = every["SIDE/query"][3:][every["SIDE/masks"][3:] >= 0]
-    np.testing.assert_array_equal(some["SIDE/cut"], np.bincount(lost, minlength=12))
+def spread_out(recipe: Recipe) -> FcClip:
+    """The teacher, its masks a hundred times as far apart: random weights alone give logits about 0 everywhere."""
+    teacher = FcClip.load(recipe, "encode")
+    assert teacher.network is not None
+    for part in ("weight", "bias"):
+        teacher.network.state_dict()[f"decoder.decoder.mask_predictor.mask_embedder.2.0.{part}"].mul_(100)
+    return teacher
+
+
+def side(encoding: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("SIDE/"): part for name, part in encoding.items() if name.startswith("SIDE/")}
+
+
+@pytest.mark.parametrize("format", ["float16", "uint8"])
+def test_a_mask_is_kept_in_full_where_its_query_could_win(tmp_path: Path, street: Frame, format: str) -> None:
+    every = side(spread_out(recipe_at(tmp_path, reach=math.inf)).encode(street))
+    some = side(spread_out(recipe_at(tmp_path, reach=0.5, masks=format)).encode(street))
+    whole, found = (masks_of(parts, np.arange(12)) for parts in (every, some))
+    near = np.unpackbits(some["near"], axis=1).reshape(whole.shape).astype(np.bool_)
+    bound = some["bound"].astype(np.float32)
+    assert 0.05 < near.mean() < 0.5
+    assert (-np.logaddexp(0, -whole) >= bound - 0.01)[near].all()
+    assert (-np.logaddexp(0, -whole) <= bound + 0.01)[~near].all()
+    np.testing.assert_allclose(found[near], whole[near], atol=0 if format == "float16" else 0.4)
+    assert (-np.logaddexp(0, -found) <= bound + 0.01)[~near].all()
+
+
+def test_parity_and_an_infinite_reach_keep_all_masks_in_full(tmp_path: Path, street: Frame) -> None:
+    for settings in ({"parity": True, "masks": "uint8"}, {"reach": math.inf}):
+        parts = side(spread_out(recipe_at(tmp_path, **settings)).encode(street))
+        assert (parts["near"] == 255).all() and parts["masks"].dtype == np.float16
 
 
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) -> None:
@@ -294,13 +383,22 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) 
 # -- segment
 
 
-def one_view(*vectors: np.ndarray, none: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
-    """A view of 4 x 8 cells in as many columns as there are queries, each of which has a vector and fills a column."""
+def one_view(
+    *vectors: np.ndarray, none: tuple[int, ...] = (), owner: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """A view of 8 x 8 cells in as many columns as there are queries, each of which has a vector and fills a column."""
     n = len(vectors)
+    if owner is None:
+        owner = np.arange(n).repeat(8 // n)[None].repeat(8, axis=0)
+    cells = owner.size
+    masks = np.where(owner == np.arange(n)[:, None, None], 9, -9).astype(np.float16)
     return {
-        "C/query": np.arange(n, dtype=np.uint8).repeat(8 // n)[None, None].repeat(4, axis=1),
-        "C/masks": np.full((1, 4, 8), 9, np.float16),
-        "C/cut": np.zeros(n, np.float32),
+        "C/near": np.full((n, cells // 8), 255, np.uint8),
+        "C/masks": masks.ravel(),
+        "C/peak": np.full(owner.shape, 9, np.float16),
+        "C/coarse": np.zeros((n, 1, 1), np.uint8),
+        "C/coarse_peak": np.zeros((1, 1), np.float16),
+        "C/bound": np.full(owner.shape, -9, np.float16),
         "C/inside": np.stack(vectors).astype(np.float16),
         "C/outside": np.stack(vectors).astype(np.float16),
         "C/void": np.array([200 if q in none else 0 for q in range(n)], np.float32),
@@ -363,9 +461,7 @@ def test_a_name_weighs_what_clip_sees_by_whether_it_was_trained_with(tmp_path: P
 
 def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, SegmentConfig(split="components", scale=1.0), overlap=0.0)
-    encoding = one_view(CAR, ROAD)
-    encoding["C/query"] = (np.indices((40, 40)).sum(axis=0) % 2).astype(np.uint8)[None]
-    encoding["C/masks"] = np.full((1, 40, 40), 9, np.float16)
+    encoding = one_view(CAR, ROAD, owner=np.indices((40, 40)).sum(axis=0) % 2)
     [found] = FcClip.load(recipe, "segment").segment(frame_of(camera("C", 200, 200)), encoding, TEXT)
     found.check()
     assert len(found) > 255
@@ -399,7 +495,7 @@ def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkey
 def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
     teacher = FcClip.load(recipe_at(tmp_path), "segment")
     frame = frame_of(camera("C", 32, 16))
-    with pytest.raises(FrameError, match="table encode has no C/query"):
+    with pytest.raises(FrameError, match="table encode has no C/near"):
         teacher.segment(frame, {}, TEXT)
     with pytest.raises(FrameError, match="expected 4 prompts, and vectors of one length"):
         teacher.segment(frame, one_view(CAR, ROAD), np.eye(5, dtype=np.float32))

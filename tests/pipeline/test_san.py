@@ -22,6 +22,7 @@ from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
 from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
 from pipeline.teachers.san import San, image_size
+from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
@@ -294,6 +295,7 @@ def test_every_view_gets_masks_and_unit_vectors(tmp_path: Path, street: Frame) -
     encoding = San.load(recipe_at(tmp_path), "encode").encode(street)
     assert {name: (part.dtype.name, part.shape) for name, part in encoding.items() if name.startswith("FRONT/")} == {
         "FRONT/masks": ("uint8", (8, 4, 8)),  # 64 x 128 px in patches of 16
+        "FRONT/peak": ("float16", (4, 8)),
         "FRONT/embedding": ("float16", (8, 32)),
         "FRONT/none": ("float32", (8,)),
         "FRONT/logit_scale": ("float32", (1,)),
@@ -325,13 +327,28 @@ def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
         assert (one * other).sum(axis=1).min() > 0.99
 
 
-def test_masks_kept_in_a_byte_are_off_by_little() -> None:
-    logits = np.linspace(-12, 12, 999, dtype=np.float32)
-    kept = logits_kept(keep_logits(logits, "uint8"))
-    assert np.abs(1 / (1 + np.exp(-kept)) - 1 / (1 + np.exp(-logits))).max() < 0.0126
-    ends = logits_kept(keep_logits(np.array([-np.inf, -99, 99], np.float32), "uint8"))
-    assert ends.tolist() == pytest.approx([-12.8, -12.8, 12.7])
-    assert logits_kept(keep_logits(np.array([1e9], np.float32), "float16")).tolist() == [65504]
+def test_masks_kept_in_a_byte_name_nearly_every_pixel_alike_however_far_their_logits_lie() -> None:
+    """Random masks and prompts; with logits cut off at -12.8 the last scene would lose nearly all of its names."""
+    for scale, shift in ((3, 0), (10, -10), (8, -40)):
+        rng = np.random.default_rng(scale)
+        logit = (rng.normal(0, scale, (40, 5, 9)).repeat(2, axis=1).repeat(2, axis=2) + shift).astype(np.float32)
+        logit = (logit + np.roll(logit, 1, axis=1) + np.roll(logit, 1, axis=2)) / 3
+        probability = rng.dirichlet(np.full(30, 0.05), 40)
+        peak = logit.max(axis=0).astype(np.float16)
+        exact, kept = (
+            prompt_argmax(MaskQueries(some, sampling(160, 10), sampling(288, 18)), probability)
+            for some in (logit, logits_kept(keep_logits(logit, peak, "uint8"), peak))
+        )
+        assert (kept == exact).mean() > 0.99
+
+
+def test_float16_keeps_what_is_beyond_its_range_as_its_end() -> None:
+    peak = np.zeros(1, np.float16)
+    assert logits_kept(keep_logits(np.array([1e9], np.float32), peak, "float16"), peak).tolist() == [65504]
+
+
+def test_parity_keeps_logits_as_float16(tmp_path: Path, street: Frame) -> None:
+    assert San.load(recipe_at(tmp_path, parity=True), "encode").encode(street)["FRONT/masks"].dtype == np.float16
 
 
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) -> None:
@@ -351,7 +368,13 @@ def two_halves() -> dict[str, np.ndarray]:
     masks = np.stack([left, -left, np.full(4, 8, np.float32)])[:, None].repeat(2, axis=1)
     embedding = np.eye(4, dtype=np.float16)[:3]
     none = np.array([0, 0, 200], np.float32)
-    return {"C/masks": masks, "C/embedding": embedding, "C/none": none, "C/logit_scale": np.full(1, 100, np.float32)}
+    return {
+        "C/masks": masks,
+        "C/peak": masks.max(axis=0).astype(np.float16),
+        "C/embedding": embedding,
+        "C/none": none,
+        "C/logit_scale": np.full(1, 100, np.float32),
+    }
 
 
 def test_a_pixel_goes_to_the_prompt_of_the_queries_that_cover_it(tmp_path: Path) -> None:
@@ -377,6 +400,7 @@ def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
     checks = np.where(np.indices((20, 20)).sum(axis=0) % 2, 8, -8).astype(np.float16)
     encoding = {
         "C/masks": np.stack([checks, -checks]),
+        "C/peak": np.abs(checks),
         "C/embedding": np.eye(2, dtype=np.float16),
         "C/none": np.zeros(2, np.float32),
         "C/logit_scale": np.full(1, 100, np.float32),

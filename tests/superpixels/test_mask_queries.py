@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from superpixels.mask_queries import ABSENT_LOGIT, MaskQueries, panoptic_merge, prompt_argmax, query_shares, sampling
+from superpixels.mask_queries import MaskQueries, panoptic_merge, prompt_argmax, query_shares, sampling
 from superpixels.segments import Segments, compact
 
 
-def masks_of(logit: np.ndarray, height: int, width: int, query: np.ndarray | None = None, n: int = 0) -> MaskQueries:
+def masks_of(logit: np.ndarray, height: int, width: int) -> MaskQueries:
     _, grid_h, grid_w = logit.shape
-    return MaskQueries(logit, query, n or len(logit), sampling(height, grid_h), sampling(width, grid_w))
+    return MaskQueries(logit, sampling(height, grid_h), sampling(width, grid_w))
 
 
 def dense(logit: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -67,37 +67,14 @@ def test_padding_is_cut_off_as_the_reference_does_it() -> None:
     logit = random_masks(0, grid_h=2, grid_w=4)  # cells of 16 px: 32 x 64 px, of which 30 x 50 are image
     padded = interpolate(torch.tensor(logit)[None], size=(32, 64), mode="bilinear", align_corners=False)
     cut = interpolate(padded[:, :, :30, :50], size=(45, 75), mode="bilinear", align_corners=False)
-    masks = MaskQueries(logit, None, 6, sampling(45, 2, 32, 30), sampling(75, 4, 64, 50))
+    masks = MaskQueries(logit, sampling(45, 2, 32, 30), sampling(75, 4, 64, 50))
     np.testing.assert_allclose(soft_of(masks), cut[0].sigmoid().numpy(), atol=1e-6)
 
 
-def test_cut_masks_are_absent_where_they_were_cut() -> None:
-    logit = random_masks(1, queries=300)
-    keep = np.argsort(-logit, axis=0)[:4]
-    full = np.full_like(logit, ABSENT_LOGIT)
-    np.put_along_axis(full, keep, np.take_along_axis(logit, keep, 0), 0)
-    cut = masks_of(np.take_along_axis(logit, keep, 0), 20, 30, keep, 300)
-    np.testing.assert_array_equal(soft_of(cut), soft_of(masks_of(full, 20, 30)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_queries": 7}, "6 masks for 7 queries"),
-        ({"rows": sampling(9, 5)}, "5 x 7 cells"),
-        ({"query": np.full((6, 4, 7), 6)}, "beyond the 6"),
-        ({"query": np.zeros((5, 4, 7), int)}, "differ in shape"),
-    ],
-)
-def test_masks_that_do_not_fit_together_are_refused(change: dict[str, Any], message: str) -> None:
-    values = {
-        "logit": random_masks(0),
-        "query": None,
-        "n_queries": 6,
-        "rows": sampling(9, 4),
-        "columns": sampling(9, 7),
-    }
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("change", [{"rows": sampling(9, 5)}, {"columns": sampling(9, 6)}])
+def test_masks_that_do_not_fit_their_pixels_are_refused(change: dict[str, Any]) -> None:
+    values = {"logit": random_masks(0), "rows": sampling(9, 4), "columns": sampling(9, 7)}
+    with pytest.raises(ValueError, match="pixels are sampled from a grid of"):
         MaskQueries(**(values | change))
 
 
@@ -125,13 +102,13 @@ def test_an_image_as_san_sees_it_is_segmented_in_300_megabytes() -> None:
     assert peak < 300e6
 
 
-def panoptic_loop(soft: np.ndarray, score: np.ndarray, prompt: np.ndarray, keep: np.ndarray, thing: np.ndarray) -> Any:
+def panoptic_loop(soft: np.ndarray, score: np.ndarray, prompt: np.ndarray, thing: np.ndarray) -> Any:
     """Panoptic merging as a loop over queries, mask by mask; soft masks are (q, H, W)."""
     label_map = np.zeros(soft.shape[1:], int)
     segment, area = np.zeros(len(soft), int), np.zeros(len(soft), int)
-    owner = np.where(keep[:, None, None], score[:, None, None] * soft, -1).argmax(axis=0)
+    owner = (score[:, None, None] * soft).argmax(axis=0)
     stuff: dict[int, int] = {}
-    for q in np.flatnonzero(keep):
+    for q in range(len(soft)):
         owned, covers = owner == q, soft[q] >= 0.5
         if not (owned & covers).any() or owned.sum() / covers.sum() < 0.8:
             continue
@@ -146,13 +123,19 @@ def panoptic_loop(soft: np.ndarray, score: np.ndarray, prompt: np.ndarray, keep:
 def test_panoptic_merging_equals_a_loop_over_the_queries(seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = masks_of(random_masks(seed, queries=12), 20, 30)
-    score, prompt, keep = rng.random(12).astype(np.float32), rng.integers(0, 4, 12), rng.random(12) < 0.6
+    score, prompt = rng.random(12).astype(np.float32), rng.integers(0, 4, 12)
     thing = prompt < 2
-    found = panoptic_merge(masks, score, prompt, keep, thing, overlap=0.8)
-    label_map, segment, area = panoptic_loop(soft_of(masks), score, prompt, keep, thing)
+    found = panoptic_merge(masks, score, prompt, thing, overlap=0.8)
+    label_map, segment, area = panoptic_loop(soft_of(masks), score, prompt, thing)
     np.testing.assert_array_equal(found.label_map, label_map)
     np.testing.assert_array_equal(found.segment, segment)
     np.testing.assert_array_equal(found.area_px, area)
+
+
+def test_without_queries_there_are_no_segments() -> None:
+    none = np.zeros(0, np.int64)
+    found = panoptic_merge(masks_of(np.zeros((0, 2, 3), np.float32), 4, 6), none.astype(float), none, none > 0, 0.8)
+    assert found.label_map.shape == (4, 6) and not found.label_map.any() and len(found.segment) == 0
 
 
 def test_a_logit_far_below_zero_is_a_mask_of_nothing() -> None:

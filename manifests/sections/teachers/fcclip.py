@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manifests.sections.teachers.masks import MASK_FORMATS, MaskConfig
+from manifests.sections.teachers.weights import Weights
 
 MODELS = ("convnext_large_d_320", "tiny-convnext")
 
-_WEIGHTS = ("model", "weights", "weights_sha256")
+CLIP_TAG = "laion2b_s29b_b131k_ft_soup"
+"""open_clip's name of the weights that FC-CLIP was trained on: LAION's ConvNeXt-L."""
+
+CLIP_REPOSITORY = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
+"""Where the hub has them."""
+
+_WEIGHTS = ("model", "weights", "weights_sha256", "clip_weights", "clip_weights_sha256")
 
 _FIELDS = {
     "text": _WEIGHTS,
-    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "top", "parity"),
+    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "reach", "parity"),
     "segment": ("short_side_px", "parity", "alpha", "beta", "overlap"),
 }
 
@@ -24,17 +31,22 @@ class FcClipConfig(MaskConfig):
     `model` is the CLIP under the decoders: "convnext_large_d_320" for the official fcclip_cocopan.pth, or
     "tiny-convnext". `weights` is the path of the file, `hub:OWNER/NAME/FILE` or `random:SEED` (tests and dry runs: the
     masks mean nothing); `weights_sha256` and, for the hub, `weights_revision` pin it (see teachers.loading.weights).
-    The file holds CLIP as well; nothing else is fetched.
+    The official file holds the decoders; CLIP is the file of `clip_weights`, a pretrained tag of open_clip, a path or
+    `hub:OWNER/NAME/FILE`, pinned in the same way. Where the file of `weights` holds tensors of CLIP too, they are taken
+    from there, as the reference does; where it holds all of them, `clip_weights` may be left out.
 
     `short_side_px` is the image's shorter side as the network sees it; both are rounded to multiples of 32. `precision`
-    "bf16" runs CLIP in bfloat16, never the decoders. Of the masks each cell keeps the `top` foremost, their logits as
-    `masks` says: "uint8" in steps of 0.1, or "float16". The probability of a prompt is p_inside^(1-g) p_outside^g, with
-    g = `alpha` for names that FC-CLIP was trained with, else `beta`. A query counts if it owns the share `overlap` of
-    its mask.
+    "bf16" runs CLIP in bfloat16, never the decoders. Masks are kept in full in the cells where a query could win: where
+    log sigmoid(m) lies within `reach` of the best of all queries, each less likely by what it shows of the names that
+    FC-CLIP was trained with. Two queries that show something differ by less than log(1 + prompts) in their scores, 5.2
+    for 180 prompts; `inf` keeps all. `masks` is how logits are kept: "float16", or in half the bytes "uint8". The
+    probability of a prompt is p_inside^(1-g) p_outside^g, with g = `alpha` for names that FC-CLIP was trained with,
+    else `beta`. A query counts if it owns the share `overlap` of its mask.
 
-    `parity` takes images at their own size, padded with black to multiples of 32, instead of `short_side_px`; and where
-    several queries make up one stuff segment, their first gives it its vector and score, though the others may hold
-    most of its pixels. By default each weighs as much as it has pixels.
+    `parity` takes images at their own size, padded with black to multiples of 32, instead of `short_side_px`; keeps all
+    masks in full, as float16, whatever `reach` and `masks` say; and where several queries make up one stuff segment,
+    their first gives it its vector and score, though the others may hold most of its pixels. By default each weighs as
+    much as it has pixels.
     """
 
     fields = _FIELDS
@@ -44,10 +56,13 @@ class FcClipConfig(MaskConfig):
     weights: str = ""
     weights_sha256: str = ""
     weights_revision: str = ""
+    clip_weights: str = ""
+    clip_weights_sha256: str = ""
+    clip_weights_revision: str = ""
     short_side_px: int = 896
     precision: str = "fp32"
-    masks: str = "uint8"
-    top: int = 4
+    masks: str = "float16"
+    reach: float = 5.2
     alpha: float = 0.4
     beta: float = 0.8
     overlap: float = 0.8
@@ -63,11 +78,29 @@ class FcClipConfig(MaskConfig):
                 f'weights are "{self.weights}"; give the path of the official checkpoint fcclip_cocopan.pth, '
                 "hub:OWNER/NAME/FILE, or random:SEED for a dry run"
             )
+        if self.clip_weights and self.pinned.seed is not None:
+            raise ValueError("clip_weights are given, but weights are random, CLIP's too; remove clip_weights")
+        if self.pinned_clip and self.pinned_clip.seed is not None:
+            raise ValueError(f'clip_weights is "{self.clip_weights}"; expected a tag, a path or hub:OWNER/NAME/FILE')
+        if not self.clip_weights and (self.clip_weights_sha256 or self.clip_weights_revision):
+            raise ValueError("clip_weights_sha256 or clip_weights_revision is given, but no clip_weights")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
         if self.masks not in MASK_FORMATS:
             raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
-        if not 32 <= self.short_side_px <= 4096 or self.top < 1:
-            raise ValueError("32 <= short_side_px <= 4096 and top >= 1 are required")
+        if not 32 <= self.short_side_px <= 4096 or not self.reach >= 0:
+            raise ValueError("32 <= short_side_px <= 4096 and reach >= 0 are required")
         if not all(0 <= value <= 1 for value in (self.alpha, self.beta, self.overlap)):
             raise ValueError("alpha, beta and overlap are shares; expected 0 to 1")
+
+    @property
+    def pinned_clip(self) -> Weights | None:
+        """The weights of CLIP and what pins them, None where they are in the file of `weights`."""
+        if not self.clip_weights:
+            return None
+        return Weights(self.clip_weights, self.clip_weights_sha256, self.clip_weights_revision, "clip_weights")
+
+    @property
+    def files(self) -> tuple[Weights, ...]:
+        """The weights of all networks."""
+        return (self.pinned, self.pinned_clip) if self.pinned_clip else (self.pinned,)

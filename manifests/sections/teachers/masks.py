@@ -24,6 +24,8 @@ class MaskConfig:
     weights: str
     weights_sha256: str
     weights_revision: str
+    masks: str
+    parity: bool
     fields: ClassVar[Mapping[str, tuple[str, ...]]]
 
     @property
@@ -36,9 +38,20 @@ class MaskConfig:
         """The weights and what pins them."""
         return Weights(self.weights, self.weights_sha256, self.weights_revision)
 
+    @property
+    def files(self) -> tuple[Weights, ...]:
+        """The weights of all networks."""
+        return (self.pinned,)
+
+    @property
+    def mask_format(self) -> str:
+        """How mask logits are kept: as `masks` says, in parity always with what float16 can tell apart."""
+        return "float16" if self.parity else self.masks
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
         values = {key: value for key, value in changed_values(self).items() if key in self.fields[stage]}
-        if values.pop("weights_sha256", None):
-            values["weights"] = self.pinned.identity
+        for weights in self.files:
+            if values.pop(f"{weights.key}_sha256", None):
+                values[weights.key] = weights.identity
         return {"name": self.name, **values}

@@ -27,13 +27,14 @@ class SanConfig(MaskConfig):
     `weights_revision` pin it (see teachers.loading.weights). The file holds CLIP as well; nothing else is fetched.
 
     `short_side_px` is the image's shorter side as the side network sees it. `precision` "bf16" runs the network in
-    bfloat16 where torch deems it safe. `masks` is how mask logits are kept: "uint8" in steps of 0.1, or "float16".
+    bfloat16 where torch deems it safe. `masks` is how mask logits are kept: "uint8", how far below the strongest of
+    its cell each lies, in steps of 0.05 and, further down, 1.4 % of that; or "float16".
 
     `parity` prepares images as the reference does: the longer side is cut to a whole pixel and padded with black to a
     multiple of 32, and CLIP's image is 0.7 (B/16: 0.5) times that, of which its patches leave a rest. So CLIP's grid
     is taken for wider than it is, and what it says of an object sits up to 1 % of the width too far to the right. By
     default both images are resized so that their grids cover the whole view exactly, which changes the aspect ratio by
-    less than 3 %.
+    less than 3 %. Parity also keeps mask logits as float16, whatever `masks` says.
     """
 
     fields = _FIELDS
