@@ -175,18 +175,7 @@ def run_over(
                 committed[shard, keys[shard]] = writer.commit()
 
     table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
-    how = {
-        "checkpoint": str(path),
-        "weights": learnt.document["weights"],
-        "epoch": learnt.document.get("epoch"),
-        "step": learnt.document.get("step"),
-        "epochs": learnt.document.get("epochs"),
-        **made,
-        "commit": git_commit(),
-        "versions": package_versions(TRAINER_PACKAGES),
-        "device": str(device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    how = how_made(path, learnt, device) | made
     store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
     points = sweeps.ref.table("points")
     seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))
@@ -195,6 +184,18 @@ def run_over(
         f"{stage}: {len(missing)} shards computed, {len(sweeps.shards) - len(missing)} were there, table {fingerprint}"
     )
     return table
+
+
+def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) -> dict[str, Any]:
+    """Return what a manifest says of how a network made a table: weights, code, packages, device and time."""
+    return {
+        "checkpoint": str(path),
+        **{name: learnt.document.get(name) for name in ("weights", "epoch", "step", "epochs")},
+        "commit": git_commit(),
+        "versions": package_versions(TRAINER_PACKAGES),
+        "device": str(device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def checkpoint_path(recipe: Recipe) -> Path | None:

@@ -26,7 +26,7 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.checkpoints import official
-from trainer.data.tables import FrameRow, Tables, check_dictionary, scenes_of_split, select_frames
+from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.predict import checkpoint_path, predict_identity
 from trainer.inference.predictions import read_predictions
 from trainer.inference.refine import Answered, Labels, refined, windows
@@ -99,12 +99,59 @@ def evaluate_each(
 def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinement]) -> dict[Refinement, Evaluation]:
     """Score labels before and after some refinements, or without any: ["none"]."""
     store = Store.open(recipe.run.store)
+    refining = [name for name in names if name != "none"]
+    judged = judged_labels(recipe, store, of, refining)
+    before, after = tallied(recipe, judged, refining, console)
+    document = document_of(recipe, of, judged)
+    evaluations: dict[Refinement, Evaluation] = {}
+    for name, tally in after.items():
+        said = document | counted(tally, recipe) | {"refine": refinement_document(recipe, name, judged, tally)}
+        said |= {f"{key}_before": value for key, value in counted(before, recipe).items()}
+        evaluations[name] = tell(recipe, console, store, said, tally, before)
+    if not refining:
+        evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
+    console.print(judged.selection.sentence())
+    if not judged.sees:
+        console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
+    return evaluations
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Labels to score: the tables that are read, the frames of the split, and the function from rows to labels.
+
+    `heard` are the tables that labels and their refinement come from, `images` the one whose things are merged in, None
+    where that is not asked for. `origin` is what is known of where the labels come from.
+    """
+
+    tables: Tables
+    selection: Selection
+    heard: frozenset[str]
+    images: TableRef | None
+    origin: Mapping[str, Any]
+    answer_of: Callable[[Mapping[str, Any]], Answered]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The tables by name."""
+        return tuple(table.stage for table in self.tables.tables)
+
+    @property
+    def sees(self) -> bool:
+        """Whether it is known which points some camera sees."""
+        return "target" in self.stages
+
+    def read(self, frame: FrameRow) -> Answered:
+        """Return what is said of a frame, without the truth."""
+        return self.answer_of(rows_of(self.tables, frame, self.heard))
+
+
+def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refinement]) -> Judged:
+    """Return what there is to score, and with what; raises StoreError like `evaluate`."""
     ref = store.expect_ref(recipe.name)
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
-    refining = [name for name in names if name != "none"]
-    reach = recipe.vote.reach if any("vote" in name for name in names) else 0
     judged, origin, answer_of = answers(of, refining, recipe, store, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
     geometry = [ref.table("index"), ref.table("points")] if refining else []
@@ -113,73 +160,91 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
     joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
     tables = Tables(store, Ref(recipe.name, joined), list(joined))
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
-    selection = select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded)
+    return Judged(
+        tables=tables,
+        selection=select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded),
+        heard=frozenset({judged.stage, *(table.stage for table in geometry)}),
+        images=images,
+        origin=origin,
+        answer_of=answer_of,
+    )
 
+
+def tallied(
+    recipe: Recipe, judged: Judged, refining: Sequence[Refinement], console: Console
+) -> tuple[Tally, dict[Refinement, Tally]]:
+    """Go through the frames once; return the counts of labels as they are, and those after each refinement."""
     n_classes = len(recipe.ontology.classes) - 1
-    parts: tuple[Part, ...] = get_args(Part) if seen_from else ("all",)
-    before, *after = (Tally({part: Confusion(n_classes) for part in parts}) for _ in ["", *refining])
-    heard = {judged.stage, *(table.stage for table in geometry)}
-    rest = joined.keys() - heard
+    parts: tuple[Part, ...] = get_args(Part) if judged.sees else ("all",)
+    before, *others = (Tally({part: Confusion(n_classes) for part in parts}) for _ in ["", *refining])
+    after = dict(zip(refining, others, strict=True))
+    reach = recipe.vote.reach if any("vote" in name for name in refining) else 0
+    frames, rest = judged.selection.frames, set(judged.stages) - judged.heard
 
-    def read(frame: FrameRow) -> Answered:
-        return answer_of(rows_of(tables, frame, heard))
-
-    near = windows(tables, selection.frames, reach, heard, read)
+    # a vote hears sweeps before and after, so that labels are read ahead; the truth of a frame only when it is scored
+    near = windows(judged.tables, frames, reach, judged.heard, judged.read)
     with progress_bar(console, recipe.run.progress) as bar:
-        for frame, own, around in bar.track(near, total=len(selection.frames), description="evaluate"):
-            rows = {**own.rows, **rows_of(tables, frame, rest)}
-            per_point = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
-            n_points = {stage: len(rows[stage][column]) for stage, column in per_point.items()}
-            if len(set(n_points.values())) > 1:
-                raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
+        for frame, own, around in bar.track(near, total=len(frames), description="evaluate"):
+            rows = {**own.rows, **rows_of(judged.tables, frame, rest)}
+            check_lengths(frame, rows)
             truth = rows["label"]["label"]
-            where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(len(truth), np.bool_)}
-            if seen_from:
-                where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
+            where = parts_of(rows, len(truth), judged.sees)
             try:
                 before.add(truth, own.label, own.label, where)
-                shown = rows[images.stage]["label"] if images else None
-                found = refined(refining, own, around, shown, recipe)
-                for name, tally in zip(refining, after, strict=True):
-                    label, notes = found[name]
-                    tally.add(truth, own.label, label, where)
-                    tally.notes.update(notes)
+                shown = rows[judged.images.stage]["label"] if judged.images else None
+                for name, (label, notes) in refined(refining, own, around, shown, recipe).items():
+                    after[name].add(truth, own.label, label, where)
+                    after[name].notes.update(notes)
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
                 ) from None
+    return before, after
 
-    document = {
+
+def check_lengths(frame: FrameRow, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise StoreError unless all tables have as many points of a frame."""
+    columns = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
+    n_points = {stage: len(rows[stage][column]) for stage, column in columns.items()}
+    if "target" in rows:
+        n_points["target, column seen"] = len(rows["target"]["seen"])
+    if len(set(n_points.values())) > 1:
+        raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
+
+
+def parts_of(rows: Mapping[str, Mapping[str, Any]], n_points: int, sees: bool) -> dict[Part, NDArray[np.bool_]]:
+    """Return which points (n,) belong to each part that is scored."""
+    where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(n_points, np.bool_)}
+    if sees:
+        where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
+    return where
+
+
+def document_of(recipe: Recipe, of: Of, judged: Judged) -> dict[str, Any]:
+    """Return what an evaluation says of what was scored, as JSON."""
+    return {
         "of": of,
         "recipe": recipe.name,
         "split": recipe.evaluate.split,
         "absent": recipe.evaluate.absent,
-        "frames": len(selection.frames),
-        "shards": list(dict.fromkeys(frame.shard for frame in selection.frames)),
-        "left_out": {reason: list(names) for reason, names in selection.dropped.items()},
-        **origin,
+        "frames": len(judged.selection.frames),
+        "shards": list(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
+        "left_out": {reason: list(names) for reason, names in judged.selection.dropped.items()},
+        **judged.origin,
         "commit": git_commit(),
-        "tables": {stage: table.fingerprint for stage, table in joined.items()},
+        "tables": {table.stage: table.fingerprint for table in judged.tables.tables},
         "classes": list(recipe.ontology.class_names[1:]),
     }
-    evaluations: dict[Refinement, Evaluation] = {}
-    for name, tally in zip(refining, after, strict=True):
-        settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
-        voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
-        merge = {"table": images.stage, "seed": recipe.evaluate.merge_seed} if images and "afi" in name else None
-        counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
-        after_and_before = {
-            **counted(tally, recipe),
-            "refine": {"name": name, **settings, **voting, "merge": merge, **counts},
-            **{f"{key}_before": value for key, value in counted(before, recipe).items()},
-        }
-        evaluations[name] = tell(recipe, console, store, document | after_and_before, tally, before)
-    if not refining:
-        evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
-    console.print(selection.sentence())
-    if not seen_from:
-        console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
-    return evaluations
+
+
+def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally: Tally) -> dict[str, Any]:
+    """Return what an evaluation says of what was done to labels, as JSON."""
+    settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
+    voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
+    merged = judged.images is not None and "afi" in name
+    merge = {"table": judged.images.stage, "seed": recipe.evaluate.merge_seed} if judged.images and merged else None
+    counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
+    return {"name": name, **settings, **voting, "merge": merge, **counts}
 
 
 def rows_of(tables: Tables, frame: FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
