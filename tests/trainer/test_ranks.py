@@ -13,12 +13,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from manifests.fingerprint import differences
 from manifests.sections.network import NetworkConfig
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop import learner
 from trainer.loop import train as trainer_train
-from trainer.loop.ranks import ALONE, joined
+from trainer.loop.ranks import ALONE, Ranks, joined
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
@@ -207,3 +208,12 @@ def test_what_the_first_process_refuses_ends_the_others_too(fleet: Any, console:
     said = in_two_processes(lambda: train(other, "distill", console), tmp_path / "said")
     assert "holds a run of another configuration" in said[0]
     assert said[1].startswith("TrainerError: rank 1 ends because rank 0 did")
+
+
+def test_another_number_of_processes_is_another_run_where_the_loss_depends_on_it(fleet: Any) -> None:
+    def identity(world_size: int, negatives: str) -> Any:
+        recipe = fleet.recipe(f"pretrain.negatives={negatives}")
+        return trainer_train.prepare(recipe, "pretrain", fleet.store, Ranks(world_size=world_size)).identity
+
+    assert differences(identity(1, "local"), identity(2, "local")) == ["processes: (default) -> 2"]
+    assert differences(identity(1, "frame"), identity(2, "frame")) == []

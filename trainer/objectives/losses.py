@@ -89,18 +89,15 @@ def tmp_loss(
     config: TmpConfig,
     whole: Whole | None = None,
 ) -> TmpTerms:
-    """How well superpoints find their masks among the batch's and their prompt among all; 0 if no superpoint has a
-    point.
+    """How well superpoints find their masks and their prompts; 0 if no superpoint has a point.
 
-    The paper (arXiv 2405.15286), tri-modal contrastive pre-training: an InfoNCE term from superpoints to masks, and a
-    soft cross-entropy from superpoints to prompts.
+    The paper (arXiv 2405.15286), TMP: an InfoNCE term from superpoints to the batch's masks, and a soft cross-entropy
+    from superpoints to all prompts.
 
     Parameters
     ----------
     voxel_features : (v, d) unit vectors, the network's output for all frames of the batch
-    pair_voxel, pair_superpoint : (m,) int64, see :func:`pool_superpoints`; rows run over the whole batch, one
-    superpoint per
-        (frame, view, segment)
+    pair_voxel, pair_superpoint : (m,) int64, rows of the whole batch; one superpoint per (frame, view, segment)
     superpoint_vector : (s, d) the teacher's vector of each mask, any length and float type
     superpoint_prompt, superpoint_frame : (s,) int64 row of ``text``, and frame within the batch
     text : (p, d) prompt vectors, any length
