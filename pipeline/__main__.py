@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from manifests.console import debuggable
-from pipeline.commands import build, debug, exchange, look
+from pipeline.commands import build, debug, exchange, look, teacher
 
 app = typer.Typer(
     help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
@@ -22,6 +22,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for command in COMMANDS:
     app.command()(debuggable(command))
 app.command("debug-frame")(debuggable(debug.debug_frame))
+app.command("check-teacher")(debuggable(teacher.check_teacher))
 app.command("export")(debuggable(exchange.export_command))
 
 tables = typer.Typer(help="Hand tables on as one file; mark a store of an earlier version.", no_args_is_help=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from manifests.config import ConfigError
 from manifests.fingerprint import canonical
 from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe
@@ -22,6 +23,7 @@ from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig,
 from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, TipsConfig
+from pipeline.checks.teacher import look
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.engine.worker import Worker
@@ -286,6 +288,18 @@ def test_encoding_many_frames_in_one_go_is_encoding_each(recipe: Recipe, tmp_pat
                 np.testing.assert_allclose(got, array.astype(np.float32), atol=2e-3)
             else:
                 assert (one["encoding"][name] == array).mean() > 0.98
+
+
+def test_every_network_can_be_checked_and_random_weights_look_so(recipe: Recipe) -> None:
+    kind = TEACHERS[recipe.teacher.name]
+    if kind.ready_made or kind.simulated:
+        with pytest.raises(ConfigError, match=f"teacher {recipe.teacher.name} runs no network"):
+            look(recipe)
+        return
+    found = look(dataclasses.replace(recipe, segment=SegmentConfig(scale=0.1)))
+    assert found.numbers["segments"] > 0 and {"text"} < found.digests.keys() and found.weights
+    assert any("nearer to their synonyms" in warning for warning in found.warnings)
+    json.dumps(found.document)
 
 
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
