@@ -5,7 +5,8 @@ refs/<name>[.<generation>].json                     a ref
 <stage>/<fingerprint>/manifest.json                 a manifest, of a stage that there is
 <stage>/<fingerprint>/<shard>.<key>.json            a sidecar
 <stage>/<fingerprint>/<shard>.<key>.<content>.parquet
-refs/[<recipe>/].tmp-<random>, <stage>/<fingerprint>/.tmp-<random>   what a killed writer leaves
+seen/<shard>.<digest>.json                          a note on files outside the store
+refs/[<recipe>/].tmp-<random>, seen/.tmp-<random>, <stage>/<fingerprint>/.tmp-<random>   what a killed writer leaves
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Literal
 
 from manifests.fingerprint import DIGITS
 from manifests.schema import TABLES
-from manifests.storage.names import MANIFEST, REFS, TEMPORARY, is_word, ref_of
+from manifests.storage.names import MANIFEST, REFS, SEEN, TEMPORARY, is_word, ref_of
 
 MARKER = "afov-store.json"
-Kind = Literal["marker", "ref", "manifest", "sidecar", "shard", "temporary"]
+Kind = Literal["marker", "ref", "manifest", "sidecar", "shard", "note", "temporary"]
 
 _DIGEST = f"[0-9a-f]{{{DIGITS}}}"
 _FINGERPRINT = re.compile(_DIGEST)
@@ -36,6 +37,8 @@ def kind_of(path: str) -> Kind | None:
         if _TEMPORARY.fullmatch(name):
             return "temporary" if len(folders) <= 2 else None
         return "ref" if ref_of("/".join([*folders[1:], name])) else None
+    if folders == [SEEN]:
+        return "temporary" if _TEMPORARY.fullmatch(name) else "note" if _SIDECAR.fullmatch(name) else None
     if len(folders) != 2 or folders[0] not in TABLES or not _FINGERPRINT.fullmatch(folders[1]):
         return None
     if name == MANIFEST:

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote
 from manifests.storage.errors import StoreError
 
 REFS = "refs"
+SEEN = "seen"
 RUNS = "runs"
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"

@@ -3,7 +3,7 @@
     <store>/seen/<shard>.<digest of place and of all else that the shard depends on>.json
 
 It says how files looked from outside, and the digest of what was in them then. It is a note and no more: one that is
-missing or damaged has a worker look again.
+missing or damaged has a worker look again; `verify` tells of one that is damaged.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from manifests.fingerprint import digest
 from manifests.storage.documents import decode, put_json, read_bytes
 from manifests.storage.errors import Malformed
-from manifests.storage.names import checked, checked_hex
+from manifests.storage.names import SEEN, checked, checked_hex
 from manifests.storage.store import Store
-
-SEEN = "seen"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Reading all of it again: which files of a store are not what was written; dropping those, which are built again then.
 
-Documents (the mark, refs with the generations they may fall back on, manifests) are read of the whole store: there are
-few. Sidecars and shards are read of every table that a recipe's refs name, complete or not, held or being built, its
-training runs' tables too.
+Documents (the mark, refs with the generations they may fall back on, manifests, notes on files of data sets) are read
+of the whole store: they are small. Sidecars and shards are read of every table that a recipe's refs name, complete or
+not, held or being built, its training runs' tables too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from manifests.storage.documents import HEAL, decode, has_digest, read_bytes
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.grammar import MARKER, kind_of
 from manifests.storage.manifest import manifest_from
-from manifests.storage.names import HEX, MANIFEST, ref_path, sidecar_name, table_folder
+from manifests.storage.names import HEX, MANIFEST, SEEN, ref_path, sidecar_name, table_folder
 from manifests.storage.refs import Ref, TableRef, generations, ref_from
 from manifests.storage.shards import ShardFile, sidecar_from
 from manifests.storage.store import Store
@@ -92,6 +92,9 @@ def look_over(store: Store, recipe: str | None = None) -> Found:
         complete |= {(table.stage, table.fingerprint) for table in ref.tables.values()}
         for one in ref.building:
             named.setdefault((one.stage, one.fingerprint), [])
+    for entry in store.files.entries(SEEN):
+        if kind_of(f"{SEEN}/{entry.base_name}") == "note":
+            _document(store, f"{SEEN}/{entry.base_name}", found)
     for place in _folders(store):
         _look_at_manifest(store, *place, place in complete, found)
         if place in named or recipe is None:
@@ -232,6 +235,9 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
         if kind == "ref":
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; what was before it counts, if anything, and the next run goes on")
+        elif kind == "note":
+            store.files.delete(damage.path)
+            done.append(f"{damage.path}: dropped; the next run looks at the files that it was about")
         elif kind == "manifest":
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; written again by: {again}")

@@ -19,6 +19,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.grammar import MARKER, kind_of
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
+from manifests.storage.seen import Seen, write_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from manifests.storage.verify import Damage, damaged_shards, heal, look_over
@@ -29,7 +30,19 @@ FINGERPRINT = digest(IDENTITY)
 HELD = digest({"stage": "target", "settings": {"labels": "vote"}})
 NAME = "street/0a1b2c3d4e5f"
 PREDICTED = digest({"stage": "predict"})
-FILES = ["marker", "ref", "old ref", "pin", "manifest", "sidecar", "shard", "held sidecar", "held shard", "prediction"]
+FILES = [
+    "marker",
+    "ref",
+    "old ref",
+    "pin",
+    "manifest",
+    "sidecar",
+    "shard",
+    "held sidecar",
+    "held shard",
+    "prediction",
+    "note",
+]
 
 
 def write(store: Store, fingerprint: str, shard: str = "scene-1", stage: str = "target", seed: int = 0) -> ShardFile:
@@ -48,6 +61,7 @@ def build(place: Path) -> Store:
     predicted = write(store, PREDICTED, stage="predict")
     store.write_manifest(Manifest("predict", PREDICTED, {"stage": "predict"}, (predicted,)))
     store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", PREDICTED, (predicted,))}))
+    write_seen(store, "/data", "scene-1", KEY, Seen("ab" * 32, "cd" * 6))
     return store
 
 
@@ -71,6 +85,7 @@ def files_of(store: Store) -> dict[str, Path]:
         "held sidecar": one(f"{held}/scene-1.*.json"),
         "held shard": one(f"{held}/scene-1.*.parquet"),
         "prediction": one(f"predict/{PREDICTED}/scene-1.*.parquet"),
+        "note": one("seen/scene-1.*.json"),
     }
 
 
@@ -129,14 +144,19 @@ def test_what_is_healed_is_whole_again_once_it_is_built_again(tmp_path: Path, ki
     whole = path.read_bytes()
     if harm == "gone":
         path.unlink()
-        if kind in ("old ref", "ref", "pin"):  # then it was deleted by somebody, and there is nothing to tell it
+        if kind in (
+            "old ref",
+            "ref",
+            "pin",
+            "note",
+        ):  # then it was deleted by somebody, and there is nothing to tell it
             return
     else:
         path.write_bytes({"flip": b"?" + whole[1:], "cut": whole[:-3], "empty": b""}[harm])
     damages = verify(store)
     assert [damage.path for damage in damages] == [str(path.relative_to(tmp_path / "store"))]
     done = heal(store, damages)
-    assert len(done) == 1 and damages[0].path in done[0] and ("again by: make" in done[0] or "goes on" in done[0])
+    assert len(done) == 1 and damages[0].path in done[0] and ("again by: make" in done[0] or "next run" in done[0])
     assert [damage.path for damage in verify(store) if damage.what != "is missing"] == []
     build(tmp_path / "store")  # what the commands that were named do
     assert verify(store) == [] and read_all(store)
