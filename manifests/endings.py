@@ -6,6 +6,7 @@ machine's fault. Everything else is a bug of ours, wherever it comes from, and i
 
 from __future__ import annotations
 
+import sys
 import traceback
 from enum import IntEnum
 
@@ -71,13 +72,21 @@ def is_bug(error: BaseException) -> bool:
 
 def of_the_machine(error: BaseException) -> bool:
     """Return whether the system, memory or a GPU is at fault: OSError, MemoryError, and what torch raises for these."""
-    of_torch = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
-    return isinstance(error, OSError | MemoryError) or of_torch or "can't allocate memory" in str(error)
+    of_torch = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") or "can't allocate memory" in str(error)
+    return isinstance(error, OSError | MemoryError) or of_torch or of_locale(error)
+
+
+def of_locale(error: BaseException) -> bool:
+    """Return whether a file name cannot be written, or was read wrongly, because the locale's encoding is not UTF-8."""
+    return isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding().lower() not in ("utf-8", "utf8")
 
 
 def summary(error: BaseException) -> str:
     """Return an error as one line that is never empty: sentences of ours as they are, anything else with its type."""
     text = shown_text(printable(" ".join(str(error).split())))
+    if of_locale(error):
+        encoding = sys.getfilesystemencoding()
+        text += f". Python takes file names to be {encoding} here; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
     ours = isinstance(error, RunError | ConfigError | StoreError | Bug)
     return text if ours and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 

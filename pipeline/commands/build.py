@@ -13,6 +13,7 @@ from rich.text import Text
 
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
+from manifests.storage.sealed import damaged_files
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
 from pipeline.checks.doctor import FRAMES, examine
@@ -154,7 +155,7 @@ def verify(
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="The tables of all recipes in the store.")] = False,
 ) -> None:
-    """Read every byte of a recipe's tables, and all documents of its store, and compare with their digests."""
+    """Read every byte of a recipe's tables, and all documents of its store and runs, and compare with their digests."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         store = Store.open(loaded.run.store)
@@ -176,10 +177,31 @@ def verify(
         console.print(f"{read}, {outcome}", soft_wrap=True)
         if found.undigested:
             console.print(f"{found.undigested} documents are of an earlier version, which gave them no digest")
-        if damages:
-            if not mend:
-                console.print(f"drop it with `python -m pipeline verify {recipe} --heal`, then run again")
+        if damages and not mend:
+            console.print(f"drop it with `python -m pipeline verify {recipe} --heal`, then run again")
+        of_runs = verify_runs(loaded, everything)
+        if damages or of_runs:
             raise typer.Exit(Ending.STORE)
+
+
+def verify_runs(recipe: Recipe, everything: bool) -> int:
+    """Read every byte of a recipe's runs, or of those of all recipes, tell what is damaged, and return how much is.
+
+    Nothing of it is dropped: a checkpoint cannot be built again as a table can.
+    """
+    folder = recipe.folder().parent if everything else recipe.folder()
+    found = damaged_files(folder)
+    for path, what in found:
+        console.print(Text.assemble((str(path), "red"), f": {what}"), soft_wrap=True)
+    if folder.is_dir():
+        console.print(f"runs in {folder}: {len(found)} damaged", soft_wrap=True)
+    if found:
+        console.print(
+            "these are kept: train again with the same command, which goes on from the newest whole checkpoint; "
+            "predict and evaluate again for scores",
+            soft_wrap=True,
+        )
+    return len(found)
 
 
 def gc(

@@ -82,3 +82,12 @@ def test_a_bug_travels_between_processes_with_its_trace() -> None:
         bug = pickle.loads(pickle.dumps(Bug.of(error, "in stage group")))
     assert str(bug) == "KeyError: 'veiw' (in stage group)" and '{}["veiw"]' in trace_of(bug)
     assert Bug.of(bug, "elsewhere") is bug
+
+
+def test_a_file_name_that_the_locale_cannot_say_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "stör\udcc3".encode()
+    assert is_bug(caught.value), "in a locale of UTF-8 it is one"
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    assert ending_of(caught.value) is Ending.FAILED
+    assert summary(caught.value).endswith("file names to be ascii here; set PYTHONUTF8=1, or LC_ALL=C.UTF-8")

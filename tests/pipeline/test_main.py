@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from manifests import schema
+from manifests.storage.sealed import write_sealed
 from manifests.storage.store import Store
 from pipeline.__main__ import app
 from pipeline.commands.look import data_document
@@ -119,6 +120,20 @@ def test_a_run_with_bad_frames_lists_them_and_ends_with_status_1(run: Run, recip
             (masks / file.name).symlink_to(file)
     status, text = run("run", "pack", recipe, "--set", f"teacher.folder={masks}")
     assert status == 1 and "segment" in text and "1 frames failed" in text and "exclude = [" in text
+
+
+def test_verify_reads_the_files_of_runs_too_and_keeps_them(run: Run, recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs" / recipe.stem / "distill"
+    chosen = ("--set", f"run.runs={tmp_path / 'runs'}")
+    assert run("run", "index", recipe)[0] == 0
+    write_sealed(runs / "run.json", {"epochs": 12})
+    status, text = run("verify", recipe, *chosen)
+    assert status == 0 and "runs in" in text and "0 damaged" in text
+    changed = (runs / "run.json").read_bytes().replace(b"12", b"13")
+    (runs / "run.json").write_bytes(changed)
+    status, text = run("verify", recipe, *chosen, "--heal")
+    assert status == 3 and "its bytes have changed since it was written" in text and "1 damaged" in text
+    assert (runs / "run.json").read_bytes() == changed
 
 
 def test_a_verify_without_tables_says_what_to_run(run: Run, recipe: Path) -> None:
