@@ -193,8 +193,8 @@ def official_name(name: str) -> str:
     return name
 
 
-def official_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    state = dict(network.state_dict())
+def official_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = dict(state)
     official = {"criterion.empty_weight": torch.ones(3)}
     for name in list(state):
         if ".self_attn.q_proj." in name and name.startswith("decoder."):
@@ -218,16 +218,39 @@ def pinned(path: Path) -> dict[str, Any]:
 def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_path: Path, street: Frame) -> None:
     network, _ = build_fcclip("tiny-convnext", seed=7)
     path = tmp_path / "fcclip.pth"
-    torch.save({"model": official_state(network)}, path)
+    torch.save({"model": official_state(network.state_dict())}, path)
     from_file = FcClip.load(recipe_at(tmp_path, **pinned(path)), "encode").encode(street)
     from_seed = FcClip.load(recipe_at(tmp_path, weights="random:7"), "encode").encode(street)
     for name, part in from_seed.items():
         np.testing.assert_array_equal(part, from_file[name])
 
 
+def test_the_published_size_loads_by_recipe_from_two_files(tmp_path: Path) -> None:
+    """The files' tensors are one number each, spread out, so that a network of a gigabyte has small files."""
+    with torch.device("meta"):
+        network, _ = build_fcclip("convnext_large_d_320")
+    spread = {name: torch.tensor(0.25).expand(tensor.shape) for name, tensor in network.state_dict().items()}
+    official = official_state(spread)
+    head = {name: tensor for name, tensor in official.items() if not name.startswith("backbone.")}
+    torch.save({"model": head}, tmp_path / "head.pth")
+    clip = {name.removeprefix("clip."): tensor for name, tensor in spread.items() if name.startswith("clip.")}
+    torch.save(clip, tmp_path / "clip.bin")
+    digest = sha256((tmp_path / "clip.bin").read_bytes()).hexdigest()
+    recipe = recipe_at(
+        tmp_path,
+        model="convnext_large_d_320",
+        clip_weights=str(tmp_path / "clip.bin"),
+        clip_weights_sha256=digest,
+        **pinned(tmp_path / "head.pth"),
+    )
+    teacher = FcClip.load(recipe, "text")
+    assert teacher.network is not None
+    assert all((tensor.view(-1)[-1] == 0.25).item() for tensor in teacher.network.state_dict().values())
+
+
 def two_files(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
     """A head without CLIP, and CLIP alone as open_clip saves it; the settings that name both."""
-    official = official_state(network)
+    official = official_state(network.state_dict())
     head = {name: tensor for name, tensor in official.items() if not name.startswith("backbone.")}
     torch.save({"model": head, "iteration": 0}, folder / "head.pth")
     torch.save(network.clip.state_dict(), folder / "clip.bin")

@@ -257,6 +257,17 @@ def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_p
         np.testing.assert_array_equal(part, from_file[name])
 
 
+@pytest.mark.parametrize("model", [BASE, LARGE])
+def test_the_published_sizes_load_by_recipe(tmp_path: Path, model: str) -> None:
+    """The file's tensors are one number each, spread out, so that a network of a gigabyte has a small file."""
+    state = meta_network(model).state_dict()
+    spread = {name: torch.tensor(0.25).expand(tensor.shape) for name, tensor in state.items()}
+    torch.save({"model": official_names(spread, SIDE_SHAPES[model].taps[-1])}, tmp_path / "w.pth")
+    teacher = San.load(recipe_at(tmp_path, model=model, **pinned(tmp_path / "w.pth")), "text")
+    assert teacher.network is not None and len(state) == len(teacher.network.state_dict())
+    assert all((tensor.view(-1)[-1] == 0.25).item() for tensor in teacher.network.state_dict().values())
+
+
 class Foreign:
     pass
 
