@@ -63,25 +63,28 @@ def windows(
     reach: int,
     stages: Collection[str],
     read: Callable[[FrameRow], Answered],
+    silent: Collection[str] = (),
 ) -> Iterator[tuple[FrameRow, Answered, tuple[Answered, ...]]]:
     """Yield every one of some frames, what was read of it, and of those up to `reach` before and after in its scene.
 
     `frames` are in the order of the tables, and so are neighbours, through the ends of shards. A neighbour that failed
-    in one of the `stages` is left out; one that is not among `frames` is not. Each is read once, and no more of them
-    are held than are in reach.
+    in one of the `stages` is left out, and so is one that is `silent`: who is excluded has no say in the labels of
+    others. One that is merely not among `frames` has. Each is read once, and no more of them are held than are in
+    reach.
     """
     if not reach:
         yield from ((frame, read(frame), ()) for frame in frames)
         return
     of_stages = [table.stage in stages for table in tables.tables]
     for scene, chosen in groupby(frames, key=lambda frame: frame.scene):
-        places: list[FrameRow | None] = []  # of all frames of the scene; None: it failed
+        places: list[FrameRow | None] = []  # of all frames of the scene; None: it failed, or is silent
         first: dict[str, int] = {}
         for shard in (name for name in tables.shards if scene_of(name) == scene):
             first[shard] = len(places)
             for row, states in enumerate(tables.states(shard)):
                 failed = any(state["status"] != "ok" for state, asked in zip(states, of_stages, strict=True) if asked)
-                places.append(None if failed else FrameRow(shard, row, states[0]["frame_id"]))
+                frame_id = states[0]["frame_id"]
+                places.append(None if failed or frame_id in silent else FrameRow(shard, row, frame_id))
         near: dict[int, Answered] = {}
         for frame in chosen:
             here = first[frame.shard] + frame.row

@@ -121,12 +121,14 @@ class Judged:
     """Labels to score: the tables that are read, the frames of the split, and the function from rows to labels.
 
     `heard` are the tables that labels and their refinement come from, `images` the one whose things are merged in, None
-    where that is not asked for. `origin` is what is known of where the labels come from.
+    where that is not asked for. `silent` are the frames that are excluded. `origin` is what is known of where the
+    labels come from.
     """
 
     tables: Tables
     selection: Selection
     heard: frozenset[str]
+    silent: frozenset[str]
     images: TableRef | None
     origin: Mapping[str, Any]
     answer_of: Callable[[Mapping[str, Any]], Answered]
@@ -164,6 +166,7 @@ def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refin
         tables=tables,
         selection=select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded),
         heard=frozenset({judged.stage, *(table.stage for table in geometry)}),
+        silent=excluded,
         images=images,
         origin=origin,
         answer_of=answer_of,
@@ -182,7 +185,7 @@ def tallied(
     frames, rest = judged.selection.frames, set(judged.stages) - judged.heard
 
     # a vote hears sweeps before and after, so that labels are read ahead; the truth of a frame only when it is scored
-    near = windows(judged.tables, frames, reach, judged.heard, judged.read)
+    near = windows(judged.tables, frames, reach, judged.heard, judged.read, judged.silent)
     with progress_bar(console, recipe.run.progress) as bar:
         for frame, own, around in bar.track(near, total=len(frames), description="evaluate"):
             rows = {**own.rows, **rows_of(judged.tables, frame, rest)}
