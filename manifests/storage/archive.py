@@ -1,6 +1,7 @@
 """Tables as one file to hand on: a plain tar of shards, sidecars, manifests and a note on the licence.
 
-    afov.json                                  what follows, in this order: name, size and sha256 of every file
+    afov.json                                  what follows, in this order: name, size and sha256 of every file; and
+                                               the ref that names the tables, so that they are found there by it
     LICENCE.txt                                whose data the tables were made from
     <stage>/<fingerprint>/manifest.json        as in a store, for the shards that follow
     <stage>/<fingerprint>/<shard>....parquet   a shard, then its sidecar
@@ -28,39 +29,41 @@ import pyarrow.parquet as pq
 
 from manifests.fingerprint import digest
 from manifests.schema import TABLES, metadata, signature
+from manifests.shown import shown_values
 from manifests.storage.documents import MOST_JSON_BYTES, advising, expect_list
-from manifests.storage.errors import StoreError, unwritable
+from manifests.storage.errors import Malformed, StoreError, unwritable
 from manifests.storage.manifest import Manifest
-from manifests.storage.names import MANIFEST, checked, checked_hex, is_word, sidecar_name, table_folder
-from manifests.storage.refs import Ref, TableRef
+from manifests.storage.names import MANIFEST, RUNS, checked, checked_hex, ref_path, sidecar_name, table_folder
+from manifests.storage.refs import Ref, TableRef, ref_from
 from manifests.storage.shards import ShardFile, shard_from
 from manifests.storage.store import Store
+from manifests.storage.tar import (
+    LICENCE,
+    Member,
+    add,
+    content_of,
+    expected,
+    header,
+    member_from,
+    parsed,
+    pieces,
+    tar_name,
+)
 
-CONTENTS, LICENCE = "afov.json", "LICENCE.txt"
-FORMAT = 1
+CONTENTS = "afov.json"
+FORMAT = 2
+READABLE = (1, FORMAT)  # 1 had no ref
 MOST_LICENCE_BYTES = 1 << 20
 MOST_FOOTER_BYTES = 16 << 20
-_LONGEST_NAME = 100  # of the oldest tar format, which every program reads
-_KINDS = {
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.CHRTYPE: "a device",
-    tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe",
-    tarfile.DIRTYPE: "a folder",
-    tarfile.GNUTYPE_SPARSE: "a sparse file",
-}
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file of an archive: its name in the tar, in the store, its length and digest, and where its content starts."""
+class Contents:
+    """What an archive says of all its tables: the name of their ref, that ref without any table yet, and the note."""
 
     name: str
-    path: str
-    bytes: int
-    sha256: str
-    start: int = 0
+    ref: Ref
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,40 @@ class Imported:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def pack(store: Store, name: str, stages: Sequence[str], licence: str, out: Path) -> list[TableRef]:
+def pack(
+    store: Store, name: str, stages: Sequence[str], licence: str, out: Path, alone: bool = False
+) -> list[TableRef]:
     """Write tables of a recipe's ref as one archive, which appears whole or not at all; return the tables.
+
+    All that they were made from goes with them, as far as the ref names it, and the prompt vectors that training reads:
+    whoever takes them in builds nothing of it again. `alone` leaves that out.
 
     Raises StoreError for a table that is not built or damaged, or a file that exists or cannot be written.
     """
     ref = store.expect_ref(name)
     tables = [ref.table(stage) for stage in dict.fromkeys(stages)]
+    if not alone:
+        tables = with_upstream(store, ref, tables)
     documents = {table.stage: manifest_of(store, table) for table in tables}
     members = [(LICENCE, LICENCE, len(text := licence.encode()), hashlib.sha256(text).hexdigest())]
     members += [
         (tar_name(path, place), path, size, sha256)
         for place, (path, size, sha256) in enumerate(listed(tables, documents))
     ]
+    about = {
+        "name": name,
+        "recipe": ref.recipe,
+        "key": ref.key,
+        "asked": shown_values(ref.asked),
+        "excluded": list(ref.excluded),
+        "tables": {},
+    }
     fields = ("name", "path", "bytes", "sha256")
     contents = {
         "format": FORMAT,
-        "recipe": name,
+        "recipe": ref.recipe,
+        "ref": about,
+        "ref_digest": digest(about),
         "tables": [[table.stage, table.fingerprint] for table in tables],
         "files": [dict(zip(fields, member, strict=True)) for member in members],
     }
@@ -138,6 +158,22 @@ def pack(store: Store, name: str, stages: Sequence[str], licence: str, out: Path
     return tables
 
 
+def with_upstream(store: Store, ref: Ref, tables: Sequence[TableRef]) -> list[TableRef]:
+    """Return tables with all of the ref that they were made from, what is needed first."""
+    found: dict[str, TableRef] = {}
+
+    def add_with_needs(table: TableRef) -> None:
+        manifest = store.read_manifest(table.stage, table.fingerprint)
+        for stage in ("index", *(manifest.identity.get("needs", {}) if manifest else ())):
+            if stage in ref.tables and stage != table.stage and stage not in found:
+                add_with_needs(ref.tables[stage])
+        found[table.stage] = table
+
+    for table in (*tables, *(ref.tables[stage] for stage in ("text",) if stage in ref.tables)):
+        add_with_needs(table)
+    return list(found.values())
+
+
 def manifest_of(store: Store, table: TableRef) -> bytes:
     """Return the manifest of a table as it travels: of exactly the shards that the ref names."""
     manifest = store.read_manifest(table.stage, table.fingerprint)
@@ -168,39 +204,28 @@ def listed(tables: Sequence[TableRef], documents: Mapping[str, bytes]) -> Iterat
             yield f"{folder}/{sidecar_name(shard.shard, shard.key)}", len(sidecar), hashlib.sha256(sidecar).hexdigest()
 
 
-def tar_name(path: str, place: int) -> str:
-    """Return the name of a file in the tar: its path, or a short one where the format has no room for that."""
-    return path if len(path) <= _LONGEST_NAME else f"{'/'.join(path.split('/')[:2])}/{place}"
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Append a file; it bears no time and no owner, so that the same tables give the same archive."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def unpack(path: Path, store: Store) -> Imported:
     """Check an archive to its last byte, then put its tables into a store; shards that are there already stay.
 
-    The tables are held by a ref named `imported-<recipe>`, so that they are no garbage. Raises StoreError for an
+    They are named by the same ref as where they come from, so that a run of the same recipe finds them, and they are no
+    garbage. Raises StoreError for an
     archive that is not exactly what `pack` writes; then, and when the store cannot be written, no table has appeared.
     """
     try:
         with path.open("rb") as file:
             with advising("the archive was not written by us; fetch it again"):
-                recipe, licence, tables = read_archive(file, str(path))
-            return put(file, store, recipe, licence, tables, str(path))
+                about, tables = read_archive(file, str(path))
+            return put(file, store, about, tables, str(path))
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequence[Packed], where: str) -> Imported:
+def put(file: BinaryIO, store: Store, about: Contents, tables: Sequence[Packed], where: str) -> Imported:
     """Write checked tables: all shards, then their sidecars, by which they count, then manifests and the ref."""
     there = {id(one): store.shards(one.manifest.stage, one.manifest.fingerprint) for one in tables}
     new = [
@@ -213,9 +238,8 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
     if free is not None and need > free:
         raise StoreError(f"{where} needs {need / 1e9:.3f} GB, and store {store.place} has {free / 1e9:.3f} GB free")
     done: list[tuple[Manifest, ShardFile]] = []
-    name = f"imported-{recipe}"
-    first = store.read_ref(name) is None
-    run = store.begin(name, Ref(recipe, {}), [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
+    name = about.name
+    run = store.begin(name, about.ref, [(one.manifest.stage, one.manifest.fingerprint) for one in tables])
     try:
         for manifest, shard, member in new:
             done.append((manifest, shard))
@@ -226,8 +250,6 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
         for manifest, shard in done:
             store.forget(manifest.stage, manifest.fingerprint, shard)
         store.end(name, run)
-        if first:
-            store.delete_ref(name)
         raise
     refs = []
     for one in tables:
@@ -238,23 +260,51 @@ def put(file: BinaryIO, store: Store, recipe: str, licence: str, tables: Sequenc
         store.write_manifest(Manifest(stage, fingerprint, one.manifest.identity, tuple(committed.values()), made))
         refs.append(TableRef(stage, fingerprint, tuple(committed[shard.shard, shard.key] for shard, _ in one.shards)))
 
-    def hold(before: Ref | None) -> Ref:
-        held = [*before.held] if before else []
-        held += [ref for ref in refs if ref not in held]
-        return replace((before or Ref(recipe, {})).ended(run), held=tuple(held))
-
-    store.update_ref(name, hold)
-    return Imported(tuple(refs), len(new), name, licence)
+    store.update_ref(name, lambda before: with_arrived((before or about.ref).ended(run), refs))
+    return Imported(tuple(refs), len(new), name, about.licence)
 
 
-def read_archive(file: BinaryIO, where: str) -> tuple[str, str, list[Packed]]:
-    """Return recipe, licence note and tables of an archive after checking every byte of it; raises StoreError."""
+def with_arrived(ref: Ref, arrived: Sequence[TableRef]) -> Ref:
+    """Return a ref with tables that were taken in.
+
+    They are its tables if it has none and they come with their index, by which tables belong together. Else they are
+    held: a run of the recipe finds them, and puts in their place what it selects.
+    """
+    if not ref.tables and any(table.stage == "index" for table in arrived):
+        return replace(ref, tables={table.stage: table for table in arrived})
+    known = (*ref.tables.values(), *ref.held)
+    return replace(ref, held=(*ref.held, *(table for table in arrived if table not in known)))
+
+
+def contents_from(document: Mapping[str, Any], licence: str, where: str) -> Contents:
+    """Return what an archive says of its tables; raises StoreError if its ref is none that a recipe has."""
+    recipe = checked(str(document.get("recipe")))
+    if document.get("format") == 1:
+        return Contents(f"imported-{recipe}", Ref(recipe, {}), licence)
+    described = document.get("ref")
+    if not isinstance(described, dict):
+        raise Malformed(f"{where} does not say which ref names its tables")
+    if document.get("ref_digest") != digest(described):
+        raise Malformed(f"{where} is damaged: the ref of its tables was changed")
+    ref = ref_from(described, where)
+    name = str(described.get("name"))
+    ref_path(name, 0)
+    if name.split("/")[0] == RUNS or ref.recipe != recipe or ref.tables or ref.held or ref.building:
+        raise Malformed(f"{where} has a ref, {name[:80]!r}, that no recipe has")
+    if ref.key:
+        checked_hex(ref.key)
+    return Contents(name, ref, licence)
+
+
+def read_archive(file: BinaryIO, where: str) -> tuple[Contents, list[Packed]]:
+    """Return what an archive says, and its tables, after checking every byte of it; raises StoreError."""
     size = file.seek(0, os.SEEK_END)
     position, start, length = header(file, 0, size, CONTENTS, where)
     document = parsed(content_of(file, start, length, MOST_JSON_BYTES, f"{where}: {CONTENTS}"), f"{where}: {CONTENTS}")
-    if document.get("format") != FORMAT:
-        raise StoreError(f"{where}: {CONTENTS} is of format {document.get('format')!r}; this version reads {FORMAT}")
-    recipe = checked(str(document.get("recipe")))
+    if document.get("format") not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise StoreError(f"{where}: {CONTENTS} is of format {document.get('format')!r}; this version reads {known}")
+    contents_from(document, "", f"{where}: {CONTENTS}")
     named = expect_list(document.get("tables"), f"{where}: {CONTENTS}")
     members: list[Member] = []
     for item in expect_list(document.get("files"), f"{where}: {CONTENTS}"):
@@ -285,7 +335,7 @@ def read_archive(file: BinaryIO, where: str) -> tuple[str, str, list[Packed]]:
     extra = next(rest, None)
     if extra is not None:
         raise StoreError(f"{where}: {extra.name} belongs to none of its tables")
-    return recipe, note.decode("utf-8", "replace"), tables
+    return contents_from(document, note.decode("utf-8", "replace"), f"{where}: {CONTENTS}"), tables
 
 
 def read_table(file: BinaryIO, named: Any, rest: Iterator[Member], where: str) -> Packed:
@@ -358,85 +408,3 @@ def columns_of(schema: pa.Schema) -> list[tuple[Any, ...]]:
     """Return what makes the columns of a table; Parquet calls the items of lists by another name than Arrow."""
     about = [metadata(column) for column in schema]
     return [(one.name, one.type, a.get("dtype"), a.get("shape")) for one, a in zip(schema, about, strict=True)]
-
-
-def header(file: BinaryIO, position: int, size: int, name: str, where: str) -> tuple[int, int, int]:
-    """Return (position of the next header, start, length) of the file at a position, which must bear a name."""
-    file.seek(position)
-    block = file.read(tarfile.BLOCKSIZE)
-    try:
-        entry = tarfile.TarInfo.frombuf(block, "ascii", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
-        raise StoreError(f"{where}: {name} was expected at byte {position}, and there is no file; it is cut off or no "
-                         "archive of tables") from None  # fmt: skip
-    shown = entry.name[:80]
-    if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        kind = _KINDS.get(entry.type, f"an entry of kind {entry.type!r}")
-        raise StoreError(f"{where}: {shown!r} is {kind}; an archive of tables holds plain files only")
-    if entry.name.startswith("/") or ".." in entry.name.split("/"):
-        raise StoreError(f"{where}: {shown!r} leaves the folder of the tables; it was not written by us")
-    if entry.name != name:
-        raise StoreError(f"{where}: {shown!r} stands where {name} was expected; it was not written by us")
-    start = position + tarfile.BLOCKSIZE
-    if not 0 <= entry.size <= size - start:
-        raise StoreError(f"{where}: {name} says that it has {entry.size} bytes, and {size - start} are left; cut off?")
-    blocks = -(-entry.size // tarfile.BLOCKSIZE)
-    return start + blocks * tarfile.BLOCKSIZE, start, entry.size
-
-
-def member_from(item: Any, where: str) -> Member:
-    """Return a file as the table of contents describes it; raises StoreError if a name leads anywhere else."""
-    try:
-        member = Member(str(item["name"]), str(item["path"]), int(item["bytes"]), str(item["sha256"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise StoreError(f"{where} does not describe its files; it was not written by us") from None
-    for name in (member.name, member.path):
-        words = name.split("/")
-        if name != LICENCE and not (len(words) == 3 and all(is_word(word) for word in words)):
-            raise StoreError(f"{where} lists {name[:80]!r}, which is no file of a table; it was not written by us")
-    if member.bytes < 0:
-        raise StoreError(f"{where} lists {member.path!r} with {member.bytes} bytes")
-    return member
-
-
-def expected(rest: Iterator[Member], path: str, where: str) -> Member:
-    """Return the next member, which must be a certain file."""
-    member = next(rest, None)
-    if member is None or member.path != path:
-        raise StoreError(f"{where}: {path} is missing, or not where it was expected")
-    return member
-
-
-def pieces(file: BinaryIO, member: Member, where: str) -> Iterator[bytes]:
-    """Yield the content of a member piece by piece; raises StoreError at the end if it is not what was listed."""
-    sha256 = hashlib.sha256()
-    file.seek(member.start)
-    left = member.bytes
-    while left:
-        block = file.read(min(left, 1 << 22))
-        if not block:
-            raise StoreError(f"{where}: {member.name} is cut off")
-        sha256.update(block)
-        left -= len(block)
-        yield block
-    if sha256.hexdigest() != member.sha256:
-        raise StoreError(f"{where}: {member.name} is damaged (sha256 differs); fetch the archive again")
-
-
-def content_of(file: BinaryIO, start: int, length: int, most: int, where: str) -> bytes:
-    """Return a small member; raises StoreError for one that is larger than it can be."""
-    if length > most:
-        raise StoreError(f"{where} has {length} bytes; at most {most} were expected")
-    file.seek(start)
-    return file.read(length)
-
-
-def parsed(content: bytes, where: str) -> dict[str, Any]:
-    """Return a JSON document; raises StoreError for anything else."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise StoreError(f"{where} is no JSON document")
-    return document

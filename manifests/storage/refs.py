@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from manifests.shown import shown_values
 from manifests.storage.documents import HEAL, advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
@@ -210,7 +211,7 @@ def _document(ref: Ref | None) -> dict[str, Any]:
     return {
         "recipe": ref.recipe,
         "key": ref.key,
-        "asked": ref.asked,
+        "asked": shown_values(ref.asked),
         "tables": {stage: asdict(table) for stage, table in ref.tables.items()},
         "excluded": list(ref.excluded),
         "held": [asdict(table) for table in ref.held],

@@ -50,4 +50,5 @@ def read_seen(store: Store, place: str, shard: str, key: str) -> Seen | None:
 def write_seen(store: Store, place: str, shard: str, key: str, seen: Seen) -> None:
     """Note what was seen of a shard's files; the last one to look is right."""
     document = {"place": place, "stats": seen.stats, "content": seen.content}
+    store.claim()
     put_json(store.files, seen_path(place, shard, key), document)

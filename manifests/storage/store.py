@@ -87,7 +87,7 @@ class Store:
         """Return this store over connections of its own; a forked process must not talk over those of its parent."""
         return Store(self.uri, self._given)
 
-    def _claim(self) -> None:
+    def claim(self) -> None:
         """Mark the store as ours before the first write, if it is new."""
         if not self._claimed:
             claim(self.files)
@@ -109,7 +109,7 @@ class Store:
 
         Raises StoreError where the store cannot be written (no rights, disk full); nothing half written ever counts.
         """
-        self._claim()
+        self.claim()
         return ShardWriter(
             self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema, apart
         )
@@ -170,7 +170,7 @@ class Store:
 
         Whatever `pieces` raises leaves no file.
         """
-        self._claim()
+        self.claim()
         path = f"{table_folder(stage, fingerprint)}/{checked(shard.name)}"
         with self.files.scratch(path) as (stream, publish):
             for piece in pieces:
@@ -190,7 +190,7 @@ class Store:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest of a table; the last writer wins, and every writer lists what is committed by then."""
-        self._claim()
+        self.claim()
         document = asdict(manifest) | {"shards": [asdict(shard) for shard in manifest.shards]}
         put_json(self.files, f"{table_folder(manifest.stage, manifest.fingerprint)}/{MANIFEST}", document)
 
@@ -235,7 +235,7 @@ class Store:
         `ref_name`, or `runs/<word>` for the pin of a training run. Raises StoreError for a ref that cannot be read, and
         where the store cannot keep two writers apart.
         """
-        self._claim()
+        self.claim()
         ref = update_ref(self.files, name, change)
         assert ref is not None
         return ref
@@ -264,7 +264,7 @@ class Store:
         killed, whose work the next one takes up (`refs.PROTECTED_S` says how long). `ref` is what the name stands for
         if it stands for nothing yet.
         """
-        self._claim()
+        self.claim()
         run, now, process = secrets.token_hex(6), clock_s(self.files), this_process()
         entries = [Building(checked(stage), checked_hex(one), run, now, process) for stage, one in tables]
         self.update_ref(name, lambda before: (before or ref).begun(entries))

@@ -50,14 +50,20 @@ def export_tables(
     licence: Annotated[
         Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
     ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out what the tables were made from; others build that anew.")
+    ] = False,
 ) -> None:
-    """Write tables with their manifests and a licence note as one archive, which `store import` checks and takes."""
+    """Write tables with all that they were made from and a licence note as one archive, for `store import`.
+
+    Whoever takes it in, and has the recipe and the data, builds nothing of it again.
+    """
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         note = licence.read_text(encoding="utf-8") if licence else LICENCES.get(loaded.data.dataset)
         if note is None:
             raise ConfigError(f"say who may use tables of data set {loaded.data.dataset}: --licence FILE with a text")
-        done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out)
+        done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out, alone)
         for table in done:
             console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
         console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)

@@ -65,14 +65,14 @@ def test_a_table_arrives_as_it_was_with_its_manifest_and_the_note(packed: Path, 
     here, there = Store.open(tmp_path / "from"), Store.open(tmp_path / "to")
     done = unpack(packed, there)
     [table] = done.tables
-    assert (done.n_new, done.ref, done.licence) == (2, "imported-recipe", "For tests only.\n")
+    assert (done.n_new, done.ref, done.licence) == (2, "recipe", "For tests only.\n")
     assert there.shards("target", FINGERPRINT) == here.shards("target", FINGERPRINT)
     assert there.read_manifest("target", FINGERPRINT) == here.read_manifest("target", FINGERPRINT)
     assert all(there.damage("target", FINGERPRINT, shard) is None for shard in table.shards)
     assert there.unreferenced(0) == []
     assert files(tmp_path / "to" / "target") == files(tmp_path / "from" / "target")
     again = unpack(packed, there)
-    assert again.n_new == 0 and again.tables == done.tables and len(there.read_ref("imported-recipe").held) == 1
+    assert again.n_new == 0 and again.tables == done.tables and len(there.expect_ref("recipe").held) == 1
 
 
 def test_the_same_tables_give_the_same_archive_and_any_tar_program_reads_it(packed: Path, tmp_path: Path) -> None:
@@ -91,6 +91,19 @@ def test_tables_travel_from_a_bucket_and_into_one(packed: Path, tmp_path: Path, 
     with tarfile.open(packed) as one, tarfile.open(tmp_path / "back.tar") as other:
         assert one.getnames() == other.getnames()
         assert [file.size for file in one if file.name.endswith("t")] == [f.size for f in other if f.name.endswith("t")]
+
+
+def test_a_ref_travels_with_its_key_and_what_was_asked(tmp_path: Path) -> None:
+    store, name = made(tmp_path / "from", "scene-1"), "street/0a1b2c3d4e5f"
+    asked = {"run": {"store": "s3://K:CANARY@b"}, "group": {"min_points": 3}}
+    tables = store.expect_ref("recipe").tables
+    store.write_ref(name, Ref("street", tables, ("a",), key="0a1b2c3d4e5f", asked=asked))
+    pack(store, name, ["target"], "x", tmp_path / "tables.tar")
+    done = unpack(tmp_path / "tables.tar", there := Store.open(tmp_path / "to"))
+    ref = there.expect_ref(name)
+    assert done.ref == name and (ref.key, ref.excluded, ref.building) == ("0a1b2c3d4e5f", ("a",), ())
+    assert ref.asked == {"run": {"store": "s3://b"}, "group": {"min_points": 3}}
+    assert b"CANARY" not in (tmp_path / "tables.tar").read_bytes()
 
 
 def test_what_cannot_be_exported_is_a_sentence_and_leaves_no_file(packed: Path, tmp_path: Path) -> None:
@@ -165,6 +178,19 @@ def with_listed(place: int, **values: Any) -> Callable[[list[Any]], list[Any]]:
     return change
 
 
+def with_ref(signed: bool = False, **values: Any) -> Callable[[list[Any]], list[Any]]:
+    """Change the ref that the archive describes, and its digest where it is `signed`."""
+
+    def change(members: list[Any]) -> list[Any]:
+        contents = json.loads(members[0][1])
+        contents["ref"] |= values
+        if signed:
+            contents["ref_digest"] = digest(contents["ref"])
+        return [(members[0][0], json.dumps(contents).encode()), *members[1:]]
+
+    return change
+
+
 HOSTILE: dict[str, tuple[Callable[[list[Any]], list[Any]], str]] = {
     "an absolute name": (with_entry(name="/etc/cron.d/x"), "leaves the folder of the tables"),
     "a name that climbs out": (with_entry(name="target/../../x"), "leaves the folder of the tables"),
@@ -183,7 +209,12 @@ HOSTILE: dict[str, tuple[Callable[[list[Any]], list[Any]], str]] = {
         lambda members: [*members[:3], (members[3][0], members[3][1][:-9] + b"changed!!"), *members[4:]],
         "is damaged (sha256 differs)",
     ),
-    "another format": (with_document(0, format=2), "is of format 2"),
+    "another format": (with_document(0, format=3), "is of format 3"),
+    "no ref": (with_document(0, ref=None), "does not say which ref"),
+    "a ref that was changed": (with_ref(excluded=["a"]), "the ref of its tables was changed"),
+    "a ref of a training run": (with_ref(True, name="runs/x"), "that no recipe has"),
+    "a ref that is a path": (with_ref(True, name="../x"), "is not a name within the store"),
+    "a ref with tables": (with_ref(True, building=[["target", "0a"]]), "that no recipe has"),
     "contents that are a list": (lambda members: [(members[0][0], b"[1]"), *members[1:]], "is no JSON document"),
     "a recipe that is a path": (with_document(0, recipe="../x"), "is not a name within the store"),
     "a file listed twice": (with_listed(2, path=f"target/{FINGERPRINT}/manifest.json"), "lists a file twice"),
@@ -268,7 +299,7 @@ def test_an_archive_damaged_anywhere_is_a_sentence_or_the_same_tables(
     (place / "bad.tar").write_bytes(content)
     with (place / "bad.tar").open("rb") as file:
         try:
-            _, _, [table] = archive.read_archive(file, "bad.tar")
+            _, [table] = archive.read_archive(file, "bad.tar")
         except StoreError:
             return
     assert digest(table.manifest.identity) == FINGERPRINT and len(table.shards) == 1

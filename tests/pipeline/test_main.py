@@ -82,6 +82,28 @@ def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_p
     assert status == 0 and "deleted" in text and "0 files" not in text
 
 
+def test_who_receives_tables_builds_nothing_of_them_again(run: Run, recipe: Path, tmp_path: Path) -> None:
+    assert run("run", "pack,text", recipe)[0] == 0
+    here = Store.open(tmp_path / "store")
+    status, text = run("store", "export", recipe, "pack", tmp_path / "tables.tar")
+    assert status == 0 and "segment/" in text and "text/" in text, text
+    theirs = ("--set", f"run.store={tmp_path / 'theirs'}")
+    assert run("store", "import", tmp_path / "tables.tar", "--into", tmp_path / "theirs")[0] == 0
+    there = Store.open(tmp_path / "theirs")
+    name = next(iter(there.refs()))
+    assert there.expect_ref(name).tables == here.expect_ref(name).tables and there.unreferenced(0) == []
+    status, text = run("run", "pack,text", recipe, *theirs)
+    assert status == 0 and "pack,text: everything is built already" in text
+    assert there.expect_ref(name).tables == here.expect_ref(name).tables
+    assert run("verify", recipe, *theirs)[0] == 0
+
+    status, text = run("store", "export", recipe, "pairs", tmp_path / "alone.tar", "--alone")
+    assert status == 0 and "segment/" not in text
+    assert run("store", "import", tmp_path / "alone.tar", "--into", tmp_path / "third")[0] == 0
+    third = Store.open(tmp_path / "third")
+    assert third.expect_ref(name).tables == {} and third.unreferenced(0) == []
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
