@@ -97,7 +97,7 @@ class SideBySide:
 
 STAGE = Stage(
     name="encode",
-    version=4,
+    version=5,
     schema=TABLES["encode"],
     needs=lambda recipe: (),
     settings=lambda recipe: {

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.catseg import TEMPLATES, CatSegConfig
-from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.frame import Camera, Frame, FrameError, read_image_for
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import ImageSize, MaskTeacher, network_pixels, normalised, parts_of, resized
@@ -102,27 +102,33 @@ class CatSeg(MaskTeacher):
         return loaded.shape
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
-        """Return how large a whole view goes into the network: a square, before which the reference pads it."""
-        if self.config.parity and not self.config.windows:
+        """Return how large a whole view goes into the network: a square, but for the reference, which pads it first."""
+        if self.config.parity:
             return ImageSize.padded(height_px, width_px)
         side = self.shape.input_px
         return ImageSize((side, side), (side, side), two_steps=False)
+
+    def largest_px(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return the size of the largest picture that is made of an image, height and width."""
+        if self.config.windows and not self.config.parity:
+            return (self.shape.input_px * 5 // 3,) * 2
+        return self.image_size(height_px, width_px).image_px
 
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image as the network sees it, RGB uint8 (views, s, s, 3); the whole image is the last view.
 
         With `parity`, return it at its own size, (H, W, 3); `forward` does the rest.
         """
-        image = read_image(self.root, camera)
+        image, largest = read_image_for(self.root, camera, self.largest_px, scaled=self.config.decode == "scaled")
         if self.config.parity:
             return image
         side = self.shape.input_px
-        whole = resized(image, self.image_size(*image.shape[:2]).image_px)[None]
+        whole = resized(image, (side, side))[None]
         if not self.config.windows:
             return whole
         from pipeline.teachers.networks.catseg import window_corners
 
-        canvas = resized(image, (side * 5 // 3,) * 2)
+        canvas = resized(image, largest)
         corners = window_corners(len(canvas), side, side * 2 // 3)
         cut = [canvas[row : row + side, column : column + side] for row, column in corners]
         return np.concatenate([np.stack(cut), whole])

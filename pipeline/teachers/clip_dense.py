@@ -17,9 +17,10 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
-from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.frame import Camera, Frame, FrameError, read_image_for
 from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
+from pipeline.teachers.masks import resized
 from superpixels.pooling import bilinear_matrix, segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 from superpixels.windows import Windows, mixed_argmax, mixed_weights, window_matrix
@@ -156,19 +157,13 @@ class ClipDense:
 
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
         """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels."""
-        from PIL import Image
-
         from pipeline.teachers.dense import seen_size
 
-        image = read_image(self.root, camera)
-        height, width = seen_size(
-            image.shape[0],
-            image.shape[1],
-            self.config.short_side_px,
-            self.image_tower.patch_px,
-            self.config.window_px,
-        )
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        def size_of(height_px: int, width_px: int) -> tuple[int, int]:
+            patch_px, config = self.image_tower.patch_px, self.config
+            return seen_size(height_px, width_px, config.short_side_px, patch_px, config.window_px)
+
+        return resized(*read_image_for(self.root, camera, size_of, scaled=self.config.decode == "scaled"))
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 or int8 (b, h, w, d).

@@ -137,6 +137,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "precision": "bf16",
         "unit_cells": False,
         "kept": "int8",
+        "decode": "full",
         "logit_scale": 100.0,
     }
     assert other.keys() == {field.name for field in fields(ClipDenseConfig)} - {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manifests.sections.teachers.masks import MaskConfig
+from manifests.sections.teachers.masks import DECODINGS, MaskConfig
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
 TEMPLATES = "catseg"
@@ -13,7 +13,7 @@ TEMPLATES = "catseg"
 _WEIGHTS = ("model", "weights", "weights_sha256")
 _FIELDS = {
     "text": (*_WEIGHTS, "parity"),
-    "encode": (*_WEIGHTS, "windows", "precision", "kept", "parity"),
+    "encode": (*_WEIGHTS, "windows", "precision", "kept", "decode", "parity"),
     "segment": (*_WEIGHTS, "windows", "pooling"),
 }
 
@@ -31,7 +31,8 @@ class CatSegConfig(MaskConfig):
     and the whole, as in the authors' evaluation: finer, at five times the cost and the cache. `pooling` averages so
     many cells along each axis before prompts are compared; the authors' evaluation has 1, their training 2. `precision`
     "bf16" runs CLIP in bfloat16, never the aggregator. `kept` is how table `encode` holds numbers: "float16" or
-    "float32".
+    "float32". `decode` "scaled" takes a JPEG from its decoder at half, a quarter or an eighth of its size where that is
+    no smaller than what the network sees, and resizes from there; "full" decodes every pixel first, as `parity` does.
 
     `parity` takes images as the reference does: resized without antialiasing, and, where there are no windows, padded
     to multiples of 32, with which they are then stretched over the view: what the network sees at the lower edge is
@@ -51,6 +52,7 @@ class CatSegConfig(MaskConfig):
     pooling: int = 1
     precision: str = "fp32"
     kept: str = "float16"
+    decode: str = "scaled"
     parity: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class CatSegConfig(MaskConfig):
             raise ValueError(f'precision is "{self.precision}"; choose "fp32" or "bf16"')
         if self.kept not in ("float16", "float32"):
             raise ValueError(f'kept is "{self.kept}"; choose "float16" or "float32"')
+        if self.decode not in DECODINGS:
+            raise ValueError(f'decode is "{self.decode}"; choose "scaled" or "full"')
         if self.pooling not in (1, 2):
             raise ValueError(f"pooling is {self.pooling}; choose 1 (the authors' evaluation) or 2 (their training)")
 

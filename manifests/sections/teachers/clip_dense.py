@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.config import changed_values
+from manifests.sections.teachers.masks import DECODINGS
 from manifests.sections.teachers.published import pinned_by_publication
 from manifests.sections.teachers.weights import Weights
 
@@ -22,7 +23,7 @@ _FIELDS = {
     "encode": (
         *_TOWER,
         *("mode", "positions", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
-        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept"),
+        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept", "decode"),
     ),
     "segment": ("logit_scale",),
 }
@@ -50,7 +51,9 @@ class ClipDenseConfig:
     where torch deems it safe; `compile` has torch compile it, in batches of one size. `unit_cells` scales the features
     of each cell to length 1, so that all pixels of a segment count the same. `logit_scale` times the cosine is what the
     softmax behind `score` sees; it moves no segment. `kept` "int8" halves table `encode`: only the direction of a
-    cell's vector is kept, in steps of 1/127 of its largest value.
+    cell's vector is kept, in steps of 1/127 of its largest value. `decode` "scaled" takes a JPEG from its decoder at
+    half, a quarter or an eighth of its size where that is no smaller than what the tower sees, and resizes from there;
+    "full" decodes every pixel first, as the authors of the modes do.
     """
 
     name: str = "clip_dense"
@@ -75,6 +78,7 @@ class ClipDenseConfig:
     compile: bool = False
     unit_cells: bool = True
     kept: str = "float16"
+    decode: str = "scaled"
     logit_scale: float = 40.0
 
     def __post_init__(self) -> None:
@@ -119,6 +123,8 @@ class ClipDenseConfig:
             raise ValueError(f'kept is "{self.kept}"; choose "float16" or "int8"')
         if self.kept == "int8" and not self.unit_cells:
             raise ValueError('kept = "int8" keeps directions only, so it needs unit_cells = true')
+        if self.decode not in DECODINGS:
+            raise ValueError(f'decode is "{self.decode}"; choose "scaled" or "full"')
         if not (0 < self.sigma < float("inf") and 0 < self.logit_scale < float("inf")):
             raise ValueError("sigma and logit_scale must be positive and finite")
         if not 8 <= self.short_side_px <= 4096:

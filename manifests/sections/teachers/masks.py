@@ -10,6 +10,8 @@ from manifests.sections.teachers.weights import Weights
 
 MASK_FORMATS = ("uint8", "float16")
 
+DECODINGS = ("scaled", "full")
+
 DIVISOR_PX = 32
 """Images that go into a network are padded, or resized, to multiples of this."""
 
