@@ -16,7 +16,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.sealed import damaged_files
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
-from pipeline.checks.doctor import FRAMES, examine
+from pipeline.checks.doctor import FRAMES, examine, weights_of
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool
@@ -45,6 +45,12 @@ def plan(
                 console.print(
                     f"encode keeps about {item.kilobytes_per_frame / 6:.0f} kB per image, for any class dictionary; "
                     "run.keep_encode = false keeps none, and encodes again for every new one",
+                    markup=False,
+                )
+        for weights in weights_of(runner.recipe.teacher):
+            if not weights.sha256 and weights.seed is None:
+                console.print(
+                    f"note: {weights.source} is not pinned; the first run that needs it says the line to add",
                     markup=False,
                 )
         for twin in runner.recipe.ontology.duplicates():

@@ -36,7 +36,7 @@ def test_a_template_set_is_known_by_name() -> None:
     assert templates_of("single") == ("a photo of a {}.",)
     assert len(templates_of("vild14")) == 14 == len(set(templates_of("vild14")))
     assert all(sentence.count("{}") == 1 for sentences in TEMPLATES.values() for sentence in sentences)
-    with pytest.raises(ConfigError, match=r'"vild" *; there are imagenet80, maskclip85, single, tcl9, vild14'):
+    with pytest.raises(ConfigError, match=r'"vild" *; there are catseg, imagenet80, maskclip85, single, tcl9, vild14'):
         templates_of("vild")
 
 
@@ -314,6 +314,11 @@ def test_the_file_of_a_published_digest_is_fetched_from_its_link(
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", fetch)
     pinned = pinned_by_publication(Weights("openai"), "ViT-B-16-quickgelu")
     with pytest.raises(ConfigError, match="but teacher.weights_sha256 is 5806e77c.*the file is damaged or another one"):
+        towers.fetch_tag("ViT-B-16-quickgelu", pinned, quick_gelu=True)
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", lambda *_: 1 / 0)
+    with pytest.raises(
+        ConfigError, match="machine with network access: fetch https://openaipublic.* into .*cache/clip"
+    ):
         towers.fetch_tag("ViT-B-16-quickgelu", pinned, quick_gelu=True)
     [(link, folder)] = asked
     assert link.endswith("/ViT-B-16.pt") and pinned.sha256 in link and folder.endswith(".cache/clip")

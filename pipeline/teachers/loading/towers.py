@@ -204,9 +204,14 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
         else:
             found = open_clip.download_pretrained(known)
     except Exception as error:  # whatever the network, the hub or the disk may raise
+        how = (
+            f"fetch {weights.link} and put it into {cache_of_links()}"
+            if weights.link
+            else "give the file's path and sha256, or copy the cache of huggingface_hub"
+        )
         raise ConfigError(
             f"teacher.weights {tag} for {model} could not be fetched ({first_line(error)}). Download it once on a "
-            "machine with network access and give the file's path and sha256, or copy the cache of huggingface_hub"
+            f"machine with network access: {how}"
         ) from None
     return verified(weights, Path(found))
 
