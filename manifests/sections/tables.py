@@ -28,7 +28,7 @@ class ProjectConfig:
 class TextConfig:
     """Section `[text]`: the sentence templates that each prompt is put into.
 
-    `templates` names a list of pipeline.teachers.loading.templates; empty, it is the one that the authors of the
+    `templates` names a list of manifests.templates; empty, it is the one that the authors of the
     teacher use.
     """
 

@@ -32,7 +32,6 @@ from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.geometry import project
 from pipeline.stages import PACKED
 from pipeline.stages.index import check_frame
-from pipeline.teachers import TEACHERS
 from pipeline.teachers.artifacts import check_folder
 from pipeline.teachers.loading.weights import at_hand, verified
 
@@ -210,7 +209,7 @@ def check_teacher(recipe: Recipe, frames: Sequence[Frame]) -> Iterator[Finding]:
         return
     for weights in weights_of(config):
         yield check_weights(weights)
-    if TEACHERS[config.name].simulated:
+    if config.simulated:
         yield Finding("note", "teacher", f"{config.name} is simulated: it knows the truth, and results mean nothing")
 
 
@@ -289,7 +288,7 @@ def check_memory(recipe: Recipe) -> Iterator[Finding]:
         )
         return
     workers = run.workers if run.pool == "ray" else 1
-    each_gb = WORKER_GB + (NETWORK_GB if TEACHERS[recipe.teacher.name].has_encode and not run.gpus_per_worker else 0)
+    each_gb = WORKER_GB + (NETWORK_GB if recipe.teacher.has_encode and not run.gpus_per_worker else 0)
     need_gb, free_gb = workers * each_gb, psutil.virtual_memory().available / 1e9
     text = f"{workers} workers take about {need_gb:.1f} GB, {free_gb:.1f} GB are free"
     if need_gb > free_gb:
@@ -355,9 +354,9 @@ def check_gpus(recipe: Recipe, gpus: Sequence[tuple[str, float]]) -> Iterator[Fi
             f"workers ask for {asked:g} GPUs each, torch sees {told}; set run.gpus_per_worker and run.segment_gpus to "
             "0 for the CPU, or mend the driver",
         )
-    elif TEACHERS[recipe.teacher.name].has_encode and not gpus:
+    elif recipe.teacher.has_encode and not gpus:
         yield Finding("note", "gpu", "torch sees none: encoding runs on the CPU; `plan --cost` tells how long")
-    elif gpus and run.pool == "ray" and TEACHERS[recipe.teacher.name].has_encode and not run.gpus_per_worker:
+    elif gpus and run.pool == "ray" and recipe.teacher.has_encode and not run.gpus_per_worker:
         yield Finding(
             "note", "gpu", f"there are {told}, but run.gpus_per_worker is 0: Ray gives workers none; set it to 1"
         )

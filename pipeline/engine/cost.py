@@ -71,9 +71,8 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
 
 def uses_network(runner: Runner) -> bool:
     """Whether the recipe's teacher computes segments, instead of reading them."""
-    from pipeline.teachers import TEACHERS
 
-    return not TEACHERS[runner.recipe.teacher.name].ready_made
+    return not runner.recipe.teacher.ready_made
 
 
 def seconds_per_frame(manifest: Manifest) -> float | None:

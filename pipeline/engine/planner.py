@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from manifests.config import ConfigError
 from manifests.fingerprint import differences, digest
 from manifests.recipe import Recipe
-from manifests.schema import signature
 from manifests.splits import load_split
+from manifests.stages import Need, identity
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of, shard_name
 from manifests.storage.refs import Ref
@@ -28,7 +28,7 @@ from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
 from pipeline.frame import Frame, frame_row
 from pipeline.sources import FrameFiles, key_with, stats_of
 from pipeline.stages import STAGES, with_upstream
-from pipeline.stages.base import Need, Stage
+from pipeline.stages.base import Stage
 
 FRAMES_PER_SHARD = 64
 LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look
@@ -99,14 +99,7 @@ class Planner:
 
     def identity(self, stage: Stage) -> dict[str, Any]:
         """Return the readable identity of a stage's table; its digest names the folder."""
-        needs = stage.needs(self.recipe)
-        return {
-            "stage": stage.name,
-            "version": stage.version,
-            "columns": signature(stage.schema),
-            "settings": dict(stage.settings(self.recipe)),
-            "needs": {need.table: digest(self.identity(STAGES[need.table])) for need in needs},
-        }
+        return identity(self.recipe, stage.name)
 
     def _plan_stage(self, stage: Stage, upstream: Mapping[str, Table]) -> StagePlan:
         found = self.look(stage, again=False)
@@ -216,7 +209,10 @@ class Planner:
         """
         depends: dict[str, Any] = {"table": fingerprint}
         if stage.build:
-            settings = digest(dict(stage.settings(self.recipe)))
+            content = stage.content(self.recipe)
+            if content:  # files; the fingerprint has the rest
+                depends["content"] = digest(dict(content))
+            settings = digest(dict(stage.depends(self.recipe)))
             return Task(stage.name, fingerprint, shard, digest(depends), 0, settings=settings)
         if stage.name == "index":
             depends["listing"] = self._listing_digest(stage, shard, frames)

@@ -74,7 +74,7 @@ class Worker:
     def _build_table(self, task: Task, stage: Stage) -> Outcome:
         assert stage.build is not None
         rows = stage.build(self._recipe)
-        if digest(dict(stage.settings(self._recipe))) != task.settings:
+        if digest(dict(stage.depends(self._recipe))) != task.settings:
             raise StoreError(f"a file that `{stage.name}` is made from was replaced since the run began; run again")
         with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
             for row in rows:

@@ -33,11 +33,12 @@ from manifests.query import (
 )
 from manifests.recipe import Recipe
 from manifests.rows import Row
+from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.stages import text_settings
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from pipeline.look.browse import Browser, Place, Track, made_of_points
-from pipeline.stages.text import settings
 from pipeline.teachers import TEACHERS
 from superpixels.similarity import Similarity, similarity, spread, top_mean
 
@@ -96,14 +97,14 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     known = {normal(row["prompt"]): row for row in rows}
     if normal(words) in known:
         return Query(words, np.asarray(known[normal(words)]["vector"], np.float32), table.fingerprint, encoder)
-    if kind.ready_made or kind.simulated:
-        able = [name for name, other in TEACHERS.items() if not (other.ready_made or other.simulated)]
+    if recipe.teacher.ready_made or recipe.teacher.simulated:
+        able = [name for name, other in TEACHER_SECTIONS.items() if not (other.ready_made or other.simulated)]
         raise ConfigError(
             f"teacher {recipe.teacher.name} has no text encoder, so it knows the {len(known)} prompts of dictionary "
             f"{recipe.ontology.name} and not “{words}”{near(words, [row['prompt'] for row in rows])}. Any phrase can "
             f"be asked where the teacher is one of {', '.join(able)}"
         )
-    changes = differences(encoder, encoder_of(settings(recipe))) if encoder else []
+    changes = differences(encoder, encoder_of(text_settings(recipe))) if encoder else []
     if changes:
         raise ConfigError(
             f"the tables were made with another text encoder than the recipe has now ({'; '.join(changes)}); run: "

@@ -19,7 +19,9 @@ from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
 from manifests.recipe import Recipe
+from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.shown import shown_values
+from manifests.stages import corrected_table
 from manifests.storage import sealed
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
@@ -43,8 +45,6 @@ from pipeline.look.pictures import (
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.query import Asked, asked_of
 from pipeline.stages import STAGES
-from pipeline.stages.correct import source
-from pipeline.teachers import TEACHERS
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 
@@ -325,7 +325,7 @@ def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> li
 
     title = "Changed by flat interaction:"
     if "correct" in rows or "pseudo" in refined:
-        before = rows[source(recipe) if "correct" in rows else "target"]["label"]
+        before = rows[corrected_table(recipe) if "correct" in rows else "target"]["label"]
         new = rows["correct"]["label"] if "correct" in rows else after(before)
         found.append(changes(before, new, truth, f"{title} pseudo-labels", recipe.ontology))
     if "predict" in rows and "prediction" in refined:
@@ -375,7 +375,7 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
     found = []
     settings = [made_from(browser, name).get("settings", {}) for name in browser.tables]
     teachers = [item["teacher"] for item in settings if "teacher" in item]
-    kind_of = {str(item.get("name")): TEACHERS.get(str(item.get("name"))) for item in teachers}
+    kind_of = {str(item.get("name")): TEACHER_SECTIONS.get(str(item.get("name"))) for item in teachers}
     simulated = {str(item.get("name")) for item in teachers if item.get("simulated")}
     simulated |= {name for name, kind in kind_of.items() if kind and kind.simulated}
     parts = [part for item in teachers for part in (item, *item.values()) if isinstance(part, Mapping)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from manifests.recipe import Recipe
+from manifests.stages import with_needs
 from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
 from pipeline.stages.base import Stage
 
@@ -30,11 +31,4 @@ PACKED = ("points", "pairs", "target")
 
 def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage]:
     """Return the named stages and everything that they need, `index` first, in the order data flows."""
-    wanted = {"index"}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            waiting += [need.table for need in STAGES[name].needs(recipe) if need.how != "fused"]
-    return [stage for name, stage in STAGES.items() if name in wanted]
+    return [STAGES[name] for name in with_needs(recipe, names)]

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from manifests.recipe import Recipe
 from manifests.rows import Row
+from manifests.stages import Need, TableSpec
 from manifests.storage.errors import StoreError
 from pipeline.frame import Frame
 from pipeline.sources import FrameFiles
-
-
-@dataclass(frozen=True)
-class Need:
-    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named.
-
-    `window`: that row, and those of up to `reach` frames of the same scene before and after, in the next shards too.
-    `fused`: the stage makes that row itself on its way. The table's identity counts, and no table is read or written.
-    """
-
-    table: str
-    how: Literal["row", "broadcast", "fused", "window"] = "row"
-    columns: tuple[str, ...] | None = None
-    reach: int = 0
-
-    @property
-    def read(self) -> tuple[str, ...] | None:
-        """The columns to read of a row: those named, and those that every row has; None for all."""
-        return None if self.columns is None else ("frame_id", "status", "reason", *self.columns)
 
 
 @dataclass(frozen=True)
@@ -88,26 +70,23 @@ class OneByOne:
 class Stage:
     """A table and how one row of it is made.
 
-    `version` is raised when the code changes what the output means. `settings` are the recipe's values that can change
-    a row; they enter the identity. `index_columns` are the columns of `index` that a row depends on: a shard is rebuilt
-    when they change for one of its frames, and only then. `prepare` runs once per worker and loads what is heavy;
-    `stream` comes before it where it returns a way to make many rows at once, with the same bytes.
+    `table` is what both sides know of it: name, version, what it needs, which settings count. `index_columns` are the
+    columns of `index` that a row depends on: a shard is rebuilt when they change for one of its frames, and only then.
     `apart` are columns that others need without the rest: those are built again when these change, and only then.
-    `files` are what it reads of disk beside the files that `index` names: they are digested into the key of a shard,
-    and a frame comes with their digests, which `prepare`'s function compares with what it reads.
-    `build` instead of `prepare` makes one table for all frames (the text vectors): it returns its rows. `refuse` gives
-    a sentence where the data set cannot have this table at all. `count` tells what to sum up over the rows. `gpus` is
-    what a worker takes of a GPU; None where no network runs.
+    `prepare` runs once per worker and loads what is heavy; `stream` comes before it where it returns a way to make many
+    rows at once, with the same bytes. `files` are what it reads of disk beside the files that `index` names: they are
+    digested into the key of a shard, and a frame comes with their digests, which `prepare`'s function compares with
+    what it reads. `build` instead of `prepare` makes one table for all frames (the text vectors): it returns its rows,
+    and `content` what they depend on beside the settings. `refuse` gives a sentence where the data set cannot have this
+    table at all. `count` tells what to sum up over the rows. `gpus` is what a worker takes of a GPU; None where no
+    network runs.
     """
 
-    name: str
-    version: int
-    schema: pa.Schema
-    needs: Callable[[Recipe], tuple[Need, ...]]
-    settings: Callable[[Recipe], Mapping[str, Any]]
+    table: TableSpec
     prepare: Callable[[Recipe], FrameFunction] | None = None
     stream: Callable[[Recipe], StreamFunction | None] = lambda recipe: None
     build: Callable[[Recipe], list[dict[str, Any]]] | None = None
+    content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
     index_columns: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
@@ -115,6 +94,28 @@ class Stage:
     refuse: Callable[[Recipe, Iterable[Frame]], str | None] = lambda recipe, frames: None
     count: Callable[[Row], Mapping[str, int]] = lambda row: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of stage, table and make target."""
+        return self.table.name
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table."""
+        return self.table.schema
+
+    def needs(self, recipe: Recipe) -> tuple[Need, ...]:
+        """Return the tables that a row is made from."""
+        return self.table.needs(recipe)
+
+    def settings(self, recipe: Recipe) -> Mapping[str, Any]:
+        """Return the recipe's values that can change a row; they enter the identity."""
+        return self.table.settings(recipe)
+
+    def depends(self, recipe: Recipe) -> Mapping[str, Any]:
+        """Return what the rows of a table for all frames depend on, files included."""
+        return {**self.settings(recipe), **self.content(recipe)}
 
     def open(self, recipe: Recipe) -> StreamFunction:
         """Return what makes the rows of frames; loads what is heavy."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
+from manifests.stages import SPECS, corrected_table
 from pipeline.frame import FrameError
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.flat_interaction import FlatInteractionConfig, refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.unfit import Unfit
@@ -21,7 +20,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that corrects the pseudo-labels of a frame."""
 
     def correct(inputs: FrameInput) -> Row:
-        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows[source(recipe)]["label"]
+        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows[corrected_table(recipe)]["label"]
         height_m = height_of_sensor_m(inputs.frame.ego_from_lidar)
         return correct_frame(xyz_m, label, height_m, recipe.correct, recipe.ontology)
 
@@ -55,21 +54,8 @@ def correct_frame(
     }
 
 
-def source(recipe: Recipe) -> str:
-    """Return the table whose labels are corrected."""
-    return "vote" if recipe.target.labels == "vote+correct" else "group"
-
-
 STAGE = Stage(
-    name="correct",
-    version=4,
-    schema=TABLES["correct"],
-    needs=lambda recipe: (Need("points"), Need(source(recipe))),
-    settings=lambda recipe: {
-        **changed_values(recipe.correct),
-        "n_classes": len(recipe.ontology.classes) - 1,
-        "ground_classes": list(recipe.ontology.ground_class_ids),
-    },
+    table=SPECS["correct"],
     prepare=prepare,
     index_columns=("n_points", "ego_from_lidar"),
     count=lambda row: {

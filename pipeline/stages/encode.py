@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
 from pipeline.teachers import TEACHERS, BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def load(recipe: Recipe) -> Teacher:
     """Return the recipe's teacher, ready to encode; raises ConfigError if it has no encode half."""
     kind = TEACHERS[recipe.teacher.name]
-    if not kind.has_encode:
+    if not recipe.teacher.has_encode:
         raise ConfigError(f"teacher {recipe.teacher.name} has nothing to encode; run `segment`, which does not need it")
     return kind.load(recipe, "encode")
 
@@ -96,14 +96,7 @@ class SideBySide:
 
 
 STAGE = Stage(
-    name="encode",
-    version=5,
-    schema=TABLES["encode"],
-    needs=lambda recipe: (),
-    settings=lambda recipe: {
-        "teacher": dict(recipe.teacher.settings("encode")),
-        **TEACHERS[recipe.teacher.name].content(recipe, "encode"),
-    },
+    table=SPECS["encode"],
     prepare=prepare,
     stream=stream,
     index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),

@@ -8,23 +8,18 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from manifests.sections.tables import GroupConfig
+from manifests.stages import SPECS
 from pipeline.frame import Camera
 from pipeline.geometry import axis_distance
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.segment import segments_of
 from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints
 from superpixels.segments import Segments
-
-# vectors are three quarters of a row of `segment`, and grouping needs none
-SEGMENTS_WITHOUT_VECTORS = tuple(
-    name for name in TABLES["segment"].names if name not in ("frame_id", "status", "reason", "vector")
-)
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
@@ -148,11 +143,7 @@ def agreement(project: Row, group: Row, ontology: Ontology) -> tuple[npt.NDArray
 
 
 STAGE = Stage(
-    name="group",
-    version=1,
-    schema=TABLES["group"],
-    needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
-    settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
+    table=SPECS["group"],
     prepare=prepare,
     apart=tuple(name for name in TABLES["group"].names if name != "point_superpoint"),
     index_columns=("n_points", "width_px", "height_px", "intrinsics"),

@@ -10,6 +10,7 @@ import numpy as np
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_file, read_image
 from pipeline.geometry import Float64, check_intrinsics
@@ -143,11 +144,7 @@ def pose_problems(pose: Float64) -> list[str]:
 
 
 STAGE = Stage(
-    name="index",
-    version=2,
-    schema=TABLES["index"],
-    needs=lambda recipe: (),
-    settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
+    table=SPECS["index"],
     prepare=prepare,
     apart=tuple(TABLES["index"].names),
     files=lambda recipe: FrameFiles(Path(recipe.data.root), files_of),

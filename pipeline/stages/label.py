@@ -12,7 +12,7 @@ import numpy as np
 
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.datasets import open_dataset
 from pipeline.frame import Frame, FrameError, inside, read_file
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -59,11 +59,7 @@ def refuse(recipe: Recipe, frames: Iterable[Frame]) -> str | None:
 
 
 STAGE = Stage(
-    name="label",
-    version=1,
-    schema=TABLES["label"],
-    needs=lambda recipe: (),
-    settings=lambda recipe: {"dataset": recipe.data.dataset, "ontology": recipe.ontology.raw_content()},
+    table=SPECS["label"],
     prepare=prepare,
     index_columns=("lidar_token", "n_points", "label_path", "label_sha256"),
     refuse=refuse,

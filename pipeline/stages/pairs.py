@@ -6,8 +6,8 @@ import numpy as np
 
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from manifests.stages import SPECS
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
@@ -35,11 +35,7 @@ def gather(inputs: FrameInput) -> Row:
 
 
 STAGE = Stage(
-    name="pairs",
-    version=1,
-    schema=TABLES["pairs"],
-    needs=lambda recipe: (Need("project"), Need("group"), Need("segment")),
-    settings=lambda recipe: {},
+    table=SPECS["pairs"],
     prepare=prepare,
     index_columns=("width_px", "height_px"),
     kilobytes_per_frame=lambda recipe: 260.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.datasets import DATASETS, open_dataset
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
@@ -21,11 +21,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
 
 
 STAGE = Stage(
-    name="points",
-    version=1,
-    schema=TABLES["points"],
-    needs=lambda recipe: (),
-    settings=lambda recipe: {"dataset": recipe.data.dataset},
+    table=SPECS["points"],
     prepare=prepare,
     index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
     kilobytes_per_frame=lambda recipe: 0.012 * DATASETS[recipe.data.dataset].points_per_frame,

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
 from manifests.sections.tables import ProjectConfig
+from manifests.stages import SPECS
 from pipeline.frame import Frame
 from pipeline.geometry import project
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.lifting import occluded
 
 
@@ -70,11 +69,7 @@ def visible_pairs(frame: Frame, xyz_m: npt.NDArray[np.float32], config: ProjectC
 
 
 STAGE = Stage(
-    name="project",
-    version=2,
-    schema=TABLES["project"],
-    needs=lambda recipe: (Need("points", columns=("xyz_m",)),),
-    settings=lambda recipe: changed_values(recipe.project),
+    table=SPECS["project"],
     prepare=prepare,
     index_columns=("width_px", "height_px", "intrinsics", "cam_from_lidar"),
     count=lambda row: {"pairs": len(row["point"]), "occluded_pairs": int(row["occluded"].sum())},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,53 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError, changed_values
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
+from manifests.stages import SPECS, fused
 from pipeline.frame import FrameError
 from pipeline.stages import encode
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage, StreamFunction
+from pipeline.stages.base import FrameFunction, FrameInput, Stage, StreamFunction
 from pipeline.teachers import TEACHERS
 from superpixels.segments import Segments
 from superpixels.unfit import Unfit
 
 
-def needs(recipe: Recipe) -> tuple[Need, ...]:
-    """Return the tables that segments are made from: the encode half if any, the prompts, and what else is needed."""
-    kind = TEACHERS[recipe.teacher.name]
-    encoding = (Need("encode", "fused" if fused(recipe) else "row"),) if kind.has_encode else ()
-    return (*encoding, Need("text", "broadcast"), *map(Need, kind.needs(recipe)))
-
-
-def fused(recipe: Recipe) -> bool:
-    """Return whether this stage runs the encode half itself, so that no table holds it."""
-    return TEACHERS[recipe.teacher.name].has_encode and not recipe.run.keep_encode
-
-
-def settings(recipe: Recipe) -> Mapping[str, Any]:
-    """Return what segments depend on beside the tables they are made from."""
-    kind = TEACHERS[recipe.teacher.name]
-    content = {"teacher": dict(recipe.teacher.settings("segment")), **kind.content(recipe, "segment")}
-    changed = changed_values(recipe.segment)
-    if not kind.ready_made:
-        content["segment"] = changed
-    elif changed:
-        raise ConfigError(
-            f"[segment] does not apply to teacher {recipe.teacher.name}, whose segments are read from files; "
-            f"remove {', '.join(changed)}"
-        )
-    return content
-
-
 def prepare(recipe: Recipe) -> FrameFunction:
     """Return the function that finds the segments of a frame."""
-    kind = TEACHERS[recipe.teacher.name]
-    teacher = kind.load(recipe, "segment")
-    further = kind.needs(recipe)
+    teacher = TEACHERS[recipe.teacher.name].load(recipe, "segment")
+    further = recipe.teacher.needs()
 
     def segment(inputs: FrameInput) -> Row:
-        encoding = dict(inputs.rows["encode"]["encoding"]) if kind.has_encode else {}
+        encoding = dict(inputs.rows["encode"]["encoding"]) if recipe.teacher.has_encode else {}
         for table in further:
             encoding |= {f"{table}/{column}": value for column, value in inputs.rows[table].items()}
         text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
@@ -186,11 +158,7 @@ def kilobytes_per_frame(recipe: Recipe) -> float:
 
 
 STAGE = Stage(
-    name="segment",
-    version=1,
-    schema=TABLES["segment"],
-    needs=needs,
-    settings=settings,
+    table=SPECS["segment"],
     prepare=prepare,
     stream=stream,
     gpus=gpus,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import changed_values
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from manifests.stages import SPECS
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
 def prepare(recipe: Recipe) -> FrameFunction:
@@ -38,20 +37,8 @@ def corrected(confidence: npt.NDArray[np.uint8], correct: Row) -> tuple[npt.NDAr
     return label, np.where(label > 0, sure, 0).astype(np.uint8)
 
 
-LABELS = {
-    "group": (Need("group"),),
-    "vote": (Need("vote"),),
-    "correct": (Need("group"), Need("correct")),
-    "vote+correct": (Need("vote"), Need("correct")),
-}
-"""What each choice of `target.labels` needs: labels that flat interaction does not touch keep their confidence."""
-
 STAGE = Stage(
-    name="target",
-    version=1,
-    schema=TABLES["target"],
-    needs=lambda recipe: (*LABELS[recipe.target.labels], Need("project")),
-    settings=lambda recipe: changed_values(recipe.target),
+    table=SPECS["target"],
     prepare=prepare,
     count=lambda row: {"points": len(row["seen"]), "seen_points": int(row["seen"].sum())},
     kilobytes_per_frame=lambda recipe: 15.0,

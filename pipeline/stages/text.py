@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError
 from manifests.recipe import Recipe
-from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.stages.base import Stage
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.loading.templates import templates_of
-
-
-def settings(recipe: Recipe) -> Mapping[str, Any]:
-    """Return what the vectors depend on: prompts, templates (their sentences, not their name), and the text tower."""
-    kind = TEACHERS[recipe.teacher.name]
-    content: dict[str, Any] = {
-        "teacher": dict(recipe.teacher.settings("text")),
-        "prompts": recipe.ontology.prompt_content(),
-        **kind.content(recipe, "text"),
-    }
-    if not kind.ready_made and not kind.simulated:
-        content["templates"] = list(templates_of(recipe.template_list))
-    elif changed_values(recipe.text):
-        raise ConfigError(
-            f"[text] does not apply to teacher {recipe.teacher.name}, whose text vectors are "
-            + ("drawn from random numbers" if kind.simulated else "read from a file")
-        )
-    return content
 
 
 def build(recipe: Recipe) -> list[dict[str, Any]]:
@@ -51,16 +31,13 @@ def build(recipe: Recipe) -> list[dict[str, Any]]:
 
 def gpus(recipe: Recipe) -> float | None:
     """Return what a worker takes of a GPU; None where the vectors are read or drawn and no network runs."""
-    kind = TEACHERS[recipe.teacher.name]
-    return None if kind.ready_made or kind.simulated else recipe.run.gpus_per_worker
+    teacher = recipe.teacher
+    return None if teacher.ready_made or teacher.simulated else recipe.run.gpus_per_worker
 
 
 STAGE = Stage(
-    name="text",
-    version=1,
-    schema=TABLES["text"],
-    needs=lambda recipe: (),
-    settings=settings,
+    table=SPECS["text"],
     build=build,
+    content=lambda recipe: TEACHERS[recipe.teacher.name].text_content(recipe),
     gpus=gpus,
 )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from manifests.config import changed_values
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.schema import TABLES
+from manifests.stages import SPECS
 from pipeline.frame import FrameError
-from pipeline.stages.base import FrameFunction, FrameInput, Need, Stage
+from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.group import agreement
 from superpixels.unfit import Unfit
 from superpixels.voting import Ballot, vote
@@ -43,22 +42,8 @@ def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
     return Ballot.cast(one.rows["points"]["xyz_m"], group["label"], weight, one.frame, here.frame)
 
 
-def needs(recipe: Recipe) -> tuple[Need, ...]:
-    """Return the tables that are read of a frame and of those around it."""
-    columns = {
-        "points": ("xyz_m",),
-        "project": ("point",),
-        "group": ("superpoint_prompt", "pair", "pair_superpoint", "label", "confidence"),
-    }
-    return tuple(Need(name, "window", chosen, recipe.vote.reach) for name, chosen in columns.items())
-
-
 STAGE = Stage(
-    name="vote",
-    version=2,
-    schema=TABLES["vote"],
-    needs=needs,
-    settings=lambda recipe: {**changed_values(recipe.vote), "classes": recipe.ontology.class_of_prompt.tolist()},
+    table=SPECS["vote"],
     prepare=prepare,
     index_columns=("n_points", "timestamp_us", "world_from_lidar"),
     count=lambda row: {

@@ -89,50 +89,25 @@ class ComposedTeacher(Teacher, Protocol):
 
 @dataclass(frozen=True)
 class TeacherKind:
-    """How a teacher is set up: how a worker loads it for stage "text", "encode" or "segment".
+    """How a worker loads a teacher for stage "text", "encode" or "segment"; its section tells the rest.
 
-    Loading for "segment" should leave out what only the encode half needs. `ready_made` teachers read finished
-    segments and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth
-    and look at no image: whoever shows results has to say so; section `[text]` does not apply. `kilobytes_per_frame`
-    estimates a row of table `encode`.
-
-    `needs` names further tables, whose columns of the frame `segment` is handed. `content` returns what rows of "text",
-    "encode" or "segment" depend on beside section `[teacher]` and the tables they are made from, for their identity.
-    `files` are what `segment` reads of a frame beside its images; they come with their digests in `frame.files`.
+    Loading for "segment" should leave out what only the encode half needs. `files` are what `segment` reads of a frame
+    beside its images; they come with their digests in `frame.files`. `text_content` is what its text vectors depend on
+    beside settings: files. `kilobytes_per_frame` estimates a row of table `encode`.
     """
 
     load: Callable[[Recipe, str], Teacher]
-    has_encode: bool
-    ready_made: bool = False
-    simulated: bool = False
-    needs: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
-    content: Callable[[Recipe, str], Mapping[str, Any]] = lambda recipe, stage: {}
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
+    text_content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
 
 
 TEACHERS: dict[str, TeacherKind] = {
-    "artifacts": TeacherKind(
-        Artifacts.load, has_encode=False, ready_made=True, content=Artifacts.content, files=Artifacts.files
-    ),
-    "catseg": TeacherKind(
-        CatSeg.load, has_encode=True, content=CatSeg.content, kilobytes_per_frame=CatSeg.kilobytes_per_frame
-    ),
-    "clip_dense": TeacherKind(ClipDense.load, has_encode=True, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
-    "composite": TeacherKind(
-        Composite.load,
-        has_encode=True,
-        content=Composite.content,
-        kilobytes_per_frame=Composite.kilobytes_per_frame,
-    ),
-    "fcclip": TeacherKind(
-        FcClip.load,
-        has_encode=True,
-        content=FcClip.content,
-        kilobytes_per_frame=FcClip.kilobytes_per_frame,
-    ),
-    "oracle": TeacherKind(
-        Oracle.load, has_encode=False, simulated=True, needs=Oracle.needs, content=Oracle.content, files=Oracle.files
-    ),
-    "san": TeacherKind(San.load, has_encode=True, kilobytes_per_frame=San.kilobytes_per_frame),
+    "artifacts": TeacherKind(Artifacts.load, files=Artifacts.files, text_content=Artifacts.text_content),
+    "catseg": TeacherKind(CatSeg.load, kilobytes_per_frame=CatSeg.kilobytes_per_frame),
+    "clip_dense": TeacherKind(ClipDense.load, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
+    "composite": TeacherKind(Composite.load, kilobytes_per_frame=Composite.kilobytes_per_frame),
+    "fcclip": TeacherKind(FcClip.load, kilobytes_per_frame=FcClip.kilobytes_per_frame),
+    "oracle": TeacherKind(Oracle.load, files=Oracle.files),
+    "san": TeacherKind(San.load, kilobytes_per_frame=San.kilobytes_per_frame),
 }

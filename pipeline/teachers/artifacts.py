@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
+from manifests.fingerprint import sha256_file
 from manifests.ontology import Ontology
 from manifests.sections.teachers.artifacts import OFFICIAL_PROMPTS, TEXT, ArtifactsConfig, prompts_digest
 from pipeline.frame import MAX_IMAGE_PIXELS, Frame, FrameError
@@ -77,11 +78,18 @@ class Artifacts:
         return cls(config)
 
     @staticmethod
-    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
-        """Return nothing; raises ConfigError where the files were made with other prompts, or may have been."""
+    def text_content(recipe: Recipe) -> Mapping[str, Any]:
+        """Return the digest of the text vectors' file.
+
+        Raises ConfigError without it, and where the files were made with other prompts, or may have been.
+        """
         assert isinstance(recipe.teacher, ArtifactsConfig)
         check_prompts(recipe.teacher, recipe.ontology.prompts)
-        return {}
+        path = Path(recipe.teacher.folder) / TEXT
+        try:
+            return {"text_sha256": sha256_file(path)}
+        except OSError as error:
+            raise ConfigError(f"teacher.folder: {path}: {reason(error)}") from None
 
     @staticmethod
     def files(recipe: Recipe) -> FrameFiles:

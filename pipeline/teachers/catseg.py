@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError
-from manifests.sections.teachers.catseg import TEMPLATES, CatSegConfig
+from manifests.sections.teachers.catseg import CatSegConfig
+from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_image_for
-from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import ImageSize, MaskTeacher, network_pixels, normalised, parts_of, resized
 from superpixels.pooling import segment_weights
@@ -58,16 +57,6 @@ class CatSeg(MaskTeacher):
             return cls(config, root, templates, recipe.segment, None, None, aggregator, device)
         network, towers = load_network(config, recipe.run.device)
         return cls(config, root, templates, recipe.segment, network, towers)
-
-    @staticmethod
-    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
-        """Return nothing further; raises ConfigError where prompts are put into sentences unknown to the network."""
-        if stage == "text" and recipe.template_list != TEMPLATES:
-            raise ConfigError(
-                f'text.templates is "{recipe.text.templates}", but CAT-Seg learnt to compare images with one sentence, '
-                f'"{templates_of(TEMPLATES)[0]}"; leave templates out of section [text]'
-            )
-        return {}
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:

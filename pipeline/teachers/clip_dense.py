@@ -17,8 +17,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_image_for
-from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
 from pipeline.teachers.masks import resized
 from superpixels.pooling import bilinear_matrix, segment_weights, strip_argmax

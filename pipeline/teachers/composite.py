@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from manifests.ontology import Ontology
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
-from manifests.sections.teachers.composite import CompositeConfig
+from manifests.sections.teachers.composite import CompositeConfig, checked_concepts
+from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.clip_dense import ClipDense, cells_of, softmax, unit
-from pipeline.teachers.loading.templates import templates_of
-from pipeline.teachers.mask_sources import Proposer, Sam3, Slic, checked_concepts
+from pipeline.teachers.mask_sources import Proposer, Sam3, Slic
 from pipeline.teachers.tips import Tips
 from superpixels.pooling import strip_argmax
 from superpixels.segments import Segments, compact
@@ -53,20 +53,6 @@ class Composite:
         masks = load_masks(config, recipe) if stage == "encode" else None
         features = load_features(config, recipe, stage) if stage != "segment" else None
         return cls(config, recipe.ontology, recipe.segment, masks, features)
-
-    @staticmethod
-    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
-        """Return what "encode" and "segment" depend on beside the section: what SAM 3 is asked for, and who owns it."""
-        assert isinstance(recipe.teacher, CompositeConfig)
-        if recipe.teacher.masks != "sam3" or stage == "text":
-            return {}
-        concepts = checked_concepts(recipe.ontology)
-        if stage == "encode":
-            return {"concepts": [phrases for _, phrases in concepts]}
-        return {
-            "concept_groups": [group for group, _ in concepts],
-            "groups": [[group.name, list(group.prompts)] for group in recipe.ontology.groups],
-        }
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:

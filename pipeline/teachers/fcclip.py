@@ -18,8 +18,8 @@ from scipy.special import log_softmax, softmax
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.fcclip import CLIP_REPOSITORY, CLIP_TAG, FcClipConfig
+from manifests.templates import templates_of
 from pipeline.frame import Camera, FrameError
-from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import (
     HALF_MAX,
@@ -116,11 +116,6 @@ class FcClip(MaskTeacher):
             towers=towers,
             known=known,
         )
-
-    @staticmethod
-    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
-        """Return what segments depend on beside their tables and settings: which prompts are countable."""
-        return {"thing_of_prompt": recipe.ontology.thing_of_prompt.tolist()} if stage == "segment" else {}
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests.config import ConfigError
-from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig
+from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig, checked_concepts
 from pipeline.frame import Camera, Frame, read_image
 from pipeline.teachers.loading.pretrained import Network, Pixels, load_network, load_pixels, load_tokenizer
 from superpixels.slic import slic_superpixels
@@ -158,17 +157,6 @@ def fused(
     chosen = mask.gather(1, best[..., None, None].expand(-1, -1, *mask.shape[2:]))
     objects = (chosen.sigmoid() * score[..., None, None]).amax(dim=1)
     return objects.maximum(semantic[:, 0].sigmoid() * there[..., None])
-
-
-def checked_concepts(ontology: Ontology) -> list[list[Any]]:
-    """Return the groups with concepts and theirs; raises ConfigError if there are none."""
-    content = ontology.concept_content()
-    if not content:
-        raise ConfigError(
-            f"data.ontology: class dictionary {ontology.name} has no concepts, which SAM 3 is asked for; give every "
-            '[[group]] a few, such as concepts = ["car", "van"]'
-        )
-    return content
 
 
 # -- proposers

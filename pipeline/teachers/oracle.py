@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
-from manifests.sections.teachers.oracle import OracleConfig
+from manifests.sections.teachers.oracle import MAPS, OracleConfig
 from pipeline.frame import Camera, Frame, FrameError, read_file, read_image
 from pipeline.sources import FrameFiles
 from pipeline.teachers.artifacts import read_label_map, reason
@@ -52,11 +52,7 @@ if TYPE_CHECKING:
     from manifests.recipe import Recipe
     from manifests.sections.tables import SegmentConfig
 
-FOLDER, PLACES = "classmaps", "placemaps"
-
-TRUTH = ("label", "project")
-"""The tables that source "points" reads."""
-
+PLACES = "placemaps"
 
 # Squares of the parts of a prompt's vector that its class, its group and its own words give; they sum to 1. Two prompts
 # of a group have cosine 3/4 and two of a class 1/2, give or take 1 / sqrt(dims).
@@ -80,7 +76,7 @@ class Oracle:
         config, ontology = recipe.teacher, recipe.ontology
         assert isinstance(config, OracleConfig)
         root, version = Path(recipe.data.root), recipe.data.version
-        folders = (FOLDER, PLACES) if config.persistence else (FOLDER,)
+        folders = (MAPS, PLACES) if config.persistence else (MAPS,)
         for folder in folders if stage == "segment" and config.source == "maps" else ():
             if not (root / folder / version).is_dir():
                 raise ConfigError(
@@ -99,26 +95,11 @@ class Oracle:
         return cls(config, root, version, ontology, recipe.segment, share)
 
     @staticmethod
-    def needs(recipe: Recipe) -> tuple[str, ...]:
-        """Return the tables that the truth is read from."""
-        assert isinstance(recipe.teacher, OracleConfig)
-        return TRUTH if recipe.teacher.source == "points" else ()
-
-    @staticmethod
-    def content(recipe: Recipe, stage: str) -> Mapping[str, Any]:
-        """Return what rows depend on beside `[teacher]`: the way from labels to prompts, and which maps are read."""
-        if stage == "text":
-            groups = [group.name for group in recipe.ontology.groups]
-            return {"ontology": recipe.ontology.label_content(), "groups": groups}
-        content = {"ontology": {**recipe.ontology.label_content(), **recipe.ontology.raw_content()}}
-        return content if Oracle.needs(recipe) else {**content, "maps": f"{FOLDER}/{recipe.data.version}"}
-
-    @staticmethod
     def files(recipe: Recipe) -> FrameFiles | None:
         """Return the maps that are read of every frame, if any."""
         config, version = recipe.teacher, recipe.data.version
         assert isinstance(config, OracleConfig)
-        folders = ((FOLDER,) if config.source == "maps" else ()) + ((PLACES,) if config.persistence else ())
+        folders = ((MAPS,) if config.source == "maps" else ()) + ((PLACES,) if config.persistence else ())
 
         def names(frame: Frame) -> tuple[str, ...]:
             return tuple(f"{folder}/{version}/{one.token}.png" for one in frame.cameras for folder in folders)
@@ -172,7 +153,7 @@ class Oracle:
 
     def stored_map(self, camera: Camera, frame: Frame) -> npt.NDArray[np.int16]:
         """Return the fine class of each pixel of an image, (H, W), -1 where it has no prompt; raises FrameError."""
-        relative = f"{FOLDER}/{self.version}/{camera.token}.png"
+        relative = f"{MAPS}/{self.version}/{camera.token}.png"
         stored = self.read(relative, camera, frame)
         present = np.flatnonzero(np.bincount(stored.ravel()))
         fine_of_raw = np.full(int(present[-1]) + 1, NOTHING, np.int16)

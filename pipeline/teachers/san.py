@@ -18,8 +18,8 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from manifests.sections.teachers.san import SanConfig
+from manifests.templates import templates_of
 from pipeline.frame import Camera, FrameError
-from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import (
     HALF_MAX,

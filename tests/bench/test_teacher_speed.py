@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench.teacher_speed import LARGE, SMALL, bench_recipe, bench_teacher
-from pipeline.teachers import TEACHERS
+from manifests.sections.teachers import TEACHER_SECTIONS
 
 Run = Callable[..., tuple[int, str]]
 
@@ -40,7 +40,7 @@ def test_a_teacher_is_measured_part_by_part(run: Run) -> None:
 
 
 def test_every_teacher_with_a_network_has_towers_to_measure(tmp_path: Path) -> None:
-    assert SMALL.keys() == LARGE.keys() == {name for name, kind in TEACHERS.items() if kind.has_encode}
+    assert SMALL.keys() == LARGE.keys() == {name for name, kind in TEACHER_SECTIONS.items() if kind.has_encode}
     for towers in (SMALL, LARGE):
         for name, cases in towers.items():
             for case in cases:

@@ -17,10 +17,10 @@ from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.catseg import CatSegConfig
+from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import STAGES
 from pipeline.teachers.catseg import PARTS, CatSeg
-from pipeline.teachers.loading.templates import templates_of
 from pipeline.teachers.loading.towers import Towers
 from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.networks import aggregator as aggregator_module

@@ -10,6 +10,7 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
+from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.clip_dense import MODES, ClipDenseConfig
 from pipeline.engine.worker import device_name
 from pipeline.frame import Frame
@@ -23,7 +24,7 @@ from tests.pipeline.test_teachers import EXAMPLES, SIZES, frame_of, recipe_of, r
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 GPU = "cuda"
 
-NETWORKS = sorted(name for name in EXAMPLES if TEACHERS[name.partition(":")[0]].has_encode)
+NETWORKS = sorted(name for name in EXAMPLES if TEACHER_SECTIONS[name.partition(":")[0]].has_encode)
 
 
 def on_gpu(recipe: Recipe, **teacher: Any) -> Recipe:

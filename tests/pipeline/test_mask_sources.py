@@ -12,10 +12,10 @@ from PIL import Image
 
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology, parse_ontology
-from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig
+from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig, checked_concepts
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.batches import encode_frame
-from pipeline.teachers.mask_sources import Proposer, Sam3, Slic, best_regions, checked_concepts, fused
+from pipeline.teachers.mask_sources import Proposer, Sam3, Slic, best_regions, fused
 from tests.pipeline.tiny_networks import save_network
 
 ONTOLOGY = load_ontology("nuscenes")

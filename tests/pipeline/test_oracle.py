@@ -19,13 +19,15 @@ from manifests.ontology import Ontology, load_ontology, parse_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.oracle import CONFUSED, OracleConfig
+from manifests.stages import Need
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import segment, text
-from pipeline.stages.base import FrameInput, Need
+from pipeline.stages.base import FrameInput
 from pipeline.stages.segment import segments_of
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.oracle import Oracle
@@ -457,7 +459,7 @@ def identities(recipe: Recipe) -> dict[str, str]:
 
 
 def test_both_tables_say_that_they_are_simulated(root: Path) -> None:
-    assert TEACHERS["oracle"].simulated
+    assert TEACHER_SECTIONS["oracle"].simulated
     for stage in (text.STAGE, segment.STAGE):
         settings = stage.settings(recipe_at(root))
         assert settings["teacher"] == {
@@ -467,7 +469,7 @@ def test_both_tables_say_that_they_are_simulated(root: Path) -> None:
         }
         assert "templates" not in settings
     assert segment.STAGE.settings(recipe_at(root))["maps"] == "classmaps/v1.0-city"
-    assert not any(kind.simulated for name, kind in TEACHERS.items() if name != "oracle")
+    assert not any(kind.simulated for name, kind in TEACHER_SECTIONS.items() if name != "oracle")
 
 
 def test_each_change_renames_the_tables_that_it_concerns(root: Path) -> None:

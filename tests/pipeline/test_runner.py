@@ -20,6 +20,7 @@ from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row
 from manifests.schema import described, metadata
 from manifests.sections.tables import GroupConfig
+from manifests.stages import SPECS
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.engine.inline_pool import InlinePool
@@ -172,8 +173,8 @@ def test_adding_a_setting_with_a_default_rebuilds_nothing(packed: Recipe) -> Non
 
 
 def test_raising_a_version_rebuilds_the_stage_and_what_follows(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = STAGES["pairs"]
-    monkeypatch.setitem(STAGES, "pairs", dataclasses.replace(stage, version=stage.version + 1))
+    spec = SPECS["pairs"]
+    monkeypatch.setitem(SPECS, "pairs", dataclasses.replace(spec, version=spec.version + 1))
     assert stages(build(packed)) == ["pairs"]
 
 

@@ -19,9 +19,10 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.stages import Need
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import encode, segment, text
-from pipeline.stages.base import FrameInput, Need, Stage
+from pipeline.stages.base import FrameInput, Stage
 from pipeline.stages.segment import segments_of, segments_row
 from superpixels.segments import Segments
 

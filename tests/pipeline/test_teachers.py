@@ -23,6 +23,7 @@ from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig,
 from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, TipsConfig
+from manifests.templates import templates_of
 from pipeline.checks.teacher import look
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Outcome, Queue, Task
@@ -31,7 +32,6 @@ from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
 from pipeline.teachers import TEACHERS
-from pipeline.teachers.loading.templates import templates_of
 from superpixels.segments import Segments
 from tests.pipeline.tiny_networks import save_network
 
@@ -171,13 +171,13 @@ def recipe_of(example: str, tmp_path: Path, **run: Any) -> Recipe:
 
 
 def stages(recipe: Recipe) -> list[str]:
-    return ["text", "encode", "segment"] if TEACHERS[recipe.teacher.name].has_encode else ["text", "segment"]
+    return ["text", "encode", "segment"] if recipe.teacher.has_encode else ["text", "segment"]
 
 
 def run(recipe: Recipe, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray], list[Segments]]:
     kind = TEACHERS[recipe.teacher.name]
     text = kind.load(recipe, "text").text(ONTOLOGY.prompts)
-    encoding = kind.load(recipe, "encode").encode(frame) if kind.has_encode else {}
+    encoding = kind.load(recipe, "encode").encode(frame) if recipe.teacher.has_encode else {}
     return text, encoding, kind.load(recipe, "segment").segment(frame, encoding, text)
 
 
@@ -209,7 +209,7 @@ def test_settings_are_an_identity(recipe: Recipe) -> None:
         settings = dict(recipe.teacher.settings(stage))
         assert settings["name"] == recipe.teacher.name
         assert canonical(settings) == canonical(dict(recipe.teacher.settings(stage)))
-        assert settings.get("simulated", False) is TEACHERS[recipe.teacher.name].simulated
+        assert settings.get("simulated", False) is recipe.teacher.simulated
 
 
 def test_a_recipe_can_be_sent_to_a_worker(recipe: Recipe) -> None:
@@ -228,9 +228,9 @@ def test_encodings_are_named_by_camera_and_estimated(recipe: Recipe) -> None:
     frame = frame_of("FRONT", "SIDE")
     _, encoding, _ = run(recipe, frame)
     kind = TEACHERS[recipe.teacher.name]
-    assert {name.split("/")[0] for name in encoding} == ({"FRONT", "SIDE"} if kind.has_encode else set())
+    assert {name.split("/")[0] for name in encoding} == ({"FRONT", "SIDE"} if recipe.teacher.has_encode else set())
     assert all(isinstance(part, np.ndarray) for part in encoding.values())
-    assert (kind.kilobytes_per_frame(recipe) > 0) == kind.has_encode
+    assert (kind.kilobytes_per_frame(recipe) > 0) == recipe.teacher.has_encode
 
 
 @pytest.mark.parametrize("names", [("FRONT", "SIDE", "BACK"), ("BACK",), ()])
@@ -268,7 +268,7 @@ def test_an_image_is_encoded_alike_whatever_goes_with_it(recipe: Recipe) -> None
 
 def test_encoding_many_frames_in_one_go_is_encoding_each(recipe: Recipe, tmp_path: Path) -> None:
     """A bad image costs its own frame and no other; last bits may differ, as batches hold images of several frames."""
-    if not TEACHERS[recipe.teacher.name].has_encode:
+    if not recipe.teacher.has_encode:
         pytest.skip("there is nothing to encode")
     (tmp_path / "broken.png").write_bytes(b"no image")
     good, broken = frame_of("FRONT", "SIDE"), frame_of("BACK")

@@ -12,8 +12,8 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.sections.teachers.published import pinned_by_publication
 from manifests.sections.teachers.weights import Weights
+from manifests.templates import TEMPLATES, templates_of
 from pipeline.teachers.loading import towers
-from pipeline.teachers.loading.templates import TEMPLATES, templates_of
 from pipeline.teachers.loading.towers import TINY, ensure_torchvision, load_towers, pick_device
 
 

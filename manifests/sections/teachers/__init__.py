@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
@@ -23,6 +25,27 @@ class TeacherConfig(Protocol):
     @property
     def templates(self) -> str:
         """Which list of sentences its authors put prompts into; "" where prompts have no sentences."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def has_encode(self) -> bool: ...
+
+    @property
+    def ready_made(self) -> bool: ...
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def needs(self) -> tuple[str, ...]:
+        """See TeacherSection."""
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """See TeacherSection."""
+
+    def check_templates(self, templates: str) -> None:
+        """See TeacherSection."""
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from manifests.config import ConfigError, changed_values
-from manifests.fingerprint import canonical, sha256_file
+from manifests.config import changed_values
+from manifests.fingerprint import canonical
+from manifests.sections.teachers.base import TeacherSection
 
 TEXT = "text_embedding.pt"
 
@@ -18,7 +18,7 @@ OFFICIAL_PROMPTS = "9a31aab24abf73ed0e0b666ee820535ca560ce1b65f136b002eb611b49d6
 
 
 @dataclass(frozen=True)
-class ArtifactsConfig:
+class ArtifactsConfig(TeacherSection):
     """Section `[teacher]` with `name = "artifacts"`.
 
     `layout` says who wrote the files: "san", "catseg" (one matrix per image) or "fcclip" (two); "auto" looks at each
@@ -30,6 +30,9 @@ class ArtifactsConfig:
     does: the digest of the prompts in order (`prompts_digest`), by default those of the published files. `void` says
     whether one more text vector stands for "void", as in FC-CLIP's files; left out, it goes by the layout.
     """
+
+    has_encode = False
+    ready_made = True
 
     name: str = "artifacts"
     folder: str = ""
@@ -61,17 +64,13 @@ class ArtifactsConfig:
         return self.layout == "fcclip" if self.void is None else self.void
 
     def settings(self, stage: str) -> Mapping[str, Any]:
-        """Return the values that can change the rows of "text" or "segment"; raises ConfigError without text vectors.
+        """Return the values that can change the rows of "text" or "segment".
 
-        Where the files lie is not among them. Text vectors are known by their digest; the files of images are too many
-        to digest for a plan, so stage `segment` has their digests in the keys of its shards.
+        Where the files lie is not among them, and nothing is read: digests of the text vectors and of the files of
+        images are in the keys of the shards that are made from them.
         """
-        try:
-            digest = sha256_file(Path(self.folder) / TEXT)
-        except OSError as error:
-            raise ConfigError(f"teacher.folder: {Path(self.folder) / TEXT}: {error.strerror or error}") from None
         values = {key: value for key, value in changed_values(self).items() if key not in ("folder", "prompts_sha256")}
-        return {**values, "name": self.name, "text_sha256": digest}
+        return {**values, "name": self.name}
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:

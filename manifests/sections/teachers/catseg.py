@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manifests.sections.teachers.masks import DECODINGS, MaskConfig
+from manifests.templates import templates_of
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
 TEMPLATES = "catseg"
@@ -83,3 +84,11 @@ class CatSegConfig(MaskConfig):
     def views(self) -> int:
         """How many times the network sees an image."""
         return 5 if self.windows else 1
+
+    def check_templates(self, templates: str) -> None:
+        """Raise ValueError unless prompts are put into the sentence that the network was trained with."""
+        if templates != TEMPLATES:
+            raise ValueError(
+                f'text.templates is "{templates}", but CAT-Seg learnt to compare images with one sentence, '
+                f'"{templates_of(TEMPLATES)[0]}"; leave templates out of section [text]'
+            )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.config import changed_values
+from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.masks import DECODINGS
 from manifests.sections.teachers.published import pinned_by_publication
 from manifests.sections.teachers.weights import Weights
@@ -30,7 +31,7 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class ClipDenseConfig:
+class ClipDenseConfig(TeacherSection):
     """Section `[teacher]` with `name = "clip_dense"`.
 
     `model` is a name of open_clip, or "tiny". `weights` is one of its pretrained tags, the path of a checkpoint,

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.config import changed_values
+from manifests.config import ConfigError, changed_values
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
+from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.weights import Weights, check_precision, check_weights, weights_identity
 
@@ -188,7 +191,7 @@ FEATURES = ("clip_dense", "tipsv2")
 
 
 @dataclass(frozen=True)
-class CompositeConfig:
+class CompositeConfig(TeacherSection):
     """Section `[teacher]` with `name = "composite"`.
 
     `masks` picks "sam3", "proposer" (Mask2Former, EoMT) or "slic", and `features` "clip_dense" or "tipsv2"; the
@@ -267,3 +270,26 @@ class CompositeConfig:
             if self.mask_config.supervised:
                 found["supervised"] = True
         return found
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """Return what "encode" and "segment" depend on beside the section: what SAM 3 is asked for, and who owns it."""
+        if self.masks != "sam3" or stage == "text":
+            return {}
+        concepts = checked_concepts(ontology)
+        if stage == "encode":
+            return {"concepts": [phrases for _, phrases in concepts]}
+        return {
+            "concept_groups": [group for group, _ in concepts],
+            "groups": [[group.name, list(group.prompts)] for group in ontology.groups],
+        }
+
+
+def checked_concepts(ontology: Ontology) -> list[list[Any]]:
+    """Return the groups with concepts and theirs; raises ConfigError if there are none."""
+    content = ontology.concept_content()
+    if not content:
+        raise ConfigError(
+            f"data.ontology: class dictionary {ontology.name} has no concepts, which SAM 3 is asked for; give every "
+            '[[group]] a few, such as concepts = ["car", "van"]'
+        )
+    return content

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
 from manifests.sections.teachers.masks import MASK_FORMATS, MaskConfig
 from manifests.sections.teachers.weights import Weights
 
@@ -50,6 +54,7 @@ class FcClipConfig(MaskConfig):
     """
 
     fields = _FIELDS
+    version = 2
 
     name: str = "fcclip"
     model: str = "convnext_large_d_320"
@@ -104,3 +109,7 @@ class FcClipConfig(MaskConfig):
     def files(self) -> tuple[Weights, ...]:
         """The weights of all networks."""
         return (self.pinned, self.pinned_clip) if self.pinned_clip else (self.pinned,)
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """Return what segments depend on beside their tables and settings: which prompts are countable."""
+        return {"thing_of_prompt": ontology.thing_of_prompt.tolist()} if stage == "segment" else {}

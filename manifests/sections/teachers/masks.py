@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from manifests.config import changed_values
+from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.weights import Weights
 
 MASK_FORMATS = ("uint8", "float16")
@@ -16,7 +17,7 @@ DIVISOR_PX = 32
 """Images that go into a network are padded, or resized, to multiples of this."""
 
 
-class MaskConfig:
+class MaskConfig(TeacherSection):
     """What the sections of teachers of mask queries share; each is a frozen dataclass with these fields.
 
     `fields` names, by stage, the settings that can change the stage's rows.

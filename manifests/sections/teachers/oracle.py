@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.config import changed_values
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
+from manifests.sections.teachers.base import TeacherSection
 
 CONFUSED: tuple[tuple[str, str, float], ...] = (
     ("truck", "bus", 0.25),
@@ -42,6 +45,12 @@ The pairs are those that look alike, both ways. Large classes give little to sma
 what bears the name. The shares are our judgement, not a measurement of any teacher.
 """
 
+MAPS = "classmaps"
+"""The folder of class maps in the data root."""
+
+TRUTH = ("label", "project")
+"""The tables that source "points" reads."""
+
 _PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "persistence", "score_noise")
 
 _LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "vector_noise", "grow_px")
@@ -50,7 +59,7 @@ _POSITIVE = ("boundary_length_px", "drop_area_px", "slic_px", "slic_compactness"
 
 
 @dataclass(frozen=True)
-class OracleConfig:
+class OracleConfig(TeacherSection):
     """Section `[teacher]` with `name = "oracle"`. By default nothing is spoilt; recipes list what is.
 
     `source` is "maps" or "points", see above. `seed` of the noise; `dims` of the vectors, 8 or more. Lengths are in
@@ -79,6 +88,9 @@ class OracleConfig:
     For "points": superpixels of `slic_px` x `slic_px` pixels and of `slic_compactness`; those without a labelled point
     are named as the nearest with one, if their centres are `grow_px` or less apart, and are else no segment.
     """
+
+    has_encode = False
+    simulated = True
 
     name: str = "oracle"
     source: str = "maps"
@@ -136,3 +148,14 @@ class OracleConfig:
             values.pop("dims", None)  # the vectors of table `text` have them
             values["source"] = self.source
         return {**values, "name": self.name, "simulated": True}
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the tables that the truth is read from."""
+        return TRUTH if self.source == "points" else ()
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """Return what rows depend on beside the section: the way from labels to prompts, and which maps are read."""
+        if stage == "text":
+            return {"ontology": ontology.label_content(), "groups": [group.name for group in ontology.groups]}
+        content = {"ontology": {**ontology.label_content(), **ontology.raw_content()}}
+        return content if self.needs() else {**content, "maps": f"{MAPS}/{data.version}"}

@@ -38,6 +38,7 @@ class SanConfig(MaskConfig):
     """
 
     fields = _FIELDS
+    version = 2
 
     name: str = "san"
     model: str = "ViT-L-14-336-quickgelu"

@@ -1,0 +1,35 @@
+"""What every section `[teacher]` tells of its teacher beside its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
+
+
+class TeacherSection:
+    """The part of a teacher that planning and identities need; what computes is in pipeline.teachers.
+
+    `version` is raised when the teacher's code changes what its rows mean: its tables are then built anew, and no other
+    teacher's. `has_encode`: there is a heavy half that knows no prompts. `ready_made` teachers read finished segments
+    and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth and look
+    at no image: whoever shows results has to say so; section `[text]` does not apply.
+    """
+
+    version: ClassVar[int] = 1
+    has_encode: ClassVar[bool] = True
+    ready_made: ClassVar[bool] = False
+    simulated: ClassVar[bool] = False
+
+    def needs(self) -> tuple[str, ...]:
+        """Return further tables, whose columns of the frame stage `segment` hands to the teacher."""
+        return ()
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """Return what rows of "text", "encode" or "segment" depend on beside this section and the tables they need."""
+        return {}
+
+    def check_templates(self, templates: str) -> None:
+        """Raise ValueError unless prompts may be put into this list of sentences (manifests.templates)."""

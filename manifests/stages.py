@@ -1,0 +1,239 @@
+"""What every table is made from: the part of a stage that both sides know, and the identities that follow from it.
+
+The pipeline adds to each of these how a row is computed (pipeline.stages). The trainer, which never imports the
+pipeline, compares the recipe at hand with the tables it opens by what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from manifests.config import ConfigError, changed_values
+from manifests.fingerprint import digest
+from manifests.recipe import Recipe
+from manifests.schema import TABLES, signature
+from manifests.templates import templates_of
+
+
+@dataclass(frozen=True)
+class Need:
+    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named.
+
+    `window`: that row, and those of up to `reach` frames of the same scene before and after, in the next shards too.
+    `fused`: the stage makes that row itself on its way. The table's identity counts, and no table is read or written.
+    """
+
+    table: str
+    how: Literal["row", "broadcast", "fused", "window"] = "row"
+    columns: tuple[str, ...] | None = None
+    reach: int = 0
+
+    @property
+    def read(self) -> tuple[str, ...] | None:
+        """The columns to read of a row: those named, and those that every row has; None for all."""
+        return None if self.columns is None else ("frame_id", "status", "reason", *self.columns)
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table is made from.
+
+    `version` is raised when the code changes what a row means. `needs` are the tables that a row is made from,
+    `settings` the recipe's values that can change one; both enter the identity. `alone`: one table for all frames.
+    """
+
+    name: str
+    version: int
+    needs: Callable[[Recipe], tuple[Need, ...]]
+    settings: Callable[[Recipe], Mapping[str, Any]]
+    alone: bool = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the table."""
+        return TABLES[self.name]
+
+
+def no_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that a row is made from which is read from files alone."""
+    return ()
+
+
+def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return what rows of "text", "encode" or "segment" depend on of the teacher and of what it is told."""
+    teacher = recipe.teacher
+    settings = dict(teacher.settings(stage))
+    if teacher.version > 1:  # not at first, so that tables made before there were versions keep their names
+        settings["version"] = teacher.version
+    return {"teacher": settings, **teacher.content(recipe.ontology, recipe.data, stage)}
+
+
+def text_settings(recipe: Recipe) -> Mapping[str, Any]:
+    """Return what the vectors depend on: prompts, templates (their sentences, not their name), and the text tower."""
+    teacher = recipe.teacher
+    content = {"prompts": recipe.ontology.prompt_content(), **teacher_settings(recipe, "text")}
+    if not teacher.ready_made and not teacher.simulated:
+        try:
+            teacher.check_templates(recipe.template_list)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        content["templates"] = list(templates_of(recipe.template_list))
+    elif changed_values(recipe.text):
+        raise ConfigError(
+            f"[text] does not apply to teacher {teacher.name}, whose text vectors are "
+            + ("drawn from random numbers" if teacher.simulated else "read from a file")
+        )
+    return content
+
+
+def segment_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that segments are made from: the encode half if any, the prompts, and what else is needed."""
+    teacher = recipe.teacher
+    encoding = (Need("encode", "fused" if fused(recipe) else "row"),) if teacher.has_encode else ()
+    return (*encoding, Need("text", "broadcast"), *map(Need, teacher.needs()))
+
+
+def fused(recipe: Recipe) -> bool:
+    """Return whether stage `segment` runs the encode half itself, so that no table holds it."""
+    return recipe.teacher.has_encode and not recipe.run.keep_encode
+
+
+def segment_settings(recipe: Recipe) -> Mapping[str, Any]:
+    """Return what segments depend on beside the tables they are made from."""
+    content, changed = teacher_settings(recipe, "segment"), changed_values(recipe.segment)
+    if not recipe.teacher.ready_made:
+        content["segment"] = changed
+    elif changed:
+        raise ConfigError(
+            f"[segment] does not apply to teacher {recipe.teacher.name}, whose segments are read from files; "
+            f"remove {', '.join(changed)}"
+        )
+    return content
+
+
+def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that are read of a frame and of those around it."""
+    columns = {
+        "points": ("xyz_m",),
+        "project": ("point",),
+        "group": ("superpoint_prompt", "pair", "pair_superpoint", "label", "confidence"),
+    }
+    return tuple(Need(name, "window", chosen, recipe.vote.reach) for name, chosen in columns.items())
+
+
+def corrected_table(recipe: Recipe) -> str:
+    """Return the table whose labels stage `correct` corrects."""
+    return "vote" if recipe.target.labels == "vote+correct" else "group"
+
+
+# vectors are three quarters of a row of `segment`, and grouping needs none
+SEGMENTS_WITHOUT_VECTORS = tuple(
+    name for name in TABLES["segment"].names if name not in ("frame_id", "status", "reason", "vector")
+)
+
+TARGET_NEEDS = {
+    "group": (Need("group"),),
+    "vote": (Need("vote"),),
+    "correct": (Need("group"), Need("correct")),
+    "vote+correct": (Need("vote"), Need("correct")),
+}
+"""What each choice of `target.labels` needs: labels that flat interaction does not touch keep their confidence."""
+
+SPECS: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in (
+        TableSpec(
+            name="index",
+            version=2,
+            needs=no_needs,
+            settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
+        ),
+        TableSpec("points", 1, no_needs, lambda recipe: {"dataset": recipe.data.dataset}),
+        TableSpec(
+            name="project",
+            version=2,
+            needs=lambda recipe: (Need("points", columns=("xyz_m",)),),
+            settings=lambda recipe: changed_values(recipe.project),
+        ),
+        TableSpec(
+            name="label",
+            version=1,
+            needs=no_needs,
+            settings=lambda recipe: {"dataset": recipe.data.dataset, "ontology": recipe.ontology.raw_content()},
+        ),
+        TableSpec("text", 1, no_needs, text_settings, alone=True),
+        TableSpec("encode", 5, no_needs, lambda recipe: teacher_settings(recipe, "encode")),
+        TableSpec("segment", 1, segment_needs, segment_settings),
+        TableSpec(
+            name="group",
+            version=1,
+            needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
+            settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
+        ),
+        TableSpec(
+            name="vote",
+            version=2,
+            needs=vote_needs,
+            settings=lambda recipe: {
+                **changed_values(recipe.vote),
+                "classes": recipe.ontology.class_of_prompt.tolist(),
+            },
+        ),
+        TableSpec(
+            name="correct",
+            version=4,
+            needs=lambda recipe: (Need("points"), Need(corrected_table(recipe))),
+            settings=lambda recipe: {
+                **changed_values(recipe.correct),
+                "n_classes": len(recipe.ontology.classes) - 1,
+                "ground_classes": list(recipe.ontology.ground_class_ids),
+            },
+        ),
+        TableSpec("pairs", 1, lambda recipe: (Need("project"), Need("group"), Need("segment")), lambda recipe: {}),
+        TableSpec(
+            name="target",
+            version=1,
+            needs=lambda recipe: (*TARGET_NEEDS[recipe.target.labels], Need("project")),
+            settings=lambda recipe: changed_values(recipe.target),
+        ),
+    )
+}
+"""The tables that the pipeline makes, in the order data flows."""
+
+
+def identity(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Return the readable identity of a table; its digest, the fingerprint, names the folder of the table.
+
+    Raises ConfigError where the recipe asks for a table that its teacher does not make.
+    """
+    spec = SPECS[name]
+    return {
+        "stage": name,
+        "version": spec.version,
+        "columns": signature(spec.schema),
+        "settings": dict(spec.settings(recipe)),
+        "needs": {need.table: fingerprint(recipe, need.table) for need in spec.needs(recipe)},
+    }
+
+
+def fingerprint(recipe: Recipe, name: str) -> str:
+    """Return the digest of a table's identity."""
+    return digest(identity(recipe, name))
+
+
+def with_needs(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """Return the named tables and everything that they are made from, `index` first, in the order data flows.
+
+    Tables that a stage makes on its way, of which none is kept, are left out.
+    """
+    wanted, waiting = {"index"}, list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += [need.table for need in SPECS[name].needs(recipe) if need.how != "fused"]
+    return [name for name in SPECS if name in wanted]
