@@ -31,11 +31,12 @@ from rich.console import Console
 
 from bench.ladder_plan import PLAIN, TABLES, Plan, Step, chosen, read_rungs, steps_of, write_text
 from bench.ladder_results import write_documents
+from manifests.asked import tables_of
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import digest
+from manifests.recipe import load_recipe
 from manifests.sections.data import RunConfig
 from manifests.storage.errors import StoreError
-from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,8 +216,9 @@ class Ladder:
         """Return what a step is made from besides its settings: fingerprints of tables, and digests of weights."""
         found: dict[str, Any] = {"tables": {}, "weights": {}}
         try:
-            tables = self.store.expect_ref(self.plan.recipe_name(self.plan.labels(step))).tables
-        except StoreError:
+            wanted = load_recipe(self.plan.recipe_path(self.plan.labels(step)))
+            tables = tables_of(self.store, wanted, TABLES[step.rung.task]).tables
+        except (ConfigError, StoreError):
             tables = {}
         found["tables"] = {
             stage: f"{tables[stage].fingerprint}:{digest([shard.key for shard in tables[stage].shards])}"
@@ -308,9 +310,6 @@ class Ladder:
         log = plan.folder / "logs" / f"{step.name}.log"
         for folder in (path.parent, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        if step.rung.seeded:  # the tables of its labels under its own name
-            made = self.store.expect_ref(plan.recipe_name(plan.labels(step)))
-            self.store.write_ref(plan.recipe_name(step), Ref(plan.recipe_name(step), made.tables, made.excluded))
         before, learnt = self.record(step), plan.learnt(step, sections)
         inputs = self.inputs(step) if step.rung.seeded else None
         same = before.get("learnt") == learnt and before.get("inputs") == inputs

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from manifests.asked import tables_of
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
 from manifests.rows import Row
@@ -114,7 +115,7 @@ class OurWay:
             first = failures[0]
             raise RuntimeError(f"stage {first.stage}, shard {first.shard}, frame {first.frame_id}: {first.cause}")
         store = Store.open(recipe.run.store)
-        ref = store.expect_ref(recipe.name)
+        ref = tables_of(store, recipe, PACKED)
         long = replace(recipe, run=replace(recipe.run, store=str(folder / "scene")))
         rows = [
             row["frame_id"]

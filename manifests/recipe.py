@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,17 @@ class Recipe:
     evaluate: EvaluateConfig = EvaluateConfig()
     written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """All sections as they were written, with overrides."""
+    typed: str = ""
+    """The recipe as its user named it: a path, or a built-in name."""
+    overrides: tuple[str, ...] = ()
+    """What was typed behind `--set`."""
+
+    def make(self, *targets: str) -> str:
+        """Return the command that makes targets of this recipe, with the overrides it was called with."""
+        words = ["make", *targets, f"RECIPE={shlex.quote(self.typed or self.name)}"]
+        if self.overrides:
+            words.append(f"ARGS={shlex.quote(' '.join(f'--set {shlex.quote(one)}' for one in self.overrides))}")
+        return " ".join(words)
 
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""
@@ -119,4 +131,12 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (ValueError, OSError) as error:
         raise ConfigError(f"data.ontology: {error}") from None
     teacher = file.section("teacher", TEACHER_SECTIONS[name])
-    return Recipe(name=file.name, ontology=ontology, teacher=teacher, written=file.sections, **sections)
+    return Recipe(
+        name=file.name,
+        ontology=ontology,
+        teacher=teacher,
+        written=file.sections,
+        typed=str(recipe),
+        overrides=tuple(overrides),
+        **sections,
+    )

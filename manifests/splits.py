@@ -82,6 +82,12 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
     return scenes
 
 
+def split_content(path: str) -> list[str]:
+    """The scenes that a ``.txt`` file names, sorted; none if it is not there, which whoever reads it will say."""
+    file = Path(path).expanduser()
+    return sorted(_read(file)) if file.is_file() else []
+
+
 def _union(lists: tuple[str, ...]) -> set[str]:
     return set().union(*(_read(FOLDER / f"{name}.txt") for name in lists))
 

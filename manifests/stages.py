@@ -6,8 +6,8 @@ pipeline, compares the recipe at hand with the tables it opens by what stands he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -44,6 +44,7 @@ class TableSpec:
 
     `version` is raised when the code changes what a row means. `needs` are the tables that a row is made from,
     `settings` the recipe's values that can change one; both enter the identity. `alone`: one table for all frames.
+    `affects` names settings that change some columns alone: whoever needs none of these does not depend on them.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TableSpec:
     needs: Callable[[Recipe], tuple[Need, ...]]
     settings: Callable[[Recipe], Mapping[str, Any]]
     alone: bool = False
+    affects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def schema(self) -> pa.Schema:
@@ -135,6 +137,11 @@ SEGMENTS_WITHOUT_VECTORS = tuple(
     name for name in TABLES["segment"].names if name not in ("frame_id", "status", "reason", "vector")
 )
 
+SUPERPOINTS = tuple(
+    name for name in TABLES["group"].names if name.startswith("superpoint") or name in ("pair", "pair_superpoint")
+)
+"""The columns of `group` that say which points belong together, whatever these are called in the end."""
+
 TARGET_NEEDS = {
     "group": (Need("group"),),
     "vote": (Need("vote"),),
@@ -173,6 +180,7 @@ SPECS: dict[str, TableSpec] = {
             version=1,
             needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
+            affects={"policy": ("point_superpoint", "label", "confidence")},
         ),
         TableSpec(
             name="vote",
@@ -193,7 +201,12 @@ SPECS: dict[str, TableSpec] = {
                 "ground_classes": list(recipe.ontology.ground_class_ids),
             },
         ),
-        TableSpec("pairs", 1, lambda recipe: (Need("project"), Need("group"), Need("segment")), lambda recipe: {}),
+        TableSpec(
+            name="pairs",
+            version=1,
+            needs=lambda recipe: (Need("project"), Need("group", columns=SUPERPOINTS), Need("segment")),
+            settings=lambda recipe: {},
+        ),
         TableSpec(
             name="target",
             version=1,
@@ -205,24 +218,26 @@ SPECS: dict[str, TableSpec] = {
 """The tables that the pipeline makes, in the order data flows."""
 
 
-def identity(recipe: Recipe, name: str) -> dict[str, Any]:
+def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> dict[str, Any]:
     """Return the readable identity of a table; its digest, the fingerprint, names the folder of the table.
 
-    Raises ConfigError where the recipe asks for a table that its teacher does not make.
+    With `columns` it is that of these columns alone, as it enters the identity of whoever needs no others. Raises
+    ConfigError where the recipe asks for a table that its teacher does not make.
     """
     spec = SPECS[name]
+    of_others = {key for key, some in spec.affects.items() if columns is not None and not set(some) & set(columns)}
     return {
         "stage": name,
         "version": spec.version,
         "columns": signature(spec.schema),
-        "settings": dict(spec.settings(recipe)),
-        "needs": {need.table: fingerprint(recipe, need.table) for need in spec.needs(recipe)},
+        "settings": {key: value for key, value in spec.settings(recipe).items() if key not in of_others},
+        "needs": {need.table: fingerprint(recipe, need.table, need.columns) for need in spec.needs(recipe)},
     }
 
 
-def fingerprint(recipe: Recipe, name: str) -> str:
-    """Return the digest of a table's identity."""
-    return digest(identity(recipe, name))
+def fingerprint(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> str:
+    """Return the digest of a table's identity, or of that of some of its columns."""
+    return digest(identity(recipe, name, columns))
 
 
 def with_needs(recipe: Recipe, names: Iterable[str]) -> list[str]:

@@ -95,10 +95,10 @@ def look(recipe: Recipe) -> Look:
     Prompts are put into one plain sentence, whatever `[text]` says: words are not what is tested.
     """
     kind = TEACHERS[recipe.teacher.name]
-    if kind.ready_made or kind.simulated:
+    if recipe.teacher.ready_made or recipe.teacher.simulated:
         raise ConfigError(
             f"teacher {recipe.teacher.name} runs no network: its segments are "
-            f"{'simulated' if kind.simulated else 'read from files'}, and there are no weights to check"
+            f"{'simulated' if recipe.teacher.simulated else 'read from files'}, and there are no weights to check"
         )
     picture = street()
     with tempfile.TemporaryDirectory() as folder:
@@ -108,14 +108,14 @@ def look(recipe: Recipe) -> Look:
         words = tuple(word for triple in WORDS for word in triple)
         vectors = kind.load(plain, "text").text((*prompts, *words)).astype(np.float32)
         text, of_words = vectors[: len(prompts)], vectors[len(prompts) :]
-        encoding = kind.load(plain, "encode").encode(frame) if kind.has_encode else {}
+        encoding = kind.load(plain, "encode").encode(frame) if recipe.teacher.has_encode else {}
         [segments] = kind.load(plain, "segment").segment(frame, encoding, text)
     numbers = {**_of_text(text, of_words), **_of_segments(segments, text), **_of_encoding(encoding)}
     numbers |= _of_names(segments, picture, plain.ontology)
     return Look(
         version=VERSION,
         teacher=recipe.teacher.name,
-        settings=dict(recipe.teacher.settings("encode")) if kind.has_encode else {},
+        settings=dict(recipe.teacher.settings("encode")) if recipe.teacher.has_encode else {},
         weights={weights.source: weights.sha256 or "not pinned" for weights in weights_of(recipe.teacher)},
         picture_sha256=_digest(picture.rgb),
         numbers={name: round(value, 4) for name, value in numbers.items()},

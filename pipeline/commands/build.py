@@ -11,6 +11,7 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Column, Table
 from rich.text import Text
 
+from manifests.asked import variants
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.sealed import damaged_files
@@ -214,13 +215,26 @@ def gc(
     recipe: RecipeArgument,
     set_: SetOption = None,
     delete: Annotated[bool, typer.Option("--delete", help="Really delete; without it, only list.")] = False,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Also what the recipe asked for before an edit, or with other --set."),
+    ] = False,
     min_age_hours: Annotated[
         float, typer.Option(help="Leave younger files alone: a run in progress may be about to name them.")
     ] = 24.0,
 ) -> None:
-    """List (or delete) the files of a recipe's store that no recipe and no training run names any more."""
+    """List (or delete) the files of a recipe's store that no recipe and no training run names any more.
+
+    What a recipe asked for before an edit, or with another `--set`, is kept until it is forgotten.
+    """
     with sentences():
-        store = Store.open(load_recipe(recipe, set_ or ()).run.store)
+        loaded = load_recipe(recipe, set_ or ())
+        store = Store.open(loaded.run.store)
+        for name, changes in variants(store, loaded).items():
+            kept = "forgotten" if forget and delete else "kept; --forget --delete lets go of it"
+            console.print(f"variant {name} ({kept}): {'; '.join(changes) or 'the same tables'}", soft_wrap=True)
+            if forget and delete:
+                store.delete_ref(name)
         garbage = store.unreferenced(min_age_hours * 3600)
         for path, size in garbage:
             console.print(f"{size:>14,} {path}")

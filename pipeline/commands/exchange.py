@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.recipe import load_recipe
 from manifests.sections.data import RunConfig
 from manifests.storage.archive import pack, unpack
 from manifests.storage.marker import mark
+from manifests.storage.names import ref_name
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
@@ -63,7 +65,9 @@ def export_tables(
         note = licence.read_text(encoding="utf-8") if licence else LICENCES.get(loaded.data.dataset)
         if note is None:
             raise ConfigError(f"say who may use tables of data set {loaded.data.dataset}: --licence FILE with a text")
-        done = pack(Store.open(loaded.run.store), loaded.name, expand(stages), note, out, alone)
+        store = Store.open(loaded.run.store)
+        found = tables_of(store, loaded, expand(stages))
+        done = pack(store, ref_name(found.recipe, found.key), expand(stages), note, out, alone)
         for table in done:
             console.print(f"{table.stage}/{table.fingerprint}: {len(table.shards)} shards, {table.rows} frames")
         console.print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)

@@ -10,14 +10,14 @@ from itertools import groupby, islice, pairwise
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from manifests.asked import asked, keyed_refs, ref_of, ref_with
 from manifests.config import ConfigError
 from manifests.fingerprint import differences, digest
 from manifests.recipe import Recipe
 from manifests.splits import load_split
-from manifests.stages import Need, identity
-from manifests.storage.manifest import Manifest
+from manifests.stages import Need, fingerprint, identity
 from manifests.storage.names import scene_of, shard_name
-from manifests.storage.refs import Ref
+from manifests.storage.refs import Ref, TableRef
 from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
@@ -319,21 +319,60 @@ class Planner:
         return self._listing_digests[shard]
 
     def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
-        """Return what differs from the table that this recipe's ref stands for, else from the newest of the stage."""
-        before: Manifest | None = None
-        ref = self.read_ref()
-        if ref and stage.name in ref.tables:
-            before = self.store.read_manifest(stage.name, ref.tables[stage.name].fingerprint)
-        if before is None:
-            before = next(iter(reversed(self.store.manifests(stage.name))), None)
-        return differences(before.identity, identity) if before else []
+        """Return what differs from the nearest table that the recipe stood for, else from the newest of the stage."""
+        refs = [self.read_ref(), *keyed_refs(self.store).values()]
+        names = {ref.tables[stage.name].fingerprint for ref in refs if ref and stage.name in ref.tables}
+        made = [self.store.read_manifest(stage.name, name) for name in sorted(names)]
+        changes = [differences(manifest.identity, identity) for manifest in made if manifest]
+        if not changes:
+            changes = [differences(one.identity, identity) for one in self.store.manifests(stage.name)[-1:]]
+        return min(changes, key=len, default=[])
 
     def read_ref(self) -> Ref | None:
-        """Return what the recipe's name stands for now, or None if nothing was built under it.
+        """Return what the recipe as it is now stands for, or None if nothing was built for it.
 
         Raises StoreError for a ref that cannot be read; that never means that nothing was built.
         """
-        return self.store.read_ref(self.recipe.name)
+        return self.store.read_ref(ref_of(self.recipe))
+
+    def inherited(self) -> Ref:
+        """Return what the recipe stands for, or would if runs of its like were its own: tables of the same identities.
+
+        Whether these still hold what the data set has is not looked at: see `unchanged`.
+        """
+        own = self.read_ref()
+        if own is not None:
+            return own
+        now = asked(self.recipe)
+        tables: dict[str, TableRef] = {}
+        for ref in keyed_refs(self.store).values():
+            if ref.asked.get("data") == now["data"]:
+                same = {name: table for name, table in ref.tables.items() if self._is_of(name, table.fingerprint)}
+                tables = {**same, **tables}
+        return ref_with(self.recipe, tables)
+
+    def _is_of(self, name: str, fingerprint: str) -> bool:
+        try:
+            return self.fingerprint(name) == fingerprint
+        except ConfigError:
+            return False
+
+    def fingerprint(self, name: str) -> str:
+        """Return the fingerprint of a stage's table; raises ConfigError where the teacher has no such stage."""
+        return fingerprint(self.recipe, name)
+
+    def unchanged(self, ref: Ref, names: Iterable[str]) -> dict[str, TableRef]:
+        """Return those of a ref's tables that a run would leave as they are; they may be named without being built."""
+        kept = {}
+        for name in names:
+            try:
+                plan = self.plan([name])[-1]
+            except ConfigError:  # the data set no longer has what it is made from; what was made stays true
+                continue
+            done = [shard.name for shard in plan.done.values()]
+            if plan.complete and done == [shard.name for shard in ref.tables[name].shards]:
+                kept[name] = ref.tables[name]
+        return kept
 
 
 def content_of(need: Need, shard: ShardFile) -> Any:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
 
-from manifests.config import ConfigError
-from manifests.fingerprint import digest
+from manifests.asked import ref_of
 from manifests.provenance import git_commit, package_versions
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from pipeline.engine.planner import Planner
 from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
 from pipeline.stages import STAGES
-from pipeline.stages.base import Stage
 
 MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
 
@@ -61,65 +58,61 @@ def write_manifest(
 
 def move_ref(
     planner: Planner,
+    before: Ref,
     plans: Mapping[str, StagePlan],
-    under_way: Mapping[str, Table] = MappingProxyType({}),
+    under_way: Mapping[str, Table],
+    kept: Mapping[str, TableRef],
     run: str = "",
 ) -> None:
-    """Point the recipe's name at the complete tables that belong to it, whatever other runs do with it meanwhile.
+    """Point the recipe's ref at the complete tables that belong to it, whatever other runs do with it meanwhile.
+
+    `before` is what it stands for if it never stood for anything; `kept` are tables that this run does not build and
+    that are as a run would leave them.
 
     Its other shards, of tables still incomplete or `under_way` and of scenes not selected now, are held: a run that
     was stopped, a bad frame in a new scene or another split makes no garbage of finished work. Nor is anything
     garbage that lies beside shards being built, as long as a table is `under_way` in this `run`, or in another one.
     """
-    identities = {name: fingerprint_of(planner, stage) for name, stage in STAGES.items()}
 
-    def change(before: Ref | None) -> Ref:
-        ref = moved(planner, before, plans, under_way, identities)
+    def change(now: Ref | None) -> Ref:
+        ref = moved(planner, now or before, plans, under_way, kept)
         return ref if under_way else ref.ended(run)
 
-    planner.store.update_ref(planner.recipe.name, change)
+    planner.store.update_ref(ref_of(planner.recipe), change)
 
 
 def moved(
     planner: Planner,
-    before: Ref | None,
+    before: Ref,
     plans: Mapping[str, StagePlan],
     under_way: Mapping[str, Table],
-    identities: Mapping[str, str],
+    kept: Mapping[str, TableRef],
 ) -> Ref:
-    """Return what the recipe's name stands for after this: see `move_ref`."""
-    named = (*before.tables.values(), *before.held) if before else ()
+    """Return what the recipe stands for after this: see `move_ref`."""
+    named = (*before.tables.values(), *before.held)
     tables: dict[str, TableRef] = {}
     held: list[TableRef] = []
     for name in STAGES:
         plan = plans.get(name)
         found = plan or under_way.get(name)
-        if not found and not any(table.stage == name for table in named):
+        earlier = [table for table in named if table.stage == name]
+        if not found and not earlier and name not in kept:
             continue
-        fingerprint = found.fingerprint if found else identities[name]
-        earlier = [table for table in named if table.stage == name and table.fingerprint == fingerprint]
+        fingerprint = found.fingerprint if found else (kept.get(name) or earlier[0]).fingerprint
+        earlier = [table for table in earlier if table.fingerprint == fingerprint]
         now = dict(found.done) if found else {}
         if plan and plan.complete:
             tables[name] = TableRef(name, plan.fingerprint, tuple(now.values()))
-        elif not plan and before and before.tables.get(name) in earlier:
-            tables[name] = before.tables[name]
+        elif not found and name in kept:
+            tables[name] = kept[name]
         known = {shard.shard: shard for table in reversed(earlier) for shard in table.shards} | now
         used = {shard.name for shard in tables[name].shards} if name in tables else set()
         rest = tuple(shard for _, shard in sorted(known.items()) if shard.name not in used)
-        if rest and fingerprint:
+        if rest:
             held.append(TableRef(name, fingerprint, rest))
     usable = consistent(tables)
     held += [table for name, table in tables.items() if name not in usable]
-    building = before.building if before else ()
-    return Ref(planner.recipe.name, usable, planner.recipe.data.exclude, tuple(held), building)
-
-
-def fingerprint_of(planner: Planner, stage: Stage) -> str:
-    """Return the fingerprint of a stage that this run does not plan; empty where the teacher has no such stage."""
-    try:
-        return digest(planner.identity(stage))
-    except ConfigError:
-        return ""
+    return replace(before, tables=usable, excluded=planner.recipe.data.exclude, held=tuple(held))
 
 
 def consistent(tables: Mapping[str, TableRef]) -> dict[str, TableRef]:

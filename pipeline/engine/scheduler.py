@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from manifests.storage.refs import Ref
+from manifests.asked import ref_of
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
@@ -64,6 +64,9 @@ class Run:
             upstream = frozenset(needs if stage.build or stage.name == "index" else {"index", *needs})
             self._open[stage.name] = StageRun(planner.look(stage, stage.name in again), upstream)
         self._stages = dict(self._open)
+        self._before = planner.inherited()
+        others = () if "index" in again else [name for name in self._before.tables if name not in self._stages]
+        self._kept = planner.unchanged(self._before, others)
         for one in self._stages.values():
             for shard in planner.shards_of(one.found.stage):
                 self._plan(one, shard)
@@ -135,8 +138,8 @@ class Run:
             return
         if not any(other.begun for other in self._stages.values()):
             tables = [(name, other.found.fingerprint) for name, other in self._stages.items()]
-            name = self._planner.recipe.name
-            self._run = self._planner.store.begin(name, Ref(name, {}), tables)
+            planner = self._planner
+            self._run = planner.store.begin(ref_of(planner.recipe), replace(self._before, tables={}), tables)
         one.begun = True
         if self._watcher:
             hope = () if self._open.keys().isdisjoint(one.upstream) else one.waiting
@@ -175,7 +178,7 @@ class Run:
                 work,
                 built=one.n_built > 0,
             )
-        move_ref(self._planner, self._finished, self._open, self._run)
+        move_ref(self._planner, self._before, self._finished, self._open, self._kept, self._run)
 
 
 def note(task: Task, outcome: Outcome) -> None:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
@@ -96,7 +97,7 @@ def export(
     if layout not in LAYOUTS:
         raise ConfigError(f'layout is "{layout}"; choose "san" or "fcclip"')
     store = Store.open(recipe.run.store)
-    ref = store.expect_ref(recipe.name)
+    ref = tables_of(store, recipe, TABLES_READ)
     tables = {name: ref.table(name) for name in TABLES_READ}
     text = text_vectors(store, tables["text"], recipe)
     identity = {
@@ -147,9 +148,7 @@ def text_vectors(store: Store, table: TableRef, recipe: Recipe) -> npt.NDArray[n
     """Return one vector per prompt; raises StoreError if the recipe's dictionary is not the one they were made for."""
     rows = [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
     if tuple(row["prompt"] for row in rows) != recipe.ontology.prompts:
-        raise StoreError(
-            f"the class dictionary has changed since `text` was built; run: make group RECIPE={recipe.name}"
-        )
+        raise StoreError(f"the class dictionary has changed since `text` was built; run: {recipe.make('group')}")
     vectors: npt.NDArray[np.float32] = np.stack([row["vector"] for row in rows])
     return vectors
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from manifests.asked import pin, tables_of
+from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from manifests.storage.errors import StoreError
@@ -48,16 +50,16 @@ class Browser:
     """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same."""
 
     store: Store
-    recipe: str
+    recipe: Recipe
     tables: Mapping[str, TableRef]
     excluded: frozenset[str]
 
     @classmethod
-    def open(cls, store: Store, recipe: str) -> Browser:
-        """Return the tables that a recipe's name stands for; raises StoreError naming the make target if one lacks."""
-        ref = store.expect_ref(recipe)
-        tables = dict(ref.tables) | {name: ref.table(name) for name in NEEDED}
-        predicted = made_of_points(store, ref, "predict", f"runs/{recipe}-predict")
+    def open(cls, store: Store, recipe: Recipe) -> Browser:
+        """Return the tables that a recipe asks for; raises StoreError naming the make target if one lacks."""
+        ref = tables_of(store, recipe, NEEDED)
+        tables = dict(ref.tables)
+        predicted = made_of_points(store, ref, "predict", pin(recipe, "predict"))
         return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
 
     def places(self) -> list[Place]:
@@ -71,7 +73,7 @@ class Browser:
         """
         places = self.places()
         if not places:
-            raise StoreError(f"recipe {self.recipe} has no frame to show: all of its rows failed, or are excluded")
+            raise StoreError(f"recipe {self.recipe.name} has no frame to show: all of its rows failed, or are excluded")
         predicted = self._shards["predict"]
         places = [place for place in places if place.shard in predicted] or places
         chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int))
@@ -92,8 +94,8 @@ class Browser:
                 missing = sorted(set(TABLES[name].names) - found.keys())
                 if missing:
                     raise StoreError(
-                        f"table `{name}` of recipe {self.recipe} has no {', '.join(missing)}: an older version of this "
-                        f"program made it; run: make {name} RECIPE={self.recipe}"
+                        f"table `{name}` of recipe {self.recipe.name} has no {', '.join(missing)}: an older version of "
+                        f"this program made it; run: {self.recipe.make(name)}"
                     )
                 if found["status"] == "ok":
                     rows[name] = found
@@ -102,7 +104,7 @@ class Browser:
             if row["frame_id"] != frame.frame_id:
                 raise StoreError(
                     f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table `{name}` and "
-                    f"{frame.frame_id} in `index`; run: make {name} RECIPE={self.recipe}"
+                    f"{frame.frame_id} in `index`; run: {self.recipe.make(name)}"
                 )
         return FrameRows(frame, rows)
 

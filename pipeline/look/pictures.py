@@ -357,7 +357,7 @@ def classes_in(rows: Mapping[str, Row]) -> list[int]:
 
 def draw_frames(recipe: Recipe, folder: Path, limit: int) -> list[Path]:
     """Write one PNG for each of at most `limit` frames of the recipe into `folder` and return the paths."""
-    browser = Browser.open(Store.open(recipe.run.store), recipe.name)
+    browser = Browser.open(Store.open(recipe.run.store), recipe)
     paths = []
     for place in browser.choose(limit):
         item = browser.read(place)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.fingerprint import differences
 from manifests.query import (
@@ -56,7 +57,7 @@ def ask(recipe: Recipe, phrase: str, n_frames: int, track: Track = lambda items,
     no vector of, and StoreError for tables that are missing, damaged, or of different text encoders.
     """
     store = Store.open(recipe.run.store)
-    ref = store.expect_ref(recipe.name)
+    ref = tables_of(store, recipe, ["index", "text", "pairs"])
     rows = text_rows(store, ref)
     query = understand(recipe, phrase, store, ref, rows)
     ranking = rank_by_masks(query, store, ref, query.rivals(rows), recipe.data.exclude, n_frames, track)
@@ -108,7 +109,7 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     if changes:
         raise ConfigError(
             f"the tables were made with another text encoder than the recipe has now ({'; '.join(changes)}); run: "
-            f"make pack RECIPE={recipe.name}"
+            f"{recipe.make('pack')}"
         )
     (vector,) = kind.load(recipe, "text").text((words,))
     return Query(words, np.asarray(vector, np.float32), table.fingerprint, encoder)
@@ -201,8 +202,8 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
     """
     found: list[Asked] = []
     sentences: list[str] = []
-    store, ref = browser.store, Ref(browser.recipe, browser.tables)
-    folder = queries_folder(runs, browser.recipe)
+    store, ref = browser.store, Ref(browser.recipe.name, browser.tables)
+    folder = queries_folder(runs, browser.recipe.name)
     for path in query_files(folder):
         try:
             one = read_asked(path, store, ref)
@@ -214,7 +215,7 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
         else:
             sentences.append(
                 f"“{one.query.phrase}” was asked of tables that are not those of the recipe any more: it is not shown. "
-                f'Run: make query RECIPE={browser.recipe} WORDS="{one.query.phrase}"'
+                f'Run: {browser.recipe.make("query")} WORDS="{one.query.phrase}"'
             )
     return found, sentences
 

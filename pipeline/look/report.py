@@ -170,7 +170,7 @@ def write_report(
     """
     check_replaceable(folder)
     store = Store.open(recipe.run.store)
-    browser = Browser.open(store, recipe.name)
+    browser = Browser.open(store, recipe)
     runs = Path(recipe.run.runs).expanduser() / recipe.name
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     try:
@@ -429,7 +429,7 @@ def read_evaluations(runs: Path, browser: Browser, ontology: Ontology) -> tuple[
         try:
             found.append(evaluation(path, browser, ontology))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            unreadable.append(f"{path} is left out: {error}. Run: make evaluate RECIPE={browser.recipe}")
+            unreadable.append(f"{path} is left out: {error}. Run: {browser.recipe.make('evaluate')}")
     order = list(SCORED)
     found.sort(key=lambda item: order.index(item.of) if item.of in order else len(order))
     return found, unreadable

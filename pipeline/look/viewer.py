@@ -61,7 +61,7 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
             "the viewer needs Rerun, which is an extra; run: .venv/bin/python -m pip install -r "
             "install/requirements-viewer.txt"
         ) from None
-    browser = Browser.open(Store.open(recipe.run.store), recipe.name)
+    browser = Browser.open(Store.open(recipe.run.store), recipe)
     places = browser.choose(n_frames)
     cameras = [camera.name for camera in browser.read(places[0]).frame.cameras]
     asked, _ = asked_of(browser, recipe.run.runs)

@@ -17,10 +17,13 @@ import bench.ladder as ladder_program
 from bench.ladder import Ladder, Processes, StepFailed, locked, read_seeds
 from bench.ladder_plan import PLAIN, Plan, chosen, read_rungs, steps_of
 from bench.ladder_results import BEGIN, END, Gain, Spread, between_markers, gain, table, write_documents
+from manifests.asked import tables_of
 from manifests.config import ConfigError, read_recipe
 from manifests.fingerprint import digest
-from manifests.storage.refs import Ref, TableRef
+from manifests.recipe import load_recipe
+from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
+from tests.refs import newest, put_ref
 
 RUNGS = """
 [rung.group]
@@ -93,7 +96,7 @@ class Machine:
         if program == "pipeline":
             labels = digest(sections.get("target", {}).get("labels", "group"))
             tables = {stage: TableRef(stage, labels, ()) for stage in ("points", "target", "label")}
-            self.store.write_ref(recipe.stem, Ref(recipe.stem, tables))
+            put_ref(self.store, load_recipe(recipe), tables)
         elif what == "evaluate":
             task, refine = sections.get("predict", {}).get("of", "distill"), arguments[-1].partition("refine=")[2]
             middle = "-pseudo" if "--of" in arguments else "" if task == "distill" else f"-{task}"
@@ -231,7 +234,8 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
     second = [call for call in machine.calls if call.startswith("second_s0")]
     assert second == ["second_s0 predict", "second_s0 evaluate --set evaluate.refine=none"], "it trains nothing"
     assert machine.calls.index("best_s0 distill") < machine.calls.index("second_s0 predict")
-    assert ladder.store.expect_ref("san_like-best_s0").table("target").fingerprint == digest("vote")
+    best = load_recipe(ladder.plan.recipe_path(ladder.steps["best_s0"]))
+    assert tables_of(ladder.store, best, ["target"]).table("target").fingerprint == digest("vote")
 
     record = ladder.record(ladder.steps["best_s0"])
     assert record["scores"][PLAIN]["all"]["mean_iou"] == 0.25 and record["scores"]["afi"]["all"]["iou"] == {"car": 0.5}
@@ -293,9 +297,9 @@ def test_what_changed_is_made_anew_and_so_is_what_started_from_it(plan: Plan) ->
     assert "best_s0 distill --fresh" in machine.calls, "its start has other weights"
     assert not any(call.startswith(("plain", "group", "vote")) for call in machine.calls)
 
-    machine.store.write_ref(
-        "san_like-group", Ref("san_like-group", {"target": TableRef("target", digest("other"), ())})
-    )
+    labels = load_recipe(changed.recipe_path(ladder.steps["group"]))
+    tables = newest(machine.store, "san_like-group").tables
+    put_ref(machine.store, labels, tables | {"target": TableRef("target", digest("other"), ())})
     assert ladder.state(ladder.steps["plain_s0"]) == "out of date", "its labels were made anew"
 
 

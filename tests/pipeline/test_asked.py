@@ -24,6 +24,7 @@ from pipeline.look.pictures import heat, heat_scale
 from pipeline.look.query import ask, asked_of
 from pipeline.look.report import write_report
 from pipeline.look.viewer import log_heat
+from tests.refs import newest
 
 ALL_HOT = 0.5
 
@@ -51,7 +52,7 @@ def add_features(recipe: Recipe) -> None:
     """What the trainer writes for a query: a table in which every point is as similar, and a ranking."""
     store, folder = Store.open(recipe.run.store), queries_folder(recipe.run.runs, recipe.name)
     query, masks = ask(recipe, "car", 5)
-    points = store.expect_ref("tiny").table("points")
+    points = newest(store, "tiny").table("points")
     (shard,) = points.shards
     (row,) = store.rows("points", points.fingerprint, shard)
     value = np.full(row["n_points"], ALL_HOT, np.float16)

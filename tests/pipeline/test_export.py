@@ -22,7 +22,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.errors import StoreError
-from manifests.storage.refs import Ref, TableRef
+from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.__main__ import app
@@ -33,6 +33,7 @@ from pipeline.stages.segment import segments_row
 from pipeline.teachers.artifacts import Artifacts
 from superpixels.lifting import parse_official_point_labels
 from superpixels.segments import Segments
+from tests.refs import newest, put_ref
 
 ONTOLOGY = load_ontology("nuscenes")
 CAR, SKY = 0, len(ONTOLOGY.prompts) - 1
@@ -90,8 +91,7 @@ def build(root: Path, views: Sequence[Segments] = (LEFT, RIGHT), key: str = "0" 
             for shard, names in FRAMES.items()
         }
         tables[stage] = table(store, stage, rows, key)
-    store.write_ref("test", Ref("test", tables))
-    return Recipe(
+    recipe = Recipe(
         name="test",
         data=DataConfig(root=str(root)),
         run=RunConfig(store=str(root / "store")),
@@ -102,6 +102,8 @@ def build(root: Path, views: Sequence[Segments] = (LEFT, RIGHT), key: str = "0" 
         group=GroupConfig(),
         ontology=ONTOLOGY,
     )
+    put_ref(store, recipe, tables)
+    return recipe
 
 
 def table(store: Store, stage: str, rows: dict[str, list[dict[str, Any]]], key: str) -> TableRef:
@@ -273,14 +275,14 @@ def test_a_frame_excluded_since_is_taken_out_and_comes_back(tmp_path: Path) -> N
     export(recipe, out)
     before = content(out)
     store = Store.open(tmp_path / "store")
-    ref = store.expect_ref("test")
-    store.write_ref("test", Ref("test", ref.tables, excluded=("a",)))
+    ref = newest(store, "test")
+    put_ref(store, recipe, ref.tables, ("a",))
     assert export(recipe, out) == Exported(0, 2, 2, 3)
     assert before.keys() - content(out).keys() == {
         "lidarseg_ov/a-lidar_lidarseg.npy",
         *(f"superpixels/a-{side}.{kind}" for side in ("LEFT", "RIGHT") for kind in ("png", "json", "pt")),
     }
-    store.write_ref("test", ref)
+    put_ref(store, recipe, ref.tables)
     assert export(recipe, out).written == 2
     assert content(out) == before
 
@@ -352,7 +354,7 @@ def test_a_token_that_is_no_file_name_is_refused(tmp_path: Path, monkeypatch: py
 def test_without_tables_the_target_to_run_is_named(tmp_path: Path) -> None:
     recipe = build(tmp_path)
     store = Store.open(tmp_path / "store")
-    ref = store.expect_ref("test")
-    store.write_ref("test", Ref("test", {name: one for name, one in ref.tables.items() if name != "group"}))
+    ref = newest(store, "test")
+    put_ref(store, recipe, {name: one for name, one in ref.tables.items() if name != "group"})
     with pytest.raises(StoreError, match="no table `group` yet; run: make group RECIPE=test"):
         export(recipe, tmp_path / "out")

@@ -23,6 +23,7 @@ from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.stages.index import check_frame, pose_problems
+from tests.refs import newest
 
 SCENE = """\
 points = "points/{frame}.npy"
@@ -126,7 +127,7 @@ def built(recipe: Recipe, targets: tuple[str, ...]) -> dict[str, list[dict[str, 
     """Build the targets and return the rows of every table."""
     assert Runner(recipe).run(targets, InlinePool(recipe)) == []
     store = Store.open(recipe.run.store)
-    tables = store.expect_ref(recipe.name).tables
+    tables = newest(store, recipe.name).tables
     return {
         name: [row for shard in table.shards for row in store.rows(name, table.fingerprint, shard)]
         for name, table in tables.items()

@@ -32,6 +32,7 @@ from pipeline.stages.segment import segments_of
 from pipeline.teachers import TEACHERS
 from pipeline.teachers.oracle import Oracle
 from superpixels.segments import Segments
+from tests.refs import newest
 
 NUSCENES = load_ontology("nuscenes")
 RAW = {name: position for position, name in enumerate(fine.name for fine in NUSCENES.fine)}
@@ -628,7 +629,7 @@ def simulated(shared: Path, tmp_path: Path) -> Callable[..., Recipe]:
 
 def rows_of(recipe: Recipe, table: str) -> list[Any]:
     runner = Runner(recipe)
-    found = runner.store.expect_ref(recipe.name).table(table)
+    found = newest(runner.store, recipe.name).table(table)
     return [row for shard in found.shards for row in runner.store.rows(table, found.fingerprint, shard)]
 
 
@@ -661,5 +662,5 @@ def test_workers_of_ray_draw_the_same_noise(simulated: Callable[..., Recipe], tm
     on_ray = simulated(*noise, f"run.store={tmp_path / 'other'}", "run.pool=ray")
     with RayPool(on_ray) as pool:
         assert Runner(on_ray).run(["segment"], pool) == []
-    shards = [Runner(recipe).store.expect_ref(recipe.name).table("segment").shards for recipe in (inline, on_ray)]
+    shards = [newest(Runner(recipe).store, recipe.name).table("segment").shards for recipe in (inline, on_ray)]
     assert shards[0] == shards[1]

@@ -17,11 +17,12 @@ from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
-from manifests.storage.refs import Ref, TableRef
+from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from pipeline.__main__ import app
 from pipeline.look.query import ask, similarity_of_points
 from pipeline.stages import text as text_stage
+from tests.refs import put_ref
 
 CAR, VAN, ROAD, WALL = np.eye(4, dtype=np.float32)
 PROMPTS = {"car": CAR, "van": VAN, "road": ROAD, "street wall": WALL}
@@ -54,7 +55,7 @@ FRAMES = [
 ]
 
 
-def put(store: Store, text: dict[str, Any], pairs: Sequence[Any], needs: str = "7e") -> None:
+def put(store: Store, recipe: Recipe, text: dict[str, Any], pairs: Sequence[Any], needs: str = "7e") -> None:
     """Write tables `text` and `pairs` of recipe `street`, with manifests that say what each was made from."""
     rows = [{"prompt_id": i, "prompt": prompt, "vector": text[prompt]} for i, prompt in enumerate(text)]
     chain: dict[str, Any] = {"text": {}, "segment": {"text": needs}, "pairs": {"segment": "5e"}}
@@ -63,7 +64,8 @@ def put(store: Store, text: dict[str, Any], pairs: Sequence[Any], needs: str = "
         shards = (store.write(name, key, "scene-1", "c0", to_table(content, TABLES[name])),) if content else ()
         store.write_manifest(Manifest(name, key, {"needs": chain[name], "settings": {}}, shards))
         tables[name] = TableRef(name, key, shards)
-    store.write_ref("street", Ref("street", tables, excluded=("left out",)))
+    tables["index"] = TableRef("index", "1d", ())
+    put_ref(store, recipe, tables, ("left out",))
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def street(tmp_path: Path) -> Callable[..., Recipe]:
         f'[data]\nroot = "{tmp_path}"\n[teacher]\nname = "oracle"\n'
         f'[run]\nstore = "{tmp_path / "store"}"\nruns = "{tmp_path / "runs"}"\n'
     )
-    put(Store.open(tmp_path / "store"), PROMPTS, FRAMES)
+    put(Store.open(tmp_path / "store"), load_recipe(tmp_path / "street.toml"), PROMPTS, FRAMES)
     return lambda *words: load_recipe(tmp_path / "street.toml", words)
 
 
@@ -91,7 +93,9 @@ def test_frames_are_ranked_by_their_most_similar_points(street: Callable[..., Re
     folder = queries_folder(recipe.run.runs, "street")
     assert read_ranking(folder, read_query(folder / "car.json"), "masks") == ranking
     assert [frame.frame_id for frame in ask(recipe, "street wall", 1)[1].frames] == ["road"]
-    _, without = ask(street("data.exclude=['car']"), "car", 10)
+    excluding = street("data.exclude=['car']")
+    put(Store.open(recipe.run.store), excluding, PROMPTS, FRAMES)
+    _, without = ask(excluding, "car", 10)
     assert [frame.frame_id for frame in without.frames] == ["half a car", "road"]
 
 
@@ -113,10 +117,10 @@ def test_a_teacher_without_an_encoder_says_which_prompts_are_near(street: Callab
 
 def test_vectors_of_different_encoders_are_not_compared(street: Callable[..., Recipe], tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
-    put(store, PROMPTS, FRAMES, needs="0ld")
+    put(store, street(), PROMPTS, FRAMES, needs="0ld")
     with pytest.raises(StoreError, match="named with other text vectors .* run: make pairs RECIPE=street"):
         ask(street(), "car", 1)
-    put(store, {"car": np.eye(8, dtype=np.float32)[0]}, FRAMES)
+    put(store, street(), {"car": np.eye(8, dtype=np.float32)[0]}, FRAMES)
     with pytest.raises(ConfigError, match="vector of 8 numbers, and table `pairs` has 4"):
         ask(street(), "car", 1)
 
@@ -126,18 +130,19 @@ def test_any_phrase_goes_through_a_text_encoder_as_prompts_do(street: Callable[.
     recipe = street(*tiny)
     store, rows = Store.open(recipe.run.store), text_stage.build(recipe)
     shard = store.write("text", "7f", "all", "c0", to_table(rows, TABLES["text"]))
-    store.write_manifest(Manifest("text", "7f", {"settings": dict(text_stage.settings(recipe))}, (shard,)))
+    store.write_manifest(Manifest("text", "7f", {"settings": dict(text_stage.STAGE.settings(recipe))}, (shard,)))
     text = TableRef("text", "7f", (shard,))
     frames = [pairs_row("bus", [rows[3]["vector"]], [0], [0])]
     shard = store.write("pairs", "9b", "scene-1", "c0", to_table(frames, TABLES["pairs"]))
-    store.write_ref("street", Ref("street", {"text": text, "pairs": TableRef("pairs", "9b", (shard,))}))
+    index = TableRef("index", "1d", ())
+    put_ref(store, recipe, {"index": index, "text": text, "pairs": TableRef("pairs", "9b", (shard,))})
 
     known, _ = ask(recipe, rows[3]["prompt"].upper(), 1)
     np.testing.assert_array_equal(known.vector, rows[3]["vector"])
     free, ranking = ask(recipe, f"{rows[3]['prompt']} on a wire", 1)
     assert np.linalg.norm(free.vector) == pytest.approx(1, abs=1e-5) and ranking.frames[0].margin < 0
     assert free.encoder["teacher"]["model"] == "tiny" and len(free.encoder["templates"]) == 14
-    with pytest.raises(ConfigError, match=r"another text encoder .*random:3.*random:4.*make pack"):
+    with pytest.raises(StoreError, match=r'(?s)text.teacher.weights: "random:3" -> "random:4".*make pack'):
         ask(street(*tiny[:2], "teacher.weights=random:4"), "a cat on a wire", 1)
 
 
@@ -151,7 +156,7 @@ def test_the_command_prints_a_ranking_and_writes_into_its_folder_only(
     assert "half a car" in result.output and "+1.000" in result.output and "3 frames were looked at" in result.output
     assert {path.name for path in (tmp_path / "runs").rglob("*.json")} == {"car.json", "car.masks.json"}
 
-    put(Store.open(tmp_path / "store"), {**PROMPTS, "../../[red]x": CAR}, FRAMES)
+    put(Store.open(tmp_path / "store"), street(), {**PROMPTS, "../../[red]x": CAR}, FRAMES)
     result = CliRunner().invoke(app, ["query", str(tmp_path / "street.toml"), "../../[red]x"])
     assert result.exit_code == 0 and "“../../[red]x”" in result.output
     (path,) = (tmp_path / "runs/street/queries").glob("red-x-*.masks.json")

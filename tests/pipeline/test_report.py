@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.asked import pin, ref_of
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe, load_recipe
@@ -34,6 +35,7 @@ from pipeline.look.browse import Browser, FrameRows, Place
 from pipeline.look.report import ShownFrame, identity_of, refinements, write_report
 from pipeline.look.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
+from tests.refs import newest
 
 NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())
 HOSTILE = "no-<script>alert('x')</script>\"><img src=x onerror=y>"
@@ -103,7 +105,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 def add_predictions(recipe: Recipe) -> None:
     """A student that calls everything a car, as the trainer writes it."""
     store = Store.open(recipe.run.store)
-    points = store.expect_ref(recipe.name).table("points")
+    points = newest(store, recipe.name).table("points")
     (shard,) = points.shards
     (row,) = store.rows("points", points.fingerprint, shard)
     label = np.full(row["n_points"], 4, np.uint8)
@@ -113,7 +115,7 @@ def add_predictions(recipe: Recipe) -> None:
     written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_table([made], TABLES["predict"]))
     table = TableRef("predict", "0" * 12, (written,))
     store.write_manifest(Manifest("predict", "0" * 12, {"stage": "predict", "version": 1}, (written,), {"epoch": 1}))
-    store.write_ref(f"runs/{recipe.name}-predict", Ref(recipe.name, {"points": points, "predict": table}))
+    store.write_ref(pin(recipe, "predict"), Ref(recipe.name, {"points": points, "predict": table}))
 
 
 def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
@@ -158,7 +160,7 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
     assert "Student: mIoU in %, all points" in page.text and "25.0" in page.text and "1,234" in page.text
     assert "2 of 2" in page.text and "8 s, 3.0 frames/s" in page.text and "initial weights random" in page.text
     assert "notice" not in re.findall(r'class="(\w+)"', page.source)
-    ref = Store.open(recipe.run.store).expect_ref("tiny")
+    ref = newest(Store.open(recipe.run.store), "tiny")
     assert all(table.fingerprint in page.text for table in ref.tables.values()) and "0" * 12 in page.text
 
     files = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
@@ -250,8 +252,8 @@ def test_scores_are_no_headline_once_the_run_has_newer_weights(folder: Path, mon
     add_runs(recipe, weights="feed")
     monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
     tile, notice = "Student: mIoU in %, all points", "the run has newer weights by now (weights beef, epoch 2 of 2)"
-    for newest in ("feed", "beef"):
-        document = {"format": 1, "weights": newest, "epoch": 2, "epochs": 2}
+    for newest_of in ("feed", "beef"):
+        document = {"format": 1, "weights": newest_of, "epoch": 2, "epochs": 2}
         header = json.dumps({"__metadata__": {"checkpoint": json.dumps(document)}}).encode()
         run = Path(recipe.run.runs) / recipe.name / "distill"
         (run / "epoch-0002.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -374,24 +376,24 @@ def test_predictions_of_points_made_anew_are_not_shown(folder: Path) -> None:
     recipe = recipe_in(folder)
     add_predictions(recipe)
     store = Store.open(recipe.run.store)
-    assert "predict" in Browser.open(store, "tiny").tables
-    ref = store.expect_ref("tiny")
+    assert "predict" in Browser.open(store, recipe).tables
+    ref = newest(store, "tiny")
     shards = tuple(replace(shard, key="2" * 12, name=shard.name) for shard in ref.tables["points"].shards)
     shards = tuple(replace(s, name=f"{s.shard}.{s.key}.{s.sha256[:12]}.parquet") for s in shards)
     tables = dict(ref.tables) | {"points": replace(ref.tables["points"], shards=shards)}
-    store.write_ref("tiny", replace(ref, tables=tables))
-    assert "predict" not in Browser.open(store, "tiny").tables
+    store.write_ref(ref_of(recipe), replace(ref, tables=tables))
+    assert "predict" not in Browser.open(store, recipe).tables
 
 
 def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None:
     recipe = recipe_in(folder)
     store = Store.open(recipe.run.store)
-    browser = Browser.open(store, "tiny")
+    browser = Browser.open(store, recipe)
     (place,) = browser.choose(5)
     frame_id = browser.read(place).frame.frame_id
-    store.write_ref("tiny", replace(store.expect_ref("tiny"), excluded=(frame_id,)))
+    store.write_ref(ref_of(recipe), replace(newest(store, "tiny"), excluded=(frame_id,)))
     with pytest.raises(StoreError, match="no frame to show"):
-        Browser.open(store, "tiny").choose(5)
+        Browser.open(store, recipe).choose(5)
 
 
 def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
@@ -399,7 +401,7 @@ def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
 ) -> None:
     recipe = recipe_in(folder)
     store = Store.open(recipe.run.store)
-    opened = Browser.open(store, "tiny")
+    opened = Browser.open(store, recipe)
     shards = tuple(ShardFile(f"s{i}", "0" * 12, f"{i}.parquet", 4, 1, "", "") for i in range(3))
     tables = {name: replace(table, shards=shards) for name, table in opened.tables.items()}
     read = []

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from manifests.asked import variants
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row
-from manifests.schema import described, metadata
+from manifests.schema import TABLES, described, metadata
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
 from manifests.storage.shards import ShardFile
@@ -31,6 +32,7 @@ from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker
 from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
+from tests.refs import newest
 
 
 class Recorder:
@@ -113,7 +115,7 @@ def test_a_setting_of_group_rebuilds_group_and_what_follows(packed: Recipe, reci
     changed = recipe_of("group.policy=last_camera")
     (group,) = [plan for plan in Runner(changed).plan(PACKED) if plan.stage.name == "group"]
     assert group.changes == ('settings.policy: (default) -> "last_camera"',)
-    assert stages(build(changed)) == ["group", "pairs", "target"]
+    assert stages(build(changed)) == ["group", "target"], "what points belong together is as it was"
     assert build(packed) == []  # the first variant is still there
 
 
@@ -138,7 +140,7 @@ def test_choosing_another_split_builds_nothing_and_the_ref_follows(
     split.write_text("scene-0008\n")
     half = recipe_of(f"data.split={split}")
     assert build(half) == []
-    ref = Runner(half).store.expect_ref("tiny")
+    ref = newest(Runner(half).store, "tiny")
     assert [shard.shard for shard in ref.table("target").shards] == ["scene-0008"]
 
 
@@ -148,7 +150,7 @@ def test_excluding_a_frame_rebuilds_nothing_and_the_ref_says_so(
     runner = Runner(packed)
     frame_id = runner.listing()["scene-0001"][0].frame_id
     assert build(recipe_of(f'data.exclude=["{frame_id}"]')) == []
-    assert runner.store.expect_ref("tiny").excluded == (frame_id,)
+    assert newest(runner.store, "tiny").excluded == (frame_id,)
 
 
 def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[..., Recipe]) -> None:
@@ -157,12 +159,11 @@ def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[.
 
 
 def test_rewording_a_unit_rebuilds_nothing(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = STAGES["project"]
     columns = [
         described(column.name, column.type, metadata(column) | {"doc": "reworded", "unit": "?"})
-        for column in stage.schema
+        for column in TABLES["project"]
     ]
-    monkeypatch.setitem(STAGES, "project", dataclasses.replace(stage, schema=pa.schema(columns)))
+    monkeypatch.setitem(TABLES, "project", pa.schema(columns))
     assert build(packed) == []
 
 
@@ -189,7 +190,7 @@ def test_adding_a_scene_builds_that_scene(recipe_of: Callable[..., Recipe], tmp_
 @pytest.mark.parametrize("stage", ["index", "segment", "group", "target"])
 def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, stage: str) -> None:
     runner = Runner(packed)
-    table = runner.store.expect_ref("tiny").table(stage)
+    table = newest(runner.store, "tiny").table(stage)
     before = shards_of(packed)
     shard = table.shards[0]
     assert runner.store.local is not None
@@ -200,7 +201,7 @@ def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, sta
 
 def shards_of(recipe: Recipe) -> dict[str, tuple[ShardFile, ...]]:
     """Return all shards that the recipe's ref names, with their digests."""
-    return {name: table.shards for name, table in Runner(recipe).store.expect_ref(recipe.name).tables.items()}
+    return {name: table.shards for name, table in newest(Runner(recipe).store, recipe.name).tables.items()}
 
 
 def test_another_class_dictionary_leaves_the_expensive_half_alone(
@@ -242,13 +243,13 @@ def test_a_bad_frame_holds_up_its_scene_only_and_is_named(
         ("index", "scene-0001", frame.frame_id)
     ]
     assert "target/scene-0008" in recorder.built and "points/scene-0001" not in recorder.built
-    assert "target" not in Runner(recipe_of(fresh)).store.expect_ref("tiny").tables
+    assert "target" not in newest(Runner(recipe_of(fresh)).store, "tiny").tables
 
     # left out by name it keeps its row, with status and reason, and everything else is built
     excluded = recipe_of(fresh, f'data.exclude=["{frame.frame_id}"]')
     assert "target/scene-0001" in build(excluded)
     runner = Runner(excluded)
-    table = runner.store.expect_ref("tiny").table("target")
+    table = newest(runner.store, "tiny").table("target")
     rows = runner.store.rows("target", table.fingerprint, table.shards[0])
     assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["frame_id"] == frame.frame_id
     assert image.name in rows[1]["reason"]
@@ -261,7 +262,7 @@ def test_a_bad_frame_holds_up_its_scene_only_and_is_named(
 
 def test_changed_inputs_never_leave_a_stale_table_in_the_ref(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
     build(recipe_of("group.min_points=2"), ["group"])
-    tables = Runner(packed).store.expect_ref("tiny").tables
+    tables = newest(Runner(packed).store, "tiny").tables
     assert "group" in tables and "pairs" not in tables and "target" not in tables
 
 
@@ -310,6 +311,7 @@ def test_the_order_in_which_shards_are_built_changes_no_byte_and_no_name(
     assert Runner(other).run(PACKED, Hasty(other), recorder) == []
     assert recorder.built.index("target/scene-0001") < recorder.built.index("index/scene-0008")
     assert shards_of(other) == shards_of(packed)
+    assert build(packed) == []  # it was built over another root
     before, after = Runner(packed).read_ref(), Runner(other).read_ref()
     assert before and after and before.tables == after.tables
 
@@ -450,12 +452,21 @@ def test_nothing_that_a_recipe_may_still_use_is_garbage(
     both = recipe_of(fresh)
     assert len(Runner(both).run(PACKED, InlinePool(both))) == 1
     assert garbage_of(both) == []
-    ref = Runner(both).store.expect_ref("tiny")
+    ref = newest(Runner(both).store, "tiny")
     assert "target" not in ref.tables and "target" in {table.stage for table in ref.held}
 
 
-def test_an_earlier_variant_of_a_recipe_is_garbage(packed: Recipe, recipe_of: Callable[..., Recipe]) -> None:
+def test_a_variant_of_a_recipe_is_garbage_once_it_is_forgotten(
+    packed: Recipe, recipe_of: Callable[..., Recipe]
+) -> None:
+    build(packed)
     build(recipe_of("group.min_points=2"))
+    assert garbage_of(packed) == [], "it is the recipe's own, with an override"
+    store = Runner(packed).store
+    told = variants(store, packed)
+    assert ["group.min_points: 2 -> (default)"] in [changes[:1] for changes in told.values()]
+    for name in told:
+        store.delete_ref(name)
     assert garbage_of(packed) == ["group", "pairs", "target"]
 
 
@@ -524,7 +535,7 @@ def street(root: Path, tmp_path: Path) -> Callable[..., Recipe]:
 def segments(recipe: Recipe) -> dict[str, str]:
     """A digest of every byte of the rows of table `segment`, by folder and scene."""
     store = Runner(recipe).store
-    table = store.expect_ref("street").table("segment")
+    table = newest(store, "street").table("segment")
     return {
         f"{table.fingerprint}/{shard.shard}": digest_table(store.read("segment", table.fingerprint, shard))
         for shard in table.shards
@@ -537,7 +548,7 @@ def test_fused_halves_write_no_encoding_and_the_same_segments(street: Callable[.
     fused = street("run.batch=4", "run.keep_encode=false", f"run.store={tmp_path / 'other'}")
     assert stages(build(fused, ["segment"])) == ["index", "text", "segment"]
     assert segments(fused) == segments(apart)
-    assert "encode" not in Runner(fused).store.expect_ref("street").tables
+    assert "encode" not in newest(Runner(fused).store, "street").tables
     assert build(fused, ["segment"]) == []
 
 
@@ -582,7 +593,7 @@ def test_another_dictionary_calls_no_image_tower_and_equals_a_run_from_scratch(
 def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Recipe]) -> None:
     build(street("run.batch=5", "run.device=cpu"), ["encode"])
     runner = Runner(street())
-    table = runner.store.expect_ref("street").table("encode")
+    table = newest(runner.store, "street").table("encode")
     manifest = runner.store.read_manifest("encode", table.fingerprint)
     assert manifest is not None
     assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [2])  # whatever is asked for

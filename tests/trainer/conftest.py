@@ -13,8 +13,10 @@ from rich.console import Console
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import failed_row, to_table
 from manifests.schema import TABLES, TEXT
+from manifests.stages import fingerprint
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from tests.refs import newest, put_ref
 
 ONTOLOGY = """
 name = "street"
@@ -149,27 +151,30 @@ class Fleet:
 
     def ref(self) -> Ref:
         """Return the tables of the recipe."""
-        return self.store.expect_ref("street")
+        return newest(self.store, "street")
 
     def put(self, stage: str, row_of: Callable[[str], dict[str, Any]]) -> None:
-        """Write a table, one row per frame, and put it into the ref."""
+        """Write a table, one row per frame, and put it into the ref: the recipe's identity, keys of its rows.."""
         rows = {scene: [row_of(name) for name in names] for scene, names in self.frames.items()}
-        fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
-        shards = [
-            self.store.write(stage, fingerprint, scene, fingerprint, to_table(rows[scene], TABLES[stage]))
-            for scene in rows
-        ]
-        self.set_table(TableRef(stage, fingerprint, tuple(shards)))
+        made, key = fingerprint(self.recipe(), stage), hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
+        shards = [self.store.write(stage, made, scene, key, to_table(rows[scene], TABLES[stage])) for scene in rows]
+        self.set_table(TableRef(stage, made, tuple(shards)))
 
     def set_table(self, table: TableRef) -> None:
         """Put a table into the ref in place of another of its stage."""
-        tables = dict(self.ref().tables) if "street" in self.store.refs() else {}
-        self.store.write_ref("street", Ref("street", tables | {table.stage: table}))
+        tables = dict(self.ref().tables) if self.store.refs() else {}
+        put_ref(self.store, self.recipe(), tables | {table.stage: table})
+
+    def packed(self, *overrides: str) -> Recipe:
+        """Return the recipe with overrides that tables depend on, as if they had been made anew for it."""
+        recipe = self.recipe(*overrides)
+        put_ref(self.store, recipe, self.ref().tables, recipe.data.exclude)
+        return recipe
 
     def drop_table(self, stage: str) -> None:
         """Take a table out of the ref."""
         tables = {name: table for name, table in self.ref().tables.items() if name != stage}
-        self.store.write_ref("street", Ref("street", tables))
+        put_ref(self.store, self.recipe(), tables)
 
 
 @pytest.fixture
@@ -223,6 +228,7 @@ def fleet(tmp_path: Path) -> Fleet:
         {"prompt_id": i, "prompt": prompt, "vector": vector}
         for i, (prompt, vector) in enumerate(zip(PROMPTS, text_vectors(), strict=True))
     ]
-    shard = fleet.store.write("text", "7e87", "all", "abc123", to_table(text, TEXT))
-    fleet.set_table(TableRef("text", "7e87", (shard,)))
+    made = fingerprint(fleet.recipe(), "text")
+    shard = fleet.store.write("text", made, "all", "abc123", to_table(text, TEXT))
+    fleet.set_table(TableRef("text", made, (shard,)))
     return fleet

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from bench.network import learner, simulated_batch
+from manifests.asked import pin
 from manifests.sections.network import NetworkConfig
 from manifests.sections.training import DistillConfig
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
@@ -176,7 +177,7 @@ def test_predictions_are_those_of_the_cpu(fleet: Any, console: Console, engine: 
     labels = []
     for device, kind in (("cpu", "torch"), (GPU, engine.name)):
         predict(fleet.recipe(f"run.device={device}", f"network.engine={kind}"), console)
-        table = fleet.store.expect_ref("runs/street-predict").tables["predict"]
+        table = fleet.store.expect_ref(pin(fleet.recipe(), "predict")).tables["predict"]
         rows = [row for shard in table.shards for row in fleet.store.rows("predict", table.fingerprint, shard)]
         labels.append(np.concatenate([row["label"] for row in rows]))
     assert len(labels[0]) > 1000 and (labels[0] == labels[1]).mean() > 0.999

@@ -42,18 +42,18 @@ def test_the_whole_chain_runs(fleet: Any) -> None:
     assert (fleet.folder / "runs/street/evaluate.json").is_file()
     assert run("evaluate", fleet.recipe_path, "--of", "pseudo").exit_code == 0
     result = run("evaluate", fleet.recipe_path, "--refine", "afi")
-    assert result.exit_code == 3 and "make index RECIPE=street" in result.output, "which has the height of the sensor"
+    assert result.exit_code == 3 and "make index RECIPE=/" in result.output, "which has the height of the sensor"
 
 
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
         (["distill", "--set", "distill.epoch=3"], 2, "did you mean `epochs`"),
-        (["distill", "--set", "run.store=elsewhere"], 3, "make pack RECIPE=street"),
+        (["distill", "--set", "run.store=elsewhere"], 3, "make pack RECIPE=/"),
         (["distill", "--set", "distill.split=test"], 2, "split 'test' of nuscenes is empty here"),
-        (["distill", "--set", "distill.init=pretrain"], 1, "make pretrain RECIPE=street"),
-        (["predict"], 1, "make distill RECIPE=street"),
-        (["evaluate"], 3, "make predict RECIPE=street"),
+        (["distill", "--set", "distill.init=pretrain"], 1, "make pretrain RECIPE=/"),
+        (["predict"], 1, "make distill RECIPE=/"),
+        (["evaluate"], 3, "make predict RECIPE=/"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(
@@ -70,7 +70,7 @@ def test_logs_without_labels_end_with_status_3(fleet: Any) -> None:
     fleet.drop_table("label")
     result = run("evaluate", fleet.recipe_path)
     assert result.exit_code == 3
-    assert "has no labels to evaluate against; run: make label RECIPE=street" in result.output
+    assert "has no labels to evaluate against; run: make label RECIPE=/" in result.output
 
 
 def test_an_unknown_recipe_is_a_sentence() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.sample import sweep_of
 from manifests.storage.errors import StoreError
@@ -102,7 +103,7 @@ def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, 
 
 def test_scenes_of_the_split_are_predicted_whole(fleet: Any, console: Console) -> None:
     fleet.put("points", fleet.failing(fleet.points_row, ["v0"]))
-    recipe = fleet.recipe("data.exclude=['v1']")
+    recipe = fleet.packed("data.exclude=['v1']")
     train(recipe, "distill", console)
     rows = rows_of(fleet, predict(recipe, console))
     assert list(rows) == ["v0", "v1"]
@@ -136,7 +137,7 @@ def test_what_is_there_is_not_computed_again(fleet: Any, console: Console, capsy
     assert {shard.shard: shard.name for shard in again.shards} == files, "the same bytes"
     for path in Path(fleet.folder / "store").rglob("*.parquet"):
         assert (path.stat().st_mtime_ns == times[path.name]) == (path.name != first.shards[1].name)
-    ref = fleet.store.expect_ref("runs/street-predict")
+    ref = fleet.store.expect_ref(pin(fleet.recipe(), "predict"))
     assert ref.tables["predict"] == again
     manifest = fleet.store.read_manifest("predict", again.fingerprint)
     assert manifest.identity["needs"]["points"] == fleet.ref().tables["points"].fingerprint
@@ -152,7 +153,7 @@ def test_other_weights_make_another_table(fleet: Any, console: Console) -> None:
 
 
 def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -> None:
-    with pytest.raises(TrainerError, match="holds no checkpoint; run: make distill RECIPE=street"):
+    with pytest.raises(TrainerError, match=r"holds no checkpoint; run: make distill RECIPE=\S*street"):
         predict(fleet.recipe(), console)
     pretrained = train(fleet.recipe(), "pretrain", console)
     with pytest.raises(TrainerError, match="predicts no classes"):

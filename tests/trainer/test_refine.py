@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
@@ -91,7 +92,9 @@ def fill(
     )
     identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
     fleet.store.write_manifest(Manifest("predict", "a1b2", identity, shards, {"epoch": 2}))
-    fleet.store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", "a1b2", shards)}))
+    fleet.store.write_ref(
+        pin(fleet.recipe(), "predict"), Ref("street", {"predict": TableRef("predict", "a1b2", shards)})
+    )
 
 
 TWO_OUTVOTE_ONE = ("evaluate.refine=vote", "vote.own=0")  # what a frame says itself counts once, not twice
@@ -182,7 +185,7 @@ def test_what_has_driven_away_does_not_smear(fleet: Any, console: Console) -> No
 def test_frames_that_failed_have_no_vote_nor_have_those_that_are_excluded(fleet: Any, console: Console) -> None:
     fill(fleet, MIDDLE_ERRS)
     settings = (*TWO_OUTVOTE_ONE, "vote.reach=1")
-    excluded = evaluate(fleet.recipe(*settings, 'data.exclude=["v0", "w0"]'), console).document
+    excluded = evaluate(fleet.packed(*settings, 'data.exclude=["v0", "w0"]'), console).document
     assert excluded["frames"] == 2 and called_a_car(excluded) == 1
     points = fleet.store.rows("points", *table_of(fleet, "points"))
     fleet.put("points", lambda name: failed_row(name, "cut off") if name == "v0" else points_again(points, name))

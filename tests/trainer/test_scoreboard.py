@@ -14,6 +14,7 @@ from manifests.ontology import load_ontology
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
+from tests.refs import newest, put_ref
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop.train import train
@@ -71,11 +72,11 @@ def test_what_a_supervised_teacher_made_is_marked_and_yardsticks_are_not(fleet: 
     put(recipe, "evaluate.json", "prediction", 0.4)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
     store = Store.open(recipe.run.store)
-    ref = store.expect_ref(recipe.name)
+    ref = newest(store, recipe.name)
     table = TableRef("segment", "5" * 12, ())
     identity = {"settings": {"teacher": {"name": "composite", "trained_on": "mapillary", "supervised": True}}}
     store.write_manifest(Manifest("segment", table.fingerprint, identity, ()))
-    store.write_ref(recipe.name, replace(ref, tables={**ref.tables, "segment": table}))
+    put_ref(store, recipe, {**ref.tables, "segment": table})
     assert [line.title for line in read_lines([recipe])] == [
         "pseudo-labels, supervised teacher", "student, supervised teacher", "decision tree",
     ]  # fmt: skip

@@ -22,9 +22,10 @@ from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 
 
-def asked(fleet: Any, phrase: str, vector: Any, text: str = "7e87", seed: int = 0) -> Query:
+def asked(fleet: Any, phrase: str, vector: Any, text: str = "", seed: int = 0) -> Query:
     """Write the query as the pipeline does."""
     unit = np.asarray(vector, np.float32) / np.linalg.norm(vector)
+    text = text or fleet.ref().tables["text"].fingerprint
     query = Query(phrase, unit.astype(np.float32), text, {"teacher": {"seed": seed}})
     write_query(queries_folder(str(fleet.folder / "runs"), "street"), query)
     return query
@@ -34,7 +35,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
     fleet: Any, console: Console, capsys: Any
 ) -> None:
     fleet.put("points", fleet.failing(fleet.points_row, ["a1"]))
-    recipe = fleet.recipe("predict.split=all", "data.exclude=['b0']", "run.batch_size=1")
+    recipe = fleet.packed("predict.split=all", "data.exclude=['b0']", "run.batch_size=1")
     path = train(recipe, "pretrain", console)
     query = asked(fleet, "a car, perhaps", fleet.text[0] + 0.1 * fleet.text[2])
     ranking = search(recipe, "a car,  perhaps", 2, console)
@@ -71,7 +72,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
 
 def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
     recipe = fleet.recipe()
-    with pytest.raises(TrainerError, match=r'car\.json is not there.*make query RECIPE=street WORDS="car"'):
+    with pytest.raises(TrainerError, match=r'car\.json is not there.*make query RECIPE=\S*street WORDS="car"'):
         search(recipe, "car", 1, console)
     asked(fleet, "car", fleet.text[0])
     with pytest.raises(TrainerError, match="no checkpoint, so there are no TMP features to ask; run: make pretrain"):
@@ -84,7 +85,9 @@ def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
     with pytest.raises(TrainerError, match="the text vectors were made anew since “car” was asked"):
         search(recipe, "car", 1, console)
     asked(fleet, "car", fleet.text[0])
-    fleet.store.write_manifest(Manifest("text", "7e87", {"settings": {"teacher": {"seed": 1}}}, ()))
+    fleet.store.write_manifest(
+        Manifest("text", fleet.ref().tables["text"].fingerprint, {"settings": {"teacher": {"seed": 1}}}, ())
+    )
     with pytest.raises(TrainerError, match=r"another text encoder than that of “car” \(teacher.seed: 1 -> 0\)"):
         search(recipe, "car", 1, console)
     fleet.drop_table("text")
@@ -96,5 +99,5 @@ def test_a_run_that_is_not_finished_is_not_asked(fleet: Any, console: Console, m
     asked(fleet, "car", fleet.text[0])
     monkeypatch.setattr(checkpoint, "latest", lambda folder: Path("epoch-0001.safetensors"))
     monkeypatch.setattr(checkpoint, "read_document", lambda path: {"epoch": 1, "epochs": 3})
-    with pytest.raises(TrainerError, match="has finished 1 of 3 epochs; run: make pretrain RECIPE=street"):
+    with pytest.raises(TrainerError, match=r"has finished 1 of 3 epochs; run: make pretrain RECIPE=\S*street"):
         search(fleet.recipe(), "car", 1, console)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from manifests.asked import pin, tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
@@ -33,12 +34,13 @@ from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
-from trainer.inference.predictions import pin, shard_key
+from trainer.inference.predictions import shard_key
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import N_INPUTS
 from trainer.loop.log import progress_bar
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine, open_engine
+from trainer.records.asked import changes_since
 
 VERSION = 1
 """Raised when the code changes what a prediction is."""
@@ -64,7 +66,7 @@ class Sweeps:
     def open(cls, recipe: Recipe) -> Sweeps:
         """Raises StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
         store = Store.open(recipe.run.store)
-        ref = store.expect_ref(recipe.name)
+        ref = tables_of(store, recipe, ["points"])
         engine = open_engine(recipe.network.engine)
         device = resolve_device(recipe.run.device, engine)
         tables = Tables(store, ref, ["points"])
@@ -88,10 +90,18 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     path = checkpoint_path(recipe)
     if path is None:
         raise TrainerError(
-            f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: make "
-            f"{recipe.predict.of} RECIPE={recipe.name}, or set predict.of or predict.checkpoint"
+            f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: "
+            f"{recipe.make(recipe.predict.of)}, or set predict.of or predict.checkpoint"
         )
     learnt = load_learnt(path, recipe, console)
+    changes = [] if recipe.predict.checkpoint else changes_since(learnt.document, recipe, recipe.predict.of)
+    if changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainerError(
+            f"{path} is of another recipe than the one at hand, or of this one before it was changed:{listed}\n"
+            f"Train it: {recipe.make(recipe.predict.of)} (--fresh in ARGS moves the old run aside), or name the file "
+            "to predict with as it is: predict.checkpoint"
+        )
     trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
     n_outputs = n_outputs_of(learnt)
     if trained is None and n_outputs == len(wanted):
@@ -103,7 +113,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
-    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe.name, "predict")
+    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
     views = recipe.predict.views
     return run_over(
         sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, class_names=wanted

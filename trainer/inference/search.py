@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from manifests.asked import pin
 from manifests.fingerprint import differences
 from manifests.query import (
     HEADINGS,
@@ -36,7 +37,6 @@ from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.inference.predict import Columns, Sweeps, identity_of, load_learnt, n_outputs_of, run_over
-from trainer.inference.predictions import pin
 from trainer.loop.learner import N_INPUTS
 from trainer.network.minkunet import build_network
 
@@ -54,7 +54,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     """
     folder = queries_folder(recipe.run.runs, recipe.name)
     path = folder / f"{slug_of(cleaned(phrase))}.json"
-    advice = f'run: make query RECIPE={recipe.name} WORDS="{cleaned(phrase)}"'
+    advice = f'run: {recipe.make("query")} WORDS="{cleaned(phrase)}"'
     if not path.is_file():
         raise TrainerError(f"{path} is not there: the text encoder has to say first what the phrase is; {advice}")
     query = read_query(path)
@@ -83,7 +83,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
 
 def finished_pretraining(recipe: Recipe) -> Path:
     """Return the last checkpoint of the recipe's pre-training; raises TrainerError unless it has come to its end."""
-    folder, advice = recipe.folder() / "pretrain", f"run: make pretrain RECIPE={recipe.name}"
+    folder, advice = recipe.folder() / "pretrain", f"run: {recipe.make('pretrain')}"
     path = checkpoint.latest(folder)
     if path is None:
         raise TrainerError(f"{folder} holds no checkpoint, so there are no TMP features to ask; {advice}")
@@ -97,7 +97,7 @@ def finished_pretraining(recipe: Recipe) -> Path:
 
 def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     """Raise TrainerError if the pre-training learnt vectors of another text encoder than the query's."""
-    name = pin(recipe.name, "pretrain")
+    name = pin(recipe, "pretrain")
     pinned = store.read_ref(name)
     learnt = pinned.tables.get("text") if pinned else None
     manifest = store.read_manifest("text", learnt.fingerprint) if learnt else None
@@ -105,7 +105,7 @@ def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     if changes:
         raise TrainerError(
             f"pre-training learnt vectors of another text encoder than that of “{query.phrase}” "
-            f"({'; '.join(changes)}); run: make pretrain RECIPE={recipe.name} ARGS=--fresh"
+            f"({'; '.join(changes)}); run: {recipe.make('pretrain')} (and --fresh in ARGS)"
         )
 
 

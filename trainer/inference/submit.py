@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
@@ -225,7 +226,7 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
 
 def predicted_tables(store: Store, recipe: Recipe) -> Tables:
     """Return `index` and `predict` of the recipe, cut down to what was predicted; raises like `predictions`."""
-    ref = store.expect_ref(recipe.name)
+    ref = tables_of(store, recipe, ["index", "points"])
     predicted, _ = predictions(store, recipe, ref)
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")

@@ -12,26 +12,24 @@ from typing import Any
 
 import torch
 
-from manifests.config import changed_values
+from manifests.asked import pin
 from manifests.fingerprint import differences, digest, plain
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
-from manifests.sections.network import without_labels
 from manifests.sections.training import Task
 from manifests.shown import shown_values
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
-from trainer.data.augment import without_pairs
 from trainer.data.tables import Selection, Tables
 from trainer.errors import TrainerError
-from trainer.inference.predictions import pin
 from trainer.loop.ranks import Ranks
 from trainer.network.sparse import Engine
 from trainer.objectives.objective import Objective
 from trainer.objectives.registry import EARLIER_RUNS
 from trainer.records import protocol, record
+from trainer.records.asked import settings_of
 
 
 @dataclass(frozen=True)
@@ -55,17 +53,10 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What the result depends on, readable; a run is continued only where it is the same."""
-        recipe, task, settings = self.recipe, self.objective.task, changed_values(self.objective.settings)
-        for name in ("keep_every", "init"):  # no influence; and the initial weights count, not where they lie
-            settings.pop(name, None)
         by_process = getattr(self.objective.settings, "negatives", "") == "local" and self.ranks.world_size > 1
         identity: dict[str, Any] = plain(
             {
-                "task": task,
-                task: settings,
-                "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
-                "network": changed_values(recipe.network),
-                "augment": changed_values(recipe.augment if task == "pretrain" else without_pairs(recipe.augment)),
+                **settings_of(self.recipe, self.objective.task),
                 "tables": {
                     name: {"fingerprint": table.fingerprint, "shards": digest([shard.key for shard in table.shards])}
                     for name, table in self.used.items()
@@ -74,7 +65,6 @@ class Run:
                     "number": len(self.selection.frames),
                     "digest": digest([frame.frame_id for frame in self.selection.frames]),
                 },
-                "ontology": digest(recipe.ontology.label_content()),
                 "init": self.ancestor["weights"] if self.ancestor else None,
                 # superpoints are then told from those of their own process, so that another number is another loss
                 **({"processes": self.ranks.world_size} if by_process else {}),
@@ -144,7 +134,7 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
     path = recipe.folder() / init if earlier else Path(init).expanduser()
     if not earlier and not path.is_dir():
         return path
-    advice = f"run: make {init} RECIPE={recipe.name}" if earlier else "finish that run"
+    advice = f"run: {recipe.make(init)}" if earlier else "finish that run"
     found = checkpoint.latest(path)
     if found is None:
         raise TrainerError(
@@ -230,8 +220,7 @@ def move_aside(store: Store, run: Run) -> None:
     while (aside := run.folder.with_name(f"{run.folder.name}.old-{number}")).exists():
         number += 1
     try:
-        name = run.recipe.name
-        store.write_ref(pin(name, aside.name), store.expect_ref(pin(name, run.folder.name)))
+        store.write_ref(pin(run.recipe, aside.name), store.expect_ref(pin(run.recipe, run.folder.name)))
     except StoreError:
         pass  # it never came to pin a table, or the store is another one
     run.folder.rename(aside)

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from manifests.asked import pin, tables_of
 from manifests.recipe import Recipe
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
@@ -28,7 +29,6 @@ from trainer.data.batches import Batch
 from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_batches
 from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
-from trainer.inference.predictions import pin
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import Learner
 from trainer.loop.log import Log, progress_bar
@@ -36,7 +36,7 @@ from trainer.loop.ranks import Ranks, joined
 from trainer.loop.run_folder import Run, earlier_run, initial_checkpoint, locked
 from trainer.network.sparse import open_engine
 from trainer.objectives.losses import Counts, Whole, counts
-from trainer.objectives.registry import OBJECTIVES
+from trainer.objectives.registry import OBJECTIVES, READS
 from trainer.records import record
 
 LOG_EVERY = 20  # steps between two lines of the log
@@ -74,7 +74,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
             return earlier.path
         console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
         if ranks.is_first:
-            store.write_ref(pin(recipe.name, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
+            store.write_ref(pin(recipe, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
         try:
             path = learn(run, earlier, lock if ranks.is_first else None, console)
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
 
 def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     """Return the run of a task; raises like `train`."""
-    ref = store.expect_ref(recipe.name)
+    ref = tables_of(store, recipe, READS[task])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine, ranks)

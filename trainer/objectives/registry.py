@@ -13,7 +13,7 @@ from manifests.storage.store import Store
 from trainer.objectives.distillation import distillation
 from trainer.objectives.objective import Objective
 from trainer.objectives.pretraining import pretraining
-from trainer.objectives.supervised import finetuning, full_supervision, probing
+from trainer.objectives.supervised import LABELLED, finetuning, full_supervision, probing
 
 OBJECTIVES: dict[Task, Callable[[Recipe, Store, Ref, torch.device], Objective]] = {
     "pretrain": pretraining,
@@ -23,6 +23,15 @@ OBJECTIVES: dict[Task, Callable[[Recipe, Store, Ref, torch.device], Objective]] 
     "supervised": full_supervision,
 }
 
+
+READS: dict[Task, tuple[str, ...]] = {
+    "pretrain": ("points", "pairs", "text"),
+    "distill": ("points", "target"),
+    "probe": LABELLED,
+    "finetune": LABELLED,
+    "supervised": LABELLED,
+}
+"""The tables that each task reads."""
 
 EARLIER_RUNS: dict[Task, tuple[Task, ...]] = {
     "distill": ("pretrain",),

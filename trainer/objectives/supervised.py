@@ -25,6 +25,9 @@ from trainer.data.tables import Every, check_dictionary
 from trainer.objectives.losses import Whole, segmentation_loss
 from trainer.objectives.objective import Objective, Terms
 
+LABELLED = ("points", "label")
+"""The tables that learning from true labels reads."""
+
 
 def probing(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -> Objective:
     """Return linear probing: how far one linear layer gets on what the trunk has learnt."""
@@ -66,7 +69,7 @@ def supervision(
     return Objective(
         task=task,
         settings=settings,
-        stages=("points", "label"),
+        stages=LABELLED,
         broadcast=(),
         make_sample=partial(label_sample, recipe.voxels, recipe.augment, recipe.ontology.class_names),
         n_outputs=len(recipe.ontology.classes),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from manifests.asked import tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.provenance import git_commit
@@ -112,7 +113,7 @@ def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinemen
         evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
     console.print(judged.selection.sentence())
     if not judged.sees:
-        console.print(f"seen and unseen points apart need table `target`; run: make target RECIPE={recipe.name}")
+        console.print(f"seen and unseen points apart need table `target`; run: {recipe.make('target')}")
     return evaluations
 
 
@@ -150,7 +151,7 @@ class Judged:
 
 def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refinement]) -> Judged:
     """Return what there is to score, and with what; raises StoreError like `evaluate`."""
-    ref = store.expect_ref(recipe.name)
+    ref = tables_of(store, recipe, ["points"])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
@@ -339,8 +340,8 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
     changed since they were made: classes are numbers there.
     """
-    advice = f"run: make predict RECIPE={recipe.name}"
-    table, manifest = read_predictions(store, recipe.name, ref.table("points"), advice)
+    advice = f"run: {recipe.make('predict')}"
+    table, manifest = read_predictions(store, recipe, ref.table("points"), advice)
     path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
     if path is not None and official.read_document(path)["weights"] != weights:
         raise StoreError(
@@ -357,7 +358,7 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     if named not in (None, list(recipe.ontology.class_names)):
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
-            f"now; run: make {recipe.predict.of} predict RECIPE={recipe.name}"
+            f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
         )
     origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
     origin |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
@@ -376,8 +377,8 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
     Raises StoreError unless some frame of the split has labels.
     """
     nothing = StoreError(
-        f'split "{recipe.evaluate.split}" of recipe {recipe.name} has no labels to evaluate against; run: make label '
-        f"RECIPE={recipe.name} where the data set has them, or choose evaluate.split"
+        f'split "{recipe.evaluate.split}" of recipe {recipe.name} has no labels to evaluate against; run: '
+        f"{recipe.make('label')} where the data set has them, or choose evaluate.split"
     )
     if "label" not in ref.tables:
         raise nothing

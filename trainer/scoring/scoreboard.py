@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from manifests.asked import tables_of
 from manifests.recipe import Recipe
 from manifests.storage import sealed
 from manifests.storage.errors import StoreError
@@ -81,7 +82,7 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
             )
     if not found:
         names = ", ".join(recipe.name for recipe in recipes)
-        raise TrainerError(f"there are no scores of {names} yet; run: make predict evaluate RECIPE={recipes[0].name}")
+        raise TrainerError(f"there are no scores of {names} yet; run: {recipes[0].make('predict', 'evaluate')}")
     if len(judged) > 1:
         raise TrainerError(
             f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, or "
@@ -125,7 +126,7 @@ def facts_of(recipe: Recipe) -> Facts:
     """Return what there is of a recipe, as far as its tables are there to tell."""
     store = Store.open(recipe.run.store)
     try:
-        ref = store.expect_ref(recipe.name)
+        ref = tables_of(store, recipe, ["target"])
     except StoreError:
         return Facts(False, None, recipe.folder())
     try:

@@ -1,0 +1,170 @@
+"""What a recipe asks for, and which tables of a store are that: no name stands for what it may have stood for once.
+
+A recipe's ref is `<name>/<key>`, and the key is the digest of all that its tables depend on: another `--set`, an edited
+file or a namesake in another folder has another ref, and moves no one else's. Whoever opens tables asks here for those
+of the recipe at hand; where there are none, the error says in what the nearest differ, and what builds the right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from manifests.config import ConfigError
+from manifests.fingerprint import differences, digest, plain
+from manifests.recipe import Recipe
+from manifests.schema import signature
+from manifests.splits import split_content
+from manifests.stages import SPECS, fingerprint, with_needs
+from manifests.storage.errors import StoreError
+from manifests.storage.names import ref_name
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
+
+MOST_DIFFERENCES = 12  # told in one message
+
+
+def asked(recipe: Recipe) -> dict[str, Any]:
+    """Return, readable, all that a recipe's tables depend on: which data, and per table its version and settings.
+
+    A table that the recipe cannot have (`encode` of a teacher that encodes nothing) is left out.
+    """
+    data = {key: value for key, value in asdict(recipe.data).items() if key not in ("root", "ontology")}
+    data["exclude"] = sorted(recipe.data.exclude)
+    if recipe.data.split.endswith(".txt"):  # what the file says, not what it is called
+        data["split"] = split_content(recipe.data.split)
+    tables = {}
+    for name, spec in SPECS.items():
+        try:
+            tables[name] = {
+                "fingerprint": fingerprint(recipe, name),
+                "version": spec.version,
+                "settings": dict(spec.settings(recipe)),
+                "columns": digest(signature(spec.schema)),
+            }
+        except ConfigError:
+            continue
+    found: dict[str, Any] = plain({"data": {**data, "root": place_of(recipe)}, "tables": tables})
+    return found
+
+
+def place_of(recipe: Recipe) -> str:
+    """Return the data root as one that means the same in every working folder."""
+    root = recipe.data.root
+    return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
+def tables_key(recipe: Recipe) -> str:
+    """Return the digest of what a recipe's tables depend on."""
+    return digest(asked(recipe))
+
+
+def ref_of(recipe: Recipe) -> str:
+    """Return the name of a recipe's ref."""
+    return ref_name(recipe.name, tables_key(recipe))
+
+
+def pin(recipe: Recipe, task: str) -> str:
+    """Return the name of the ref that keeps the tables of a run in the folder of a recipe, or of predictions there."""
+    return f"runs/{recipe.name}-{task}-{digest(str(recipe.folder().absolute()))}"
+
+
+def ref_with(recipe: Recipe, tables: Mapping[str, TableRef], excluded: Iterable[str] = ()) -> Ref:
+    """Return tables as the ref of a recipe as it is now, which `ref_of` names."""
+    now = asked(recipe)
+    return Ref(recipe.name, tables, tuple(excluded), key=digest(now), asked=now)
+
+
+def own_ref(store: Store, recipe: Recipe) -> Ref:
+    """Return what was built for the recipe as it is now; raises StoreError, like `tables_of`, if nothing was."""
+    return store.read_ref(ref_of(recipe)) or tables_of(store, recipe, ["index"])
+
+
+def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
+    """Return the ref whose tables are those that the recipe at hand asks for, `stages` among them.
+
+    That is the recipe's own ref, or any other that differs only in what `stages` do not need: `evaluate` may vote with
+    other constants without a new table of points, and recipes that differ in how a student learns share all tables.
+    Tables that came from elsewhere, and whose data set is not on this machine, may be of another root.
+
+    The ref returned names no table that the recipe at hand does not ask for. Raises StoreError if there is none, with
+    the differences to the nearest and the command that builds it.
+    """
+    wanted, stages = asked(recipe), list(stages)
+    own = store.read_ref(ref_name(recipe.name, digest(wanted)))
+    candidates, near = [own] if own else [], []
+    if own is None or not own.tables.keys() >= set(stages):
+        for name, ref in keyed_refs(store).items():
+            changes = changes_to(ref.asked, wanted, stages, recipe)
+            if not changes:
+                candidates.append(ref)
+            elif name.split("/")[0] == recipe.name:
+                near.append(changes)
+    for ref in candidates:
+        if ref.tables.keys() >= set(stages):
+            return replace(ref, tables={name: ref.tables[name] for name in ref.tables if same_table(ref, wanted, name)})
+    packed = {"index", "points", "pairs", "target", "text"}
+    command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
+    if candidates:
+        lacking = [stage for stage in stages if stage not in candidates[0].tables]
+        raise StoreError(f"recipe {recipe.name} has no table `{lacking[0]}` yet; run: {recipe.make(lacking[0])}")
+    if not near:
+        raise StoreError(f"store {store.place} holds nothing of recipe {recipe.name} yet; run: {command}")
+    nearest = min(near, key=len)
+    listed = "".join(f"\n  {line}" for line in nearest[:MOST_DIFFERENCES])
+    more = f"\n  and {len(nearest) - MOST_DIFFERENCES} more" if len(nearest) > MOST_DIFFERENCES else ""
+    raise StoreError(
+        f"store {store.place} holds no tables of recipe {recipe.name} as it is now; the nearest differ in:"
+        f"{listed}{more}\nTake the change back, or build them: {command}"
+    )
+
+
+def same_table(ref: Ref, wanted: Mapping[str, Any], name: str) -> bool:
+    """Return whether a ref's table is the one that is wanted now."""
+    return bool(ref.asked["tables"].get(name) == wanted["tables"].get(name))
+
+
+def keyed_refs(store: Store) -> dict[str, Ref]:
+    """Return the refs of all recipes of a store by name, as they are and as they were before an edit."""
+    return {name: ref for name, ref in sorted(store.refs().items()) if ref.key}
+
+
+def variants(store: Store, recipe: Recipe) -> dict[str, list[str]]:
+    """Return the refs of a recipe of this name under other settings or before an edit, and how they differ from now."""
+    now = asked(recipe)
+    others = {name: ref for name, ref in keyed_refs(store).items() if ref.recipe == recipe.name}
+    others.pop(ref_name(recipe.name, digest(now)), None)
+    names = [name for name in now["tables"]]
+    return {name: changes_to(ref.asked, now, names, recipe) for name, ref in others.items()}
+
+
+def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str], recipe: Recipe) -> list[str]:
+    """Return in what tables that were asked for differ from those of the recipe now, as far as `stages` go; readable.
+
+    Another data root counts unless the recipe's own is not on this machine: then tables were handed on to it.
+    """
+    data, wanted = dict(before.get("data", {})), dict(now["data"])
+    if "://" not in wanted["root"] and not Path(wanted["root"]).exists():
+        data["root"] = wanted["root"]
+    found = differences({"data": data}, {"data": wanted})
+    then, tables = before.get("tables", {}), now["tables"]
+    lacking = [name for name in stages if name not in tables]
+    if lacking:
+        fingerprint(recipe, lacking[0])  # raises: the recipe cannot have it
+    if all(then.get(name, {}).get("fingerprint") == tables[name]["fingerprint"] for name in stages):
+        return found
+    for name in with_needs(recipe, stages):
+        was, will = then.get(name), tables.get(name)
+        if was == will or will is None:
+            continue
+        if was is None:
+            found.append(f"{name}: there is no such table")
+            continue
+        found += differences({name: was["settings"]}, {name: will["settings"]})
+        if was["version"] != will["version"]:
+            found.append(f"{name}: made by version {was['version']} of the stage, which is {will['version']} now")
+        if was["columns"] != will["columns"]:
+            found.append(f"{name}: its columns are others now")
+    return found or ["the code that made them: a table that they need has another identity now"]

@@ -1,0 +1,55 @@
+"""What a recipe asks of a training, and whether a checkpoint is of that: a folder's name says neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from manifests.config import changed_values
+from manifests.fingerprint import differences, digest, plain
+from manifests.recipe import Recipe
+from manifests.sections.network import without_labels
+from manifests.sections.training import Task
+from manifests.stages import fingerprint
+from trainer.data.augment import without_pairs
+from trainer.objectives.registry import READS
+
+
+def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Return the settings that the result of a task depends on, readable; the tables it reads are not among them.
+
+    How many checkpoints are kept has no influence; of `init` the initial weights count, not where they lie.
+    """
+    recipe = recipe.seen_by(task)
+    settings = changed_values(recipe.settings(task))
+    for name in ("keep_every", "init"):
+        settings.pop(name, None)
+    found: dict[str, Any] = plain(
+        {
+            "task": task,
+            task: settings,
+            "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
+            "network": changed_values(recipe.network),
+            "augment": changed_values(recipe.augment if task == "pretrain" else without_pairs(recipe.augment)),
+            "ontology": digest(recipe.ontology.label_content()),
+        }
+    )
+    return found
+
+
+def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task) -> list[str]:
+    """Return in what the run that a checkpoint's document tells of differs from what the recipe asks for now.
+
+    One that does not tell (an official file) differs in nothing that could be said.
+    """
+    identity = document.get("identity")
+    if not isinstance(identity, Mapping):
+        return []
+    wanted = settings_of(recipe, task)
+    changes = differences({name: identity.get(name) for name in wanted}, wanted)
+    for stage in READS[task]:
+        made = identity.get("tables", {}).get(stage, {}).get("fingerprint")
+        now = fingerprint(recipe, stage)
+        if made != now:
+            changes.append(f"table `{stage}`: it learnt from {made}, the recipe now asks for {now}")
+    return changes
