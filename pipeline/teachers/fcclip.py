@@ -67,6 +67,7 @@ SEEN_NAMES = frozenset(
 )
 
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
+_KEEPS_ALL = 100.0  # a sigmoid lower than another by that factor of e hardly occurs
 _NEAR_PER_CELL = 20  # a guess for trained weights: synthetic scenes had 13 to 25 (docs/teachers.md)
 _LEAST_PROBABILITY = 1e-8  # added to every probability, as in the reference
 
@@ -125,7 +126,7 @@ class FcClip(MaskTeacher):
         queries, dims = (12, 32) if config.model == "tiny-convnext" else (250, 768)
         height, width = image_size(config, 900, 1600).padded_px
         cells = (height // 4) * (width // 4)
-        near = queries if config.parity or np.isinf(config.reach) else min(queries, _NEAR_PER_CELL)
+        near = queries if config.parity or config.reach >= _KEEPS_ALL else min(queries, _NEAR_PER_CELL)
         per_cell = near * (1 if config.mask_format == "uint8" else 2) + queries / 8 + queries / COARSE_CELLS**2 + 4
         return 6 * (cells * per_cell + queries * (2 * 2 * dims + 4)) / 1000
 

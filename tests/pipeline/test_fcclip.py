@@ -1,5 +1,4 @@
 import json
-import math
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from manifests.config import ConfigError, parse_section
+from manifests.fingerprint import canonical
 from manifests.ontology import load_ontology, parse_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
@@ -38,6 +38,7 @@ ONTOLOGY = parse_ontology(
     }
 )
 SHA = "0123456789abcdef" * 4
+KEEPS_ALL = 1e6
 NAMES = "fcclip_cocopan.keys.json"
 
 
@@ -110,6 +111,13 @@ def test_each_stage_depends_on_its_own_settings_only() -> None:
     assert config.settings("text") == {"name": "fcclip", "weights": f"sha256:{SHA}"}
     assert config.settings("encode") == {"name": "fcclip", "weights": f"sha256:{SHA}", "reach": 8.0}
     assert config.settings("segment") == {"name": "fcclip", "beta": 0.7}
+
+
+def test_a_reach_that_keeps_all_has_an_identity() -> None:
+    config = parse_section("teacher", {"name": "fcclip", "weights": "random:0", "reach": KEEPS_ALL}, FcClipConfig)
+    assert '"reach":1000000' in canonical(dict(config.settings("encode"))).replace(" ", "")
+    with pytest.raises(ConfigError, match="teacher.reach is inf; expected a finite number"):
+        parse_section("teacher", {"name": "fcclip", "weights": "random:0", "reach": float("inf")}, FcClipConfig)
 
 
 def test_a_separate_clip_is_part_of_the_identity_by_its_digest_wherever_it_lies() -> None:
@@ -377,7 +385,7 @@ def side(encoding: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("format", ["float16", "uint8"])
 def test_a_mask_is_kept_in_full_where_its_query_could_win(tmp_path: Path, street: Frame, format: str) -> None:
-    every = side(spread_out(recipe_at(tmp_path, reach=math.inf)).encode(street))
+    every = side(spread_out(recipe_at(tmp_path, reach=KEEPS_ALL)).encode(street))
     some = side(spread_out(recipe_at(tmp_path, reach=0.5, masks=format)).encode(street))
     whole, found = (masks_of(parts, np.arange(12)) for parts in (every, some))
     near = np.unpackbits(some["near"], axis=1).reshape(whole.shape).astype(np.bool_)
@@ -389,8 +397,8 @@ def test_a_mask_is_kept_in_full_where_its_query_could_win(tmp_path: Path, street
     assert (-np.logaddexp(0, -found) <= bound + 0.01)[~near].all()
 
 
-def test_parity_and_an_infinite_reach_keep_all_masks_in_full(tmp_path: Path, street: Frame) -> None:
-    for settings in ({"parity": True, "masks": "uint8"}, {"reach": math.inf}):
+def test_parity_and_a_reach_beyond_all_logits_keep_all_masks_in_full(tmp_path: Path, street: Frame) -> None:
+    for settings in ({"parity": True, "masks": "uint8"}, {"reach": KEEPS_ALL}):
         parts = side(spread_out(recipe_at(tmp_path, **settings)).encode(street))
         assert (parts["near"] == 255).all() and parts["masks"].dtype == np.float16
 

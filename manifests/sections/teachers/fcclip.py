@@ -43,7 +43,7 @@ class FcClipConfig(MaskConfig):
     "bf16" runs CLIP in bfloat16, never the decoders. Masks are kept in full in the cells where a query could win: where
     log sigmoid(m) lies within `reach` of the best of all queries, each less likely by what it shows of the names that
     FC-CLIP was trained with. Two queries that show something differ by less than log(1 + prompts) in their scores, 5.2
-    for 180 prompts; `inf` keeps all. `masks` is how logits are kept: "float16", or in half the bytes "uint8". The
+    for 180 prompts; 1e6 keeps all. `masks` is how logits are kept: "float16", or in half the bytes "uint8". The
     probability of a prompt is p_inside^(1-g) p_outside^g, with g = `alpha` for names that FC-CLIP was trained with,
     else `beta`. A query counts if it owns the share `overlap` of its mask.
 
