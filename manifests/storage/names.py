@@ -12,6 +12,7 @@ SEEN = "seen"
 RUNS = "runs"
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+_MADE_BY = {"similarity": "query"}
 _WORD = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.+%=-]*")
 _GENERATION = re.compile(r"(.+)\.(\d{8})\.json")
 HEX = re.compile(r"[0-9a-f]+")
@@ -69,6 +70,11 @@ def ref_of(path: str) -> tuple[str, int] | None:
         return (name, number) if path.endswith(".json") and ref_path(name, number) == f"{REFS}/{path}" else None
     except StoreError:
         return None
+
+
+def make_target(stage: str) -> str:
+    """Return the make target that makes a table: of its own name but for one of the trainer's."""
+    return _MADE_BY.get(stage, stage)
 
 
 def is_word(name: str) -> bool:

@@ -25,7 +25,7 @@ from manifests.shown import shown_values
 from manifests.storage.documents import HEAL, advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
-from manifests.storage.names import REFS, TEMPORARY, checked, checked_hex, ref_of, ref_path
+from manifests.storage.names import REFS, TEMPORARY, checked, checked_hex, make_target, ref_of, ref_path
 from manifests.storage.shards import ShardFile, shard_from
 
 KEPT_GENERATIONS = 4
@@ -87,7 +87,9 @@ class Ref:
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""
         if stage not in self.tables:
-            raise StoreError(f"recipe {self.recipe} has no table `{stage}` yet; run: make {stage} RECIPE={self.recipe}")
+            raise StoreError(
+                f"recipe {self.recipe} has no table `{stage}` yet; run: make {make_target(stage)} RECIPE={self.recipe}"
+            )
         return self.tables[stage]
 
     def begun(self, entries: Iterable[Building]) -> Ref:

@@ -21,7 +21,7 @@ from manifests.rows import Row, decode_row, digest_column, to_table
 from manifests.storage.documents import put_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
-from manifests.storage.names import checked, checked_hex, is_word, sidecar_name, table_folder
+from manifests.storage.names import checked, checked_hex, is_word, make_target, sidecar_name, table_folder
 from manifests.storage.remote import RangeFile, Unreachable
 
 
@@ -141,13 +141,15 @@ class ShardReader:
             # behind a network, neighbouring columns come in one request
             self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=not files.local)
         except FileNotFoundError:
-            raise StoreError(f"{self._where} is missing; run: make {stage}") from None
+            raise StoreError(f"{self._where} is missing; run: make {make_target(stage)}") from None
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
         self.schema: pa.Schema = self._parquet.schema_arrow
         about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
         if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
-            raise StoreError(f"{self._where} holds a shard of another identity; delete it and run: make {stage}")
+            raise StoreError(
+                f"{self._where} holds a shard of another identity; delete it and run: make {make_target(stage)}"
+            )
 
     @property
     def n_rows(self) -> int:

@@ -21,13 +21,10 @@ from manifests.storage.documents import HEAL, decode, has_digest, read_bytes
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.grammar import MARKER, kind_of
 from manifests.storage.manifest import manifest_from
-from manifests.storage.names import HEX, MANIFEST, SEEN, ref_path, sidecar_name, table_folder
+from manifests.storage.names import HEX, MANIFEST, SEEN, make_target, ref_path, sidecar_name, table_folder
 from manifests.storage.refs import Ref, TableRef, generations, ref_from
 from manifests.storage.shards import ShardFile, sidecar_from
 from manifests.storage.store import Store
-
-MADE_BY = {"predict": "predict", "similarity": "query"}
-"""The make target of a table of the trainer; every other one is made by the target of its own name."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +228,7 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
     marker.expect(store.files)
     for damage in found:
         kind = kind_of(damage.path)
-        again = f"make {MADE_BY.get(damage.stage, damage.stage)}"
+        again = f"make {make_target(damage.stage)}"
         if kind == "ref":
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; what was before it counts, if anything, and the next run goes on")

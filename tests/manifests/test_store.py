@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.rows import to_table
-from manifests.schema import TARGET
+from manifests.schema import TABLES, TARGET
 from manifests.storage.documents import decode, encode
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
-from manifests.storage.names import checked, scene_of, shard_name
+from manifests.storage.names import checked, make_target, scene_of, shard_name
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
@@ -191,6 +193,24 @@ def test_a_missing_ref_names_the_make_target(store: Store) -> None:
         store.expect_ref("mine")
     with pytest.raises(StoreError, match="make target RECIPE=mine"):
         Ref("mine", {}).table("target")
+
+
+def test_every_table_is_made_by_a_target_that_make_has() -> None:
+    targets = re.findall(r"^([a-z]+):", (Path(__file__).resolve().parents[2] / "Makefile").read_text(), re.MULTILINE)
+    assert {make_target(stage) for stage in TABLES} <= set(targets)
+
+
+def test_a_shard_of_another_identity_is_built_again_once_it_is_deleted_as_is_said(store: Store) -> None:
+    shard = write(store)
+    other = store.write("target", "ffffffffffff", "scene-1", KEY, to_table([target_row("a")], TARGET))
+    alien = folder(store).parent / "ffffffffffff" / other.name
+    (folder(store) / shard.name).write_bytes(alien.read_bytes())
+    wrong = replace(shard, bytes=other.bytes, footer_sha256=other.footer_sha256)
+    with pytest.raises(StoreError, match="another identity; delete it and run: make target"):
+        store.open_shard("target", FINGERPRINT, wrong)
+    (folder(store) / shard.name).unlink()
+    assert store.shards("target", FINGERPRINT) == {}
+    assert write(store) == shard and store.open_shard("target", FINGERPRINT, shard).n_rows == 3
 
 
 def test_leaving_a_writer_without_commit_leaves_no_trace(store: Store) -> None:
