@@ -225,7 +225,7 @@ class LogFile(RotatingFileHandler):
                 words = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
                 super().emit(self._made(record, f"process {os.getpid()}: {words}"))
             super().emit(record)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._fail(error)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)

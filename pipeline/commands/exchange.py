@@ -62,7 +62,7 @@ def export_tables(
     """
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
-        note = licence.read_text(encoding="utf-8") if licence else LICENCES.get(loaded.data.dataset)
+        note = licence.read_text(encoding="utf-8", errors="replace") if licence else LICENCES.get(loaded.data.dataset)
         if note is None:
             raise ConfigError(f"say who may use tables of data set {loaded.data.dataset}: --licence FILE with a text")
         store = Store.open(loaded.run.store)

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,3 +234,29 @@ def test_one_frame_is_made_in_this_process_and_nothing_is_committed(
     assert code == Ending.BUG and "test_bugs.py" in text
     assert run("debug-frame", "group", recipe, "nowhere")[0] == Ending.RECIPE
     assert run("debug-frame", "text", recipe, frame)[0] == Ending.RECIPE
+
+
+def test_a_temporary_folder_without_room_is_told_in_a_sentence(
+    run: Callable[..., tuple[int, str]], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    code, text = run("run", "points", recipe)
+    assert code == Ending.FAILED and "Traceback" not in text and "TMPDIR=/a/folder" in text
+
+
+@pytest.mark.parametrize("utf8", [True, False])
+def test_a_run_in_folders_with_umlauts_works_in_the_c_locale_or_says_what_to_set(
+    recipe: Path, tmp_path: Path, utf8: bool
+) -> None:
+    folder = tmp_path / "Straßen ☃"
+    folder.mkdir()
+    (folder / "tiny.toml").write_text(recipe.read_text().replace(str(tmp_path), str(folder)))
+    off = {} if utf8 else {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "pipeline", "run", "index", str(folder / "tiny.toml"), "--debug"]
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", **off}
+    done = subprocess.run(words, cwd=ROOT, env=plain, capture_output=True, timeout=200)
+    if utf8:
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        assert "Straßen ☃" in (folder / "runs" / "tiny" / "afov.log").read_text(encoding="utf-8")
+    else:
+        assert done.returncode == Ending.FAILED and b"PYTHONUTF8=1" in done.stderr, done.stderr

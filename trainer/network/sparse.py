@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from manifests.config import ConfigError
+from manifests.endings import RunError
 from trainer.network.torch_engine import TorchEngine, check_coords, check_distinct
 
 
@@ -151,7 +152,7 @@ class Minkowski:
         threads = os.environ.get("OMP_NUM_THREADS")
         if threads != "1":
             loaded = "is already loaded" if "MinkowskiEngine" in sys.modules else "is about to be loaded"
-            raise RuntimeError(
+            raise RunError(
                 f"OMP_NUM_THREADS is {threads!r} and MinkowskiEngine {loaded}: its sums would differ from run to run "
                 "in the last bits. Start the process with OMP_NUM_THREADS=1, or train without asking for determinism."
             )
@@ -221,7 +222,7 @@ def check_engine(engine: Engine, device: torch.device | str = "cpu", tolerance: 
         difference = (sparse.cpu() - dense).detach().abs().max() / dense.detach().abs().max()
         error = max(error, float(difference.nan_to_num(torch.inf)))
     if error > tolerance:
-        raise RuntimeError(
+        raise RunError(
             f"sparse engine {engine.name!r} on {device} differs from dense convolutions by {error:.1e} relative, "
             f"more than {tolerance:.0e}: this build computes wrong numbers. Reinstall it or use another engine."
         )
