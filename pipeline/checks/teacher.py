@@ -23,8 +23,8 @@ from manifests.ontology import Ontology
 from manifests.provenance import git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.tables import TextConfig
-from pipeline.checks.doctor import weights_of
 from pipeline.checks.picture import PARTS, Picture, street
+from pipeline.checks.weights import weights_of
 from pipeline.frame import Camera, Frame
 from pipeline.teachers import TEACHERS
 from superpixels.segments import Segments

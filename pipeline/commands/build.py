@@ -17,7 +17,8 @@ from manifests.storage.errors import StoreError
 from manifests.storage.sealed import damaged_files
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
-from pipeline.checks.doctor import FRAMES, examine, weights_of
+from pipeline.checks.doctor import FRAMES, examine
+from pipeline.checks.weights import weights_of
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool

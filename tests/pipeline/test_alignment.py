@@ -1,4 +1,4 @@
-"""Edges in depth against edges in an image, on a scene that can be worked out by hand: one post before a wall."""
+"""Marks of a sweep against an image, on a scene that can be worked out by hand: posts before a wall."""
 
 from __future__ import annotations
 
@@ -8,76 +8,100 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipeline.checks.alignment import ALIGNED, correlate, find_edges, find_ends, judge
+from pipeline.checks.alignment import ALIGNED, best_turns, fit_of, measure, turned
+from pipeline.checks.signals import View, find_contrast, find_ends, find_layers, find_marks
 from pipeline.frame import Camera
 
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 400, 200, 300.0
 AXES = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])  # cam_from_lidar, the lidar's x ahead
-
-
-@pytest.fixture
-def camera() -> Camera:
-    intrinsics = np.array([[FOCAL_PX, 0, WIDTH_PX / 2], [0, FOCAL_PX, HEIGHT_PX / 2], [0, 0, 1]])
-    return Camera("ahead", "t", "t.jpg", 0, intrinsics, AXES, width_px=WIDTH_PX, height_px=HEIGHT_PX)
-
-
-@pytest.fixture
-def sweep() -> np.ndarray:
-    """A spinning LiDAR with 21 rings: posts at 10 m, a hand's breadth to two metres wide, and a wall at 40 m."""
-    azimuth, elevation = np.meshgrid(np.radians(np.arange(-40, 40, 0.2)), np.radians(np.arange(-15, 6.0)))
-    direction = np.stack(
-        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=-1
-    )
-    return (direction.reshape(-1, 3) * np.where(posts(azimuth.ravel()), 10, 40)[:, None]).astype(np.float32)
+UP = np.array([0, 0, 1.0])
+EYE = np.zeros(3)
 
 
 def posts(azimuth: np.ndarray) -> np.ndarray:
     """Whether a post stands there; unevenly, so that no move puts posts on other posts."""
     degrees = np.degrees(azimuth)
     return np.logical_or.reduce(
-        [abs(degrees - middle) < wide for middle, wide in ((-24, 1.5), (-9, 0.6), (3, 5), (20, 2))]
+        [
+            abs(degrees - middle) < wide
+            for middle, wide in ((-24, 1.5), (-9, 0.6), (3, 5), (20, 2), (70, 1), (110, 4), (-80, 2), (-150, 3))
+        ]
     )
 
 
-@pytest.fixture
-def picture() -> np.ndarray:
+def sweep_at(step_deg: float = 0.2) -> np.ndarray:
+    """A spinning LiDAR with 21 rings: posts at 10 m, a hand's breadth to two metres wide, and a wall at 40 m."""
+    azimuth, elevation = np.meshgrid(np.radians(np.arange(-180, 180, step_deg)), np.radians(np.arange(-15, 6.0)))
+    direction = np.stack(
+        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=-1
+    )
+    return (direction.reshape(-1, 3) * np.where(posts(azimuth.ravel()), 10, 40)[:, None]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sweep() -> np.ndarray:
+    return sweep_at()
+
+
+@pytest.fixture(scope="module")
+def view(sweep: np.ndarray) -> View:
     """What the camera sees of it: dark posts on a bright wall, to the left for positive azimuth."""
     azimuth = -np.arctan((np.arange(WIDTH_PX) - WIDTH_PX / 2) / FOCAL_PX)
     row = np.where(posts(azimuth), 40, 200).astype(np.uint8)
-    return np.broadcast_to(row[None, :, None], (HEIGHT_PX, WIDTH_PX, 3)).copy()
+    rgb = np.broadcast_to(row[None, :, None], (HEIGHT_PX, WIDTH_PX, 3)).copy()
+    matrix = np.array([[FOCAL_PX, 0, WIDTH_PX / 2], [0, FOCAL_PX, HEIGHT_PX / 2], [0, 0, 1]])
+    camera = Camera("ahead", "t", "t.jpg", 0, matrix, AXES, width_px=WIDTH_PX, height_px=HEIGHT_PX)
+    return View(find_layers(rgb), find_marks(sweep, np.zeros(len(sweep), np.float32), EYE), camera)
 
 
-def turned(camera: Camera, degrees: float) -> Camera:
-    """The camera with a pose that is turned to the right: what it sees seems to lie further to the left."""
+def yawed(view: View, degrees: float) -> View:
+    """The view with a pose that is turned to the right: what it sees seems to lie further to the left."""
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("y", -degrees, degrees=True).as_matrix()
-    return replace(camera, cam_from_lidar=turn @ camera.cam_from_lidar)
+    return replace(view, camera=replace(view.camera, cam_from_lidar=turn @ view.camera.cam_from_lidar))
 
 
 def test_ends_of_things_are_the_near_points_beside_a_gap(sweep: np.ndarray) -> None:
-    ends = find_ends(sweep)
+    ends = find_ends(sweep, EYE)
     assert set(np.round(np.linalg.norm(ends.xyz_m, axis=1))) == {10}
-    assert len(ends.xyz_m) == 4 * 2 * 21  # both sides of each post, in every ring
-    assert len(find_ends(sweep[:2]).xyz_m) == 0
+    assert len(ends.xyz_m) == 8 * 2 * 21  # both sides of each post, in every ring
+    assert len(find_ends(sweep[:2], EYE).xyz_m) == 0
 
 
-def test_a_right_calibration_scores_where_it_is(sweep: np.ndarray, picture: np.ndarray, camera: Camera) -> None:
-    edges = find_edges(picture)
-    fit = judge([correlate(edges, find_ends(sweep), camera, camera.cam_from_lidar)], edges.cell_px, camera.intrinsics)
+def test_contrast_is_what_returns_more_or_less_than_its_surroundings(sweep: np.ndarray) -> None:
+    light = np.full(len(sweep), 4.0, np.float32)
+    assert len(find_contrast(sweep, light).xyz_m) == 0  # the same everywhere says nothing
+    light[1000] = 100
+    marks = find_contrast(sweep, light)
+    np.testing.assert_array_equal(marks.xyz_m[marks.weight.argmax()], sweep[1000])
+
+
+def test_a_right_calibration_scores_where_it_is(view: View) -> None:
+    fit = fit_of([view])
     assert fit.aligned and abs(fit.shift_deg[0]) < 0.4
 
 
-@pytest.mark.parametrize("degrees", [-4.0, 3.0])
-def test_a_turned_camera_fits_as_far_off_as_it_was_turned(
-    sweep: np.ndarray, picture: np.ndarray, camera: Camera, degrees: float
-) -> None:
-    edges, wrong = find_edges(picture), turned(camera, degrees)
-    fit = judge([correlate(edges, find_ends(sweep), wrong, wrong.cam_from_lidar)], edges.cell_px, camera.intrinsics)
-    assert not fit.aligned and fit.best > ALIGNED
-    assert fit.shift_deg[0] == pytest.approx(degrees, abs=1)
+@pytest.mark.parametrize("degrees", [-130.0, -20.0, 64.0])
+def test_a_turn_of_any_size_is_found_with_its_angle(view: View, degrees: float) -> None:
+    wrong = yawed(view, degrees)
+    assert not fit_of([wrong]).aligned
+    # a pose that is turned to the right is mended by a turn to the left
+    fits = [(fit_of([turned(wrong, UP, *guess)]).score, guess[0]) for guess in best_turns([wrong], UP)]
+    best, right = max(fits)
+    assert best > ALIGNED and abs((right + degrees + 180) % 360 - 180) < 0.5
 
 
-def test_a_camera_that_sees_nothing_fits_nowhere(sweep: np.ndarray, picture: np.ndarray, camera: Camera) -> None:
-    edges, behind = find_edges(picture), np.diag([1.0, 1, -1, 1]) @ camera.cam_from_lidar
-    fit = judge([correlate(edges, find_ends(sweep), camera, behind)], edges.cell_px, camera.intrinsics)
+def test_measuring_no_change_is_what_the_others_are_compared_with(view: View) -> None:
+    poses = np.stack([view.camera.cam_from_lidar, yawed(view, 5).camera.cam_from_lidar])
+    own, wrong = measure(view, poses, np.stack([view.camera.intrinsics] * 2))
+    assert own[0] > 1 and wrong[0] < 0.5 * own[0]  # edges
+    assert own[1] == wrong[1] == 0  # no intensity, no brightness
+
+
+def test_a_camera_that_sees_nothing_fits_nowhere(view: View) -> None:
+    behind = replace(view.camera, cam_from_lidar=np.diag([1.0, 1, -1, 1]) @ np.diag([1.0, 1, 1, 1]) @ AXES)
+    empty = replace(
+        view, camera=behind, marks=tuple(replace(one, xyz_m=one.xyz_m[:0], weight=one.weight[:0]) for one in view.marks)
+    )
+    fit = fit_of([empty])
     assert (fit.score, fit.best) == (0, 0) and not fit.aligned

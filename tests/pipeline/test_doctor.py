@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
@@ -19,16 +18,11 @@ from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.weights import Weights
 from pipeline.__main__ import app
-from pipeline.checks import doctor
-from pipeline.checks.doctor import (
-    Finding,
-    check_gpus,
-    check_splits,
-    check_teacher,
-    check_trainer,
-    check_weights,
-    examine,
-)
+from pipeline.checks import trainer
+from pipeline.checks.doctor import examine
+from pipeline.checks.findings import Finding
+from pipeline.checks.trainer import check_gpus, check_splits, check_trainer
+from pipeline.checks.weights import check_teacher, check_weights
 
 Roots = Callable[..., Any]
 
@@ -84,7 +78,7 @@ def test_real_frames_with_their_own_calibration_are_fine(real: Any, recipe_at: C
     findings = list(examine(recipe_at(real.path)))
     assert problems(findings) == []
     told = "\n".join(finding.text for finding in findings)
-    assert "2 sweeps and 12 images" in told and "CAM_BACK 13.3%" in told and "CAM_BACK_LEFT 8.8" in told
+    assert "2 sweeps and 12 images" in told and "CAM_BACK 13.3%" in told and "CAM_BACK_LEFT 9.5" in told
 
 
 @pytest.mark.parametrize(("channel", "axis"), [("CAM_FRONT", "y"), ("CAM_FRONT_RIGHT", "z")])
@@ -93,16 +87,14 @@ def test_a_camera_turned_by_ten_degrees_is_named(
 ) -> None:
     turn(real, channel, axis, 10)
     found = problems(examine(recipe_at(real.path)))
-    assert [text.split(":")[0] for text in found] == [channel] and "pose" in found[0]
+    assert {text.split(":")[0] for text in found} == {channel} and any("pose" in text for text in found)
 
 
 def test_two_cameras_with_each_others_pose_are_named_as_a_pair(real: Any, recipe_at: Callable[..., Recipe]) -> None:
     swap(real, "CAM_FRONT", "CAM_BACK_LEFT")
     found = problems(examine(recipe_at(real.path)))
-    assert [text.split(". ")[0] for text in found] == [
-        f"{one}: images fit where it has the pose of {other}, or {other} its; they seem to be swapped"
-        for one, other in (("CAM_FRONT", "CAM_BACK_LEFT"), ("CAM_BACK_LEFT", "CAM_FRONT"))
-    ]
+    for one, other in (("CAM_FRONT", "CAM_BACK_LEFT"), ("CAM_BACK_LEFT", "CAM_FRONT")):
+        assert any(text.startswith(f"{one}: marks of the sweep fit where it has the pose of {other}") for text in found)
 
 
 def test_an_inverted_pose_sees_no_points(real: Any, recipe_at: Callable[..., Recipe]) -> None:
@@ -111,13 +103,13 @@ def test_an_inverted_pose_sees_no_points(real: Any, recipe_at: Callable[..., Rec
     assert any(text.startswith("CAM_FRONT sees 0.0") for text in found)
 
 
-def test_cameras_whose_images_are_distorted_are_not_accused(
+def test_points_in_the_frame_of_the_vehicle_are_judged_from_amid_the_cameras(
     shared: Path, mirror: Roots, recipe_at: Callable[..., Recipe]
 ) -> None:
     root = mirror(shared / "data" / "tri-dgp-nuscenes", "v1.0-mini")
-    findings = list(examine(recipe_at(root.path), n_frames=2))
+    findings = list(examine(recipe_at(root.path), n_frames=3))
     assert problems(findings) == []
-    assert sum("too distorted" in finding.text for finding in findings if finding.level == "note") == 6
+    assert not any("too faint" in finding.text for finding in findings)
 
 
 def test_a_file_that_cannot_be_read_and_a_folder_that_is_not_there(
@@ -207,7 +199,7 @@ def test_the_command_ends_with_0_or_1(tiny: Any, tmp_path: Path, monkeypatch: py
     done = CliRunner().invoke(app, ["doctor", str(path), "--frames", "1"])
     assert done.exit_code == 0 and "torch on cpu is within" in done.output, done.output
     assert "nothing stands in the way" in done.output and not (tmp_path / "store").exists()
-    monkeypatch.setattr(doctor, "ask_program", lambda words: ("", "no trainer"))
+    monkeypatch.setattr(trainer, "ask_program", lambda words: ("", "no trainer"))
     done = CliRunner().invoke(app, ["doctor", str(path), "--set", f"data.root={tmp_path / 'nowhere'}"])
     assert done.exit_code == 1 and "2 problems" in done.output
-    assert load_recipe(path).teacher.name == "clip_dense" and np.isfinite(doctor.WORKER_GB)
+    assert load_recipe(path).teacher.name == "clip_dense"

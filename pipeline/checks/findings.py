@@ -1,0 +1,17 @@
+"""What a check says: one sentence, and how much it matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: fine, worth knowing, or to be mended before a run."""
+
+    level: Level
+    about: str
+    text: str
