@@ -25,12 +25,12 @@ from PIL import Image
 
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row
+from manifests.stages import fingerprint
 from manifests.storage.store import Store
 from pipeline.engine import refs, scheduler, worker
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import progress_of
 from pipeline.engine.ray_pool import RayPool
-from pipeline.engine.refs import fingerprint_of
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task
 from pipeline.engine.worker import Worker
@@ -136,12 +136,12 @@ def expected(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def shards_of(recipe: Recipe) -> dict[str, str]:
     """The sha256 of every committed shard, read from the store and not from what the run says."""
-    store, runner = Store.open(recipe.run.store), Runner(recipe)
+    store = Store.open(recipe.run.store)
     found = {}
     for name in ("index", "encode"):
-        fingerprint = fingerprint_of(runner, STAGES[name])
-        for shard in store.shards(name, fingerprint).values():
-            assert store.damage(name, fingerprint, shard) is None
+        table = fingerprint(recipe, name)
+        for shard in store.shards(name, table).values():
+            assert store.damage(name, table, shard) is None
             found[f"{name}/{shard.shard}"] = shard.sha256
     return found
 

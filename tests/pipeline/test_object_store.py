@@ -69,6 +69,6 @@ def test_tables_are_exported_and_imported_by_name(
     assert status == 0 and text.endswith("points: everything is built already\n")
     assert run("run", "points", recipe, *theirs) == (0, "points: everything is built already\n")
     status, text = run("store", "export", recipe, "target", tmp_path / "b.tar", *mine)
-    assert status == 3 and "make target RECIPE=tiny" in text
+    assert status == 3 and "make target RECIPE=" in text
     status, text = run("store", "export", recipe, "points", tmp_path / "b.tar", *mine, "--set", "data.dataset=folder")
     assert status == 2 and "--licence FILE" in text
