@@ -274,7 +274,7 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
         def shard_finished(self, task: Task, outcome: Outcome) -> None:
             with monkeypatch.context() as patch:
                 right = time.time
-                patch.setattr("manifests.storage.store.time.time", lambda: right() + 48 * 3600)
+                patch.setattr("manifests.storage.garbage.time.time", lambda: right() + 48 * 3600)
                 garbage = self.store.unreferenced(24 * 3600)
                 self.store.delete(path for path, _ in garbage)
                 self.found += [path for path, _ in garbage]
