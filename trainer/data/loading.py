@@ -238,6 +238,7 @@ class Loader:
         self._told = False
         self.asked_to_end: Callable[[], bool] = lambda: False
         self.grace_s = 0.0
+        self.waiting = False  # whether it is torch's turn: that may stand still where it is not asked
 
     def __iter__(self) -> Iterator[Any]:
         """Start the workers, or have them begin anew, and return the batches; raises what kept one from being made."""
@@ -270,11 +271,14 @@ class Loader:
         began, told_s = time.monotonic(), 0.0
         self._workers()._timeout = POLL_S
         while True:
+            self.waiting = True
             try:
                 return next(source)
             except (RuntimeError, OSError) as error:
                 if not is_time_out(error):
                     raise
+            finally:
+                self.waiting = False
             waited_s = time.monotonic() - began
             if self.asked_to_end() and waited_s >= self.grace_s:
                 raise StoppedWaiting

@@ -172,6 +172,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
             progress_bar(console, recipe.run.progress and ranks.is_first) as bar,
             Stop(ranks) as stop,
         ):
+            stop.stands_still = lambda: loader.waiting
             loader.asked_to_end, loader.grace_s = lambda: stop.asked, 0.0 if ranks.world_size == 1 else TOGETHER_S
             log.event("start", format=sealed.SEALED_SINCE, **keeper.document, **run.start(state))
             if ranks.is_first:
@@ -401,6 +402,7 @@ class Stop:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self.asked = ranks, False
+        self.stands_still: Callable[[], bool] = lambda: False  # whether nobody would see that it was asked
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -416,6 +418,9 @@ class Stop:
         if not self.asked and self._ranks.is_first:
             os.write(2, b"trainer: saving before the next step, then ending\n")
         self.asked = True
+        # torch fetches what it shares from the worker itself, and waits for ever for one that is frozen
+        if self._ranks.world_size == 1 and self.stands_still():
+            raise StoppedWaiting
 
 
 def agree(ranks: Ranks, parts: Sequence[Batch], ending: bool) -> tuple[Whole, bool]:
