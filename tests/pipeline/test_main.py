@@ -79,9 +79,7 @@ def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_p
     assert run("run", "group", recipe, "--set", "group.min_points=3")[0] == 0
     assert "0 files" in run("gc", recipe)[1]  # young files may belong to a run in progress
     status, text = run("gc", recipe, "--min-age-hours", "0", "--delete")
-    assert (
-        status == 0 and "group.min_points: 3 -> (default)" in text and "\n0 files" in text
-    )  # both are kept
+    assert status == 0 and "group.min_points: 3 -> (default)" in text and "\n0 files" in text  # both are kept
     status, text = run("gc", recipe, "--min-age-hours", "0", "--delete", "--forget")
     assert status == 0 and "deleted" in text and "\n0 files" not in text
     assert run("verify", recipe)[0] == 0
