@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     *("numpy", "scipy", "pyarrow", "pillow", "scikit-image", "torch", "open_clip_torch", "timm", "transformers", "ray"),
@@ -40,3 +42,14 @@ def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def made_by() -> Mapping[str, Any]:
+    """Return commit and packages of this process, looked up once."""
+    return {"commit": git_commit(), "packages": package_versions()}
+
+
+def origin_of(device: str, batch: int | None) -> dict[str, Any]:
+    """Return what a shard's sidecar says of how it was made: commit, packages, device, images at once of a network."""
+    return {**made_by(), "device": device, **({"batch": batch} if batch else {})}

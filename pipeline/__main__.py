@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from manifests.console import debuggable
-from pipeline.commands import build, debug, exchange, look, teacher
+from pipeline.commands import beds, build, debug, exchange, look, teacher
 
 app = typer.Typer(
     help="Offline pipeline: precompute masks, features, projections and groupings into Parquet tables.",
@@ -21,6 +21,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for command in COMMANDS:
     app.command()(debuggable(command))
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(beds.city)
 app.command("debug-frame")(debuggable(debug.debug_frame))
 app.command("check-teacher")(debuggable(teacher.check_teacher))
 app.command("export")(debuggable(exchange.export_command))

@@ -214,11 +214,17 @@ def _document(ref: Ref | None) -> dict[str, Any]:
         "recipe": ref.recipe,
         "key": ref.key,
         "asked": shown_values(ref.asked),
-        "tables": {stage: asdict(table) for stage, table in ref.tables.items()},
+        "tables": {stage: _described(table) for stage, table in ref.tables.items()},
         "excluded": list(ref.excluded),
-        "held": [asdict(table) for table in ref.held],
+        "held": [_described(table) for table in ref.held],
         "building": [asdict(entry) for entry in ref.building],
     }
+
+
+def _described(table: TableRef) -> dict[str, Any]:
+    """Return a table as a ref holds it: by what its shards were made is in their sidecars."""
+    shards = [{key: value for key, value in asdict(shard).items() if key != "origin"} for shard in table.shards]
+    return {"stage": table.stage, "fingerprint": table.fingerprint, "shards": shards}
 
 
 def ref_from(document: Mapping[str, Any], where: str) -> Ref:

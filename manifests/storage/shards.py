@@ -10,7 +10,7 @@ import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +31,8 @@ class ShardFile:
 
     `failed` names the frames whose row is only a status and a reason. `counts` are sums over the rows that tell how
     good they are (points seen, points labelled, ...). `columns` are digests of the values of some columns, for tables
-    that are made from these alone.
+    that are made from these alone. `origin` says by what code, packages and device it was made; it is in the sidecar
+    alone and tells shards of other origin apart within a table, though their rows count the same.
     """
 
     shard: str
@@ -44,15 +45,24 @@ class ShardFile:
     failed: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class ShardWriter:
     """Takes the rows of one shard in order and commits them; leaving the block without `commit` leaves no trace."""
 
     def __init__(
-        self, files: Files, folder: str, shard: str, key: str, schema: pa.Schema, apart: Iterable[str] = ()
+        self,
+        files: Files,
+        folder: str,
+        shard: str,
+        key: str,
+        schema: pa.Schema,
+        apart: Iterable[str] = (),
+        origin: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`apart` are the columns that get digests of their own."""
+        """`apart` are the columns that get digests of their own, `origin` what the sidecar says of how it was made."""
+        self._origin = dict(origin)
         self._files, self._folder, self._shard, self._key = files, folder, shard, key
         stage, fingerprint = folder.split("/")
         self._about = {"stage": stage, "fingerprint": fingerprint}
@@ -108,7 +118,7 @@ class ShardWriter:
         shard = ShardFile(
             self._shard, self._key, name, self._rows, size, sha256, hashlib.sha256(footer).hexdigest(),
             tuple(self._failed), self._counts,
-            {column: total.hexdigest()[:DIGITS] for column, total in self._columns.items()},
+            {column: total.hexdigest()[:DIGITS] for column, total in self._columns.items()}, self._origin,
         )  # fmt: skip
         self._publish(f"{self._folder}/{name}")
         put_sidecar(self._files, self._about["stage"], self._about["fingerprint"], shard)
@@ -201,6 +211,7 @@ def shard_from(document: Any, where: str) -> ShardFile:
             failed=tuple(str(frame) for frame in document.get("failed", ())),
             counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
             columns={str(name): checked_hex(str(value)) for name, value in document.get("columns", {}).items()},
+            origin=dict(document.get("origin", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise Malformed(f"{where} is damaged: it does not describe a shard") from None

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -101,17 +102,24 @@ class Store:
             return writer.commit()
 
     def writer(
-        self, stage: str, fingerprint: str, shard: str, key: str, schema: pa.Schema, apart: Iterable[str] = ()
+        self,
+        stage: str,
+        fingerprint: str,
+        shard: str,
+        key: str,
+        schema: pa.Schema,
+        apart: Iterable[str] = (),
+        origin: Mapping[str, Any] = MappingProxyType({}),
     ) -> ShardWriter:
         """Return a writer that takes one frame after the other and commits the shard at the end.
 
-        Columns that are to be known `apart` get digests of their own.
+        Columns that are to be known `apart` get digests of their own; `origin` says by what the shard was made.
 
         Raises StoreError where the store cannot be written (no rights, disk full); nothing half written ever counts.
         """
         self.claim()
         return ShardWriter(
-            self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema, apart
+            self.files, table_folder(stage, fingerprint), checked(shard), checked_hex(key), schema, apart, origin
         )
 
     def shards(self, stage: str, fingerprint: str) -> dict[tuple[str, str], ShardFile]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from manifests.asked import ref_of
+from manifests.fingerprint import canonical
 from manifests.provenance import git_commit, package_versions
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Planner
 from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
 from pipeline.stages import STAGES
@@ -48,12 +53,22 @@ def write_manifest(
         "git_commit": git_commit() if built else None,
         "packages": package_versions() if built else {},
         "excluded": list(planner.recipe.data.exclude),
+        "origins": origins_of(shards),
         "failed": [frame for shard in shards for frame in shard.failed],
         "counts": totals,
         "work": asdict(work),
         "failures": [[one.shard, one.frame_id, one.cause] for one in failures[:MANY_FAILURES]],
     }
     planner.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
+
+
+def origins_of(shards: Sequence[ShardFile]) -> list[dict[str, Any]]:
+    """Return by what code, packages and devices the shards of a table were made, and how many by each, most first.
+
+    More than one is no fault: keys say that the rows count the same. It is what to look at first where they do not.
+    """
+    counted = Counter(canonical(dict(shard.origin)) for shard in shards)
+    return [{**json.loads(origin), "shards": number} for origin, number in counted.most_common()]
 
 
 def move_ref(

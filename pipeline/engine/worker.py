@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from manifests.config import ConfigError
 from manifests.endings import Bug, is_bug, summary, trace_of
 from manifests.fingerprint import digest
+from manifests.provenance import origin_of
 from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
 from manifests.storage.errors import StoreError, is_full
@@ -76,7 +77,9 @@ class Worker:
         rows = stage.build(self._recipe)
         if digest(dict(stage.depends(self._recipe))) != task.settings:
             raise StoreError(f"a file that `{stage.name}` is made from was replaced since the run began; run again")
-        with self._store.writer(task.stage, task.fingerprint, task.shard, task.key, stage.schema) as writer:
+        origin = origin_of(self._device(stage), None)
+        place = task.stage, task.fingerprint, task.shard, task.key
+        with self._store.writer(*place, stage.schema, origin=origin) as writer:
             for row in rows:
                 writer.append(row)
             return Outcome(writer.commit(), device=self._device(stage))
@@ -96,7 +99,9 @@ class Worker:
         if self._function is None:
             self._function = stage.open(self._recipe)
         failures: list[Failure] = []
-        with self._store.writer(task.stage, task.fingerprint, task.shard, key, stage.schema, stage.apart) as writer:
+        origin = origin_of(self._device(stage), self._function.batch)
+        place = task.stage, task.fingerprint, task.shard, key
+        with self._store.writer(*place, stage.schema, stage.apart, origin) as writer:
             for row in self._rows(task, stage, self._function, looked.digests if looked else ()):
                 if row["status"] == "failed":
                     if row["frame_id"] not in self._excluded:
