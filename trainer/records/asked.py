@@ -14,6 +14,9 @@ from manifests.stages import fingerprint
 from trainer.data.augment import without_pairs
 from trainer.objectives.registry import READS
 
+VERSION = 1
+"""Raised when the code, or another default, changes what a training makes of the same settings (tests/versions.py)."""
+
 
 def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     """Return the settings that the result of a task depends on, readable; the tables it reads are not among them.
@@ -34,6 +37,8 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
             "ontology": digest(recipe.ontology.label_content()),
         }
     )
+    if VERSION > 1:  # not at first, so that runs made before there was one stay what they are
+        found["version"] = VERSION
     return found
 
 
