@@ -1,6 +1,7 @@
 """Rows change only with a version, defaults too, and no stage or teacher reads what its identity does not hold.
 
-What is measured, on which inputs, and how it is written down: tests/versions.py. Reading is watched by tests/reads.py.
+What is measured, and how it is written down: tests/versions.py; on which inputs: tests/fixed_rows.py. Reading is
+watched by tests/reads.py.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import pytest
 from manifests.config import ConfigError
 from manifests.fingerprint import canonical, differences
 from manifests.recipe import SECTION_CLASSES, Recipe
+from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.stages import SPECS, fingerprint, identity
 from pipeline.frame import FrameError, frame_of
-from tests import versions
+from tests.fixed_rows import VARIANTS, Rows, listed, rows_of_stage
 from tests.pipeline.test_teachers import frame_of as teacher_frame
 from tests.reads import Read, other_dictionaries, other_recipes, section_of, touched, value_of, with_value
-from tests.versions import ENTERS, GOLDEN, Measured, Rows, compare, digest_of, listed, measure, rows_of_stage, write
+from tests.versions import ENTERS, GOLDEN, Measured, compare, digest_of, measure, write
 from trainer.records import asked
 
 PLACES = {"root", "folder"}
@@ -32,11 +34,12 @@ LISTED = {"cameras", "split", "exclude"}
 """Settings of [data] that choose among frames and cameras: the listing is in the key of every shard."""
 
 WITHOUT_OTHER = {
-    ("weights", "a file is known by its digest, `weights_sha256`"),
-    ("weights_revision", "a commit of the hub that a digest goes with"),
-    ("name", "picks the class of the section"),
-    ("masks", "picks a part; the settings of others are refused"),
-    ("features", "picks a part; the settings of others are refused"),
+    "weights": "a file is known by its digest",
+    "weights_sha256": "random weights have no file; a test below pins files",
+    "weights_revision": "a commit of the hub that a digest goes with",
+    "name": "picks the class of the section",
+    "masks": "picks a part; the settings of others are refused",
+    "features": "picks a part; the settings of others are refused",
 }
 """Settings that have no other value while the rest of the section is as it is, and why that is well."""
 
@@ -64,7 +67,7 @@ def test_rows_and_defaults_are_those_of_their_versions(found: dict[str, Any]) ->
 
 def test_every_stage_and_teacher_and_every_section_of_a_table_is_measured(found: dict[str, Any]) -> None:
     assert found["stages"].keys() | {"encode"} == SPECS.keys()  # `encode` is that of teachers with networks
-    assert {name.partition(":")[0] for name in found["teachers"]} == set(versions.TEACHER_SECTIONS)
+    assert {name.partition(":")[0] for name in found["teachers"]} == set(TEACHER_SECTIONS)
     assert SECTION_CLASSES.keys() - {"data", "run", "predict", "evaluate"} == ENTERS.keys()
 
 
@@ -116,7 +119,7 @@ def test_other_rows_of_a_raised_version_are_written_down(
                 entry["rows"] = f"before {name}"
     sentences, writable = said(before, found, tmp_path / "versions.json")
     below = ("group", "vote", "correct", "pairs", "target")
-    assert len(sentences) == len(below) * len(versions.VARIANTS)
+    assert len(sentences) == len(below) * len(VARIANTS)
     assert all(one.split()[1] in below and "(group 0 -> 1)" in one for one in sentences)
     assert writable and compare(json.loads((tmp_path / "versions.json").read_text()), found) == []
 
@@ -264,11 +267,11 @@ def test_every_setting_that_is_read_was_tried_with_another_value(measured: Measu
     tried, untried = set(), set()
     for key, stage, recipe, _ in cases(measured):
         for read in measured.reads[key][stage]:
-            if read[0].startswith("ontology") or read[1] in {name for name, _ in WITHOUT_OTHER}:
+            if read[0].startswith("ontology") or read[1] in WITHOUT_OTHER:
                 continue
             one = (type(section_of(recipe, read)).__name__, read[1])
             (tried if any(True for _ in other_recipes(recipe, read)) else untried).add(one)
-    assert untried - tried - {(kind, "weights_sha256") for kind, _ in untried} == set()
+    assert untried - tried == set()
     assert len(tried) > 100
 
 
