@@ -50,8 +50,8 @@ setup: ## .venv with the proven packages; PYTHON=... names another Python 3.11
 	@command -v "$$PYTHON" >/dev/null || { echo "setup: $$PYTHON was not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$$PYTHON" install/setup.py $(if $(filter setup,$(MAKECMDGOALS)),--thorough)
 
-test: setup ## all tests; ARGS="-k name" picks some
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
+test: setup ## all tests, on two cores; ARGS="-k name" picks some
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## format, lint and types
 	$(PY) -m ruff format --check .

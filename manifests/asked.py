@@ -105,7 +105,7 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
     for ref in candidates:
         if ref.tables.keys() >= set(stages):
             return replace(ref, tables={name: ref.tables[name] for name in ref.tables if same_table(ref, wanted, name)})
-    packed = {"index", "points", "pairs", "target", "text"}
+    packed = {"text", *with_needs(recipe, ["points", "pairs", "target"])}
     command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
     if candidates:
         lacking = [stage for stage in stages if stage not in candidates[0].tables]

@@ -111,7 +111,7 @@ def test_files_made_with_other_prompts_are_refused_as_soon_as_a_plan_is_made(
         if prompts is not None:
             (folder / "prompts.txt").write_bytes(prompts.encode())
         config = ArtifactsConfig(folder=str(folder), **settings)
-        STAGES["text"].settings(recipe_over(folder, teacher=config, ontology=ONTOLOGY))
+        STAGES["text"].depends(recipe_over(folder, teacher=config, ontology=ONTOLOGY))
 
     plan("\ufeffcar\r\nvan\r\nbus\r\n")
     with pytest.raises(ConfigError, match="has 4 prompts, data.ontology 3; the first that differs is number 1, 'taxi'"):
@@ -398,18 +398,22 @@ def test_a_wrong_setting_is_refused_with_a_sentence(values: dict[str, Any], mess
         parse_section("teacher", values, ArtifactsConfig)
 
 
-def test_the_identity_holds_the_digest_of_the_text_vectors_and_not_where_they_lie(folder: Path) -> None:
-    config = ArtifactsConfig(folder=str(folder), layout="san")
+def test_the_key_of_text_holds_the_digest_of_its_vectors_and_no_identity_where_they_lie(
+    folder: Path, recipe_over: Callable[..., Any]
+) -> None:
+    config = ArtifactsConfig(folder=str(folder), layout="san", prompts_sha256=prompts_digest(ONTOLOGY.prompts))
     assert config.settings("segment") == {
         "name": "artifacts",
         "layout": "san",
-        "text_sha256": sha256_file(folder / "text_embedding.pt"),
     }
+    found = STAGES["text"].content(recipe_over(folder, teacher=config, ontology=ONTOLOGY))
+    assert found == {"text_sha256": sha256_file(folder / "text_embedding.pt")}
 
 
-def test_a_folder_without_text_vectors_is_named_when_planning(tmp_path: Path) -> None:
+def test_a_folder_without_text_vectors_is_named_when_planning(tmp_path: Path, recipe_over: Callable[..., Any]) -> None:
+    config = ArtifactsConfig(folder=str(tmp_path), prompts_sha256=prompts_digest(ONTOLOGY.prompts))
     with pytest.raises(ConfigError, match="text_embedding.pt: No such file"):
-        ArtifactsConfig(folder=str(tmp_path)).settings("text")
+        STAGES["text"].content(recipe_over(tmp_path, teacher=config, ontology=ONTOLOGY))
 
 
 def test_there_is_nothing_to_encode(folder: Path) -> None:

@@ -32,7 +32,7 @@ from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import FrameError
 from pipeline.stages import STAGES
-from pipeline.stages.base import FrameInput
+from pipeline.stages.base import FrameInput, OneByOne
 from trainer.__main__ import app as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,8 @@ def test_debug_prints_the_trace_of_an_expected_error_and_is_an_option_of_every_c
             commands += [[str(group.name), str(one.name)] for one in found]
         assert len(commands) >= 14
         for command in commands:
+            if command == ["city"]:  # hands over to another program
+                continue
             told = CliRunner().invoke(program, [*command, "--help"])
             assert told.exit_code == 0 and "--debug" in told.output, command
 
@@ -197,7 +199,7 @@ class Misspelt(Worker):
 
     def run(self, task: Task) -> Outcome:
         if task.stage == "points":
-            self._function = lambda inputs: iter([inputs["veiw"]])  # type: ignore[assignment, index]
+            self._function = OneByOne(lambda inputs: inputs["veiw"])  # type: ignore[index]
             self._stage = STAGES["points"]
         return super().run(task)
 
@@ -215,7 +217,8 @@ def test_a_bug_names_what_was_built_before_it(recipe: Path, group_raises: Callab
     group_raises(lambda: KeyError("veiw"))
     with pytest.raises(Bug):
         Runner(loaded).run(["group"], InlinePool(loaded))
-    assert "segment" in Runner(loaded).store.read_ref(loaded.name).tables
+    ref = Runner(loaded).read_ref()
+    assert ref is not None and "segment" in ref.tables
 
 
 def test_one_frame_is_made_in_this_process_and_nothing_is_committed(

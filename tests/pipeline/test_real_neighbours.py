@@ -25,7 +25,7 @@ from pipeline.look.report import write_report
 def built(recipe: Recipe, *targets: str) -> Browser:
     """Build the targets, which no frame may fail, and return their tables."""
     assert Runner(recipe).run(targets, InlinePool(recipe)) == []
-    return Browser.open(Store.open(recipe.run.store), recipe.name)
+    return Browser.open(Store.open(recipe.run.store), recipe)
 
 
 def pairs(browser: Browser, scene: str) -> list[tuple[FrameRows, FrameRows | None]]:

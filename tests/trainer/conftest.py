@@ -16,7 +16,7 @@ from manifests.schema import TABLES, TEXT
 from manifests.stages import fingerprint
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
-from tests.refs import newest, put_ref
+from tests.refs import put_ref
 
 ONTOLOGY = """
 name = "street"
@@ -136,6 +136,7 @@ class Fleet:
     store: Store
     recipe_path: Path
     frames: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(FRAMES))
+    current: Ref | None = None  # what was put into the store last
 
     sweep = staticmethod(sweep)
     points_row = staticmethod(points_row)
@@ -151,7 +152,8 @@ class Fleet:
 
     def ref(self) -> Ref:
         """Return the tables of the recipe."""
-        return newest(self.store, "street")
+        assert self.current is not None
+        return self.current
 
     def put(self, stage: str, row_of: Callable[[str], dict[str, Any]]) -> None:
         """Write a table, one row per frame, and put it into the ref: the recipe's identity, keys of its rows.."""
@@ -162,19 +164,19 @@ class Fleet:
 
     def set_table(self, table: TableRef) -> None:
         """Put a table into the ref in place of another of its stage."""
-        tables = dict(self.ref().tables) if self.store.refs() else {}
-        put_ref(self.store, self.recipe(), tables | {table.stage: table})
+        tables = dict(self.current.tables) if self.current else {}
+        self.current = put_ref(self.store, self.recipe(), tables | {table.stage: table})
 
     def packed(self, *overrides: str) -> Recipe:
         """Return the recipe with overrides that tables depend on, as if they had been made anew for it."""
         recipe = self.recipe(*overrides)
-        put_ref(self.store, recipe, self.ref().tables, recipe.data.exclude)
+        self.current = put_ref(self.store, recipe, self.ref().tables, recipe.data.exclude)
         return recipe
 
     def drop_table(self, stage: str) -> None:
         """Take a table out of the ref."""
         tables = {name: table for name, table in self.ref().tables.items() if name != stage}
-        put_ref(self.store, self.recipe(), tables)
+        self.current = put_ref(self.store, self.recipe(), tables)
 
 
 @pytest.fixture

@@ -347,13 +347,13 @@ def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
     two_classes = partial(target_sample, VOXELS, None, ("ignore", "car"))
     batch = BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
-    assert "frame a0: label 3 is none of the 2 classes" in str(batch)
+    assert "frame a0: table `target`, column `label`: label 3 in row 0 is none of the 2 classes" in str(batch)
 
     fleet.put("points", lambda name: fleet.points_row(name) | empty_sweep())
     pairs = partial(pair_sample, VOXELS, AUGMENT)
     batch = BatchDataset(tables_of(fleet, "points", "pairs"), frames, pairs, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
-    assert "frame a0: the sweep has no points to learn from" in str(batch)
+    assert "frame a0: table `pairs`, column `point` holds" in str(batch), "of a sweep without points"
 
 
 def empty_sweep() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_labels_that_weigh_nothing_are_nothing(fleet: Any, console: Console) -> 
 def test_what_is_left_out_is_said(fleet: Any, console: Console) -> None:
     fleet.put("target", lambda name: unlabelled(fleet.target_row(name)))
     with pytest.raises(TrainerError, match="3 frames of 2 scenes; left out: 2 excluded by data.exclude, in tables"):
-        train(fleet.recipe("data.exclude=['a0', 'b0']"), "distill", console)
+        train(fleet.packed("data.exclude=['a0', 'b0']"), "distill", console)
 
 
 def test_a_run_whose_loss_never_had_a_term_is_refused_at_its_end(

@@ -107,7 +107,7 @@ def test_labels_are_never_forgotten(fleet: Any, console: Console) -> None:
 def test_scores_of_every_student_have_a_place_of_their_own(fleet: Any, console: Console) -> None:
     train(fleet.recipe(), "distill", console)
     train(fleet.recipe("probe.epochs=1"), "probe", console)
-    for words in ((), ("predict.of=probe",)):
+    for words in ((), ("predict.of=probe", "probe.epochs=1")):
         predict(fleet.recipe(*words), console)
         evaluate(fleet.recipe(*words), console)
     assert list(report(fleet, "distill")["evaluations"]) == ["evaluate"]

@@ -51,10 +51,12 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task) -> li
     if not isinstance(identity, Mapping):
         return []
     wanted = settings_of(recipe, task)
-    changes = differences({name: identity.get(name) for name in wanted}, wanted)
+    made = {name: identity.get(name) for name in wanted}
+    for settings in (made, wanted):  # weights are of no engine; what predicts with them says which one it used
+        settings["network"] = {key: value for key, value in (settings["network"] or {}).items() if key != "engine"}
+    changes = differences(made, wanted)
     for stage in READS[task]:
-        made = identity.get("tables", {}).get(stage, {}).get("fingerprint")
-        now = fingerprint(recipe, stage)
-        if made != now:
-            changes.append(f"table `{stage}`: it learnt from {made}, the recipe now asks for {now}")
+        then, now = identity.get("tables", {}).get(stage, {}).get("fingerprint"), fingerprint(recipe, stage)
+        if then != now:
+            changes.append(f"table `{stage}`: it learnt from {then}, the recipe now asks for {now}")
     return changes

@@ -151,7 +151,7 @@ class Judged:
 
 def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refinement]) -> Judged:
     """Return what there is to score, and with what; raises StoreError like `evaluate`."""
-    ref = tables_of(store, recipe, ["points"])
+    ref = tables_of(store, recipe, ["points", "index"] if refining else ["points"])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
