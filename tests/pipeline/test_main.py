@@ -202,3 +202,12 @@ def test_a_plan_says_what_an_image_costs_to_keep(run: Run, recipe: Path, shared:
     assert "encode keeps about 1434 kB per image" in told  # 28 x 50 cells, 512 values, float16
     assert "about 717 kB" in " ".join(run("plan", dense, "--set", "teacher.kept=int8")[1].split())
     assert "kB per image" not in run("plan", dense, "--set", "run.keep_encode=false")[1]
+
+
+def test_a_recipe_is_checked_whole_whoever_reads_it(run: Run, recipe: Path) -> None:
+    from trainer.__main__ import app as trainer
+
+    status, text = run("plan", recipe, "--set", "distill.epoch=3")
+    assert status == 2 and "did you mean `epochs`" in text
+    told = CliRunner().invoke(trainer, ["check", str(recipe), "--set", "group.polcy=confidence"])
+    assert told.exit_code == 2 and "did you mean `policy`" in told.output

@@ -168,3 +168,12 @@ def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -
         predict(fleet.recipe("data.ontology=nuscenes", named), console)
     with pytest.raises(ConfigError, match="split 'test' of nuscenes is empty here"):
         predict(fleet.recipe("predict.split=test"), console)
+
+
+def test_a_student_of_tables_that_were_made_anew_since_does_not_predict(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console)
+    fleet.put("target", lambda name: fleet.target_row(name) | {"seen": np.ones(1000, np.bool_)})
+    with pytest.raises(TrainerError, match="(?s)table `target`: shard .* was made anew from other files since"):
+        predict(fleet.recipe(), console)
+    named = f"predict.checkpoint={fleet.folder / 'runs/street/distill'}"
+    assert predict(fleet.recipe(named), console), "asked for by name it is taken as it is"

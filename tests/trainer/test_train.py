@@ -18,8 +18,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from manifests.asked import pin
+from manifests.asked import pin, tables_of
 from manifests.config import ConfigError
+from manifests.recipe import load_recipe
 from manifests.storage.errors import StoreError
 from trainer.checkpoints import checkpoint
 from trainer.data import samples
@@ -543,3 +544,39 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     assert (resumed["epoch"], resumed["batch"]) > (0, 0), "it went on, not over"
     assert same_tensors(whole, parts)
     assert checkpoint.read_document(whole)["loss"] == checkpoint.read_document(parts)["loss"]
+
+
+# -- what the recipe says is what is learnt from -----------------------------------------------------------------------
+
+
+def test_tables_of_other_settings_are_refused_with_the_difference_and_the_command(fleet: Any, console: Console) -> None:
+    other = fleet.recipe("target.labels=vote+correct", "group.policy=last_camera")
+    with pytest.raises(StoreError) as told:
+        train(other, "distill", console)
+    for words in (
+        'group.policy: (default) -> "last_camera"',
+        'target.labels: (default) -> "vote+correct"',
+        "make pack RECIPE=",
+        "--set target.labels=vote+correct --set group.policy=last_camera",
+    ):
+        assert words in str(told.value)
+    assert not (fleet.folder / "runs" / "street" / "distill").exists(), "and nothing was trained"
+    # which points belong together does not depend on what they are called, so TMP is not asked for again
+    assert tables_of(fleet.store, fleet.recipe("group.policy=last_camera"), ["points", "pairs", "text"])
+
+
+def test_a_namesake_in_another_folder_neither_reads_nor_moves_what_is_not_its_own(fleet: Any, console: Console) -> None:
+    before = fleet.store.refs()
+    there = fleet.folder / "b" / "street.toml"
+    there.parent.mkdir()
+    there.write_text(fleet.recipe_path.read_text() + "\n[group]\nmin_points = 3\n")
+    with pytest.raises(StoreError, match=r"(?s)group.min_points: \(default\) -> 3.*make pack RECIPE=\S*/b/street.toml"):
+        train(load_recipe(there), "distill", console)
+    assert fleet.store.refs() == before
+
+
+def test_a_student_starts_from_no_pre_training_of_another_recipe(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("pretrain.epochs=1"), "pretrain", console)
+    with pytest.raises(TrainerError, match=r"(?s)is of another recipe.*pretrain.epochs: 1 -> 2.*make pretrain"):
+        train(fleet.recipe("distill.init=pretrain"), "distill", console)
+    assert train(fleet.recipe("distill.init=pretrain", "pretrain.epochs=1"), "distill", console)

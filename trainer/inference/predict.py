@@ -94,7 +94,9 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{recipe.make(recipe.predict.of)}, or set predict.of or predict.checkpoint"
         )
     learnt = load_learnt(path, recipe, console)
-    changes = [] if recipe.predict.checkpoint else changes_since(learnt.document, recipe, recipe.predict.of)
+    changes = (
+        [] if recipe.predict.checkpoint else changes_since(learnt.document, recipe, recipe.predict.of, sweeps.store)
+    )
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(

@@ -29,7 +29,7 @@ from trainer.network.sparse import Engine
 from trainer.objectives.objective import Objective
 from trainer.objectives.registry import EARLIER_RUNS
 from trainer.records import protocol, record
-from trainer.records.asked import settings_of
+from trainer.records.asked import changes_since, settings_of
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,15 @@ class Run:
         }
 
 
-def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
+def initial_checkpoint(recipe: Recipe, task: Task, init: str, store: Store) -> Path | None:
     """Return the checkpoint that `<task>.init` means, or None for random weights.
 
-    Raises TrainerError if it is that of a run which has not been started, or not come to its end.
+    Raises TrainerError if it is that of a run which has not been started, or not come to its end, or which learnt
+    something else than the recipe asks for now; a checkpoint that is named by its path is taken as it is.
     """
     if not init:
         return None
-    earlier = init in EARLIER_RUNS.get(task, ())
+    earlier = next((one for one in EARLIER_RUNS.get(task, ()) if one == init), None)
     path = recipe.folder() / init if earlier else Path(init).expanduser()
     if not earlier and not path.is_dir():
         return path
@@ -146,6 +147,14 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str) -> Path | None:
         raise TrainerError(
             f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
             f"{task}.init to {found}"
+        )
+    changes = changes_since(document, recipe, earlier, store) if earlier else []
+    if changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainerError(
+            f"{found}, which {task} would start from, is of another recipe than the one at hand, or of this one before "
+            f"it was changed:{listed}\nTrain it again: {recipe.make(init)} (--fresh in ARGS moves the old run aside), "
+            f"or set {task}.init to {found} to start from it as it is"
         )
     return found
 

@@ -93,13 +93,13 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine)
     device = resolve_device(recipe.run.device, engine, ranks)
-    recipe = recipe.seen_by(task)
+    asked, recipe = recipe, recipe.seen_by(task)
     objective = OBJECTIVES[task](recipe, store, ref, device)
     tables = Tables(store, ref, objective.stages)
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = select_frames(tables, objective.settings.split, recipe.data.dataset, excluded, objective.every)
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
-    initial = initial_checkpoint(recipe, task, objective.init)
+    initial = initial_checkpoint(asked, task, objective.init, store)
     ancestor = record.ancestor(initial, official.read_document(initial)) if initial else None
     return Run(
         recipe=recipe,

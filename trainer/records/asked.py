@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from manifests.asked import tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.sections.network import without_labels
 from manifests.sections.training import Task
 from manifests.stages import fingerprint
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
 from trainer.data.augment import without_pairs
 from trainer.objectives.registry import READS
 
@@ -42,10 +45,12 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     return found
 
 
-def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task) -> list[str]:
+def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
     """Return in what the run that a checkpoint's document tells of differs from what the recipe asks for now.
 
-    One that does not tell (an official file) differs in nothing that could be said.
+    Settings, the identities of the tables it learnt from, and the shards of these as far as the store still has them:
+    files that were replaced and packed again since make other shards. A checkpoint that does not tell (an official
+    file) differs in nothing that could be said.
     """
     identity = document.get("identity")
     if not isinstance(identity, Mapping):
@@ -59,4 +64,20 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task) -> li
         then, now = identity.get("tables", {}).get(stage, {}).get("fingerprint"), fingerprint(recipe, stage)
         if then != now:
             changes.append(f"table `{stage}`: it learnt from {then}, the recipe now asks for {now}")
-    return changes
+    return changes or other_shards(document, recipe, task, store)
+
+
+def other_shards(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
+    """Return which shards a run learnt from are others now; none where the store has no tables to compare with."""
+    try:
+        ref = tables_of(store, recipe, READS[task])
+    except StoreError:
+        return []
+    found = []
+    for stage, table in document.get("tables", {}).items():
+        now = {shard.shard: shard.key for shard in ref.tables[stage].shards} if stage in ref.tables else {}
+        others = [shard for shard, key in table.get("shards", {}).items() if now.get(shard, key) != key]
+        if others:
+            more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+            found.append(f"table `{stage}`: shard {others[0]}{more} was made anew from other files since")
+    return found
