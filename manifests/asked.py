@@ -23,6 +23,9 @@ from manifests.storage.names import ref_name
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 
+RECEIVED = "received"
+"""Set in what a ref asks for where its tables were handed on: their data set need not be here."""
+
 MOST_DIFFERENCES = 12  # told in one message
 
 
@@ -102,6 +105,12 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
                 candidates.append(ref)
             elif name.split("/")[0] == recipe.name:
                 near.append(changes)
+    roots = sorted({str(ref.asked["data"]["root"]) for ref in candidates if ref.tables.keys() >= set(stages)})
+    if own is None and len(roots) > 1:
+        raise StoreError(
+            f"store {store.place} has taken in tables of recipe {recipe.name} over several data sets, in "
+            f"{', '.join(roots)}; say which of them is meant: --set data.root={roots[0]}"
+        )
     for ref in candidates:
         if ref.tables.keys() >= set(stages):
             return replace(ref, tables={name: ref.tables[name] for name in ref.tables if same_table(ref, wanted, name)})
@@ -143,10 +152,10 @@ def variants(store: Store, recipe: Recipe) -> dict[str, list[str]]:
 def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str], recipe: Recipe) -> list[str]:
     """Return in what tables that were asked for differ from those of the recipe now, as far as `stages` go; readable.
 
-    Another data root counts unless the recipe's own is not on this machine: then tables were handed on to it.
+    Another data root counts, unless the tables were handed on and the recipe's own root is not on this machine.
     """
     data, wanted = dict(before.get("data", {})), dict(now["data"])
-    if "://" not in wanted["root"] and not Path(wanted["root"]).exists():
+    if before.get(RECEIVED) and "://" not in wanted["root"] and not Path(wanted["root"]).exists():
         data["root"] = wanted["root"]
     found = differences({"data": data}, {"data": wanted})
     then, tables = before.get("tables", {}), now["tables"]

@@ -12,13 +12,14 @@ from typing import Any
 
 # Up to the last @ of a URI: a secret that was not quoted as it should be may hold /, # or @ itself. In the path alone,
 # an @ without a colon before it belongs to a name.
-_CREDENTIALS = re.compile(r"""(?<=://)(?:[^\s'"]*:[^\s'"]*@|[^\s'"/@]*@)""")
+# One slash is left of a URI that was taken for a path.
+_CREDENTIALS = re.compile(r"""(?<=\w)(:/{1,2})(?:[^\s'"]*:[^\s'"]*@|[^\s'"/@]*@)""")
 _IN_QUERY = re.compile(r"""(?<=[?&])([a-z_]*(?:secret|token|password|key)[a-z_]*)=[^\s'"&]*""", re.IGNORECASE)
 
 
 def shown_text(text: str) -> str:
     """Return a text without the users, passwords and keys of the URIs in it."""
-    return _IN_QUERY.sub(r"\1=...", _CREDENTIALS.sub("", text)) if "://" in text else text
+    return _IN_QUERY.sub(r"\1=...", _CREDENTIALS.sub(r"\1", text)) if ":/" in text else text
 
 
 def shown_uri(uri: str) -> str:

@@ -28,6 +28,8 @@ settings.load_profile("afov")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
+os.environ.pop("COLUMNS", None)  # of whoever runs the tests; a console that is made with it keeps that width for good
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import pipeline.__main__
 import trainer.__main__
+from manifests.shown import shown_text
 from tests.manifests.s3_server import Server
 from tests.trainer.conftest import fleet  # noqa: F401 (a fixture)
 
@@ -96,3 +97,8 @@ def test_commands_of_the_trainer_keep_the_secret(
         run(app, monkeypatch, *words, *given)
     assert (fleet.folder / "runs" / "street" / "distill" / "run.json").exists()
     assert leaks(fleet.folder) == [] and not any(CANARY.encode() in content for content in bucket.objects().values())
+
+
+def test_a_uri_that_was_taken_for_a_path_is_shown_without_its_password() -> None:
+    assert shown_text(f"s3:/KEY:{CANARY}@bucket/p holds nothing") == "s3:/bucket/p holds nothing"
+    assert shown_text(f"s3://KEY:{CANARY}@bucket/p") == "s3://bucket/p"

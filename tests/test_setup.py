@@ -18,6 +18,7 @@ import pytest
 from install import setup
 from install.setup import Place, SetupError
 
+VARIABLES = ("RECIPE", "ARGS", "OUT", "TABLES", "ARCHIVE", "WORDS", "SIZE", "PYTHON")  # that `make test` hands on
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "minkowskiengine-0.5.4-cp311-cp311-linux_x86_64.whl"
 
@@ -406,7 +407,9 @@ def test_the_lock_of_a_killed_set_up_is_free(tmp_path: Path) -> None:
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", *VARIABLES)
     }
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -293,7 +293,7 @@ def contents_from(document: Mapping[str, Any], licence: str, where: str) -> Cont
         raise Malformed(f"{where} has a ref, {name[:80]!r}, that no recipe has")
     if ref.key:
         checked_hex(ref.key)
-    return Contents(name, ref, licence)
+    return Contents(name, replace(ref, asked={**ref.asked, "received": True}), licence)
 
 
 def read_archive(file: BinaryIO, where: str) -> tuple[Contents, list[Packed]]:

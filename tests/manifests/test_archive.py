@@ -102,7 +102,7 @@ def test_a_ref_travels_with_its_key_and_what_was_asked(tmp_path: Path) -> None:
     done = unpack(tmp_path / "tables.tar", there := Store.open(tmp_path / "to"))
     ref = there.expect_ref(name)
     assert done.ref == name and (ref.key, ref.excluded, ref.building) == ("0a1b2c3d4e5f", ("a",), ())
-    assert ref.asked == {"run": {"store": "s3://b"}, "group": {"min_points": 3}}
+    assert ref.asked == {"run": {"store": "s3://b"}, "group": {"min_points": 3}, "received": True}
     assert b"CANARY" not in (tmp_path / "tables.tar").read_bytes()
 
 

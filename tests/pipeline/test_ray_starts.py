@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from manifests.endings import Ending, RunError
 from manifests.recipe import Recipe, load_recipe
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def recipe(shared: Path, tmp_path: Path) -> Path:
     """A recipe of three simulated frames on Ray."""
+    ray.shutdown()  # a local one that another test of this process has started
     path = tmp_path / "tiny.toml"
     path.write_text(
         f'[data]\nroot = "{shared / "golden" / "nuscenes_tiny"}"\n[run]\nstore = "{tmp_path / "store"}"\npool = "ray"\n'

@@ -177,3 +177,9 @@ def test_a_student_of_tables_that_were_made_anew_since_does_not_predict(fleet: A
         predict(fleet.recipe(), console)
     named = f"predict.checkpoint={fleet.folder / 'runs/street/distill'}"
     assert predict(fleet.recipe(named), console), "asked for by name it is taken as it is"
+
+
+def test_a_student_that_learnt_frames_which_are_excluded_now_does_not_predict(fleet: Any, console: Console) -> None:
+    train(fleet.recipe(), "distill", console)
+    with pytest.raises(TrainerError, match=r"(?s)data.exclude: \[\] -> \[.a0.\]"):
+        predict(fleet.packed("data.exclude=['a0']"), console)

@@ -60,6 +60,8 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store
     for settings in (made, wanted):  # weights are of no engine; what predicts with them says which one it used
         settings["network"] = {key: value for key, value in (settings["network"] or {}).items() if key != "engine"}
     changes = differences(made, wanted)
+    learnt_without = document.get("config", {}).get("data", {}).get("exclude", [])
+    changes += differences({"data.exclude": sorted(learnt_without)}, {"data.exclude": sorted(recipe.data.exclude)})
     for stage in READS[task]:
         then, now = identity.get("tables", {}).get(stage, {}).get("fingerprint"), fingerprint(recipe, stage)
         if then != now:
