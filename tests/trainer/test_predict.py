@@ -183,3 +183,27 @@ def test_a_student_that_learnt_frames_which_are_excluded_now_does_not_predict(fl
     train(fleet.recipe(), "distill", console)
     with pytest.raises(TrainerError, match=r"(?s)data.exclude: \[\] -> \[.a0.\]"):
         predict(fleet.packed("data.exclude=['a0']"), console)
+
+
+def test_a_student_of_other_scenes_of_the_same_split_file_does_not_predict(fleet: Any, console: Console) -> None:
+    split = fleet.folder / "mine.txt"
+    split.write_text("scene-0061\n")
+    recipe = fleet.recipe(f"distill.split={split}")
+    train(recipe, "distill", console)
+    split.write_text("# the same scenes\nscene-0061\n")
+    assert predict(recipe, console)
+    split.write_text("scene-0103\n")
+    with pytest.raises(TrainerError, match=r"(?s)distill.split: .*scene-0061.* -> .*scene-0103"):
+        predict(recipe, console)
+
+
+def test_a_student_of_other_initial_weights_does_not_predict(fleet: Any, console: Console) -> None:
+    started = fleet.recipe("distill.init=pretrain")
+    train(started, "pretrain", console)
+    train(started, "distill", console)
+    assert predict(started, console)
+    with pytest.raises(TrainerError, match="(?s)is of another recipe than the one at hand.*distill.init: .*pretrain"):
+        predict(fleet.recipe(), console)
+    train(fleet.recipe("pretrain.seed=3"), "pretrain", console, fresh=True)
+    with pytest.raises(TrainerError, match="it started from other weights of `pretrain` than those in"):
+        predict(started, console)

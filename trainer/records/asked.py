@@ -11,11 +11,14 @@ from manifests.fingerprint import differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.sections.network import without_labels
 from manifests.sections.training import Task
+from manifests.shown import shown_values
+from manifests.splits import split_content
 from manifests.stages import fingerprint
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
+from trainer.checkpoints import checkpoint
 from trainer.data.augment import without_pairs
-from trainer.objectives.registry import READS
+from trainer.objectives.registry import EARLIER_RUNS, READS
 
 VERSION = 1
 """Raised when the code, or another default, changes what a training makes of the same settings (tests/versions.py)."""
@@ -30,6 +33,8 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     settings = changed_values(recipe.settings(task))
     for name in ("keep_every", "init"):
         settings.pop(name, None)
+    if str(settings.get("split", "")).endswith(".txt"):  # what the file says, not what it is called
+        settings["split"] = split_content(settings["split"])
     found: dict[str, Any] = plain(
         {
             "task": task,
@@ -48,9 +53,9 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
 def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
     """Return in what the run that a checkpoint's document tells of differs from what the recipe asks for now.
 
-    Settings, the identities of the tables it learnt from, and the shards of these as far as the store still has them:
-    files that were replaced and packed again since make other shards. A checkpoint that does not tell (an official
-    file) differs in nothing that could be said.
+    Settings, the initial weights, the identities of the tables it learnt from, and the shards of these as far as the
+    store still has them: files that were replaced and packed again since make other shards. A checkpoint that does not
+    tell (an official file) differs in nothing that could be said.
     """
     identity = document.get("identity")
     if not isinstance(identity, Mapping):
@@ -60,6 +65,7 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store
     for settings in (made, wanted):  # weights are of no engine; what predicts with them says which one it used
         settings["network"] = {key: value for key, value in (settings["network"] or {}).items() if key != "engine"}
     changes = differences(made, wanted)
+    changes += other_start(document, recipe, task)
     learnt_without = document.get("config", {}).get("data", {}).get("exclude", [])
     changes += differences({"data.exclude": sorted(learnt_without)}, {"data.exclude": sorted(recipe.data.exclude)})
     for stage in READS[task]:
@@ -67,6 +73,18 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store
         if then != now:
             changes.append(f"table `{stage}`: it learnt from {then}, the recipe now asks for {now}")
     return changes or other_shards(document, recipe, task, store)
+
+
+def other_start(document: Mapping[str, Any], recipe: Recipe, task: Task) -> list[str]:
+    """Return how the initial weights of a run differ from those that the recipe names now, as far as they are there."""
+    then = document.get("config", {}).get(task, {}).get("init", "")
+    now = getattr(recipe.settings(task), "init", "")
+    if then != shown_values(now):
+        return differences({f"{task}.init": then}, {f"{task}.init": now})
+    found = checkpoint.latest(recipe.folder() / now) if now in EARLIER_RUNS.get(task, ()) else None
+    if found is None or checkpoint.read_document(found)["weights"] == document["identity"].get("init"):
+        return []
+    return [f"{task}.init: it started from other weights of `{now}` than those in {found} now"]
 
 
 def other_shards(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
