@@ -82,7 +82,8 @@ def ref_with(recipe: Recipe, tables: Mapping[str, TableRef], excluded: Iterable[
 
 def own_ref(store: Store, recipe: Recipe) -> Ref:
     """Return what was built for the recipe as it is now; raises StoreError, like `tables_of`, if nothing was."""
-    return store.read_ref(ref_of(recipe)) or tables_of(store, recipe, ["index"])
+    own = store.read_ref(ref_of(recipe))
+    return replace(own, words=recipe.words) if own else tables_of(store, recipe, ["index"])
 
 
 def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
@@ -113,7 +114,8 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
         )
     for ref in candidates:
         if ref.tables.keys() >= set(stages):
-            return replace(ref, tables={name: ref.tables[name] for name in ref.tables if same_table(ref, wanted, name)})
+            same = {name: table for name, table in ref.tables.items() if same_table(ref, wanted, name)}
+            return replace(ref, tables=same, words=recipe.words)
     packed = {"text", *with_needs(recipe, ["points", "pairs", "target"])}
     command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
     if candidates:

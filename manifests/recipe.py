@@ -65,7 +65,12 @@ class Recipe:
 
     def make(self, *targets: str) -> str:
         """Return the command that makes targets of this recipe, with the overrides it was called with."""
-        words = ["make", *targets, f"RECIPE={shlex.quote(self.typed or self.name)}"]
+        return " ".join(["make", *targets, self.words])
+
+    @property
+    def words(self) -> str:
+        """What `make` is told of this recipe, `RECIPE=...` and `ARGS=...`, as it was called."""
+        words = [f"RECIPE={shlex.quote(self.typed or self.name)}"]
         if self.overrides:
             words.append(f"ARGS={shlex.quote(' '.join(f'--set {shlex.quote(one)}' for one in self.overrides))}")
         return " ".join(words)

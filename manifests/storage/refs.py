@@ -73,7 +73,7 @@ class Ref:
     `tables` are complete and hold the same frames. `held` are the recipe's other shards: of a table that is not
     complete yet, or of scenes that are not selected now. Nobody reads them by this ref, but they are not garbage.
     `building` are tables that runs are at: nothing in their folders is garbage. `key` is the digest of what the recipe
-    asks for, and `asked` says it readably.
+    asks for, and `asked` says it readably. `words` is what `make` is told of the recipe that it was read for, not kept.
     """
 
     recipe: str
@@ -83,13 +83,16 @@ class Ref:
     building: tuple[Building, ...] = ()
     key: str = ""
     asked: Mapping[str, Any] = field(default_factory=dict)
+    words: str = field(default="", compare=False)
+
+    def make(self, target: str) -> str:
+        """Return the command that makes a target of the recipe that this was read for."""
+        return f"make {target} {self.words or f'RECIPE={self.recipe}'}"
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""
         if stage not in self.tables:
-            raise StoreError(
-                f"recipe {self.recipe} has no table `{stage}` yet; run: make {make_target(stage)} RECIPE={self.recipe}"
-            )
+            raise StoreError(f"recipe {self.recipe} has no table `{stage}` yet; run: {self.make(make_target(stage))}")
         return self.tables[stage]
 
     def begun(self, entries: Iterable[Building]) -> Ref:

@@ -170,7 +170,7 @@ def verify(
         found = look_over(store, None if everything else loaded.name)
         if not (found.refs or found.damages):
             raise StoreError(
-                f"store {store.place} holds nothing of recipe {loaded.name} yet; run: make pack RECIPE={loaded.name}"
+                f"store {store.place} holds nothing of recipe {loaded.name} yet; run: {loaded.make('pack')}"
             )
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("verify", total=found.n_bytes)

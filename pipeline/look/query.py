@@ -80,7 +80,7 @@ def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
         if fingerprint != table.fingerprint:
             raise StoreError(
                 f"the masks of recipe {ref.recipe} were named with other text vectors than table `text` has now; run: "
-                f"make pairs RECIPE={ref.recipe}"
+                f"{ref.make('pairs')}"
             )
     return [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
 

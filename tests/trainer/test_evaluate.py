@@ -22,6 +22,7 @@ from manifests.storage.sealed import read_sealed
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.checkpoints import checkpoint
+from trainer.errors import TrainerError
 from trainer.inference.predict import predict, predict_identity
 from trainer.inference.predictions import shard_key
 from trainer.loop.train import train
@@ -201,7 +202,7 @@ def test_pseudo_labels_that_are_corrected_already_are_refined_from_the_start(pat
     target = patchy.ref().tables["target"]
     identity = {"needs": {"correct": "c0"}}
     patchy.store.write_manifest(Manifest("target", target.fingerprint, identity, target.shards))
-    with pytest.raises(StoreError, match="make group RECIPE=street"):
+    with pytest.raises(StoreError, match=r"make group RECIPE=\S*street"):
         evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
     patchy.put("group", lambda name: bare_row("group", name, label=np.zeros(1000, np.uint8)))
     result = evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
@@ -315,6 +316,9 @@ def test_predictions_of_other_settings_or_another_class_dictionary_are_refused(f
     predict(fleet.recipe(), console)
     with pytest.raises(StoreError, match=r"of other settings \(voxels.size_m: 0.4 -> 0.5\); run: make predict"):
         evaluate(fleet.recipe("voxels.size_m=0.5"), console)
+    with pytest.raises(TrainerError, match=r"(?s)is of another recipe than the one at hand.*distill.seed: .* -> 7"):
+        evaluate(fleet.recipe("distill.seed=7"), console)
+    assert not (fleet.folder / "runs/street/evaluate.json").exists(), "a student of another seed has no score here"
     dictionary = fleet.folder / "street_classes.toml"
     names = {"car": "road", "road": "car"}
     text = re.sub(r'(?<=name = ")(car|road)(?=", colour)', lambda found: names[found[0]], dictionary.read_text())

@@ -72,8 +72,7 @@ class Tables:
                 if shard.shard not in named or named[shard.shard].rows != shard.rows:
                     raise StoreError(
                         f"table `{table.stage}` of recipe {ref.recipe} does not hold the {shard.rows} frames of shard "
-                        f"{shard.shard} that `{self.tables[0].stage}` holds; run: make {table.stage} "
-                        f"RECIPE={ref.recipe}"
+                        f"{shard.shard} that `{self.tables[0].stage}` holds; run: {ref.make(table.stage)}"
                     )
                 files.append(named[shard.shard])
             self._shards[shard.shard] = tuple(files)
@@ -216,7 +215,7 @@ def check_dictionary(store: Store, ref: Ref, stage: str, content: Mapping[str, A
     if made and made.identity.get("settings", {}).get("ontology") != plain(content):
         raise StoreError(
             f"table `{stage}` of recipe {ref.recipe} was made with another class dictionary than the recipe names now; "
-            f"run: make {stage} RECIPE={ref.recipe}"
+            f"run: {ref.make(stage)}"
         )
 
 
@@ -231,6 +230,6 @@ def read_text(store: Store, ref: Ref, ontology: Ontology) -> Tensor:
     if tuple(row["prompt"] for row in rows) != ontology.prompts:
         raise StoreError(
             f"table `text` of recipe {ref.recipe} holds {len(rows)} prompts that are not those of "
-            f"dictionary {ontology.name}; run: make pack RECIPE={ref.recipe}"
+            f"dictionary {ontology.name}; run: {ref.make('pack')}"
         )
     return torch.from_numpy(np.stack([row["vector"] for row in rows]))

@@ -94,16 +94,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{recipe.make(recipe.predict.of)}, or set predict.of or predict.checkpoint"
         )
     learnt = load_learnt(path, recipe, console)
-    changes = (
-        [] if recipe.predict.checkpoint else changes_since(learnt.document, recipe, recipe.predict.of, sweeps.store)
-    )
-    if changes:
-        listed = "".join(f"\n  {line}" for line in changes)
-        raise TrainerError(
-            f"{path} is of another recipe than the one at hand, or of this one before it was changed:{listed}\n"
-            f"Train it: {recipe.make(recipe.predict.of)} (--fresh in ARGS moves the old run aside), or name the file "
-            "to predict with as it is: predict.checkpoint"
-        )
+    check_student(path, learnt.document, recipe, sweeps.store)
     trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
     n_outputs = n_outputs_of(learnt)
     if trained is None and n_outputs == len(wanted):
@@ -120,6 +111,18 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     return run_over(
         sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, class_names=wanted
     )
+
+
+def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store: Store) -> None:
+    """Raise TrainerError if the recipe's own student learnt something else than it asks for now; one named is taken."""
+    changes = [] if recipe.predict.checkpoint else changes_since(document, recipe, recipe.predict.of, store)
+    if changes:
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise TrainerError(
+            f"{path} is of another recipe than the one at hand, or of this one before it was changed:{listed}\n"
+            f"Train it: {recipe.make(recipe.predict.of)} (--fresh in ARGS moves the old run aside), or name the file "
+            "to predict with as it is: predict.checkpoint"
+        )
 
 
 def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:

@@ -304,7 +304,7 @@ def nothing_taught(run: Run) -> str:
     return (
         f'no point of split "{settings.split}" has {wanted}{sure}, so {task} has nothing to learn. Looked at: '
         f"{run.selection.sentence()}, in tables {' and '.join(run.objective.stages)}. Look at the images, the teacher "
-        f"and [group] of the recipe (make report RECIPE={run.recipe.name}), or name another split"
+        f"and [group] of the recipe ({run.recipe.make('report')}), or name another split"
     )
 
 

@@ -28,7 +28,7 @@ from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.checkpoints import official
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
-from trainer.inference.predict import checkpoint_path, predict_identity
+from trainer.inference.predict import check_student, checkpoint_path, predict_identity
 from trainer.inference.predictions import read_predictions
 from trainer.inference.refine import Answered, Labels, refined, windows
 from trainer.loop.log import progress_bar
@@ -161,7 +161,7 @@ def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refin
     images = pseudo_labels(store, ref, ["afi"]) if recipe.evaluate.merge and of == "prediction" else None
     merged_from = [images] if images else []
     joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
-    tables = Tables(store, Ref(recipe.name, joined), list(joined))
+    tables = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     return Judged(
         tables=tables,
@@ -328,8 +328,8 @@ def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> Tab
     if "vote" in needs and any("vote" in name for name in refining):
         raise StoreError(
             f"the pseudo-labels of recipe {ref.recipe} have been put to the vote by stage `vote` already; score them "
-            'without refinement or with "afi", or choose target.labels = "group" and run: make target '
-            f"RECIPE={ref.recipe}"
+            'without refinement or with "afi", or choose target.labels = "group" and run: '
+            f"{ref.make('target')}"
         )
     return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
 
@@ -338,7 +338,7 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
     """Return the table of the recipe's predictions and where they come from.
 
     Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
-    changed since they were made: classes are numbers there.
+    changed since they were made: classes are numbers there; TrainerError where the student is of another recipe.
     """
     advice = f"run: {recipe.make('predict')}"
     table, manifest = read_predictions(store, recipe, ref.table("points"), advice)
@@ -360,6 +360,8 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
             f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
         )
+    if path is not None:
+        check_student(path, official.read_document(path), recipe, store)
     origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
     origin |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
     return table, origin
