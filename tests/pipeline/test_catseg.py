@@ -18,7 +18,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.templates import templates_of
-from pipeline.frame import Camera, Frame, FrameError
+from pipeline.frame import Frame, FrameError
 from pipeline.stages import STAGES
 from pipeline.teachers.catseg import PARTS, CatSeg
 from pipeline.teachers.loading.towers import Towers
@@ -45,6 +45,7 @@ from pipeline.teachers.networks.catseg import (
     window_corners,
 )
 from superpixels.segments import Segments
+from tests.pipeline.frames import camera_of, frame_of
 
 ONTOLOGY = parse_ontology(
     {
@@ -70,14 +71,6 @@ def recipe_at(root: Path, segment: SegmentConfig | None = None, templates: str =
         group=GroupConfig(),
         ontology=ONTOLOGY,
     )
-
-
-def frame_of(*cameras: Camera) -> Frame:
-    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
-
-
-def camera_of(name: str, width_px: int, height_px: int) -> Camera:
-    return Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), 0, width_px, height_px)
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
-from pipeline.frame import Camera, Frame, FrameError
+from pipeline.frame import Frame, FrameError
 from pipeline.teachers.clip_dense import ClipDense, grid_shape
 from superpixels.segments import Segments
+from tests.pipeline.frames import camera_of, frame_of
 
 ONTOLOGY = parse_ontology(
     {
@@ -44,19 +45,11 @@ def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) 
     )
 
 
-def frame_of(*cameras: Camera) -> Frame:
-    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
-
-
-def camera(name: str, width_px: int, height_px: int) -> Camera:
-    return Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), width_px=width_px, height_px=height_px)
-
-
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
     """Three noise images, the second of another size than the others."""
     rng = np.random.default_rng(1)
-    cameras = (camera("FRONT", 96, 64), camera("SIDE", 64, 96), camera("BACK", 96, 64))
+    cameras = (camera_of("FRONT", 96, 64), camera_of("SIDE", 64, 96), camera_of("BACK", 96, 64))
     for one in cameras:
         blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
         Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / one.image_path)
@@ -265,7 +258,7 @@ def two_halves(left: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_each_pixel_goes_to_the_prompt_of_largest_cosine(tmp_path: Path) -> None:
-    frame = frame_of(camera("C", 16, 8))
+    frame = frame_of(camera_of("C", 16, 8))
     [found] = segment(recipe_at(tmp_path), frame, two_halves(UP, EAST), np.stack([EAST, NORTH, UP]))
     assert found.label_map().tolist() == [[2, 2, 2, 2, 1, 1, 1, 1]] * 4  # half the image's size
     assert found.prompt_id.tolist() == [0, 2]
@@ -275,7 +268,7 @@ def test_each_pixel_goes_to_the_prompt_of_largest_cosine(tmp_path: Path) -> None
 
 
 def test_the_length_of_a_cell_does_not_name_it(tmp_path: Path) -> None:
-    frame, text = frame_of(camera("C", 16, 8)), np.stack([EAST, NORTH, UP])
+    frame, text = frame_of(camera_of("C", 16, 8)), np.stack([EAST, NORTH, UP])
     [unit] = segment(recipe_at(tmp_path), frame, two_halves(UP, EAST), text)
     [raw] = segment(recipe_at(tmp_path, unit_cells=False), frame, two_halves(9 * UP, EAST), text)
     assert raw.label_map().tolist() == unit.label_map().tolist()
@@ -283,7 +276,7 @@ def test_the_length_of_a_cell_does_not_name_it(tmp_path: Path) -> None:
 
 
 def test_the_score_is_the_mean_probability_of_the_prompt(tmp_path: Path) -> None:
-    frame, text = frame_of(camera("C", 16, 8)), np.stack([EAST, NORTH, UP])
+    frame, text = frame_of(camera_of("C", 16, 8)), np.stack([EAST, NORTH, UP])
     everywhere = two_halves(EAST, EAST)
     for logit_scale in (1.0, 40.0):
         [found] = segment(recipe_at(tmp_path, logit_scale=logit_scale), frame, everywhere, text)
@@ -299,7 +292,7 @@ def test_score_and_vector_equal_what_upsampled_maps_would_give(tmp_path: Path) -
     grid = rng.normal(size=(3, 5, 8)).astype(np.float16)
     text = rng.normal(size=(6, 8)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    frame = frame_of(camera("C", 40, 24))
+    frame = frame_of(camera_of("C", 40, 24))
     [found] = segment(recipe_at(tmp_path, SegmentConfig(scale=1.0)), frame, {"C/grid": grid}, text)
 
     cells = torch.tensor(grid.astype(np.float32)).permute(2, 0, 1)[None]
@@ -346,7 +339,7 @@ def test_of_equal_prompts_only_the_first_is_ever_found(tmp_path: Path, street: F
 
 
 def test_components_are_split_and_small_ones_dropped(tmp_path: Path) -> None:
-    frame, text = frame_of(camera("C", 16, 8)), np.stack([EAST, NORTH, UP])
+    frame, text = frame_of(camera_of("C", 16, 8)), np.stack([EAST, NORTH, UP])
     grid = {"C/grid": np.stack([UP, EAST, EAST, UP])[None].astype(np.float16)}
 
     def found(**settings: Any) -> Segments:
@@ -365,7 +358,7 @@ def test_the_segment_half_needs_no_tower(tmp_path: Path) -> None:
 
 
 def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    frame, recipe = frame_of(camera("C", 16, 8)), recipe_at(tmp_path)
+    frame, recipe = frame_of(camera_of("C", 16, 8)), recipe_at(tmp_path)
     with pytest.raises(FrameError, match="table encode has no C/grid; it was made for other cameras"):
         segment(recipe, frame, {}, np.eye(3, dtype=np.float32))
     with pytest.raises(FrameError, match=r"shape \(2, 4, 3\); expected \(h, w, 5\)"):

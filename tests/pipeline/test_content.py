@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import Row, column_digests
+from manifests.rows import column_digests
 from manifests.storage.store import Store
 from pipeline.engine import planner
 from pipeline.engine.keys import digest_table
@@ -28,7 +28,7 @@ from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.stages import STAGES
-from pipeline.stages.base import FrameFunction, FrameInput
+from tests.pipeline.unsteady import halve_segments
 
 SCENES = {"day": 3, "night": 2}
 TARGETS = ("points", "pairs", "target", "label")
@@ -329,22 +329,9 @@ def test_columns_that_are_known_apart_have_digests_of_their_values(log: Log, rec
 def test_other_bits_in_columns_that_nobody_needs_rebuild_nothing(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = STAGES["segment"]
-    assert stage.prepare is not None
-    prepare = stage.prepare
-
-    def unsteady(recipe: Recipe) -> FrameFunction:
-        function = prepare(recipe)
-
-        def segment(inputs: FrameInput) -> Row:
-            row = dict(function(inputs))
-            return row | {"vector": row["vector"] * np.float16(0.5)}
-
-        return segment
-
     recipe = recipe_of()
     build(recipe)
-    monkeypatch.setitem(STAGES, "segment", replace(stage, prepare=unsteady))
+    halve_segments(monkeypatch, "vector")
     assert run(recipe, ["segment"], again=["segment"])[1] == []
     built = build(recipe).built
     assert sorted(built) == ["pairs/day", "pairs/night"], "superpoints do not depend on vectors"

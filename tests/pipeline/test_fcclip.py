@@ -18,12 +18,13 @@ from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
-from pipeline.frame import Camera, Frame, FrameError
+from pipeline.frame import Frame, FrameError
 from pipeline.teachers.fcclip import SEEN_NAMES, FcClip, masks_of
 from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import network_pixels
 from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
 from superpixels.segments import Segments
+from tests.pipeline.frames import camera_of, frame_of
 
 ONTOLOGY = parse_ontology(
     {
@@ -57,18 +58,10 @@ def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) 
     )
 
 
-def frame_of(*cameras: Camera) -> Frame:
-    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
-
-
-def camera(name: str, width_px: int, height_px: int) -> Camera:
-    return Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), 0, width_px, height_px)
-
-
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
     rng = np.random.default_rng(1)
-    cameras = (camera("FRONT", 128, 72), camera("SIDE", 64, 96), camera("BACK", 128, 72))
+    cameras = (camera_of("FRONT", 128, 72), camera_of("SIDE", 64, 96), camera_of("BACK", 128, 72))
     for one in cameras:
         blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
         Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / one.image_path)
@@ -442,7 +435,7 @@ TEXT = np.eye(4, dtype=np.float32)
 
 
 def test_things_stay_single_and_stuff_is_merged(tmp_path: Path) -> None:
-    frame = frame_of(camera("C", 32, 16))
+    frame = frame_of(camera_of("C", 32, 16))
     teacher = FcClip.load(recipe_at(tmp_path), "segment")
     [found] = teacher.segment(frame, one_view(CAR, CAR, ROAD, ROAD), TEXT)
     assert found.prompt_id.tolist() == [0, 0, 2]
@@ -451,7 +444,7 @@ def test_things_stay_single_and_stuff_is_merged(tmp_path: Path) -> None:
 
 
 def test_queries_that_show_nothing_own_no_pixels(tmp_path: Path) -> None:
-    frame = frame_of(camera("C", 32, 16))
+    frame = frame_of(camera_of("C", 32, 16))
     teacher = FcClip.load(recipe_at(tmp_path), "segment")
     [found] = teacher.segment(frame, one_view(CAR, ROAD, CAR, ROAD, none=(0, 1)), TEXT)
     assert found.prompt_id.tolist() == [0, 2]
@@ -460,14 +453,14 @@ def test_queries_that_show_nothing_own_no_pixels(tmp_path: Path) -> None:
 
 
 def test_merged_stuff_has_the_vector_of_its_pixels_or_in_parity_of_its_first_query(tmp_path: Path) -> None:
-    frame = frame_of(camera("C", 32, 16))
+    frame = frame_of(camera_of("C", 32, 16))
     encoding = one_view(ROAD, ROAD, ROAD, ROAD)
     encoding["C/outside"][1:] = (ROAD + 0.5 * VAN) / np.linalg.norm(ROAD + 0.5 * VAN)
     [ours] = FcClip.load(recipe_at(tmp_path), "segment").segment(frame, encoding, TEXT)
     pooled = encoding["C/outside"].astype(np.float32).mean(axis=0)
     np.testing.assert_allclose(ours.vector[0], pooled / np.linalg.norm(pooled), atol=1e-3)
     reference = recipe_at(tmp_path, parity=True)
-    [theirs] = FcClip.load(reference, "segment").segment(frame_of(camera("C", 32, 16)), encoding, TEXT)
+    [theirs] = FcClip.load(reference, "segment").segment(frame_of(camera_of("C", 32, 16)), encoding, TEXT)
     assert theirs.vector[0].tolist() == [0, 0, 1, 0]
 
 
@@ -493,7 +486,7 @@ def test_a_name_weighs_what_clip_sees_by_whether_it_was_trained_with(tmp_path: P
 def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, SegmentConfig(split="components", scale=1.0), overlap=0.0)
     encoding = one_view(CAR, ROAD, owner=np.indices((40, 40)).sum(axis=0) % 2)
-    [found] = FcClip.load(recipe, "segment").segment(frame_of(camera("C", 200, 200)), encoding, TEXT)
+    [found] = FcClip.load(recipe, "segment").segment(frame_of(camera_of("C", 200, 200)), encoding, TEXT)
     found.check()
     assert len(found) > 255
 
@@ -525,7 +518,7 @@ def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkey
 
 def test_an_encoding_that_does_not_fit_is_named(tmp_path: Path) -> None:
     teacher = FcClip.load(recipe_at(tmp_path), "segment")
-    frame = frame_of(camera("C", 32, 16))
+    frame = frame_of(camera_of("C", 32, 16))
     with pytest.raises(FrameError, match="table encode has no C/near"):
         teacher.segment(frame, {}, TEXT)
     with pytest.raises(FrameError, match="expected 4 prompts, and vectors of one length"):

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from manifests.asked import variants
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import Row
 from manifests.schema import TABLES, described, metadata
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
@@ -31,7 +29,7 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker
 from pipeline.stages import PACKED, STAGES
-from pipeline.stages.base import FrameFunction, FrameInput
+from tests.pipeline.unsteady import halve_segments
 from tests.refs import newest
 
 
@@ -474,20 +472,7 @@ def test_a_shard_that_comes_out_otherwise_the_second_time_rebuilds_what_follows(
     packed: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network on a GPU may give other bits; positions in its old rows must not be used with its new ones."""
-    stage = STAGES["segment"]
-    assert stage.prepare is not None
-    prepare = stage.prepare
-
-    def unsteady(recipe: Recipe) -> FrameFunction:
-        function = prepare(recipe)
-
-        def segment(inputs: FrameInput) -> Row:
-            row = dict(function(inputs))
-            return row | {"score": row["score"] * np.float16(0.5)}
-
-        return segment
-
-    monkeypatch.setitem(STAGES, "segment", dataclasses.replace(stage, prepare=unsteady))
+    halve_segments(monkeypatch, "score")
     assert Runner(packed).run(["segment"], InlinePool(packed), again=["segment"]) == []
     assert stages(build(packed)) == ["group", "pairs", "target"]
 

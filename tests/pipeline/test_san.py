@@ -24,6 +24,7 @@ from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_s
 from pipeline.teachers.san import San, image_size
 from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
 from superpixels.segments import Segments
+from tests.pipeline.frames import frame_of
 
 ONTOLOGY = parse_ontology(
     {
@@ -49,10 +50,6 @@ def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) 
         group=GroupConfig(),
         ontology=ONTOLOGY,
     )
-
-
-def frame_of(*cameras: Camera) -> Frame:
-    return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), cameras)
 
 
 @pytest.fixture

@@ -73,9 +73,9 @@ class Sam3Config:
 
     `weights`, `weights_sha256` and `weights_revision` name and pin `model.safetensors` of a folder of transformers,
     such as hub:facebook/sam3/model.safetensors. `precision` "bf16" computes in bfloat16 where torch deems it safe.
-    `min_score` is what an object must reach to count, `min_probability`
-    what a pixel's best concept must reach to be a segment at all. `concepts_at_once` go through the network together;
-    it changes no result but in the last bits, and is no part of an identity.
+    `min_score` is what an object must reach to count, `min_probability` what a pixel's best concept must reach to be a
+    segment at all. `concepts_at_once` go through the network together; it changes no result but in the last bits, and
+    is no part of an identity.
     """
 
     weights: str = ""

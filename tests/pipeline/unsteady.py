@@ -1,0 +1,31 @@
+"""A teacher that says something else the second time, as a network on a GPU may."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from manifests.recipe import Recipe
+from manifests.rows import Row
+from pipeline.stages import STAGES
+from pipeline.stages.base import FrameFunction, FrameInput
+
+
+def halve_segments(monkeypatch: pytest.MonkeyPatch, column: str) -> None:
+    """From now on stage `segment` writes half of what it would write into a column of numbers."""
+    stage = STAGES["segment"]
+    assert stage.prepare is not None
+    prepare = stage.prepare
+
+    def unsteady(recipe: Recipe) -> FrameFunction:
+        function = prepare(recipe)
+
+        def segment(inputs: FrameInput) -> Row:
+            row = dict(function(inputs))
+            return row | {column: row[column] * np.float16(0.5)}
+
+        return segment
+
+    monkeypatch.setitem(STAGES, "segment", replace(stage, prepare=unsteady))
