@@ -99,7 +99,7 @@ def recipe_frames(recipe_name: str) -> Iterator[StudyFrame]:
 
 def labelled_frames(source: str, data: DataConfig, ontology: Ontology) -> Iterator[StudyFrame]:
     """Yield the labelled sweeps of a data set; every other scene is for choosing."""
-    from pipeline.datasets import open_dataset
+    from pipeline.datasets.registry import open_dataset
 
     dataset = open_dataset(data)
     scenes: dict[str, str] = {}

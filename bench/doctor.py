@@ -28,7 +28,7 @@ from pipeline.checks.mounting import check_mounting
 from pipeline.checks.signals import Array, Marks, View
 from pipeline.checks.sweeps import check_sweeps
 from pipeline.checks.times import check_times
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.geometry import inverse_pose
 from pipeline.stages.index import check_frame
 

@@ -24,15 +24,15 @@ from manifests.sections.teachers.artifacts import TEXT, ArtifactsConfig
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import Frame, frame_of, read_file
-from pipeline.stages import PACKED, STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.project import visible_pairs
+from pipeline.stages.registry import PACKED, STAGES
 from pipeline.teachers.artifacts import read_bytes, read_matrices
 from superpixels.lifting import official_point_labels
 from trainer.data.batches import PairBatch, TargetBatch

@@ -21,14 +21,14 @@ from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from pipeline.commands.console import SetOption, console, sentences
 from pipeline.engine.worker import device_name
 from pipeline.frame import Camera, Frame
 from pipeline.stages import encode
 from pipeline.stages.base import FrameInput, StreamFunction
-from pipeline.teachers import TEACHERS
 from pipeline.teachers.loading.towers import pick_device
+from pipeline.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
     from pipeline.teachers.batches import Batches

@@ -13,7 +13,7 @@ from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TargetConfig, TextConfig
-from manifests.sections.teachers import TEACHER_SECTIONS, TeacherConfig
+from manifests.sections.teachers.registry import TEACHER_SECTIONS, TeacherConfig
 from manifests.sections.training import (
     DistillConfig,
     EvaluateConfig,

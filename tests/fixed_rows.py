@@ -10,12 +10,12 @@ from typing import Any
 from manifests.fingerprint import canonical
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import Row, from_table, to_table
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, with_needs
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, frame_of
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
+from pipeline.stages.registry import STAGES
 
 SCENE = "day"
 ALL = ("label", "pairs", "target", "correct", "vote")

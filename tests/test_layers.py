@@ -1,10 +1,11 @@
 """Who may import whom, read from the syntax trees: nothing is imported to find out."""
 
 import ast
+import graphlib
 import importlib.metadata
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -39,26 +40,43 @@ DOORS = {
 }
 ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 
-# A module imports from its own row or a row above; modules that are not listed stand beside the rows.
+# What stands on top of each package, file or folder: all of it imports only from rows above its own.
 ORDER = {
+    "manifests": (
+        ("config", "provenance", "schema", "shown"),
+        ("fingerprint", "ontology", "splits", "templates"),
+        ("query", "rows", "sample", "sections"),
+        ("recipe", "storage"),
+        ("endings", "stages"),
+        ("asked", "console"),
+    ),
+    "superpixels": (
+        ("ground", "lifting", "metrics", "pooling", "similarity", "slic", "unfit"),
+        ("flat_interaction", "mask_cache", "mask_queries", "segments", "voting", "windows"),
+    ),
     "pipeline": (
-        ("geometry",),
-        ("frame",),
+        ("frame", "geometry"),
+        ("sources",),
         ("datasets", "teachers"),
         ("stages",),
         ("engine",),
-        ("checks", "look", "exchange"),
+        ("checks", "look"),
+        ("exchange",),
         ("commands",),
         ("__main__",),
     ),
     "trainer": (
-        ("network",),
-        ("data",),
-        ("objectives",),
-        ("loop", "inference", "scoring"),
+        ("errors",),
+        ("data", "network"),
+        ("checkpoints", "objectives"),
+        ("records",),
+        ("loop",),
+        ("inference",),
+        ("machine", "scoring"),
         ("__main__",),
     ),
 }
+MOST_ON_TOP = 14  # entries of pipeline and of trainer: more, and a newcomer reads a list instead of a plan
 MAY_NAME_LABELS = {"trainer/scoring/evaluate.py", "trainer/objectives/supervised.py"}
 HOMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -129,21 +147,43 @@ def violations(path: str, source: str) -> list[str]:
         is_teacher = path.startswith("pipeline/teachers/")
         if package == "pipeline" and other == "torch" and imported.when == "load" and not is_teacher:
             found.append(f"{where}: in pipeline, torch must be imported inside the function that needs it")
-        if other == package and _row(package, _module(path)) < _row(package, imported.name.split(".")[1]):
-            found.append(f"{where}: {_module(path)} may not import {imported.name}, which stands after it")
+        if other == package and not stands_before(package, imported.name.split(".")[1], _room(path)):
+            found.append(f"{where}: {_room(path)} may not import {imported.name}, which does not stand before it")
     return found + label_violations(path, source)
 
 
-def _module(path: str) -> str:
+def _room(path: str) -> str:
     return PurePosixPath(path).with_suffix("").parts[1]
 
 
-def _row(package: str, module: str) -> float:
-    """Place of a module in the order of its package; NaN, which is neither before nor after, where it has none."""
-    for row, modules in enumerate(ORDER.get(package, ())):
-        if module in modules:
-            return row
-    return float("nan")
+def stands_before(package: str, imported: str, importing: str) -> bool:
+    """Whether a room of a package may be imported by another one of it; a room without a place may not."""
+    row_of = {room: row for row, rooms in enumerate(ORDER[package]) for room in rooms}
+    if imported == importing:
+        return True
+    return imported in row_of and importing in row_of and row_of[imported] < row_of[importing]
+
+
+def cycle(sources: Mapping[str, str]) -> list[str]:
+    """Return the modules of one import cycle, in a circle, for sources by path; nothing where there is none.
+
+    An import within a call or for types only counts too: whoever reads one file of a cycle has to read them all.
+    """
+    paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    needs: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        named = {name for imported in imports(path, sources[path]) for name in _and_above(imported.name)}
+        needs[module] = {name for name in named if name in paths} - {module}
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _and_above(name: str) -> tuple[str, ...]:
+    """Return the module of an imported name: `a.b.c` may be module a.b.c, or a name in module a.b."""
+    return (name, name.rpartition(".")[0])
 
 
 def label_violations(path: str, source: str) -> list[str]:
@@ -186,6 +226,30 @@ def test_every_package_has_modules_to_look_at(package: str) -> None:
     assert any(path.startswith(f"{package}/") and not path.endswith("__init__.py") for path in MODULES)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_everything_on_top_of_a_package_has_its_place(package: str) -> None:
+    there = {_room(path) for path in MODULES if path.startswith(f"{package}/")} - {"__init__"}
+    assert sorted(room for rooms in ORDER[package] for room in rooms) == sorted(there)
+
+
+@pytest.mark.parametrize("package", ["pipeline", "trainer"])
+def test_a_package_is_seen_at_one_glance(package: str) -> None:
+    entries = [entry.name for entry in (ROOT / package).iterdir() if entry.name != "__pycache__"]
+    assert len(entries) <= MOST_ON_TOP, sorted(entries)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    measured = {str(file.relative_to(ROOT)): file for file in sorted((ROOT / "bench").rglob("*.py"))}
+    assert cycle({path: file.read_text() for path, file in (MODULES | measured).items()}) == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.endswith("__init__.py")])
+def test_a_folder_imports_nothing_on_its_own(path: str) -> None:
+    """So that importing one module of a folder imports that one, and a folder is no part of a circle."""
+    body = ast.parse(MODULES[path].read_text()).body
+    assert len(body) == 1 and isinstance(body[0], ast.Expr), "only a docstring"
+
+
 @pytest.mark.parametrize("path", MODULES)
 def test_a_module_keeps_the_import_rules(path: str) -> None:
     assert violations(path, MODULES[path].read_text()) == []
@@ -221,9 +285,30 @@ def test_test_folders_are_not_packages() -> None:
 
 
 @pytest.mark.parametrize(
+    "import_b",
+    [
+        "import pipeline.b",
+        "from pipeline import b",
+        "from pipeline.b import name",
+        "from .b import name",
+        "def f():\n    from pipeline.b import name",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pipeline.b import name",
+    ],
+)
+def test_a_circle_is_found_however_it_is_imported(import_b: str) -> None:
+    sources = {"pipeline/a.py": import_b, "pipeline/b.py": "import pipeline.c", "pipeline/c.py": "import pipeline.a"}
+    assert sorted(set(cycle(sources))) == ["pipeline.a", "pipeline.b", "pipeline.c"]
+    assert cycle(sources | {"pipeline/c.py": "import numpy"}) == []
+
+
+@pytest.mark.parametrize(
     ("path", "source"),
     [
         ("manifests/storage/store.py", "import pipeline.engine.runner"),
+        ("manifests/config.py", "from manifests.recipe import Recipe"),
+        ("pipeline/datasets/folder.py", "from pipeline.teachers.base import Teacher"),
+        ("pipeline/new.py", "from pipeline.frame import Frame"),
+        ("pipeline/engine/runner.py", "from pipeline import new"),
         ("manifests/storage/store.py", "import superpixels"),
         ("manifests/storage/store.py", "def f():\n    import torch"),
         ("superpixels/slic.py", "import numba"),

@@ -18,7 +18,7 @@ import pytest
 from manifests.config import ConfigError
 from manifests.fingerprint import canonical, differences
 from manifests.recipe import SECTION_CLASSES, Recipe
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, fingerprint, identity
 from pipeline.frame import FrameError, frame_of
 from tests.fixed_rows import VARIANTS, Rows, listed, rows_of_stage

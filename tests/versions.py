@@ -29,7 +29,7 @@ from manifests.config import TRAINER_TASKS
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
 from manifests.rows import Row
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, with_needs
 from pipeline.frame import Frame
 from tests.fixed_rows import VARIANTS, Rows, recipe_over, rows_of, teacher_recipes, write_log

@@ -23,7 +23,8 @@ from pipeline.checks.sweeps import check_sweeps
 from pipeline.checks.times import check_times
 from pipeline.checks.trainer import check_trainer
 from pipeline.checks.weights import check_teacher
-from pipeline.datasets import Dataset, open_dataset
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.stages.index import check_frame

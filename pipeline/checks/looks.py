@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from pipeline.checks.signals import Array, View, find_layers, find_marks
-from pipeline.datasets import Dataset
+from pipeline.datasets.base import Dataset
 from pipeline.frame import Frame, read_image
 from pipeline.geometry import inverse_pose
 

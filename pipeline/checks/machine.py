@@ -12,7 +12,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.names import checked
 from pipeline.checks.findings import Finding
 from pipeline.engine.runner import Runner
-from pipeline.stages import PACKED
+from pipeline.stages.registry import PACKED
 
 WORKER_GB = 0.6  # a worker without a network peaks at 0.46 (docs/cluster.md)
 NETWORK_GB = 3.0  # beside that, an estimate for a ViT-B/16 with a batch of images on the CPU

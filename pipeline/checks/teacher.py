@@ -26,7 +26,7 @@ from manifests.sections.tables import TextConfig
 from pipeline.checks.picture import PARTS, Picture, street
 from pipeline.checks.weights import weights_of
 from pipeline.frame import Camera, Frame
-from pipeline.teachers import TEACHERS
+from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 
 VERSION = 1

@@ -26,7 +26,7 @@ from pipeline.engine.progress import has_data, progress_of
 from pipeline.engine.refs import MANY_FAILURES
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
-from pipeline.stages import PACKED, STAGES
+from pipeline.stages.registry import PACKED, STAGES
 
 
 def plan(

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from manifests.config import ConfigError
 from manifests.console import plain_console, sentences
 from manifests.endings import Ending
-from pipeline.stages import PACKED, STAGES
+from pipeline.stages.registry import PACKED, STAGES
 
 __all__ = ["Ending", "console", "sentences"]
 

@@ -13,7 +13,7 @@ from pipeline.commands.console import RecipeArgument, SetOption, console, expand
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import StagePlan
 from pipeline.engine.worker import Worker
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 
 
 def debug_frame(

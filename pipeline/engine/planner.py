@@ -21,14 +21,14 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.engine.keys import digest_rows, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
 from pipeline.frame import Frame, frame_row
 from pipeline.sources import FrameFiles, key_with, stats_of
-from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import Stage
+from pipeline.stages.registry import STAGES, with_upstream
 
 FRAMES_PER_SHARD = 64
 LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look

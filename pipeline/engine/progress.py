@@ -17,8 +17,8 @@ from manifests.recipe import Recipe
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import ALL, Failure
-from pipeline.stages import with_upstream
 from pipeline.stages.base import Stage
+from pipeline.stages.registry import with_upstream
 
 
 @dataclass(frozen=True)

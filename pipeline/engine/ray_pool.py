@@ -17,7 +17,7 @@ from manifests.recipe import Recipe
 from pipeline.engine.ray_cluster import connect, last_words, named, node_here, placed, shortened
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
 from pipeline.engine.worker import Worker
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Planner
 from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 
 MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
 

@@ -12,7 +12,7 @@ from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
 from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher, Work
-from pipeline.stages import STAGES, with_upstream
+from pipeline.stages.registry import STAGES, with_upstream
 
 _log = logging.getLogger("afov.shards")  # for the log file
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from manifests.storage.shards import ShardFile
 from pipeline.frame import Frame
-from pipeline.stages import STAGES
 from pipeline.stages.base import Stage
+from pipeline.stages.registry import STAGES
 
 ALL = "all"  # the one shard of a table that all frames share
 FULL_DISKS = 2  # a disk that had no room for this many shards gets no more in this run

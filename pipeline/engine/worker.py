@@ -23,8 +23,8 @@ from manifests.storage.store import Store
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError, frame_of
 from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
+from pipeline.stages.registry import STAGES
 
 MOST_TRACES = 3  # of a shard's failures, for the log
 

@@ -34,13 +34,13 @@ from manifests.query import (
 )
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import text_settings
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from pipeline.look.browse import Browser, Place, Track, made_of_points
-from pipeline.teachers import TEACHERS
+from pipeline.teachers.registry import TEACHERS
 from superpixels.similarity import Similarity, similarity, spread, top_mean
 
 COLUMNS = ("frame_id", "status", "reason", "point", "superpoint", "superpoint_prompt", "vector")

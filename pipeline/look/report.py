@@ -19,7 +19,7 @@ from manifests.fingerprint import differences, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
 from manifests.recipe import Recipe
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.shown import shown_values
 from manifests.stages import corrected_table
 from manifests.storage import sealed
@@ -44,7 +44,7 @@ from pipeline.look.pictures import (
 )
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.query import Asked, asked_of
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 

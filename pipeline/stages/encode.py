@@ -14,7 +14,8 @@ from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.stages import SPECS
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
-from pipeline.teachers import TEACHERS, BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
+from pipeline.teachers.base import BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
+from pipeline.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
     from pipeline.teachers.batches import Batches

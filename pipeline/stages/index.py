@@ -11,7 +11,8 @@ from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.schema import TABLES
 from manifests.stages import SPECS
-from pipeline.datasets import Dataset, open_dataset
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_file, read_image
 from pipeline.geometry import Float64, check_intrinsics
 from pipeline.sources import FrameFiles, sha256_of

@@ -13,7 +13,7 @@ import numpy as np
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.stages import SPECS
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError, inside, read_file
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 

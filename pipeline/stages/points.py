@@ -5,7 +5,7 @@ from __future__ import annotations
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.stages import SPECS
-from pipeline.datasets import DATASETS, open_dataset
+from pipeline.datasets.registry import DATASETS, open_dataset
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 

@@ -18,7 +18,7 @@ from manifests.stages import SPECS, fused
 from pipeline.frame import FrameError
 from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Stage, StreamFunction
-from pipeline.teachers import TEACHERS
+from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 from superpixels.unfit import Unfit
 

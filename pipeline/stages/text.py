@@ -10,7 +10,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
 from pipeline.stages.base import Stage
-from pipeline.teachers import TEACHERS
+from pipeline.teachers.registry import TEACHERS
 
 
 def build(recipe: Recipe) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame
 
 if TYPE_CHECKING:
-    from pipeline.teachers import ImageEncoder
+    from pipeline.teachers.base import ImageEncoder
 
 T = TypeVar("T")
 

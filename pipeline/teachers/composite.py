@@ -32,7 +32,7 @@ from superpixels.windows import Windows
 if TYPE_CHECKING:
     from manifests.recipe import Recipe
     from manifests.sections.tables import SegmentConfig
-    from pipeline.teachers import ImageEncoder
+    from pipeline.teachers.base import ImageEncoder
 
 
 @dataclass(frozen=True, eq=False)

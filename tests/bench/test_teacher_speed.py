@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench.teacher_speed import LARGE, SMALL, bench_recipe, bench_teacher
-from manifests.sections.teachers import TEACHER_SECTIONS
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 
 Run = Callable[..., tuple[int, str]]
 

@@ -18,8 +18,8 @@ from manifests.rows import from_table, to_table
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
-from pipeline.datasets import open_dataset
 from pipeline.datasets.nuscenes import CAMERAS
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame
 from pipeline.stages.base import FrameInput, Stage
 

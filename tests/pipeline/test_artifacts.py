@@ -15,7 +15,7 @@ from manifests.fingerprint import sha256_file
 from manifests.ontology import load_ontology, parse_ontology
 from manifests.sections.teachers.artifacts import ArtifactsConfig, prompts_digest
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 from pipeline.teachers import artifacts
 from pipeline.teachers.artifacts import Artifacts, check_folder, read_text
 

@@ -10,7 +10,7 @@ import torch
 
 from manifests.config import ConfigError
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.teachers import BatchTeacher
+from pipeline.teachers.base import BatchTeacher
 from pipeline.teachers.batches import Batches, Clock, batches_of, encode_frame
 
 

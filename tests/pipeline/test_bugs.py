@@ -31,8 +31,8 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import FrameError
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
+from pipeline.stages.registry import STAGES
 from trainer.__main__ import app as trainer
 
 ROOT = Path(__file__).resolve().parents[2]

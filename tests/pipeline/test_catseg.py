@@ -19,7 +19,7 @@ from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig,
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.templates import templates_of
 from pipeline.frame import Frame, FrameError
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 from pipeline.teachers.catseg import PARTS, CatSeg
 from pipeline.teachers.loading.towers import Towers
 from pipeline.teachers.loading.weights import fill

@@ -34,8 +34,8 @@ from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task
 from pipeline.engine.worker import Worker
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput, OneByOne
+from pipeline.stages.registry import STAGES
 
 SCENES = 6
 SCENE = """points = "points/{{frame}}.npy"

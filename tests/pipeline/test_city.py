@@ -26,7 +26,7 @@ from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig
 from manifests.splits import load_split
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.geometry import project
 from pipeline.stages.index import STAGE as INDEX
 

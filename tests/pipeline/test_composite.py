@@ -16,7 +16,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.composite import CompositeConfig, ProposerConfig, Sam3Config
 from pipeline.frame import Camera, FrameError
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 from pipeline.teachers.composite import Composite, winners
 from superpixels.segments import Segments
 

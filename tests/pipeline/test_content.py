@@ -27,7 +27,7 @@ from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
-from pipeline.stages import STAGES
+from pipeline.stages.registry import STAGES
 from tests.pipeline.unsteady import halve_segments
 
 SCENES = {"day": 3, "night": 2}

@@ -15,7 +15,7 @@ from pipeline.__main__ import app
 from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
-from pipeline.stages import PACKED
+from pipeline.stages.registry import PACKED
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
-from pipeline.datasets import DATASETS, Dataset, open_dataset
+from pipeline.datasets.base import Dataset
+from pipeline.datasets.registry import DATASETS, open_dataset
 from pipeline.frame import frame_of, frame_row
 
 # One small root with labels for each data set, relative to the shared folder. A new data set adds its line here.

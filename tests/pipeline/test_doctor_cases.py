@@ -14,7 +14,7 @@ from pipeline.checks.calibration import check_calibration
 from pipeline.checks.doctor import check_files
 from pipeline.checks.findings import Finding
 from pipeline.checks.machine import check_disk
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.engine.runner import Runner
 
 Made = Callable[[str], Path]

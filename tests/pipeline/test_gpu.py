@@ -10,14 +10,14 @@ import torch
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
-from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.clip_dense import MODES, ClipDenseConfig
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from pipeline.engine.worker import device_name
 from pipeline.frame import Frame
-from pipeline.teachers import TEACHERS
 from pipeline.teachers.batches import Batches
 from pipeline.teachers.clip_dense import ClipDense
 from pipeline.teachers.dense import device_argmax
+from pipeline.teachers.registry import TEACHERS
 from superpixels.pooling import bilinear_matrix, strip_argmax
 from tests.pipeline.test_teachers import EXAMPLES, SIZES, frame_of, recipe_of, run
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.recipe import Recipe
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Camera, Frame, FrameError, frame_of, read_image
 from pipeline.stages.base import FrameInput
 from pipeline.stages.index import STAGE, camera_problems, pose_problems

@@ -56,7 +56,7 @@ def test_a_frame_without_labels_among_others_that_have_some_is_a_frame_error(lab
 
 
 def test_a_data_set_without_labels_is_refused_before_anything_is_built(shared: Path, recipe_over: Any) -> None:
-    from pipeline.datasets import open_dataset
+    from pipeline.datasets.registry import open_dataset
 
     root = shared / "data" / "nuscenes-real"
     without, having = recipe_over(root, "v1.0-mini"), recipe_over(root, "v1.0-semireal")

@@ -12,8 +12,8 @@ import pytest
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
-from pipeline.datasets import open_dataset
 from pipeline.datasets.nuscenes import CAMERAS, NuScenesDataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError
 
 
@@ -317,7 +317,7 @@ def test_a_worker_reads_files_without_the_development_kit(shared: Path, tmp_path
     program = """
 import sys
 from manifests.sections.data import DataConfig
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame
 import numpy as np
 data = open_dataset(DataConfig(root=sys.argv[1]))

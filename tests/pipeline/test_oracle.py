@@ -19,8 +19,8 @@ from manifests.ontology import Ontology, load_ontology, parse_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
-from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.oracle import CONFUSED, OracleConfig
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import Need
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
@@ -29,8 +29,8 @@ from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import segment, text
 from pipeline.stages.base import FrameInput
 from pipeline.stages.segment import segments_of
-from pipeline.teachers import TEACHERS
 from pipeline.teachers.oracle import Oracle
+from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 from tests.refs import newest
 

@@ -14,7 +14,7 @@ from pipeline.__main__ import app
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import Progress, progress_of
 from pipeline.engine.runner import Runner
-from pipeline.stages import PACKED
+from pipeline.stages.registry import PACKED
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from manifests.sections.tables import ProjectConfig
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Camera, Frame, frame_of
 from pipeline.stages.index import STAGE as INDEX
 from pipeline.stages.points import STAGE as POINTS

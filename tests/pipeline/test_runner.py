@@ -28,7 +28,7 @@ from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker
-from pipeline.stages import PACKED, STAGES
+from pipeline.stages.registry import PACKED, STAGES
 from tests.pipeline.unsteady import halve_segments
 from tests.refs import newest
 

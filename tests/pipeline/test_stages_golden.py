@@ -12,10 +12,10 @@ from manifests.rows import from_table, to_table
 from manifests.schema import TABLES
 from manifests.sections.tables import GroupConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
-from pipeline.datasets import open_dataset
+from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, frame_of
-from pipeline.stages import STAGES
 from pipeline.stages.group import segment_at
+from pipeline.stages.registry import STAGES
 from pipeline.stages.segment import segments_of, segments_row
 from pipeline.teachers.artifacts import Artifacts, read_text
 from superpixels.lifting import official_point_labels

@@ -20,18 +20,18 @@ from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
-from manifests.sections.teachers import TEACHER_SECTIONS
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, TipsConfig
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.templates import templates_of
 from pipeline.checks.teacher import look
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Outcome, Queue, Task
 from pipeline.engine.worker import Worker
 from pipeline.frame import Camera, Frame, FrameError
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameInput
-from pipeline.teachers import TEACHERS
+from pipeline.stages.registry import STAGES
+from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 from tests.pipeline.tiny_networks import save_network
 

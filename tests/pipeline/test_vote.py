@@ -15,8 +15,8 @@ from pipeline.engine import planner
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame
-from pipeline.stages import STAGES, with_upstream
 from pipeline.stages.base import FrameInput
+from pipeline.stages.registry import STAGES, with_upstream
 from pipeline.stages.vote import ballot
 from superpixels.voting import VotingConfig
 

@@ -9,8 +9,8 @@ import pytest
 
 from manifests.recipe import Recipe
 from manifests.rows import Row
-from pipeline.stages import STAGES
 from pipeline.stages.base import FrameFunction, FrameInput
+from pipeline.stages.registry import STAGES
 
 
 def halve_segments(monkeypatch: pytest.MonkeyPatch, column: str) -> None:

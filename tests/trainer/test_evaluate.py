@@ -23,8 +23,7 @@ from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.inference.predict import predict, predict_identity
-from trainer.inference.predictions import shard_key
+from trainer.inference.predict import predict, predict_identity, shard_key
 from trainer.loop.train import train
 from trainer.scoring.evaluate import evaluate
 

@@ -34,7 +34,6 @@ from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
-from trainer.inference.predictions import shard_key
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import N_INPUTS
 from trainer.loop.log import progress_bar
@@ -248,6 +247,11 @@ def identity_of(
         }
     )
     return identity
+
+
+def shard_key(fingerprint: str, points: ShardFile) -> str:
+    """Return the key of a shard of predictions: that of the points it was made of, in a table of this identity."""
+    return digest([fingerprint, points.key])
 
 
 def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, ...]:

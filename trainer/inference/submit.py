@@ -27,8 +27,8 @@ from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
+from trainer.inference.predictions import predictions
 from trainer.loop.log import progress_bar
-from trainer.scoring.evaluate import predictions
 
 
 class Benchmark(Protocol):

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from manifests.asked import tables_of
 from manifests.config import changed_values
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.sample import sweep_of
@@ -26,10 +25,8 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
-from trainer.checkpoints import official
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
-from trainer.inference.predict import check_student, checkpoint_path, predict_identity
-from trainer.inference.predictions import read_predictions
+from trainer.inference.predictions import predictions
 from trainer.inference.refine import Answered, Labels, refined, windows
 from trainer.loop.log import progress_bar
 from trainer.records import record
@@ -332,45 +329,6 @@ def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> Tab
             f"{ref.make('target')}"
         )
     return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
-
-
-def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
-    """Return the table of the recipe's predictions and where they come from.
-
-    Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
-    changed since they were made: classes are numbers there; TrainerError where the student is of another recipe.
-    """
-    advice = f"run: {recipe.make('predict')}"
-    table, manifest = read_predictions(store, recipe, ref.table("points"), advice)
-    path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
-    if path is not None and official.read_document(path)["weights"] != weights:
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights {weights}); "
-            f"{path} holds others by now; {advice}"
-        )
-    settings = predict_identity(recipe, weights, ref.table("points").fingerprint)["settings"]
-    changes = differences(manifest.identity["settings"], settings)
-    if changes:
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of other settings ({'; '.join(changes)}); {advice}"
-        )
-    named = manifest.made.get("class_names") or (class_names_of(path) if path is not None else None)
-    if named not in (None, list(recipe.ontology.class_names)):
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
-            f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
-        )
-    if path is not None:
-        check_student(path, official.read_document(path), recipe, store)
-    origin = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
-    origin |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
-    return table, origin
-
-
-def class_names_of(path: Path) -> list[str] | None:
-    """Return the classes that a checkpoint names, ours or official; None if it names none."""
-    named: list[str] | None = official.read_document(path).get("class_names")
-    return named
 
 
 def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:

@@ -1,0 +1,67 @@
+"""Section `[teacher]` of every teacher by its name. Adding one is one file here and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from manifests.ontology import Ontology
+from manifests.sections.data import DataConfig
+from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.sections.teachers.catseg import CatSegConfig
+from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.composite import CompositeConfig
+from manifests.sections.teachers.fcclip import FcClipConfig
+from manifests.sections.teachers.oracle import OracleConfig
+from manifests.sections.teachers.san import SanConfig
+
+
+class TeacherConfig(Protocol):
+    """Section `[teacher]` of a recipe, one frozen dataclass per teacher; `name` picks it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def templates(self) -> str:
+        """Which list of sentences its authors put prompts into; "" where prompts have no sentences."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def has_encode(self) -> bool: ...
+
+    @property
+    def ready_made(self) -> bool: ...
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def needs(self) -> tuple[str, ...]:
+        """See TeacherSection."""
+
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+        """See TeacherSection."""
+
+    def check_templates(self, templates: str) -> None:
+        """See TeacherSection."""
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
+
+        `supervised` is True among them where weights learnt from labels of driving scenes: whoever shows results has
+        to say so. Planning calls it: it may digest small local files and must never download. Weights enter as their
+        sha256.
+        """
+
+
+TEACHER_SECTIONS: dict[str, type[Any]] = {
+    "artifacts": ArtifactsConfig,
+    "catseg": CatSegConfig,
+    "clip_dense": ClipDenseConfig,
+    "composite": CompositeConfig,
+    "fcclip": FcClipConfig,
+    "oracle": OracleConfig,
+    "san": SanConfig,
+}

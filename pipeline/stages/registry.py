@@ -1,0 +1,34 @@
+"""The stages in the order data flows; a stage, its table and its make target bear one name."""
+
+from __future__ import annotations
+
+from manifests.recipe import Recipe
+from manifests.stages import with_needs
+from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
+from pipeline.stages.base import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        index.STAGE,
+        points.STAGE,
+        project.STAGE,
+        label.STAGE,
+        text.STAGE,
+        encode.STAGE,
+        segment.STAGE,
+        group.STAGE,
+        vote.STAGE,
+        correct.STAGE,
+        pairs.STAGE,
+        target.STAGE,
+    )
+}
+
+PACKED = ("points", "pairs", "target")
+"""What the trainer reads; `make pack` builds these and all that they need."""
+
+
+def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage]:
+    """Return the named stages and everything that they need, `index` first, in the order data flows."""
+    return [STAGES[name] for name in with_needs(recipe, names)]
