@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from manifests.fingerprint import DIGITS, canonical
-from manifests.schema import TENSORS, metadata
+from manifests.tables.arrow import metadata
+from manifests.tables.columns import TENSORS
 
 Row = Mapping[str, Any]
 

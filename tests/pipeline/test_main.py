@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from manifests import schema
 from manifests.storage.sealed import write_sealed
 from manifests.storage.store import Store
+from manifests.tables.document import document
+from manifests.tables.registry import TABLES
 from pipeline.__main__ import app
-from pipeline.commands.look import data_document
 
 Run = Callable[..., tuple[int, str]]
 
@@ -181,9 +181,9 @@ def test_a_store_of_another_kind_gives_a_sentence(run: Run, recipe: Path) -> Non
 
 
 def test_the_description_of_the_tables_is_up_to_date() -> None:
-    document = Path(__file__).resolve().parents[2] / "docs" / "data.md"
-    assert document.read_text(encoding="utf-8") == data_document(), "run: make docs"
-    assert all(f"## `{name}`" in data_document() for name in schema.TABLES)
+    page = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+    assert page.read_text(encoding="utf-8") == document(), "run: make docs"
+    assert all(f"## `{name}`" in document() for name in TABLES)
 
 
 def test_a_stray_file_is_no_shard(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -21,7 +22,7 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import to_table
-from manifests.schema import TABLES, scalar
+from manifests.schema import TABLES
 from manifests.sections.tables import TargetConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -424,7 +425,7 @@ def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
 
 def test_a_table_of_an_older_version_says_what_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = Browser.open(Store.open(recipe_in(folder).run.store), recipe_in(folder))
-    newer = TABLES["target"].append(scalar("weight", TABLES["target"].field("status").type, "a column of tomorrow"))
+    newer = TABLES["target"].append(pa.field("weight", TABLES["target"].field("status").type))
     monkeypatch.setitem(TABLES, "target", newer)
     with pytest.raises(StoreError, match=r"`target` of recipe tiny has no weight.*make target RECIPE="):
         browser.read(browser.choose(1)[0])

@@ -17,7 +17,7 @@ import pytest
 from manifests.asked import variants
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
-from manifests.schema import TABLES, described, metadata
+from manifests.schema import TABLES, metadata
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
 from manifests.storage.shards import ShardFile
@@ -158,7 +158,7 @@ def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[.
 
 def test_rewording_a_unit_rebuilds_nothing(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = [
-        described(column.name, column.type, metadata(column) | {"doc": "reworded", "unit": "?"})
+        pa.field(column.name, column.type, metadata=metadata(column) | {"doc": "reworded", "unit": "?"})
         for column in TABLES["project"]
     ]
     monkeypatch.setitem(TABLES, "project", pa.schema(columns))

@@ -1,0 +1,1 @@
+"""The tables: what each stage makes, and each reader finds."""

@@ -1,0 +1,34 @@
+"""What the trainer says of points: predictions, and similarity to a phrase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from manifests.tables.base import About, Float16, FrameRecord, UInt8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Predict(FrameRecord, table="predict"):
+    """What a network says of every point."""
+
+    label: Annotated[UInt8, About("predicted class, never 0", shape=("n_points",))]
+    confidence: Annotated[
+        UInt8, About("softmax probability of the predicted class in 1/255", "1/255", shape=("n_points",))
+    ]
+    runner_up: Annotated[
+        UInt8, About("the second and the third likeliest class; 0: less likely than 1/510", shape=("n_points", 2))
+    ]
+    runner_up_confidence: Annotated[UInt8, About("their probabilities", "1/255", shape=("n_points", 2))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Similarity(FrameRecord, table="similarity"):
+    """How like a phrase a network finds every point."""
+
+    cosine: Annotated[
+        Float16, About("cosine of the network's feature at the point with the vector of a phrase", shape=("n_points",))
+    ]
+    margin: Annotated[
+        Float16, About("that cosine less the largest one with any other prompt of the dictionary", shape=("n_points",))
+    ]

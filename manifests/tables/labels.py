@@ -1,0 +1,48 @@
+"""Classes of points: pseudo-labels in the order they are refined, what is learnt, and the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from manifests.tables.base import About, Bool, FrameRecord, UInt8, UInt16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Vote(FrameRecord, table="vote"):
+    """Pseudo-labels made consistent over time."""
+
+    label: Annotated[
+        UInt8, About("pseudo-label after the vote of the sweeps before and after, 0 none", shape=("n_points",))
+    ]
+    confidence: Annotated[UInt8, About("share of the votes, lower where there are few", "1/255", shape=("n_points",))]
+    changed: Annotated[Bool, About("the label is not the one it was before, or there was none", shape=("n_points",))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Correct(FrameRecord, table="correct"):
+    """Pseudo-labels after flat interaction."""
+
+    label: Annotated[UInt8, About("pseudo-label after flat interaction, 0 none", shape=("n_points",))]
+    score: Annotated[
+        UInt8, About("share of the evidence at the point that speaks for the label", "1/255", shape=("n_points",))
+    ]
+    changed: Annotated[Bool, About("the label is not the one it was before, or there was none", shape=("n_points",))]
+    note: Annotated[str | None, About("which step was left out, and why; null if none was")]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Target(FrameRecord, table="target"):
+    """What distillation learns from."""
+
+    label: Annotated[UInt8, About("class to learn, 0 none", shape=("n_points",))]
+    confidence: Annotated[UInt8, About("confidence in 1/255", "1/255", shape=("n_points",))]
+    seen: Annotated[Bool, About("some camera sees the point, occluded or not", shape=("n_points",))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Label(FrameRecord, table="label"):
+    """True labels of points, where a data set has them."""
+
+    label: Annotated[UInt8, About("true class of the dictionary, 0 ignored", shape=("n_points",))]
+    raw: Annotated[UInt16, About("true label as the data set stores it (nuScenes lidarseg index)", shape=("n_points",))]

@@ -1,0 +1,18 @@
+"""The tables by name, in the order of docs/data.md, which says what they all hold (manifests.tables.document)."""
+
+from __future__ import annotations
+
+from manifests.tables.answers import Predict, Similarity
+from manifests.tables.base import Record
+from manifests.tables.labels import Correct, Label, Target, Vote
+from manifests.tables.sensors import Index, Points, Project
+from manifests.tables.superpoints import Group, Pairs
+from manifests.tables.teacher import Encode, Segment, Text
+
+TABLES: dict[str, type[Record]] = {
+    kind.table: kind
+    for kind in (
+        *(Index, Points, Project, Text, Encode, Segment, Group, Pairs),
+        *(Target, Label, Predict, Similarity, Vote, Correct),
+    )
+}
