@@ -7,6 +7,7 @@
 # TABLES  what to share: stages, or pack for all that training reads
 # ARCHIVE the file that tables are shared as
 # WORDS   what to ask the map for
+# A, B    two runs to compare: RECIPE/TASK, or folders
 # SIZE    of the city in make demo: demo, or tiny for a quick one
 PYTHON ?= python3.11
 RECIPE ?=
@@ -32,6 +33,9 @@ endif
 override OUT := $(value OUT)
 export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT
 PY := .venv/bin/python
+# What a message advises is then a make command.
+export AFOV_ADVICE := make
+AFOV := $(PY) -m afov
 
 STAGES := index points project text encode segment group vote correct pairs target label pack
 QUESTIONS := doctor plan status verify gc why
@@ -70,42 +74,18 @@ ladder: setup ## what each part of the method adds, on the synthetic city; goes 
 	@PYTHONPATH=. $(PY) -m bench.ladder $(ARGS)
 
 docs: setup ## write docs/data.md anew from the table schemas
-	@$(PY) -m pipeline docs
+	@$(AFOV) docs
 
 clean: ## remove caches; .venv, tables and checkpoints stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 ##@ Without any data of your own
-demo: export OMP_NUM_THREADS = 1
 demo: setup ## the whole method on a synthetic city, to a table of scores and a report; SIZE=tiny is quicker
-	@set -e; started=$$(date +%s); n=0; log=runs/city_scratch.log; mkdir -p runs; \
-	step() { n=$$((n + 1)); printf '\n[%d/9] %s\n' $$n "$$1"; shift; "$$@"; }; \
-	step "A synthetic city: streets and traffic, as six cameras and a LiDAR see them" \
-	  $(PY) -m bench.city data/city --size "$$SIZE"; \
-	step "Tables: simulated masks, projections, superpoints, pseudo-labels" \
-	  $(PY) -m pipeline run pack,correct,label city $(ARGS); \
-	$(PY) -m pipeline run pack,label city_scratch --set run.pool=inline $(ARGS); \
-	step "Student 1: distillation from random weights, beside the next steps; its progress: $$log" :; \
-	$(PY) -m trainer distill city_scratch $(ARGS) > $$log 2>&1 & student=$$!; \
-	trap 'kill $$student 2>/dev/null || true' EXIT; trap 'exit 130' INT TERM; \
-	step "Tri-modal contrastive pre-training (TMP)" $(PY) -m trainer pretrain city $(ARGS); \
-	step "Student 2: distillation after TMP" $(PY) -m trainer distill city $(ARGS); \
-	wait $$student || { cat $$log >&2; exit 1; }; \
-	step "Predictions for drives that no student saw" $(PY) -m trainer predict city $(ARGS); \
-	$(PY) -m trainer predict city_scratch $(ARGS); \
-	step "Scores against the truth, before and after flat interaction (AFI), and of yardsticks" \
-	  $(PY) -m trainer evaluate city --of pseudo --of prediction --refine afi $(ARGS); \
-	$(PY) -m trainer evaluate city --of majority --of tree $(ARGS); \
-	$(PY) -m trainer evaluate city_scratch $(ARGS); \
-	step "The report" $(PY) -m pipeline report city $(ARGS); \
-	step "All scores, on drives that no student saw" $(PY) -m trainer scores city city_scratch $(ARGS); \
-	seconds=$$(($$(date +%s) - started)); \
-	printf '\nThe teacher was simulated: these numbers show the method at work, not what label-free learning reaches.\n'; \
-	printf 'Done in %d min %d s. Look at it: %s/reports/city/index.html\n' $$((seconds / 60)) $$((seconds % 60)) "$$PWD"
+	@$(AFOV) demo --size "$$SIZE" $(ARGS)
 
 city: setup ## a synthetic city in nuScenes format, in data/city; ARGS="--size tiny --seed 1"
-	@$(PY) -m bench.city data/city $(ARGS)
+	@$(AFOV) city data/city $(ARGS)
 
 ##@ Building tables, each with what it needs: make pack RECIPE=nuscenes_mini
 index: ## list the frames and check every file
@@ -122,17 +102,17 @@ target: ## what distillation needs
 label: ## ground truth, where there is one
 pack: ## points, pairs and target: all that training reads
 $(STAGES): recipe setup
-	@$(PY) -m pipeline run $@ "$$RECIPE" $(ARGS)
+	@$(AFOV) run "$$RECIPE" $@ $(ARGS)
 
 export: recipe setup ## segments and point labels as the official scripts write them, into OUT
-	@$(PY) -m pipeline export "$$RECIPE" "$$OUT" $(ARGS)
+	@$(AFOV) export "$$RECIPE" "$$OUT" $(ARGS)
 
 ##@ Handing tables on
 share: recipe archive setup ## TABLES with their manifests and a licence note as one file, ARCHIVE=city.tar
-	@set -f; $(PY) -m pipeline store export "$$RECIPE" $$TABLES "$$ARCHIVE" $(ARGS)
+	@set -f; $(AFOV) share "$$RECIPE" "$$ARCHIVE" $$TABLES $(ARGS)
 
 receive: archive setup ## check such a file and take its tables in; ARGS="--into STORE" where it is not ./store
-	@$(PY) -m pipeline store import "$$ARCHIVE" $(ARGS)
+	@$(AFOV) receive "$$ARCHIVE" $(ARGS)
 
 ##@ Asking about tables
 doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
@@ -142,19 +122,18 @@ verify: ## read every table again and compare checksums
 gc: ## tables that nothing names any more
 why: ## what changed since the tables were built
 $(QUESTIONS): recipe setup
-	@$(PY) -m pipeline $@ "$$RECIPE" $(ARGS)
+	@$(AFOV) $@ "$$RECIPE" $(ARGS)
 
 ##@ Looking at it
 report: ## one offline page: frames, scores, curves, identities
 view: ## frames in Rerun, an extra; ARGS="--out frames.rrd" writes a file
 pictures: ## a picture of each frame
 $(VIEWS): recipe setup
-	@$(PY) -m pipeline $@ "$$RECIPE" $(ARGS)
+	@$(AFOV) $@ "$$RECIPE" $(ARGS)
 
 query: recipe setup ## frames and points that are like WORDS="fire hydrant"; report and view show them
 	@test -n "$$WORDS" || { echo 'make: this target needs words, for example: make query RECIPE=city WORDS="fire hydrant"' >&2; exit 2; }
-	@$(PY) -m pipeline query $(ARGS) -- "$$RECIPE" "$$WORDS"
-	@OMP_NUM_THREADS=1 $(PY) -m trainer query --if-trained $(ARGS) -- "$$RECIPE" "$$WORDS"
+	@$(AFOV) query $(ARGS) -- "$$RECIPE" "$$WORDS"
 
 ##@ Training: make pretrain distill evaluate RECIPE=nuscenes_mini
 pretrain: ## text-driven pretraining on superpoints
@@ -169,7 +148,7 @@ scores: ## all scores of a recipe in one table
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.
 $(TRAINER): export OMP_NUM_THREADS = 1
 $(TRAINER): recipe setup
-	@$(PY) -m trainer $@ "$$RECIPE" $(ARGS)
+	@$(AFOV) $@ "$$RECIPE" $(ARGS)
 
 archive:
 	@test -n "$$ARCHIVE" || { echo "make: this target needs a file, for example: ARCHIVE=city.tar" >&2; exit 2; }

@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ RUNTIME_PACKAGES = (
     "libudev1",
 )
 BUILD_PACKAGES: tuple[str, ...] = ("libopenblas-dev",)
+EXTRAS = ("dev",)
+"""Extras of the package that `.venv` gets."""
 
 # Loads the compiled half, the one that a wrong torch breaks, and asks whether the Python half is there. Importing that
 # too takes the shim for Python 3.10 and later, whose one place is the trainer.
@@ -102,10 +105,23 @@ class Place:
 def state_key(place: Place) -> str:
     """Hash of everything that decides what `.venv` should hold: requirements, pins, this script, the Python."""
     digest = hashlib.sha256()
-    for name in ("requirements.txt", "constraints.txt", "setup.py"):
-        digest.update((place.install / name).read_bytes() + b"\0")
+    for path in (*requirements(place), place.install / "constraints.txt", place.install / "setup.py"):
+        digest.update(path.read_bytes() + b"\0")
+    digest.update(repr(package_of(place)).encode())
     digest.update(f"{sys.version} {platform.machine()}".encode())
     return digest.hexdigest()
+
+
+def requirements(place: Place) -> list[Path]:
+    """The lists of what to install: what running needs, and the extras that tests need."""
+    return [place.install / f"requirements{extra}.txt" for extra in ("", *(f"-{extra}" for extra in EXTRAS))]
+
+
+def package_of(place: Place) -> dict[str, object]:
+    """What pyproject.toml says of the package and how it is installed; empty without that file."""
+    path = place.root / "pyproject.toml"
+    document = tomllib.loads(path.read_text()) if path.is_file() else {}
+    return {name: document.get(name, {}) for name in ("build-system", "project")}
 
 
 def is_up_to_date(place: Place, thorough: bool = False) -> bool:
@@ -311,7 +327,16 @@ def make_venv(place: Place) -> None:
 
 def install_requirements(place: Place) -> None:
     say("installing the Python packages that differ from the pins; all of them are 2.6 GB and take minutes")
-    run(place, [place.python, "-m", "pip", "install", "-r", place.install / "requirements.txt"])
+    lists: list[str | Path] = []
+    for path in requirements(place):
+        lists += ["-r", path]
+    run(place, [place.python, "-m", "pip", "install", "-c", place.install / "constraints.txt", *lists])
+
+
+def install_command(place: Place) -> None:
+    """Leave the command `afov` in `.venv`: the checkout itself, as a package that follows every edit."""
+    how = ["--quiet", "--no-deps", "--no-build-isolation", "--editable", str(place.root)]
+    run(place, [place.python, "-m", "pip", "install", *how])
 
 
 # ---- MinkowskiEngine -------------------------------------------------------------------------------------------------
@@ -417,6 +442,7 @@ def set_up(place: Place, thorough: bool = False) -> None:
         install_system_packages(runtime_packages() + (build_packages() if will_build_engine(place) else ()))
         make_venv(place)
         install_requirements(place)
+        install_command(place)
         install_engine(place)
         check_result(place)
         write_stamp(place)

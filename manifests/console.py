@@ -22,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from manifests.config import ConfigError, read_recipe
+from manifests.config import RECIPES, ConfigError, read_recipe
 from manifests.endings import Ending, ending_of, summary, trace_of
 from manifests.sections.data import RunConfig
 from manifests.shown import shown_text
@@ -35,6 +35,24 @@ OURS = ("manifests", "pipeline", "trainer", "bench")
 
 _log = logging.getLogger(FOR_THE_LOG)
 
+
+def matching_recipes(incomplete: str) -> list[str]:
+    """Return the built-in recipes, and the .toml files here, that begin so."""
+    names = [*sorted(file.stem for file in RECIPES.glob("*.toml")), *sorted(map(str, Path().glob("*.toml")))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe: a .toml file, or the name of a built-in one.",
+        autocompletion=matching_recipes,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the trace of every error too; the log file says more.")
 ]

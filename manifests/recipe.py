@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from manifests.advice import command, words_of
 from manifests.config import ConfigError, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
@@ -63,17 +63,14 @@ class Recipe:
     overrides: tuple[str, ...] = ()
     """What was typed behind `--set`."""
 
-    def make(self, *targets: str) -> str:
+    def make(self, *targets: str, phrase: str | None = None, more: Sequence[str] = ()) -> str:
         """Return the command that makes targets of this recipe, with the overrides it was called with."""
-        return " ".join(["make", *targets, self.words])
+        return command(targets, words_of(self.typed or self.name, self.overrides, more), phrase)
 
     @property
     def words(self) -> str:
-        """What `make` is told of this recipe, `RECIPE=...` and `ARGS=...`, as it was called."""
-        words = [f"RECIPE={shlex.quote(self.typed or self.name)}"]
-        if self.overrides:
-            words.append(f"ARGS={shlex.quote(' '.join(f'--set {shlex.quote(one)}' for one in self.overrides))}")
-        return " ".join(words)
+        """What `make` or `afov` is told of this recipe, as it was called."""
+        return words_of(self.typed or self.name, self.overrides)
 
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""

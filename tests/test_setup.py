@@ -442,9 +442,9 @@ def test_stages_and_training_run_in_the_order_they_are_named_even_in_parallel(
     called = making("-j4", "pack", "pretrain", "distill", "RECIPE=nuscenes_mini", "ARGS=--set a.b='1 2'")
     assert called == [
         ["install/setup.py"],
-        ["-m", "pipeline", "run", "pack", "nuscenes_mini", "--set", "a.b=1 2"],
-        ["-m", "trainer", "pretrain", "nuscenes_mini", "--set", "a.b=1 2"],
-        ["-m", "trainer", "distill", "nuscenes_mini", "--set", "a.b=1 2"],
+        ["-m", "afov", "run", "nuscenes_mini", "pack", "--set", "a.b=1 2"],
+        ["-m", "afov", "pretrain", "nuscenes_mini", "--set", "a.b=1 2"],
+        ["-m", "afov", "distill", "nuscenes_mini", "--set", "a.b=1 2"],
     ]
 
 
@@ -480,7 +480,7 @@ def test_the_tables_to_share_and_a_size_run_nothing_either(
     mark = tmp_path / "mark"
     for hostile in HOSTILE:
         text = hostile.format(mark=mark)
-        assert making("share", "RECIPE=city", "ARCHIVE=a.tar", f"TABLES={text}")[1][-1] == "a.tar"
+        assert making("share", "RECIPE=city", "ARCHIVE=a.tar", f"TABLES={text}")[1][2:5] == ["share", "city", "a.tar"]
         printed = make("-n", "demo", f"SIZE={text}", f"PYTHON={sys.executable}").stdout
         assert '--size "$SIZE"' in printed and not mark.exists()
 
@@ -510,12 +510,12 @@ def test_help_tells_of_every_target() -> None:
 
 def test_tables_are_handed_on_by_name_of_a_file(making: Callable[..., list[list[str]]]) -> None:
     given = ("RECIPE=city", "ARCHIVE=out/a city.tar")
-    words = ["-m", "pipeline", "store", "export", "city"]
+    words = ["-m", "afov", "share", "city", "out/a city.tar"]
     assert making("share", *given, "TABLES=points pairs", "ARGS=--licence L")[1:] == [
-        [*words, "points", "pairs", "out/a city.tar", "--licence", "L"]
+        [*words, "points", "pairs", "--licence", "L"]
     ]
-    assert making("share", *given)[1:] == [[*words, "pack", "out/a city.tar"]]
-    assert making("receive", given[1])[1:] == [["-m", "pipeline", "store", "import", "out/a city.tar"]]
-    assert making("export", "RECIPE=city")[1:] == [["-m", "pipeline", "export", "city", "export/city"]]
+    assert making("share", *given)[1:] == [[*words, "pack"]]
+    assert making("receive", given[1])[1:] == [["-m", "afov", "receive", "out/a city.tar"]]
+    assert making("export", "RECIPE=city")[1:] == [["-m", "afov", "export", "city", "export/city"]]
     for without in (make("share", "RECIPE=city"), make("receive")):
         assert without.returncode == 2 and without.stdout == "" and "ARCHIVE=city.tar" in without.stderr

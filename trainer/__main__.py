@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from manifests.config import read_recipe
-from manifests.console import debuggable, plain_console, sentences
+from manifests.console import RecipeArgument, SetOption, debuggable, plain_console, sentences
 from manifests.endings import Ending
 from manifests.sections.data import RunConfig
 
@@ -60,13 +60,6 @@ class Refine(StrEnum):
     vote_afi = "vote+afi"
 
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Path of a recipe, or the name of a built-in one.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting, as often as needed."),
-]
 ResumeOption = Annotated[
     Resume, typer.Option(help="auto: go on from what the same configuration saved last; never: refuse to.")
 ]

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from manifests.advice import command, words_of
 from manifests.shown import shown_values
 from manifests.storage.documents import HEAL, advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
@@ -73,7 +74,8 @@ class Ref:
     `tables` are complete and hold the same frames. `held` are the recipe's other shards: of a table that is not
     complete yet, or of scenes that are not selected now. Nobody reads them by this ref, but they are not garbage.
     `building` are tables that runs are at: nothing in their folders is garbage. `key` is the digest of what the recipe
-    asks for, and `asked` says it readably. `words` is what `make` is told of the recipe that it was read for, not kept.
+    asks for, and `asked` says it readably. `words` is what `make` or `afov` is told of the recipe that it was read
+    for, not kept.
     """
 
     recipe: str
@@ -87,7 +89,7 @@ class Ref:
 
     def make(self, target: str) -> str:
         """Return the command that makes a target of the recipe that this was read for."""
-        return f"make {target} {self.words or f'RECIPE={self.recipe}'}"
+        return command([target], self.words or words_of(self.recipe))
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from manifests.advice import command, words_of
 from manifests.rows import from_table
 from manifests.storage.documents import HEAL, advising, put_json, read_json
 from manifests.storage.errors import StoreError
@@ -233,7 +234,8 @@ class Store:
         ref = self.read_ref(name)
         if ref is None:
             recipe = name.split("/")[0]
-            raise StoreError(f"store {self.place} holds nothing of recipe {recipe} yet; run: make pack RECIPE={recipe}")
+            build = command(["pack"], words_of(recipe))
+            raise StoreError(f"store {self.place} holds nothing of recipe {recipe} yet; run: {build}")
         return ref
 
     def update_ref(self, name: str, change: Callable[[Ref | None], Ref]) -> Ref:

@@ -9,18 +9,14 @@ import typer
 from rich.progress import Progress
 
 from manifests.config import ConfigError
-from manifests.console import plain_console, sentences
+from manifests.console import RecipeArgument, SetOption, plain_console, sentences
 from manifests.endings import Ending
 from pipeline.stages.registry import PACKED, STAGES
 
-__all__ = ["Ending", "console", "sentences"]
+__all__ = ["Ending", "RecipeArgument", "SetOption", "console", "sentences"]
 
 console = plain_console()
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a .toml file, or the name of a built-in one.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
-]
 FramesOption = Annotated[int, typer.Option(min=1, help="How many frames at most, evenly chosen.")]
 Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
 

@@ -53,7 +53,7 @@ def view(
     out: Annotated[Path | None, typer.Option(help="Write this .rrd file instead of opening the viewer.")] = None,
     frames: FramesOption = 4,
 ) -> None:
-    """Open frames in Rerun (install/requirements-viewer.txt), or write them as a recording for it."""
+    """Open frames in Rerun, which is an extra, or write them as a recording for it."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         if out is None:

@@ -215,7 +215,7 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
         else:
             sentences.append(
                 f"“{one.query.phrase}” was asked of tables that are not those of the recipe any more: it is not shown. "
-                f'Run: {browser.recipe.make("query")} WORDS="{one.query.phrase}"'
+                f"Run: {browser.recipe.make('query', phrase=one.query.phrase)}"
             )
     return found, sentences
 

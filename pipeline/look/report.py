@@ -402,13 +402,13 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
         )
     if "label" not in browser.tables:
         found.append(
-            f"There are no true labels here, so nothing is compared with the truth. Where the data set has them: make "
-            f"label RECIPE={recipe.name}"
+            f"There are no true labels here, so nothing is compared with the truth. Where the data set has them: "
+            f"{recipe.make('label')}"
         )
     if "predict" not in browser.tables:
         found.append(
-            f"There are no predictions of these points yet, so the student is not shown. Run: make distill predict "
-            f"RECIPE={recipe.name}"
+            f"There are no predictions of these points yet, so the student is not shown. Run: "
+            f"{recipe.make('distill', 'predict')}"
         )
     return found
 

@@ -58,8 +58,8 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
         import rerun
     except ImportError:
         raise ConfigError(
-            "the viewer needs Rerun, which is an extra; run: .venv/bin/python -m pip install -r "
-            "install/requirements-viewer.txt"
+            "the viewer needs Rerun, which is an extra; run: .venv/bin/python -m pip install -c "
+            "install/constraints.txt -r install/requirements-viewer.txt"
         ) from None
     browser = Browser.open(Store.open(recipe.run.store), recipe)
     places = browser.choose(n_frames)

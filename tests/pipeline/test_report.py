@@ -267,7 +267,7 @@ def test_what_is_absent_is_said(folder: Path) -> None:
     page = Page(write_report(recipe_in(folder), folder / "out", 1))
     for sentence in (
         "There are no true labels here",
-        "make label RECIPE=tiny",
+        "make label RECIPE=",
         "There are no predictions of these points yet",
         "There are no scores",
         "There are no training runs of this recipe yet",

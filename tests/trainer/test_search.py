@@ -72,7 +72,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
 
 def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
     recipe = fleet.recipe()
-    with pytest.raises(TrainerError, match=r'car\.json is not there.*make query RECIPE=\S*street\S* WORDS="car"'):
+    with pytest.raises(TrainerError, match=r"car\.json is not there.*make query RECIPE=\S*street\S* WORDS=car"):
         search(recipe, "car", 1, console)
     asked(fleet, "car", fleet.text[0])
     with pytest.raises(TrainerError, match="no checkpoint, so there are no TMP features to ask; run: make pretrain"):

@@ -119,8 +119,8 @@ def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
             f"{path} is of another recipe than the one at hand, or of this one before it was changed:{listed}\n"
-            f"Train it: {recipe.make(recipe.predict.of)} (--fresh in ARGS moves the old run aside), or name the file "
-            "to predict with as it is: predict.checkpoint"
+            f"Train it: {recipe.make(recipe.predict.of, more=['--fresh'])} (the old run is moved aside), or name the "
+            "file to predict with as it is: predict.checkpoint"
         )
 
 

@@ -54,7 +54,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     """
     folder = queries_folder(recipe.run.runs, recipe.name)
     path = folder / f"{slug_of(cleaned(phrase))}.json"
-    advice = f'run: {recipe.make("query")} WORDS="{cleaned(phrase)}"'
+    advice = f"run: {recipe.make('query', phrase=cleaned(phrase))}"
     if not path.is_file():
         raise TrainerError(f"{path} is not there: the text encoder has to say first what the phrase is; {advice}")
     query = read_query(path)
@@ -105,7 +105,7 @@ def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     if changes:
         raise TrainerError(
             f"pre-training learnt vectors of another text encoder than that of “{query.phrase}” "
-            f"({'; '.join(changes)}); run: {recipe.make('pretrain')} (and --fresh in ARGS)"
+            f"({'; '.join(changes)}); run: {recipe.make('pretrain', more=['--fresh'])}"
         )
 
 

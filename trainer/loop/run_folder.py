@@ -153,8 +153,8 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str, store: Store) -> P
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
             f"{found}, which {task} would start from, is of another recipe than the one at hand, or of this one before "
-            f"it was changed:{listed}\nTrain it again: {recipe.make(init)} (--fresh in ARGS moves the old run aside), "
-            f"or set {task}.init to {found} to start from it as it is"
+            f"it was changed:{listed}\nTrain it again: {recipe.make(init, more=['--fresh'])} (moves the old run "
+            f"aside), or set {task}.init to {found} to start from it as it is"
         )
     return found
 

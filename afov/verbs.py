@@ -1,0 +1,81 @@
+"""Every verb of `afov`, the job that it belongs to, and the program that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PROGRAMS: Mapping[str, str] = {
+    "afov": "afov.commands",
+    "pipeline": "pipeline.__main__",
+    "trainer": "trainer.__main__",
+}
+"""Where the `app` of each program is."""
+
+JOBS: Mapping[str, Mapping[str, str]] = {
+    "Start here": {
+        "demo": "afov",
+        "recipes": "afov",
+        "doctor": "pipeline",
+        "plan": "pipeline",
+    },
+    "Tables": {
+        "run": "afov",
+        "why": "pipeline",
+        "status": "pipeline",
+        "verify": "pipeline",
+        "gc": "pipeline",
+    },
+    "Students": {
+        "pretrain": "trainer",
+        "distill": "trainer",
+        "probe": "trainer",
+        "finetune": "trainer",
+        "supervised": "trainer",
+        "predict": "trainer",
+    },
+    "Scores": {
+        "evaluate": "trainer",
+        "scores": "trainer",
+        "diff": "trainer",
+        "submit": "trainer",
+    },
+    "Look": {
+        "report": "pipeline",
+        "view": "pipeline",
+        "pictures": "pipeline",
+        "query": "afov",
+    },
+    "Hand on": {
+        "share": "afov",
+        "receive": "afov",
+        "export": "pipeline",
+        "import-checkpoint": "trainer import",
+        "export-checkpoint": "trainer export",
+        "mark-store": "pipeline store mark",
+    },
+    "Find a fault": {
+        "debug-frame": "afov",
+        "check-teacher": "pipeline",
+        "check": "trainer",
+        "city": "pipeline",
+        "docs": "pipeline",
+    },
+}
+"""Verbs by job, in the order of the help: the program, and the verb's name there where it has another."""
+
+ELSEWHERE = {"pipeline": {"run", "debug-frame", "query", "store"}, "trainer": {"query", "import", "export"}}
+"""Verbs of a program that `afov` has in another form: the recipe first, or two programs in one."""
+
+
+def source(verb: str) -> tuple[str, list[str]] | None:
+    """Return the program of a verb and the words that name it there; None for one that no job lists."""
+    for verbs in JOBS.values():
+        if verb in verbs:
+            program, *words = verbs[verb].split()
+            return program, words or [verb]
+    return None
+
+
+def job_of(verb: str) -> str:
+    """Return the job that a verb belongs to."""
+    return next((job for job, verbs in JOBS.items() if verb in verbs), "More")
