@@ -7,19 +7,19 @@ of the recipe at hand; where there are none, the error says in what the nearest 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.schema import signature
 from manifests.splits import split_content
 from manifests.stages import SPECS, fingerprint, with_needs
 from manifests.storage.errors import StoreError
-from manifests.storage.names import ref_name
+from manifests.storage.names import ref_name, scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 
@@ -55,8 +55,7 @@ def asked(recipe: Recipe) -> dict[str, Any]:
 
 def place_of(recipe: Recipe) -> str:
     """Return the data root as one that means the same in every working folder."""
-    root = recipe.data.root
-    return root if "://" in root else str(Path(root).expanduser().absolute())
+    return str(Path(recipe.data.root).expanduser().absolute())
 
 
 def tables_key(recipe: Recipe) -> str:
@@ -132,6 +131,35 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
     )
 
 
+def contents_of(tables: Iterable[TableRef], scenes: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return, by table and shard, the keys and contents that some scenes have, as scores made of them record them."""
+    return {
+        table.stage: {
+            shard.shard: f"{shard.key}.{shard.sha256[:DIGITS]}"
+            for shard in table.shards
+            if scene_of(shard.shard) in scenes
+        }
+        for table in tables
+    }
+
+
+def made_anew(then: Mapping[str, Any], tables: Mapping[str, TableRef]) -> list[str]:
+    """Return, readable, which shards are others in these tables than `contents_of` once recorded.
+
+    A table that is not among them any more is not one of them.
+    """
+    found = []
+    for stage, before in then.items():
+        if stage not in tables:
+            continue
+        now = contents_of([tables[stage]], {scene_of(shard) for shard in before}).get(stage, {})
+        others = sorted(shard for shard in before.keys() | now.keys() if before.get(shard) != now.get(shard))
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            found.append(f"{stage}: shard {others[0]}{more}")
+    return found
+
+
 def same_table(ref: Ref, wanted: Mapping[str, Any], name: str) -> bool:
     """Return whether a ref's table is the one that is wanted now."""
     return bool(ref.asked["tables"].get(name) == wanted["tables"].get(name))
@@ -157,7 +185,7 @@ def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequen
     Another data root counts, unless the tables were handed on and the recipe's own root is not on this machine.
     """
     data, wanted = dict(before.get("data", {})), dict(now["data"])
-    if before.get(RECEIVED) and "://" not in wanted["root"] and not Path(wanted["root"]).exists():
+    if before.get(RECEIVED) and not Path(wanted["root"]).exists():
         data["root"] = wanted["root"]
     found = differences({"data": data}, {"data": wanted})
     then, tables = before.get("tables", {}), now["tables"]

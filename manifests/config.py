@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from manifests.shown import shown_uri
+
 T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,6 +27,9 @@ PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
 TRAINER_TASKS = ("pretrain", "distill", "probe", "finetune", "supervised")
 TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
+
+URIS = ("run.store", "run.ray_address")
+"""The settings that may be addresses; a path that is one would become a folder of that name, here and nowhere else."""
 
 BASE = "base"
 """The one key that stands outside the sections: the recipe that this one builds on."""
@@ -150,6 +155,11 @@ def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
 
 def convert(where: str, value: Any, kind: Any) -> Any:
     """Return a TOML value as the annotated type: bool, int, float, str, Literal, dataclasses, tuples and unions."""
+    if isinstance(value, str) and "://" in value and where not in URIS:
+        raise ConfigError(
+            f"{where} is {shown_uri(value)!r}, an address; what it names has to lie on this machine, or in a folder "
+            f"that is mounted here: only {' and '.join(URIS)} may be addresses"
+        )
     origin = typing.get_origin(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return parse_section(where, value, kind)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,7 +22,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from manifests.advice import filled
 from manifests.config import RECIPES, ConfigError, read_recipe
 from manifests.endings import Ending, ending_of, summary, trace_of
 from manifests.sections.data import RunConfig
@@ -32,6 +35,8 @@ MOST_LOG_BYTES = 16_000_000  # then it becomes afov.log.1, and a new one begins
 
 FOR_THE_LOG = "afov"  # what this logger, and those below it, are told goes to the log file and not to the screen
 OURS = ("manifests", "pipeline", "trainer", "bench")
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # of `s3://bucket`, a path keeps one slash
 
 _log = logging.getLogger(FOR_THE_LOG)
 
@@ -75,7 +80,21 @@ def plain_console(**options: Any) -> Console:
 
     Causes and file names hold brackets and colons, which markup and emoji would swallow or stumble over.
     """
-    return Console(highlight=False, markup=False, emoji=False, **options)
+    return PlainConsole(highlight=False, markup=False, emoji=False, **options)
+
+
+class PlainConsole(Console):
+    """A console that tells advice with the recipe as it was typed, in tables too."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to show."""
+        return super().render_str(told(text), **options)
+
+
+def told(text: str) -> str:
+    """Return a message with the command's recipe in its advice, where the command has one."""
+    asked = _asked.get()
+    return text if asked.recipe is None else filled(text, asked.recipe, asked.overrides)
 
 
 def forgiving_streams() -> None:
@@ -94,6 +113,10 @@ def debuggable(command: Callable[..., None]) -> Callable[..., None]:
     def called(*args: Any, debug: bool = False, **words: Any) -> None:
         recipes = [words.get("recipe"), *(words.get("recipes") or ())]
         overrides = words.get("set_") or words.get("override") or ()
+        for name, value in words.items():
+            if isinstance(value, Path) and _ADDRESS.match(str(value)):  # it would become a folder of that name
+                told_as = f"{shown_text(str(value))} is an address; give a path on this machine"
+                raise typer.BadParameter(told_as, param_hint=name)
         token = _asked.set(Asked(next(filter(None, recipes), None), tuple(overrides), debug))
         try:
             command(*args, **words)
@@ -130,11 +153,11 @@ def end(error: BaseException, program: str, kept: str, debug: bool, log: Path | 
     if ending is Ending.INTERRUPTED:
         tell(f"{program}: {error}" if str(error) else f"{program}: interrupted; {kept}")
         raise typer.Exit(int(ending)) from None
-    _log.error("%s\n%s", summary(error), trace)
+    _log.error("%s\n%s", told(summary(error)), trace)
     if ending is Ending.BUG or debug:
         tell(trace.rstrip())
     if ending is not Ending.BUG:
-        tell(f"{program}: {summary(error)}")
+        tell(f"{program}: {told(summary(error))}")
         raise typer.Exit(int(ending)) from None
     where = f" and in {log}" if log and log.exists() else ""
     tell(
@@ -216,7 +239,7 @@ class Telling(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
-        tell(shown_text(record.getMessage()))
+        tell(told(shown_text(record.getMessage())))
 
 
 class LogFile(RotatingFileHandler):

@@ -171,7 +171,7 @@ def check_width(query: Query, width: int, what: str) -> None:
     if width != len(query.vector):
         raise ConfigError(
             f"“{query.phrase}” has a vector of {len(query.vector)} numbers, and {what} has {width}: they are of "
-            "different text encoders; build the tables with the recipe's teacher, and ask again with make query"
+            "different text encoders; build the tables with the recipe's teacher, and ask again"
         )
 
 
@@ -204,7 +204,7 @@ def read_query(path: Path) -> Query:
             raise ValueError
         return Query(phrase, vector, str(document["text"]), document["encoder"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ConfigError(f"{path} is not a query; delete it and ask again with make query") from None
+        raise ConfigError(f"{path} is not a query; delete it and ask again") from None
 
 
 def query_files(folder: Path) -> list[Path]:
@@ -250,7 +250,7 @@ def read_ranking(folder: Path, query: Query, by: By) -> Ranking | None:
         if found.by != by or by not in get_args(By):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ConfigError(f"{path} is not a ranking; delete it and ask again with make query") from None
+        raise ConfigError(f"{path} is not a ranking; delete it and ask again") from None
     return found if found.query == query.identity else None
 
 
@@ -269,7 +269,7 @@ def read(path: Path, what: str) -> dict[str, Any]:
         if not isinstance(document, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a {what} ({error}); delete it and ask again with make query") from None
+        raise ConfigError(f"{path} is not a {what} ({error}); delete it and ask again") from None
     return document
 
 

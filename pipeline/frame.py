@@ -158,7 +158,7 @@ def read_file(root: Path, relative: str, sha256: str | None = "") -> bytes:
         raise FrameError(
             f"{relative} {'was put there' if sha256 is None else 'was replaced'} since it was indexed: run again, and "
             "what depends on it is built anew; if that changes nothing, have all files read again first, with: "
-            "python -m pipeline run index RECIPE --again"
+            "make index RECIPE=... ARGS=--again"
         )
     return content
 

@@ -44,7 +44,8 @@ ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 # What stands on top of each package, file or folder: all of it imports only from rows above its own.
 ORDER = {
     "manifests": (
-        ("advice", "config", "provenance", "shown", "tables"),
+        ("advice", "provenance", "shown", "tables"),
+        ("config",),
         ("fingerprint", "ontology", "schema", "splits", "templates"),
         ("query", "rows", "sample", "sections"),
         ("recipe", "storage"),

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.advice import HEAL
 from manifests.fingerprint import digest
 from manifests.schema import TABLES, metadata, signature
 from manifests.shown import shown_values
@@ -138,10 +139,7 @@ def pack(
                 for shard in table.shards:
                     what = store.damage(table.stage, table.fingerprint, shard)
                     if what:
-                        raise StoreError(
-                            f"{table.stage}/{table.fingerprint}/{shard.name} is damaged: {what}. Drop it with "
-                            "`python -m pipeline verify RECIPE --heal`, then run again"
-                        )
+                        raise StoreError(f"{table.stage}/{table.fingerprint}/{shard.name} is damaged: {what}; {HEAL}")
                     entry = tarfile.TarInfo(next(rest)[0])
                     entry.size = shard.bytes
                     with store.open_bytes(table.stage, table.fingerprint, shard) as source:

@@ -20,12 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from manifests.advice import HEAL
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
 from manifests.storage.remote import whole
 
 MOST_JSON_BYTES = 32 << 20  # of a sidecar, manifest or ref; a shard takes about 400, so 80 000 of them
-HEAL = "drop it with `python -m pipeline verify RECIPE --heal`, then run again"
 _HEAD = re.compile(rb'\{"digest": "([0-9a-f]{64})",')
 _PLAIN = b"{\n"
 

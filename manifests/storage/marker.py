@@ -9,7 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from manifests.storage.documents import HEAL, put_json, read_json
+from manifests.advice import HEAL, MARK
+from manifests.storage.documents import put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
 from manifests.storage.grammar import MARKER, kind_of
@@ -39,7 +40,7 @@ def expect(files: Files) -> None:
     if document is None:
         raise StoreError(
             f"store {files.place} has no {MARKER}, by which a store knows that it is ours, so nothing is deleted in "
-            "it; if it is one, of an earlier version, run: python -m pipeline store mark RECIPE"
+            f"it; if it is one, of an earlier version, run: {MARK}"
         )
     if document.get("format") != FORMAT:
         raise StoreError(

@@ -21,9 +21,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from manifests.advice import command, words_of
+from manifests.advice import HEAL, UNKNOWN, command
 from manifests.shown import shown_values
-from manifests.storage.documents import HEAL, advising, encode, expect_list, read_json
+from manifests.storage.documents import advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
 from manifests.storage.names import REFS, TEMPORARY, checked, checked_hex, make_target, ref_of, ref_path
@@ -89,7 +89,7 @@ class Ref:
 
     def make(self, target: str) -> str:
         """Return the command that makes a target of the recipe that this was read for."""
-        return command([target], self.words or words_of(self.recipe))
+        return command([target], self.words) if self.words else f"make {target} {UNKNOWN}"
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.advice import HEAL
 from manifests.fingerprint import DIGITS
 from manifests.rows import Row, decode_row, digest_column, to_table
 from manifests.storage.documents import put_json
@@ -151,14 +152,15 @@ class ShardReader:
             # behind a network, neighbouring columns come in one request
             self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=not files.local)
         except FileNotFoundError:
-            raise StoreError(f"{self._where} is missing; run: make {make_target(stage)}") from None
+            raise StoreError(f"{self._where} is missing; run: make {make_target(stage)} RECIPE=...") from None
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
         self.schema: pa.Schema = self._parquet.schema_arrow
         about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
         if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
             raise StoreError(
-                f"{self._where} holds a shard of another identity; delete it and run: make {make_target(stage)}"
+                f"{self._where} holds a shard of another identity; delete it and run: make {make_target(stage)} "
+                "RECIPE=..."
             )
 
     @property
@@ -193,8 +195,7 @@ class ShardReader:
         return self._damaged(str(error))
 
     def _damaged(self, what: str) -> StoreError:
-        advice = "Drop it with `python -m pipeline verify RECIPE --heal`, then run again"
-        return StoreError(f"{self._where} is damaged: {what}. {advice}")
+        return StoreError(f"{self._where} is damaged: {what}; {HEAL}")
 
 
 def shard_from(document: Any, where: str) -> ShardFile:

@@ -27,9 +27,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from manifests.advice import command, words_of
+from manifests.advice import HEAL
 from manifests.rows import from_table
-from manifests.storage.documents import HEAL, advising, put_json, read_json
+from manifests.storage.documents import advising, put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
 from manifests.storage.garbage import clock_s, delete, unreferenced
@@ -38,6 +38,7 @@ from manifests.storage.marker import claim
 from manifests.storage.names import (
     HEX,
     MANIFEST,
+    RUNS,
     TEMPORARY,
     checked,
     checked_hex,
@@ -233,9 +234,9 @@ class Store:
         """Return what a name stands for; raises StoreError, which names the make target, if it stands for nothing."""
         ref = self.read_ref(name)
         if ref is None:
-            recipe = name.split("/")[0]
-            build = command(["pack"], words_of(recipe))
-            raise StoreError(f"store {self.place} holds nothing of recipe {recipe} yet; run: {build}")
+            of_run = name.startswith(f"{RUNS}/")
+            what = f"`{name}`, which a run of the trainer writes" if of_run else f"recipe {name.split('/')[0]} yet"
+            raise StoreError(f"store {self.place} holds nothing of {what}; run: make pack RECIPE=...")
         return ref
 
     def update_ref(self, name: str, change: Callable[[Ref | None], Ref]) -> Ref:

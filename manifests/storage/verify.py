@@ -14,10 +14,11 @@ from typing import Protocol
 
 import pyarrow.fs as pafs
 
+from manifests.advice import HEAL
 from manifests.fingerprint import DIGITS, digest
 from manifests.schema import TABLES
 from manifests.storage import marker
-from manifests.storage.documents import HEAL, decode, has_digest, read_bytes
+from manifests.storage.documents import decode, has_digest, read_bytes
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.grammar import MARKER, kind_of
 from manifests.storage.manifest import manifest_from
@@ -228,7 +229,7 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
     marker.expect(store.files)
     for damage in found:
         kind = kind_of(damage.path)
-        again = f"make {make_target(damage.stage)}"
+        again = f"make {make_target(damage.stage)} RECIPE=..."
         if kind == "ref":
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; what was before it counts, if anything, and the next run goes on")

@@ -11,6 +11,7 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Column, Table
 from rich.text import Text
 
+from manifests.advice import HEAL
 from manifests.asked import variants
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
@@ -186,7 +187,7 @@ def verify(
         if found.undigested:
             console.print(f"{found.undigested} documents are of an earlier version, which gave them no digest")
         if damages and not mend:
-            console.print(f"drop it with `python -m pipeline verify {recipe} --heal`, then run again")
+            console.print(HEAL, soft_wrap=True)
         of_runs = verify_runs(loaded, everything)
         if damages or of_runs:
             raise typer.Exit(Ending.STORE)

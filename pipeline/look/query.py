@@ -184,7 +184,8 @@ class Asked:
                     if row["frame_id"] != frame_id:
                         raise StoreError(
                             f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table "
-                            f"`{table.stage}` and {frame_id} in `index`; ask again with make query"
+                            f"`{table.stage}` and {frame_id} in `index`; run: make query RECIPE=... "
+                            f'WORDS="{self.query.phrase}"'
                         )
                     if row["status"] == "ok":
                         found[by] = (

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.asked import made_anew
 from manifests.config import ConfigError, listing
-from manifests.fingerprint import differences, plain
+from manifests.fingerprint import differences, digest, plain
 from manifests.ontology import Ontology
 from manifests.query import HEADINGS, By
 from manifests.recipe import Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.shown import shown_values
+from manifests.splits import split_content
 from manifests.stages import corrected_table
 from manifests.storage import sealed
 from manifests.storage.store import Store
@@ -114,9 +116,8 @@ class Evaluation:
 
     `of` is "prediction" or "pseudo"; `steps` are those of a refinement ("vote", "afi"), `before` are the scores before
     it, both empty where there was none, and `changed` counts the labels that it changed. `about` says of what they are,
-    `stale` which tables are no longer those of the recipe, `newer` which weights the run has by now, where they are of
-    others: then they are no headline. `confusion` counts points by truth (rows) and answer, class
-    0 first; None where it was not written.
+    `newer` which weights the run has by now, where they are of others: then they are no headline. `confusion` counts
+    points by truth (rows) and answer, class 0 first; None where it was not written.
     """
 
     of: str
@@ -124,7 +125,6 @@ class Evaluation:
     title: str
     about: str
     parts: Mapping[str, Scores]
-    stale: tuple[str, ...]
     newer: str
     before: Mapping[str, Scores]
     changed: Mapping[str, int]
@@ -214,7 +214,7 @@ def write_report(
                 for number, item in enumerate(evaluations)
                 if item.confusion is not None and item.confusion[1:].any() and item.of != "majority"
             ],
-            trainings=[training(path, scratch, number) for number, path in enumerate(log_files(runs))],
+            trainings=[training(path, scratch, number, browser) for number, path in enumerate(log_files(runs))],
             identities=identities,
             headings=HEADINGS,
             heat_scale=heat_scale(),
@@ -402,12 +402,12 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
         )
     if "label" not in browser.tables:
         found.append(
-            f"There are no true labels here, so nothing is compared with the truth. Where the data set has them: "
+            "There are no true labels here, so nothing is compared with the truth. Where the data set has them: "
             f"{recipe.make('label')}"
         )
     if "predict" not in browser.tables:
         found.append(
-            f"There are no predictions of these points yet, so the student is not shown. Run: "
+            "There are no predictions of these points yet, so the student is not shown. Run: "
             f"{recipe.make('distill', 'predict')}"
         )
     return found
@@ -462,12 +462,8 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
     newer = ""
     if document["of"] == "prediction" and newest and not of_newest:
         newer = f"weights {newest.get('weights')}, epoch {newest.get('epoch')} of {newest.get('epochs')}"
-    stale = [
-        name
-        for name, fingerprint in document["tables"].items()
-        if (name not in browser.tables or browser.tables[name].fingerprint != fingerprint)
-        and not (name == "predict" and of_newest)  # another student has predicted since
-    ]
+    if others := of_others(document, browser, of_newest):
+        raise ValueError(f"its scores were made from {others}")
     counts = document.get("confusion", {}).get("all")
     confusion = np.array(counts, np.int64) if counts is not None else None
     if confusion is not None and confusion.shape != (len(ontology.classes),) * 2:
@@ -478,12 +474,32 @@ def evaluation(path: Path, browser: Browser, ontology: Ontology) -> Evaluation:
         title=kind if path.stem == "-".join(words) else f"{kind} ({path.stem.removeprefix('evaluate-')})",
         about=about,
         parts=parts,
-        stale=tuple(stale),
         newer=newer,
         before=before,
         changed={name: int(number) for name, number in refinement.get("changed", {}).items()},
         confusion=confusion,
     )
+
+
+def of_others(document: Mapping[str, Any], browser: Browser, of_newest: bool) -> str:
+    """Return what is not, or not known to be, the recipe's of what an evaluation was made from; mostly nothing.
+
+    Where the evaluation is `of_newest`, weights that the run still has, another student may have predicted since.
+    """
+    tables = {name: table for name, table in browser.tables.items() if not (name == "predict" and of_newest)}
+    used = {name: one for name, one in document["tables"].items() if not (name == "predict" and of_newest)}
+    gone = [name for name, one in used.items() if name not in tables or tables[name].fingerprint != one]
+    if gone:
+        return f"tables that are not those of the recipe any more ({', '.join(gone)})"
+    split = document["split"]
+    if str(split).endswith(".txt") and document.get("split_content") != digest(split_content(split)):
+        return f"a split {split} that said something else, or is not known to have said the same"
+    lesson = document.get("learnt_from")
+    parts = [document.get("contents"), *([lesson.get("contents")] if lesson else [])]
+    if not all(isinstance(part, Mapping) for part in parts):
+        return "shards that it does not name: an older version of this program wrote it"
+    anew = [line for part in parts for line in made_anew(part or {}, tables)]
+    return f"shards that were made anew since ({'; '.join(anew)})" if anew else ""
 
 
 def confusion_picture(item: Evaluation, folder: Path, number: int, ontology: Ontology) -> Picture:
@@ -517,7 +533,7 @@ def log_files(runs: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.parent.name != "pretrain", path.parent.name))
 
 
-def training(path: Path, folder: Path, number: int) -> Training:
+def training(path: Path, folder: Path, number: int, browser: Browser) -> Training:
     """Return a training run from its log, and draw its curves into the folder's pictures.
 
     A step that was taken again after an interruption counts as it went the last time.
@@ -548,7 +564,7 @@ def training(path: Path, folder: Path, number: int) -> Training:
     record: dict[str, Any] = {}
     try:
         record = read_record(path.parent)
-        found = facts(start, epochs) | record_facts(record)
+        found = facts(start, epochs) | record_facts(record, browser)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         found = facts(start, epochs) | {"report of the run": f"cannot be read: {type(error).__name__} {error}"}
     if log.damage:
@@ -567,7 +583,7 @@ def read_record(run: Path) -> dict[str, Any]:
         return {}
 
 
-def record_facts(record: Mapping[str, Any]) -> dict[str, str]:
+def record_facts(record: Mapping[str, Any], browser: Browser) -> dict[str, str]:
     """Return what the report of a run says first: labels, departures from the paper, scores beside the paper's."""
     if not record:
         return {}
@@ -580,6 +596,10 @@ def record_facts(record: Mapping[str, Any]) -> dict[str, str]:
     if result:
         found["result"] = f"weights {result['weights']}, {result['chosen']}"
     for name, item in record.get("evaluations", {}).items():
+        of_result = item.get("weights") is not None and item["weights"] == (result or {}).get("weights")
+        if others := of_others(item, browser, of_result):
+            found[name] = f"left out: its scores were made from {others}"
+            continue
         obtained = item["scores"]["all"]["mean_iou"]
         text = "no score" if obtained is None else f"mIoU {100 * obtained:.2f} %"
         if "expected" in item:

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from manifests.config import ConfigError, RecipeFile, changed_values, parse_override, parse_section, read_recipe
+from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 
 
@@ -106,6 +107,28 @@ def test_a_data_set_needs_a_root() -> None:
 def test_only_values_that_differ_from_the_default_count() -> None:
     assert changed_values(Example()) == {}
     assert changed_values(Example(count=2, many=("x",))) == {"count": 2, "many": ("x",)}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "run.runs",
+        "data.root",
+        "distill.init",
+        "predict.checkpoint",
+        "evaluate.split",
+        "teacher.folder",
+        "data.ontology",
+    ],
+)
+def test_a_path_that_is_an_address_is_refused_whichever_setting_it_is(tmp_path: Path, setting: str) -> None:
+    """It would become a folder `s3:` in the working folder, without a word."""
+    text = '[data]\nroot = "/r"\n[teacher]\nname = "artifacts"\nfolder = "x"\n'
+    with pytest.raises(ConfigError, match=rf"{setting} is 's3://b/x', an address; .*only run.store and run"):
+        load_recipe(recipe(tmp_path, text), [f"{setting}=s3://KEY:SECRET@b/x"])
+    assert (
+        load_recipe(recipe(tmp_path, text), ["run.store=s3://b/x", "run.ray_address=ray://h:1"]).run.store == "s3://b/x"
+    )
 
 
 def test_a_recipe_says_only_how_it_differs_from_its_base(tmp_path: Path) -> None:

@@ -189,9 +189,9 @@ def test_names_of_refs_stay_in_their_folder(store: Store, name: str) -> None:
 
 
 def test_a_missing_ref_names_the_make_target(store: Store) -> None:
-    with pytest.raises(StoreError, match="make pack RECIPE=mine"):
+    with pytest.raises(StoreError, match="make pack RECIPE=..."):
         store.expect_ref("mine")
-    with pytest.raises(StoreError, match="make target RECIPE=mine"):
+    with pytest.raises(StoreError, match="make target RECIPE=..."):
         Ref("mine", {}).table("target")
 
 

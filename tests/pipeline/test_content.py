@@ -270,7 +270,7 @@ def test_bytes_that_the_index_does_not_know_are_never_kept_and_the_advice_heals(
     assert recorder.looked == [] and not any(one.endswith("target/night") for one in recorder.built)
     [cause] = {failure.cause.partition(": ")[2] for failure in failures}
     assert f"{path.relative_to(log.root)} was replaced since it was indexed" in cause
-    assert "python -m pipeline run index RECIPE --again" in cause
+    assert "make index RECIPE=... ARGS=--again" in cause
     _, failures = run(recipe, ["index"], again=["index"])
     assert failures == []
     build(recipe)

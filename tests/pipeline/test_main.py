@@ -44,6 +44,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return command
 
 
+@pytest.mark.parametrize("words", [("report", "{}", "--out"), ("export", "{}"), ("store", "export", "{}", "pack")])
+def test_a_place_to_write_that_is_an_address_is_refused(
+    run: Run, recipe: Path, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, text = run(*(word.format(recipe) for word in words), "s3://KEY:SECRET@bucket/out")
+    assert status == 2 and "s3:/bucket/out is an address" in text and "SECRET" not in text
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_path: Path) -> None:
     status, text = run("plan", recipe)
     assert status == 0 and "nothing built with these settings" in text and "GB free" in text

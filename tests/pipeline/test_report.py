@@ -135,7 +135,15 @@ def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
     n_classes = len(recipe.ontology.classes) - 1
     part = {"iou": [None] + [0.25] * (n_classes - 1), "mean_iou": 0.25, "micro_iou": 0.5}
     part |= {"frequency_weighted_iou": None, "points": 1234}
-    document = {"of": "prediction", "split": word, "frames": 1, "checkpoint": word, "epoch": 2, "tables": {}}
+    document = {
+        "of": "prediction",
+        "split": word,
+        "frames": 1,
+        "checkpoint": word,
+        "epoch": 2,
+        "tables": {},
+        "contents": {},
+    }
     document |= {"classes": list(recipe.ontology.class_names[1:]), "scores": {"all": part, "seen": part}, **changes}
     (runs / "evaluate.json").write_text(json.dumps(document, indent=1))
 
@@ -213,7 +221,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     add_runs(recipe, confusion={"all": counts.tolist()})
     paper = {"mean_iou_percent": 47.42, "row": "SAN", "source": "README"}
     scored = {"scores": {"all": {"mean_iou": 0.25}}, "labels": "read to score split val", "expected": paper}
-    scored |= {"shards": ["a", "b"], "also_trained_on": ["b"]}
+    scored |= {"shards": ["a", "b"], "also_trained_on": ["b"], "split": "val", "tables": {}, "contents": {}}
     record = {"reads_labels": False, "departures": ["distill.epochs: 5 -> 2"], "evaluations": {"evaluate": scored}}
     record["result"] = {"weights": "feed", "chosen": "the last epoch; no label chose it"}
     record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
@@ -341,6 +349,32 @@ def test_an_evaluation_that_does_not_fit_is_left_out_and_named(
     add_runs(recipe, **changes)
     text = write_report(recipe, folder / "out", 1).read_text()
     assert "evaluate.json is left out" in text and reason in text and "make evaluate RECIPE=" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"contents": {"points": {"scene-0008": "another.shard"}}}, "made anew since (points: shard scene-0008)"),
+        ({"contents": {}, "learnt_from": {"contents": {"target": {"scene-0001": "x"}}}}, "target: shard scene-0001"),
+        ({"contents": None}, "shards that it does not name"),
+        ({"split": "chosen.txt", "split_content": "0" * 12}, "chosen.txt that said something else"),
+    ],
+)
+def test_scores_of_other_shards_are_left_out_and_named(
+    folder: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
+    recipe = recipe_in(folder)
+    add_runs(recipe, **changes)
+    run = Path(recipe.run.runs) / recipe.name
+    item = json.loads((run / "evaluate.json").read_text())
+    (run / "distill" / "run.json").write_text(
+        json.dumps({"departures": [], "evaluations": {"evaluate": item}}, indent=1)
+    )
+    page = Page(write_report(recipe, folder / "out", 1))
+    assert "evaluate.json is left out: its scores were made from" in page.text and page.text.count(reason) >= 2
+    assert "left out: its scores" in page.text.split("Training")[-1], "and so it is in the report of the run"
+    assert "Student: mIoU" not in page.text and "25.00" not in page.text
 
 
 def test_an_older_report_is_replaced_only_by_a_whole_one(folder: Path, tiny: Any) -> None:

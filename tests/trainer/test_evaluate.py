@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from manifests.asked import pin
+from manifests.asked import made_anew, pin
 from manifests.config import ConfigError
 from manifests.provenance import git_commit
 from manifests.rows import to_table
@@ -104,6 +104,28 @@ def test_the_scores_are_written_as_json(scored: Any, console: Console) -> None:
     assert document["confusion"]["all"] == [[0, 2, 0, 0], [0, 2, 2, 0], [0, 2, 4, 0], [0, 0, 2, 2]]
     assert (document["epoch"], document["weights"], document["frames"]) == (2, "feed", 2)
     assert document["tables"]["predict"] == "a1b2"
+
+
+def test_scores_name_the_shards_and_the_scenes_that_they_are_of(scored: Any, console: Console) -> None:
+    chosen = scored.folder / "chosen.txt"
+    chosen.write_text("scene-0103\n")
+    points = scored.ref().tables["points"].shards[0]
+    for of, kinds in (
+        ("prediction", {"label", "predict", "target", "points"}),
+        ("tree", {"label", "target", "points"}),
+    ):
+        recipe = scored.recipe(f"evaluate.split={chosen}", f"distill.split={chosen}")
+        document = evaluate(recipe, console, of).document  # type: ignore[arg-type]
+        assert set(document["contents"]) == kinds
+        assert document["contents"]["points"] == {"scene-0103": f"{points.key}.{points.sha256[:12]}"}
+        assert made_anew(document["contents"], scored.ref().tables) == []
+    assert document["learnt_from"]["contents"].keys() == {"points", "target"}
+    said = document["split_content"], document["learnt_from"]["split_content"]
+    chosen.write_text("# the same\nscene-0103\n")
+    assert evaluate(recipe, console, "pseudo").document["split_content"] == said[0] == said[1]
+
+    scored.put("target", lambda name: row(name, **{**scored.target_row(name), "label": scored.sweep(name).label * 0}))
+    assert made_anew(document["contents"], scored.ref().tables) == ["target: shard scene-0103"]
 
 
 def test_pseudo_labels_are_scored_against_labels_too(scored: Any, console: Console) -> None:

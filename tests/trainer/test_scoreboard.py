@@ -33,6 +33,7 @@ def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> Non
         "frames": 2,
         "classes": ["car", "road", "wall"],
         "split": "val",
+        "contents": {},
         "scores": scores(mean_iou),
         **changes,
     }
@@ -150,6 +151,11 @@ def test_scores_of_what_has_been_made_anew_are_marked(fleet: Any, console: Conso
     put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": "0" * 12})
     assert [line.title for line in read_lines([recipe])] == ["pseudo-labels, OUT OF DATE", "student, OUT OF DATE"]
+    points = {"points": {"scene-0061": "another.shard"}}
+    put(recipe, "evaluate.json", "prediction", 0.4, weights=weights, contents=points)
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target}, contents=None)
+    titles = ["pseudo-labels, SHARDS UNKNOWN", "student, OUT OF DATE"]
+    assert [line.title for line in read_lines([recipe])] == titles
     put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12, checkpoint="else/where.pt")
     put(recipe, "evaluate-pseudo.json", "prediction", 0.5, weights=weights, epoch=1, epochs=2)
     assert [line.title for line in read_lines([recipe])] == ["student, epoch 1 of 2", "student, else/where.pt"]

@@ -56,15 +56,16 @@ def checked_pairs(sweep: Sweep, pairs: SuperpointPairs, n_prompts: int | None) -
     for column, length in lengths.items():
         if length != len(pairs.point):
             raise ValueError(
-                f"table `pairs`, column `{column}` has {length} rows and `point` {len(pairs.point)}; run: make pairs"
+                f"table `pairs`, column `{column}` has {length} rows and `point` {len(pairs.point)}; run: make "
+                "pairs RECIPE=..."
             )
     if len(pairs.vector) != len(pairs.prompt_id):
         raise ValueError(
             f"table `pairs`, column `vector` has {len(pairs.vector)} rows for {len(pairs.prompt_id)} superpoints; run: "
-            f"make pairs"
+            "make pairs RECIPE=..."
         )
     if not np.isfinite(pairs.vector).all():
-        raise ValueError("table `pairs`, column `vector` holds what is no finite number; run: make pairs")
+        raise ValueError("table `pairs`, column `vector` holds what is no finite number; run: make pairs RECIPE=...")
     return sweep, pairs
 
 
@@ -72,12 +73,13 @@ def check_sweep(sweep: Sweep) -> None:
     """Raise ValueError, with table and column, unless every point has a place and an intensity."""
     if sweep.xyz_m.ndim != 2 or sweep.xyz_m.shape[1] != 3:
         raise ValueError(
-            f"table `points`, column `xyz_m` has shape {sweep.xyz_m.shape}; expected (n, 3); run: make points"
+            f"table `points`, column `xyz_m` has shape {sweep.xyz_m.shape}; expected (n, 3); run: make points "
+            "RECIPE=..."
         )
     if len(sweep.intensity) != len(sweep.xyz_m):
         raise ValueError(
             f"table `points`, column `intensity` has {len(sweep.intensity)} rows for {len(sweep.xyz_m)} points; run: "
-            f"make points"
+            "make points RECIPE=..."
         )
 
 
@@ -91,7 +93,8 @@ def check_rows(table: str, column: str, rows: NDArray[Any], n_rows: int | None, 
         at = int(np.flatnonzero(rows == wrong)[0])
         expected = f"0 to {n_rows - 1}, one of {n_rows} {of_what}" if n_rows else f"0 or more, one of the {of_what}"
         raise ValueError(
-            f"table `{table}`, column `{column}` holds {wrong} in row {at}; expected {expected}; run: make {table}"
+            f"table `{table}`, column `{column}` holds {wrong} in row {at}; expected {expected}; run: make {table} "
+            "RECIPE=..."
         )
 
 
@@ -112,7 +115,7 @@ def target_sample(
     if confident and len(target.confidence) != len(target.label):
         raise ValueError(
             f"table `target`, column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels; "
-            f"run: make target"
+            "run: make target RECIPE=..."
         )
     confidence = target.confidence if confident else None
     return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
@@ -138,12 +141,13 @@ def class_sample(
     if len(label) != len(sweep.xyz_m):
         raise ValueError(
             f"table `{table}`, column `label` has {len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: "
-            f"make {table}"
+            f"make {table} RECIPE=..."
         )
     if label.max(initial=0) >= len(class_names):
         raise ValueError(
             f"table `{table}`, column `label`: label {label.max()} in row {int(label.argmax())} is none of the "
-            f"{len(class_names)} classes; was the table made with another dictionary? run: make {table}"
+            f"{len(class_names)} classes; was the table made with another dictionary? run: make {table} "
+            "RECIPE=..."
         )
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)

@@ -102,7 +102,7 @@ class Tables:
                 raise StoreError(
                     f"table `{table.stage}`, shard {frame.shard}, row {frame.row} holds frame {row['frame_id']} with "
                     f'status "{row["status"]}"; expected {frame.frame_id} with status "ok". The tables do not belong '
-                    "together; run: make pack"
+                    "together; run: make pack RECIPE=..."
                 )
             rows.append(row)
         return rows
@@ -117,7 +117,7 @@ class Tables:
         for row, frame in enumerate(zip(*states, strict=True)):
             if len({state["frame_id"] for state in frame}) != 1:
                 names = ", ".join(f"{t.stage}: {s['frame_id']}" for t, s in zip(self.tables, frame, strict=True))
-                raise StoreError(f"row {row} of shard {shard} is not one frame ({names}); run: make pack")
+                raise StoreError(f"row {row} of shard {shard} is not one frame ({names}); run: make pack RECIPE=...")
             yield list(frame)
 
     def used(self, frames: Sequence[FrameRow]) -> dict[str, TableRef]:

@@ -251,13 +251,21 @@ def read_evaluations(
     for path in sorted(folder.parent.glob("evaluate*.json")):
         try:
             document = sealed.read_sealed(path)
-            of, target = document.get("of"), start["tables"].get("target", {}).get("fingerprint")
-            of_target = start["task"] == "distill" and target in document.get("tables", {}).values()
+            of = document.get("of")
+            of_target = start["task"] == "distill" and is_of(document, start["tables"].get("target", {}))
             if document.get("weights") in weights if of == "prediction" else of_target:
                 found[path.stem] = judged(document, start)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             unreadable[path.name] = str(error) or type(error).__name__
     return found, unreadable
+
+
+def is_of(document: Mapping[str, Any], learnt: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation is of the table that was learnt, and of its very shards as far as both have them."""
+    scored = document.get("contents", {}).get("target", {})
+    keys = {shard: content.partition(".")[0] for shard, content in scored.items()}
+    same = all(keys.get(shard, key) == key for shard, key in learnt.get("shards", {}).items())
+    return same and learnt.get("fingerprint") in document.get("tables", {}).values()
 
 
 def judged(document: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
@@ -417,7 +425,11 @@ def results_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for evaluation in document.get("evaluations", {}).values():
         refine = evaluation.get("refine", {}).get("name")
-        rows: dict[str, Any] = {"split": evaluation["split"], "test time": evaluation.get("test_time")}
+        rows: dict[str, Any] = {
+            "split": evaluation["split"],
+            "what the split file says": evaluation.get("split_content"),
+        }
+        rows |= {"test time": evaluation.get("test_time")}
         for part, scores in evaluation["scores"].items():
             rows[f"mIoU of {part} points"] = percent(scores["mean_iou"])
             for name, iou in zip(evaluation["classes"], scores["iou"], strict=True):

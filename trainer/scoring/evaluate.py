@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from manifests.asked import tables_of
+from manifests.asked import contents_of, tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.sample import sweep_of
 from manifests.sections.training import Refinement
+from manifests.splits import split_content
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -124,6 +125,7 @@ class Judged:
     """
 
     tables: Tables
+    points: TableRef
     selection: Selection
     heard: frozenset[str]
     silent: frozenset[str]
@@ -140,6 +142,11 @@ class Judged:
     def sees(self) -> bool:
         """Whether it is known which points some camera sees."""
         return "target" in self.stages
+
+    @property
+    def read_from(self) -> tuple[TableRef, ...]:
+        """The tables that scores are made from; the points are among them, of which predictions are."""
+        return (*self.tables.tables, *([] if "points" in self.stages else [self.points]))
 
     def read(self, frame: FrameRow) -> Answered:
         """Return what is said of a frame, without the truth."""
@@ -162,6 +169,7 @@ def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refin
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     return Judged(
         tables=tables,
+        points=ref.table("points"),
         selection=select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded),
         heard=frozenset({judged.stage, *(table.stage for table in geometry)}),
         silent=excluded,
@@ -198,7 +206,8 @@ def tallied(
                     after[name].notes.update(notes)
             except ValueError as error:
                 raise StoreError(
-                    f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: make pack label"
+                    f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: "
+                    f"{recipe.make('pack', 'label')}"
                 ) from None
     return before, after
 
@@ -210,7 +219,9 @@ def check_lengths(frame: FrameRow, rows: Mapping[str, Mapping[str, Any]]) -> Non
     if "target" in rows:
         n_points["target, column seen"] = len(rows["target"]["seen"])
     if len(set(n_points.values())) > 1:
-        raise StoreError(f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack")
+        raise StoreError(
+            f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack RECIPE=..."
+        )
 
 
 def parts_of(rows: Mapping[str, Mapping[str, Any]], n_points: int, sees: bool) -> dict[Part, NDArray[np.bool_]]:
@@ -227,6 +238,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged) -> dict[str, Any]:
         "of": of,
         "recipe": recipe.name,
         "split": recipe.evaluate.split,
+        **content_of_split(recipe.evaluate.split),
         "absent": recipe.evaluate.absent,
         "frames": len(judged.selection.frames),
         "shards": list(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
@@ -234,6 +246,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged) -> dict[str, Any]:
         **judged.origin,
         "commit": git_commit(),
         "tables": {table.stage: table.fingerprint for table in judged.tables.tables},
+        "contents": contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
         "classes": list(recipe.ontology.class_names[1:]),
     }
 
@@ -300,10 +313,23 @@ def answers(
     """Return the table that is judged, where it comes from, and the function from a frame's rows to its labels."""
     if of == "majority" or of == "tree":
         learnt = learn_baseline(of, recipe, store, ref)
-        origin = {"learnt_from": {"split": recipe.distill.split, "target": ref.table("target").fingerprint}}
+        origin = {"learnt_from": lesson_of(recipe, store, ref)}
         return ref.table("points"), origin, lambda rows: Answered(rows, learnt(sweep_of(rows["points"])))
     judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
     return judged, origin, lambda rows: Answered(rows, *said_by(rows[judged.stage]))
+
+
+def lesson_of(recipe: Recipe, store: Store, ref: Ref) -> dict[str, Any]:
+    """Return what a yardstick learns from: a split, and its shards of the tables."""
+    split, tables = recipe.distill.split, Tables(store, ref, ["points", "target"])
+    scenes = scenes_of_split(tables, split, recipe.data.dataset)
+    contents = contents_of(tables.tables, scenes)
+    return {"split": split, **content_of_split(split), "target": tables.tables[1].fingerprint, "contents": contents}
+
+
+def content_of_split(split: str) -> dict[str, str]:
+    """Return, of a split that is a file, a digest of what it says; a named one says it by its name."""
+    return {"split_content": digest(split_content(split))} if split.endswith(".txt") else {}
 
 
 def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from manifests.asked import tables_of
+from manifests.asked import made_anew, tables_of
 from manifests.recipe import Recipe
 from manifests.storage import sealed
 from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from trainer.errors import TrainerError
 from trainer.records.record import states_of, teacher_of, weights_of
@@ -27,7 +28,10 @@ NAMES = {
 """What is scored, in the order of the table."""
 
 OUT_OF_DATE = ", OUT OF DATE"
-"""Marks scores of weights or pseudo-labels that have been made anew since."""
+"""Marks scores of weights, pseudo-labels or other shards that have been made anew since."""
+
+UNKNOWN = ", SHARDS UNKNOWN"
+"""Marks scores that do not say of which shards they are: those of versions up to 0.9."""
 
 PARTS = {"seen": "seen", "unseen": "unseen", "all": "all"}
 
@@ -61,10 +65,10 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
     for recipe in recipes:
         facts = facts_of(recipe)
         for path in sorted(recipe.folder().glob("evaluate*.json")):
-            document = read(path)
+            document = read(path, recipe)
             if document["classes"] != list(recipe.ontology.class_names[1:]):
                 raise TrainerError(
-                    f"{path} scores other classes than recipe {recipe.name} has; run make evaluate again"
+                    f"{path} scores other classes than recipe {recipe.name} has; run: {recipe.make('evaluate')}"
                 )
             for title, scores in titled(document, facts).items():
                 entry = Found(list(NAMES).index(document["of"]), title, recipe.name, scores)
@@ -86,8 +90,8 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
     if len(judged) > 1:
         raise TrainerError(
             f"the scores of {', '.join(recipe.name for recipe in recipes)} are of different frames or points, or "
-            "absent classes count differently (evaluate.absent), so they cannot stand in one table; run make evaluate "
-            "for each of them again"
+            "absent classes count differently (evaluate.absent), so they cannot stand in one table; evaluate each of "
+            f"them again: {' and '.join(recipe.make('evaluate') for recipe in recipes)}"
         )
     n_titles = Counter(entry.title for entry in found)
     lines = []
@@ -109,11 +113,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is of a recipe now: whether its teacher is supervised, its pseudo-labels (fingerprint of table
-    `target`, if there are any), and where its runs lie."""
+    """What there is of a recipe now: whether its teacher is supervised, its tables, and where its runs lie."""
 
     supervised: bool
-    target: str | None
+    tables: Mapping[str, TableRef]
     runs: Path
 
     def weights(self, student: str) -> set[str]:
@@ -128,13 +131,12 @@ def facts_of(recipe: Recipe) -> Facts:
     try:
         ref = tables_of(store, recipe, ["target"])
     except StoreError:
-        return Facts(False, None, recipe.folder())
+        return Facts(False, {}, recipe.folder())
     try:
         teacher = teacher_of(store, ref, None) or {}
     except StoreError:
         teacher = {}
-    target = ref.tables.get("target")
-    return Facts(bool(teacher.get("supervised")), target.fingerprint if target else None, recipe.folder())
+    return Facts(bool(teacher.get("supervised")), ref.tables, recipe.folder())
 
 
 def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, Any]]:
@@ -144,10 +146,8 @@ def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, 
     title = NAMES[of] + (f", {student}" if student != "distill" else "")
     if of in ("pseudo", "prediction") and facts.supervised:
         title += ", supervised teacher"
-    if of == "prediction":
-        title += which_weights(document, student, facts)
-    elif facts.target and tables.get("target", facts.target) != facts.target:
-        title += OUT_OF_DATE
+    title += which_weights(document, student, facts) if of == "prediction" else ""
+    title += "" if title.endswith(OUT_OF_DATE) else which_shards(document, facts)
     if "refine" not in document:
         return {title: document["scores"]}
     # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
@@ -170,7 +170,19 @@ def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> st
     return f", {file}" if elsewhere else OUT_OF_DATE
 
 
-def read(path: Path) -> dict[str, Any]:
+def which_shards(document: Mapping[str, Any], facts: Facts) -> str:
+    """Return what a title has to say of tables or shards that are not those of the recipe any more; mostly nothing."""
+    lesson = document.get("learnt_from", {})
+    target, now = document.get("tables", {}).get("target"), facts.tables.get("target")
+    if document["of"] != "prediction" and now and target not in (None, now.fingerprint):
+        return OUT_OF_DATE
+    parts = [document.get("contents"), *([lesson.get("contents")] if lesson else [])]
+    if None in parts:
+        return UNKNOWN
+    return OUT_OF_DATE if any(made_anew(part, facts.tables) for part in parts) else ""
+
+
+def read(path: Path, recipe: Recipe) -> dict[str, Any]:
     """Return an evaluation; raises TrainerError if it cannot be read."""
     try:
         document = sealed.read_sealed(path)
@@ -178,7 +190,9 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(f'it is of "{document["of"]}"')
         return document
     except (OSError, ValueError, KeyError) as error:
-        raise TrainerError(f"{path} is no evaluation that can be read ({error}); run make evaluate again") from None
+        raise TrainerError(
+            f"{path} is no evaluation that can be read ({error}); run: {recipe.make('evaluate')}"
+        ) from None
 
 
 def line(title: str, scores: Mapping[str, Any]) -> Line:
