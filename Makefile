@@ -40,7 +40,7 @@ AFOV := $(PY) -m afov
 STAGES := index points project text encode segment group vote correct pairs target label pack
 QUESTIONS := doctor plan status verify gc why
 VIEWS := report view pictures
-TRAINER := pretrain distill probe finetune supervised predict submit evaluate scores
+TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -142,6 +142,7 @@ probe: ## true labels, last layer only; reads table label
 finetune: ## true labels, 1 % of them; reads table label
 supervised: ## all true labels from scratch, an upper bound; reads table label
 predict: ## labels for every point, as a table
+refine: ## labels made better at the end, by the sweeps before and after and flat interaction, as a table
 submit: ## predictions as files for the server of nuScenes or SemanticKITTI
 evaluate: ## IoU per class, where there is ground truth
 scores: ## all scores of a recipe in one table

@@ -32,6 +32,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
         "finetune": "trainer",
         "supervised": "trainer",
         "predict": "trainer",
+        "refine": "trainer",
     },
     "Scores": {
         "evaluate": "trainer",

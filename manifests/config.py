@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 SHARED_SECTIONS = ("data", "run", "vote", "correct")
 PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
 TRAINER_TASKS = ("pretrain", "distill", "probe", "finetune", "supervised")
-TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "evaluate")
+TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "refine", "evaluate")
 SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
 
 URIS = ("run.store", "run.ray_address")

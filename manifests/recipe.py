@@ -22,6 +22,7 @@ from manifests.sections.training import (
     PredictConfig,
     PretrainConfig,
     ProbeConfig,
+    RefineConfig,
     SgdConfig,
     SupervisedConfig,
     Task,
@@ -55,6 +56,7 @@ class Recipe:
     finetune: FinetuneConfig = FinetuneConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     predict: PredictConfig = PredictConfig()
+    refine: RefineConfig = RefineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """All sections as they were written, with overrides."""
@@ -113,6 +115,7 @@ SECTION_CLASSES: dict[str, type[Any]] = {
     "finetune": FinetuneConfig,
     "supervised": SupervisedConfig,
     "predict": PredictConfig,
+    "refine": RefineConfig,
     "evaluate": EvaluateConfig,
 }
 """The class of every section but `[teacher]`, whose class its `name` picks."""

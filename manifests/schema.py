@@ -8,9 +8,9 @@ from manifests.tables.arrow import metadata, signature
 from manifests.tables.columns import TENSORS
 from manifests.tables.registry import TABLES as KINDS
 
-__all__ = ["LABEL", "PREDICT", "SIMILARITY", "TABLES", "TARGET", "TENSORS", "TEXT", "metadata", "signature"]
+__all__ = ["LABEL", "PREDICT", "REFINE", "SIMILARITY", "TABLES", "TARGET", "TENSORS", "TEXT", "metadata", "signature"]
 
 TABLES: dict[str, pa.Schema] = {name: kind.schema for name, kind in KINDS.items()}
-LABEL, PREDICT, SIMILARITY, TARGET, TEXT = (
-    TABLES[name] for name in ("label", "predict", "similarity", "target", "text")
+LABEL, PREDICT, REFINE, SIMILARITY, TARGET, TEXT = (
+    TABLES[name] for name in ("label", "predict", "refine", "similarity", "target", "text")
 )

@@ -124,11 +124,14 @@ class Ballot:
 @dataclass(frozen=True, eq=False)
 class Voted:
     """Aligned with the sweep (n,): ``label`` uint8, 0 none; ``confidence`` 0..1, 0 where there is no label; ``changed``
-    says where the label is not the one it was, or there was none."""
+    says where the label is not the one it was, or there was none. ``runner_up`` has the most votes after the label, the
+    lowest of several, 0 where nobody votes for another one; ``runner_up_confidence`` is its share."""
 
     label: npt.NDArray[np.uint8]
     confidence: npt.NDArray[np.float32]
     changed: npt.NDArray[np.bool_]
+    runner_up: npt.NDArray[np.uint8]
+    runner_up_confidence: npt.NDArray[np.float32]
 
 
 def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingConfig | None = None) -> Voted:
@@ -170,10 +173,19 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     winner = score.argmax(axis=1)
     keeps = (before > 0) & (score[everyone, winner] <= score[everyone, before])
     label = np.where(keeps | (total == 0), before, winner).astype(np.uint8)
-    confidence = np.zeros(n_points, np.float32)
-    sure = (label > 0) & (total > 0)
-    np.divide(score[everyone, label], total + config.prior, out=confidence, where=sure, casting="same_kind")
-    return Voted(label, confidence, label != before)
+    named = (label > 0) & (total > 0)
+    confidence = _share(score[everyone, label], total + config.prior, named)
+    score[everyone, label] = score[:, 0] = 0
+    runner_up = score.argmax(axis=1).astype(np.uint8)
+    second = _share(score[everyone, runner_up], total + config.prior, named)
+    return Voted(label, confidence, label != before, np.where(second > 0, runner_up, 0).astype(np.uint8), second)
+
+
+def _share(part: Floats, whole: Floats, where: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Return part / whole, 0 where not asked for."""
+    share = np.zeros(len(part), np.float32)
+    np.divide(part, whole, out=share, where=where, casting="same_kind")
+    return share
 
 
 def seen_twice(

@@ -51,6 +51,7 @@ ORDER = {
         ("recipe", "storage"),
         ("endings", "stages"),
         ("asked", "console"),
+        ("labels",),
     ),
     "superpixels": (
         ("ground", "lifting", "metrics", "pooling", "similarity", "slic", "unfit"),

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from manifests import labels
 from manifests.config import TRAINER_TASKS
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
@@ -34,7 +35,7 @@ from manifests.stages import SPECS, with_needs
 from pipeline.frame import Frame
 from tests.fixed_rows import VARIANTS, Rows, recipe_over, rows_of, teacher_recipes, write_log
 from tests.reads import Read, watched_recipe
-from trainer.inference import predict, search
+from trainer.inference import search
 from trainer.records import asked
 
 GOLDEN = Path(__file__).parent / "golden" / "versions.json"
@@ -128,8 +129,8 @@ ENTERS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "segment": ("segment",),
     "group": ("group",),
-    "vote": ("vote",),
-    "correct": ("correct",),
+    "vote": ("vote", "refine"),
+    "correct": ("correct", "refine"),
     "target": ("target",),
     "voxels": NETWORK,
     "network": NETWORK,
@@ -138,8 +139,8 @@ ENTERS: dict[str, tuple[str, ...]] = {
 }
 """What the changed settings of a section tell apart: tables of stages, runs of the trainer, tables of predictions.
 
-Identities hold settings that are not the default. Those of [data] are not here: they enter as they are, so another
-default is another identity; nor are [predict] and [evaluate], from which no table takes a default.
+Identities hold settings that are not the default. Those of [data] and [refine] are not here: they enter as they are, so
+another default is another identity; nor are [predict] and [evaluate], from which no table takes a default.
 """
 
 
@@ -148,7 +149,8 @@ def versions_behind(section: str) -> dict[str, int]:
     kind, _, name = section.partition(" ")
     if kind == "teacher":
         return {section: TEACHER_SECTIONS[name].version}
-    of_trainer = {"training": asked.VERSION, "predict": predict.VERSION, "search": search.VERSION}
+    of_trainer = {"training": asked.VERSION, "search": search.VERSION}
+    of_trainer |= {"predict": labels.PREDICT_VERSION, "refine": labels.REFINE_VERSION}
     return {one: of_trainer[one] if one in of_trainer else SPECS[one].version for one in ENTERS[section]}
 
 
@@ -199,8 +201,13 @@ def where_to_raise(name: str) -> str:
     kind, _, teacher = name.partition(" ")
     if kind == "teacher":
         return f"`version` in manifests/sections/teachers/{teacher}.py"
-    files = {"training": "records/asked.py", "predict": "inference/predict.py", "search": "inference/search.py"}
-    return f"VERSION in trainer/{files[name]}" if name in files else f"SPECS['{name}'].version in manifests/stages.py"
+    places = {
+        "training": "VERSION in trainer/records/asked.py",
+        "search": "VERSION in trainer/inference/search.py",
+        "predict": "PREDICT_VERSION in manifests/labels.py",
+        "refine": "REFINE_VERSION in manifests/labels.py",
+    }
+    return places.get(name, f"SPECS['{name}'].version in manifests/stages.py")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Command line of the trainer: `python -m trainer pretrain|...|predict|query|submit|evaluate|scores|check RECIPE`.
+"""Command line of the trainer: `python -m trainer pretrain|...|predict|refine|submit|evaluate|scores|check RECIPE`.
 
 Nothing heavy is imported before the recipe is read: MinkowskiEngine is bit-exact on the CPU only where
 OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.deterministic asks for that.
@@ -49,6 +49,13 @@ class Of(StrEnum):
     pseudo = "pseudo"
     majority = "majority"
     tree = "tree"
+
+
+class Sent(StrEnum):
+    """Which table goes to a benchmark's server."""
+
+    predict = "predict"
+    refine = "refine"
 
 
 class Refine(StrEnum):
@@ -143,6 +150,17 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
 
 @app.command()
 @debuggable
+def refine(recipe: RecipeArgument, override: SetOption = None) -> None:
+    """Make labels better at the end, as section [refine] asks: predictions or pseudo-labels, as table refine."""
+    with reported() as console:
+        loaded = load(recipe, override)
+        from trainer.inference.refined_table import refine as run
+
+        run(loaded, console)
+
+
+@app.command()
+@debuggable
 def query(
     recipe: RecipeArgument,
     phrase: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for; the pipeline's query comes first.")],
@@ -175,13 +193,14 @@ def submit(
     override: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: in the folder of the runs.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Write what there is, though servers refuse it.")] = False,
+    of: Annotated[Sent, typer.Option(help="predict: the student's own answers; refine: table refine.")] = Sent.predict,
 ) -> None:
     """Write the predictions as the files of the benchmark's server: nuScenes lidarseg, or SemanticKITTI."""
     with reported() as console:
         loaded = load(recipe, override)
         from trainer.inference.submit import submit as run
 
-        run(loaded, console, out, partial)
+        run(loaded, console, out, partial, of.value)
 
 
 @app.command()

@@ -61,7 +61,12 @@ Task = Literal["pretrain", "distill", "probe", "finetune", "supervised"]
 Student = Literal["distill", "probe", "finetune", "supervised"]
 """The tasks that end with a network that names classes."""
 
-Refinement = Literal["none", "afi", "vote", "vote+afi"]
+Improvement = Literal["afi", "vote", "vote+afi"]
+"""What is done to labels at the end."""
+
+Refinement = Literal["none", Improvement]
+
+Refinable = Literal["prediction", "pseudo"]
 
 Optimiser = Literal["sgd", "adamw"]
 
@@ -308,34 +313,61 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class RefineConfig:
+    """Section ``[refine]``: which labels are made better at the end, and how; table `refine` holds the result.
+
+    ``of``
+        "prediction", what the student says, or "pseudo", the pseudo-labels: then no training takes part.
+    ``by``
+        "afi", flat interaction with the constants of ``[correct]``; "vote", the vote of the sweeps before and after
+        with those of ``[vote]``; "vote+afi", first the vote.
+    ``split``
+        The scenes; "": those of ``predict.split``, or all of them for pseudo-labels.
+    ``merge``, ``merge_seed``
+        Before flat interaction, let things that pseudo-labels show near the sensor replace predictions, by chance, the
+        surer the nearer (an option of the reference, off there too); the seed is that of the draws.
+    """
+
+    of: Refinable = "prediction"
+    by: Improvement = "vote+afi"
+    split: str = ""
+    merge: bool = False
+    merge_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Refinable):
+            raise ValueError(f'of is "{self.of}"; choose one of {get_args(Refinable)}')
+        if self.by not in get_args(Improvement):
+            raise ValueError(f'by is "{self.by}"; choose one of {get_args(Improvement)}')
+        if self.merge and ("afi" not in self.by or self.of == "pseudo"):
+            raise ValueError(
+                f'merge is true, but of is "{self.of}" and by "{self.by}": things in images are merged into '
+                'predictions before flat interaction; set of = "prediction" and by = "afi" or "vote+afi", or '
+                "merge = false"
+            )
+        if self.merge_seed < 0:
+            raise ValueError(f"merge_seed is {self.merge_seed}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Section ``[evaluate]``: the scenes to score, and what a class without points and predictions counts.
 
     ``absent``: "exclude" (nuScenes devkit), "one" (parity with the reference implementation) or "zero" (SemanticKITTI).
     ``refine``: "none", or what labels are scored before and after: "afi", flat interaction with the constants of
     ``[correct]``; "vote", the vote of the sweeps before and after with those of ``[vote]``; "vote+afi", first the vote.
-    ``merge``: before flat interaction, let things that pseudo-labels show near the sensor replace predictions, by
-    chance, the surer the nearer (an option of the reference, off there too); ``merge_seed`` is the seed of the draws.
+    Of these, table `refine` is what is scored.
     """
 
     split: str = "val"
     absent: AbsentRule = "exclude"
     refine: Refinement = "none"
-    merge: bool = False
-    merge_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.absent not in get_args(AbsentRule):
             raise ValueError(f'absent is "{self.absent}"; choose one of {get_args(AbsentRule)}')
         if self.refine not in get_args(Refinement):
             raise ValueError(f'refine is "{self.refine}"; choose one of {get_args(Refinement)}')
-        if self.merge and "afi" not in self.refine:
-            raise ValueError(
-                f'merge is true, but refine is "{self.refine}": things in images are merged in before flat '
-                'interaction; set refine = "afi" or "vote+afi", or merge = false'
-            )
-        if self.merge_seed < 0:
-            raise ValueError(f"merge_seed is {self.merge_seed}; it must be 0 or more")
 
 
 def check_rate(name: str, value: Any) -> None:

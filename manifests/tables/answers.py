@@ -1,4 +1,4 @@
-"""What the trainer says of points: predictions, and similarity to a phrase."""
+"""What the trainer says of points: predictions, labels made better at the end, and similarity to a phrase."""
 
 from __future__ import annotations
 
@@ -20,6 +20,39 @@ class Predict(FrameRecord, table="predict"):
         UInt8, About("the second and the third likeliest class; 0: less likely than 1/510", shape=("n_points", 2))
     ]
     runner_up_confidence: Annotated[UInt8, About("their probabilities", "1/255", shape=("n_points", 2))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refine(FrameRecord, table="refine"):
+    """Labels of the student or of the teacher after a vote over time and flat interaction."""
+
+    label: Annotated[UInt8, About("class after refinement, 0 none", shape=("n_points",))]
+    confidence: Annotated[
+        UInt8,
+        About(
+            "share of the votes, or of the evidence of flat interaction, that the class has; what it was where neither "
+            "was asked",
+            "1/255",
+            shape=("n_points",),
+        ),
+    ]
+    runner_up: Annotated[
+        UInt8,
+        About(
+            "second choice: next in the vote, or what the point was called before flat interaction; 0 none",
+            shape=("n_points",),
+        ),
+    ]
+    runner_up_confidence: Annotated[UInt8, About("its confidence", "1/255", shape=("n_points",))]
+    origin: Annotated[
+        UInt8,
+        About(
+            "where the label comes from: 0 none, 1 a camera (a teacher's segment), 2 a neighbour (a sweep before or "
+            "after), 3 flat interaction, 4 the student",
+            shape=("n_points",),
+        ),
+    ]
+    note: Annotated[str | None, About("which step was left out, and why; null if none was")]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

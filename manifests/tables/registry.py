@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.tables.answers import Predict, Similarity
+from manifests.tables.answers import Predict, Refine, Similarity
 from manifests.tables.base import Record
 from manifests.tables.labels import Correct, Label, Target, Vote
 from manifests.tables.sensors import Index, Points, Project
@@ -13,6 +13,6 @@ TABLES: dict[str, type[Record]] = {
     kind.table: kind
     for kind in (
         *(Index, Points, Project, Text, Encode, Segment, Group, Pairs),
-        *(Target, Label, Predict, Similarity, Vote, Correct),
+        *(Target, Label, Predict, Similarity, Vote, Correct, Refine),
     )
 }

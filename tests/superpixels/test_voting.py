@@ -71,6 +71,17 @@ def test_what_no_camera_saw_gets_what_others_saw_there() -> None:
     assert not alone.label.any() and not alone.confidence.any() and not alone.changed.any()
 
 
+def test_the_second_choice_is_next_in_the_vote() -> None:
+    place = [[8, 0, 0.1], [8, 0, 0.1], [20, 0, 0.1], [30, 0, 0.1]]
+    own = ballot(place, [CAR, CAR, CAR, 0], weight=0.5)
+    found = vote(own, [ballot(place[:1], WALL, 0.25)], 2, PLAIN)
+    # in the first voxel the car has two votes of 0.5 and what the point itself says, the wall 0.25
+    assert found.label.tolist() == [CAR, CAR, CAR, 0]
+    assert found.runner_up.tolist() == [WALL, WALL, 0, 0]
+    of_all = 0.5 * (2 + PLAIN.own) + 0.25 + PLAIN.prior
+    np.testing.assert_allclose(found.runner_up_confidence, [0.25 / of_all, 0.25 / of_all, 0, 0], rtol=1e-6)
+
+
 def test_voxels_are_flat() -> None:
     # a road ends at the height where a voxel does; a wall stands on it
     road, wall_s_foot, beside = [8.1, 0.1, -1.81], [8.1, 0.1, -1.79], [8.3, 0.1, -1.85]

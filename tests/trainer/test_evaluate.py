@@ -12,6 +12,7 @@ from rich.console import Console
 
 from manifests.asked import made_anew, pin
 from manifests.config import ConfigError
+from manifests.labels import predict_identity, predict_key
 from manifests.provenance import git_commit
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
@@ -23,7 +24,7 @@ from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.inference.predict import predict, predict_identity, shard_key
+from trainer.inference.predict import predict
 from trainer.loop.train import train
 from trainer.scoring.evaluate import evaluate
 
@@ -66,7 +67,7 @@ def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
         for name, answer in answers.items()
     ]
     points = fleet.ref().tables["points"]
-    key = shard_key("a1b2", points.shards[0])
+    key = predict_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))
     identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
     made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
@@ -177,7 +178,7 @@ def test_predictions_are_scored_before_and_after_flat_interaction(patchy: Any, c
     }
     assert sum(document["refine"]["changed"][part] for part in ("seen", "unseen")) == n_changed > 0
     assert "before and after afi" in capsys.readouterr().out
-    assert set(document["tables"]) == {"label", "predict", "target", "index", "points"}
+    assert set(document["tables"]) == {"label", "predict", "target", "index", "points", "refine"}
 
 
 def test_pseudo_labels_are_refined_too_and_gaps_get_labels(patchy: Any, console: Console) -> None:
@@ -190,17 +191,17 @@ def test_pseudo_labels_are_refined_too_and_gaps_get_labels(patchy: Any, console:
 def test_things_in_images_are_merged_into_predictions_before_they_are_refined(patchy: Any, console: Console) -> None:
     """All is called a wall; pseudo-labels show the cars that cameras see, and near ones are mostly believed."""
     put_predictions(patchy, {name: np.full(1000, 3, np.uint8) for name in ("v0", "v1")})
-    settings = ("evaluate.refine=afi", "evaluate.merge=true", "correct.max_support=0")
+    settings = ("evaluate.refine=afi", "refine.merge=true", "correct.max_support=0")
     document = evaluate(patchy.recipe(*settings), console).document
     assert document["refine"]["merge"] == {"table": "target", "seed": 0}
     hits, before = (np.diag(document[name]["seen"]) for name in ("confusion", "confusion_before"))
     assert before[1] == 0 and hits[1] > 0.5 * np.sum(document["confusion"]["seen"], axis=1)[1]
     unseen = evaluate(patchy.recipe(*settings), console).document["confusion"]["unseen"]
     assert document["confusion"]["unseen"] == unseen, "the draws are seeded"
-    other = evaluate(patchy.recipe(*settings, "evaluate.merge_seed=1"), console).document
+    other = evaluate(patchy.recipe(*settings, "refine.merge_seed=1"), console).document
     assert other["confusion"]["seen"] != document["confusion"]["seen"]
-    with pytest.raises(ConfigError, match='set refine = "afi"'):
-        patchy.recipe("evaluate.merge=true")
+    with pytest.raises(ConfigError, match='set of = "prediction" and by = "afi" or "vote.afi"'):
+        patchy.recipe("refine.merge=true", "refine.by=vote")
 
 
 def test_refinement_does_not_see_true_labels(patchy: Any, console: Console) -> None:
@@ -220,15 +221,14 @@ def label_row_of(fleet: Any, name: str, shift: int) -> dict[str, Any]:
 
 def test_pseudo_labels_that_are_corrected_already_are_refined_from_the_start(patchy: Any, console: Console) -> None:
     """Else flat interaction would be scored twice over."""
-    target = patchy.ref().tables["target"]
-    identity = {"needs": {"correct": "c0"}}
-    patchy.store.write_manifest(Manifest("target", target.fingerprint, identity, target.shards))
+    corrected = ("target.labels=correct", "evaluate.refine=afi")
     with pytest.raises(StoreError, match=r"make group RECIPE=\S*street"):
-        evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
-    patchy.put("group", lambda name: bare_row("group", name, label=np.zeros(1000, np.uint8)))
-    result = evaluate(patchy.recipe("evaluate.refine=afi"), console, "pseudo")
+        evaluate(patchy.packed(*corrected), console, "pseudo")
+    nothing = np.zeros(1000, np.uint8)
+    patchy.put("group", lambda name: bare_row("group", name, label=nothing, confidence=nothing))
+    result = evaluate(patchy.packed(*corrected), console, "pseudo")
     assert result.before is not None and result.before["seen"].mean_iou == 0
-    assert evaluate(patchy.recipe(), console, "pseudo").scores["seen"].mean_iou == 1
+    assert evaluate(patchy.packed(corrected[0]), console, "pseudo").scores["seen"].mean_iou == 1
 
 
 def bare_row(stage: str, name: str, **fields: Any) -> dict[str, Any]:

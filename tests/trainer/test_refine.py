@@ -13,15 +13,14 @@ from rich.console import Console
 
 from manifests.asked import pin
 from manifests.config import ConfigError
+from manifests.labels import predict_identity, predict_key
 from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
-from manifests.storage.store import Store
 from superpixels.voting import Ballot, VotingConfig, vote
 from trainer.data.tables import FrameRow, Tables, select_frames
-from trainer.inference.predict import predict_identity, shard_key
 from trainer.inference.refine import Answered, windows
 from trainer.scoring.evaluate import evaluate, evaluate_each
 
@@ -85,7 +84,7 @@ def fill(
             "predict",
             "a1b2",
             shard.shard,
-            shard_key("a1b2", shard),
+            predict_key("a1b2", shard),
             to_table([predicted(n) for n in SHARDS[shard.shard]], PREDICT),
         )
         for shard in points.shards
@@ -165,8 +164,8 @@ def test_several_refinements_are_scored_in_one_go(fleet: Any, console: Console) 
         assert alone.document == found[name].document
         assert alone.document["confusion_before"] == found["none"].document["confusion"]
     assert found["vote+afi"].document["refine"].keys() >= {"settings", "voting"}
-    with pytest.raises(ConfigError, match='refine is "vote": things in images are merged in before flat interaction'):
-        fleet.recipe("evaluate.refine=vote", "evaluate.merge=true")
+    with pytest.raises(ConfigError, match='and by "vote": things in images are merged into predictions before flat'):
+        fleet.recipe("refine.by=vote", "refine.merge=true")
 
 
 def test_what_has_driven_away_does_not_smear(fleet: Any, console: Console) -> None:
@@ -205,8 +204,12 @@ def points_again(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return {**rows[0], **row(name, n_points=3, xyz_m=xyz_m, intensity=xyz_m[:, 0])}
 
 
+def of_three_sure() -> Any:
+    return np.full(3, 204, np.uint8)
+
+
 def of_three() -> dict[str, Any]:
-    return {"confidence": np.full(3, 204, np.uint8), "seen": np.ones(3, np.bool_)}
+    return {"confidence": of_three_sure(), "seen": np.ones(3, np.bool_)}
 
 
 def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: Any) -> None:
@@ -233,11 +236,15 @@ def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: 
 
 def test_pseudo_labels_are_not_put_to_the_vote_twice(fleet: Any, console: Console) -> None:
     fill(fleet, MIDDLE_ERRS)
-    store, target = Store.open(fleet.folder / "store"), fleet.ref().tables["target"]
-    store.write_manifest(Manifest("target", target.fingerprint, {"needs": {"vote": "c0"}}, target.shards))
+    yes = np.ones(3, np.bool_)
+    fleet.put("vote", lambda name: row(name, label=np.array(RIGHT, np.uint8), confidence=of_three_sure(), changed=yes))
+    voted = fleet.packed("target.labels=vote")
     with pytest.raises(StoreError, match="have been put to the vote by stage `vote` already; .*make target"):
-        evaluate(fleet.recipe("evaluate.refine=vote+afi"), console, "pseudo")
-    assert evaluate(fleet.recipe("evaluate.refine=afi"), console, "pseudo").scores["all"].n_points == 12
+        evaluate_each(voted, console, "pseudo", ["vote"])
+    found = evaluate_each(voted, console, "pseudo", ["afi", "vote+afi"])
+    assert found["vote+afi"].document["confusion"] == found["afi"].document["confusion"]
+    assert found["afi"].document["tables"]["refine"] == found["vote+afi"].document["tables"]["refine"], "one table"
+    assert called_a_car(found["afi"].document, "confusion_before") == 0, "what the vote said is corrected"
 
 
 def test_yardsticks_have_a_vote_too(fleet: Any, console: Console) -> None:

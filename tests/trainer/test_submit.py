@@ -87,7 +87,7 @@ def test_semantic_kitti_gets_raw_labels_of_32_bits(
     fleet: Any, predicted: dict[str, np.ndarray], console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kitti = module.SemanticKitti({"08": 2}, np.array([0, 10, 40, 50], np.uint32))
-    monkeypatch.setitem(module.BENCHMARKS, "nuscenes", lambda recipe: kitti)
+    monkeypatch.setitem(module.BENCHMARKS, "nuscenes", lambda recipe, of: kitti)
     monkeypatch.setattr(module.SemanticKitti, "expected", lambda self: {"": 2})  # scenes have other names here
     folder = submit(fleet.recipe(), console, tmp_path / "out")
     assert files(folder) == [f"sequences/08/predictions/00000{number}.label" for number in (0, 1)]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
+from manifests.labels import predict_identity
 from manifests.sections.network import NetworkConfig
 from trainer.checkpoints import checkpoint
-from trainer.inference.predict import predict, predict_identity
+from trainer.inference.predict import predict
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import ENGINES, Engine, Minkowski

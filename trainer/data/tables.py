@@ -107,6 +107,11 @@ class Tables:
             rows.append(row)
         return rows
 
+    def rows(self, frame: FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Return the frame's rows in the tables of some stages, by name; raises like `row`."""
+        names = [table.stage for table in self.tables if table.stage in stages]
+        return dict(zip(names, self.row(frame, stages), strict=True))
+
     def states(self, shard: str) -> Iterator[list[dict[str, Any]]]:
         """Yield, frame by frame, its name, status and reason in every table; raises like `row`."""
         columns = ("frame_id", "status", "reason")

@@ -16,13 +16,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from manifests.asked import pin, tables_of
-from manifests.config import changed_values
-from manifests.fingerprint import digest, plain
+from manifests.fingerprint import digest
+from manifests.labels import predict_identity, predict_key
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.rows import failed_row
-from manifests.schema import PREDICT, signature
-from manifests.sections.network import NetworkConfig, without_labels
+from manifests.schema import PREDICT
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -40,10 +39,6 @@ from trainer.loop.log import progress_bar
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine, open_engine
 from trainer.records.asked import changes_since
-
-VERSION = 1
-"""Raised when the code changes what a prediction is."""
-
 
 Columns = Callable[[Tensor], Mapping[str, Tensor]]
 """From what a network says of voxels, (v, outputs), to the columns of a table, (v,) each."""
@@ -172,7 +167,7 @@ def run_over(
     console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
 
     fingerprint = digest(identity)
-    keys = {shard: shard_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
+    keys = {shard: predict_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
     committed = store.shards(stage, fingerprint)
     missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
     run = store.begin(name, Ref(recipe.name, {}), [(stage, fingerprint)]) if missing else ""
@@ -219,39 +214,6 @@ def checkpoint_path(recipe: Recipe) -> Path | None:
     """
     named = Path(recipe.predict.checkpoint or recipe.folder() / recipe.predict.of).expanduser()
     return checkpoint.latest(named) if named.is_dir() or not recipe.predict.checkpoint else named
-
-
-def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
-    """Return what a table of predictions depends on."""
-    views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
-    return identity_of("predict", VERSION, PREDICT, recipe, weights, points, **views)
-
-
-def identity_of(
-    stage: str, version: int, schema: pa.Schema, recipe: Recipe, weights: str, points: str, **more: Any
-) -> dict[str, Any]:
-    """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
-    identity: dict[str, Any] = plain(
-        {
-            "stage": stage,
-            "version": version,
-            "columns": signature(schema),
-            "settings": {
-                "weights": weights,
-                "voxels": changed_values(without_labels(recipe.voxels)),
-                "network": recipe.network.name,
-                **changed_values(NetworkConfig(engine=recipe.network.engine)),
-                **more,
-            },
-            "needs": {"points": points},
-        }
-    )
-    return identity
-
-
-def shard_key(fingerprint: str, points: ShardFile) -> str:
-    """Return the key of a shard of predictions: that of the points it was made of, in a table of this identity."""
-    return digest([fingerprint, points.key])
 
 
 def everything(committed: dict[tuple[str, str], ShardFile]) -> tuple[ShardFile, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manifests.asked import pin
 from manifests.fingerprint import differences
+from manifests.labels import network_identity
 from manifests.query import (
     HEADINGS,
     Query,
@@ -36,7 +37,7 @@ from manifests.storage.store import Store
 from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.inference.predict import Columns, Sweeps, identity_of, load_learnt, n_outputs_of, run_over
+from trainer.inference.predict import Columns, Sweeps, load_learnt, n_outputs_of, run_over
 from trainer.loop.learner import N_INPUTS
 from trainer.network.minkunet import build_network
 
@@ -68,7 +69,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
     weights = learnt.document["weights"]
-    identity = identity_of("similarity", VERSION, SIMILARITY, recipe, weights, sweeps.points, query=query.identity)
+    identity = network_identity("similarity", VERSION, SIMILARITY, recipe, weights, sweeps.points, query=query.identity)
     name, columns = similarity_ref(recipe.name, query.slug), similarity_to(query, sweeps)
     table = run_over(sweeps, network_path, learnt, network, SIMILARITY, identity, name, columns, console)
     ranking = rank_by_features(query, sweeps.store, table, {*sweeps.ref.excluded, *recipe.data.exclude}, n_frames)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
+from manifests.labels import refined_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.splits import load_split
@@ -27,8 +28,11 @@ from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
-from trainer.inference.predictions import predictions
+from trainer.inference.sources import predictions
 from trainer.loop.log import progress_bar
+
+Sent = Literal["predict", "refine"]
+"""The table that is sent."""
 
 
 class Benchmark(Protocol):
@@ -72,6 +76,7 @@ class Lidarseg:
     `<split>/submission.json`. Source: README.md of the development kit's folder `eval/lidarseg`."""
 
     split: str
+    use_camera: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in LIDARSEG_FRAMES:
@@ -80,14 +85,14 @@ class Lidarseg:
             )
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Lidarseg:
+    def of(cls, recipe: Recipe, of: Sent) -> Lidarseg:
         """Return the benchmark for a recipe; raises ConfigError for classes that are not those of the challenge."""
         if recipe.ontology.class_names[1:] != LIDARSEG_CLASSES:
             raise ConfigError(
                 f"dictionary {recipe.ontology.name} does not have the {len(LIDARSEG_CLASSES)} classes of the lidarseg "
                 f"challenge in their order: {', '.join(LIDARSEG_CLASSES)}"
             )
-        return cls(recipe.predict.split)
+        return cls(recipe.predict.split, of == "refine" and (recipe.refine.of == "pseudo" or recipe.refine.merge))
 
     def expected(self) -> Mapping[str, int]:
         """Return the number of key frames of the split."""
@@ -101,8 +106,9 @@ class Lidarseg:
         return f"lidarseg/{self.split}/{token}_lidarseg.bin", label.astype(np.uint8).tobytes()
 
     def further(self) -> Mapping[str, bytes]:
-        """Return the file that says what the network was given."""
-        return {f"{self.split}/submission.json": json.dumps({"meta": LIDARSEG_META}, indent=1).encode()}
+        """Return the file that says what the labels were told from."""
+        meta = LIDARSEG_META | {"use_camera": self.use_camera}
+        return {f"{self.split}/submission.json": json.dumps({"meta": meta}, indent=1).encode()}
 
 
 KITTI_SCANS = dict(
@@ -130,7 +136,7 @@ class SemanticKitti:
     raw_of_class: NDArray[np.uint32]
 
     @classmethod
-    def of(cls, recipe: Recipe) -> SemanticKitti:
+    def of(cls, recipe: Recipe, of: Sent) -> SemanticKitti:
         """Return the benchmark for a recipe; raises ConfigError where a class has no raw label or the split no scan."""
         try:
             wanted = load_split(recipe.predict.split, "semantic_kitti", tuple(KITTI_SCANS))
@@ -154,7 +160,10 @@ class SemanticKitti:
         return {}
 
 
-BENCHMARKS: Mapping[str, Callable[[Recipe], Benchmark]] = {"nuscenes": Lidarseg.of, "semantic_kitti": SemanticKitti.of}
+BENCHMARKS: Mapping[str, Callable[[Recipe, Sent], Benchmark]] = {
+    "nuscenes": Lidarseg.of,
+    "semantic_kitti": SemanticKitti.of,
+}
 
 
 def raw_of_class(ontology: Ontology) -> NDArray[np.uint32]:
@@ -172,8 +181,10 @@ def raw_of_class(ontology: Ontology) -> NDArray[np.uint32]:
     return np.array([0, *(raw[name][0] for name in ontology.class_names[1:])], np.uint32)
 
 
-def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial: bool = False) -> Path:
-    """Write the predictions of `predict.split` for the benchmark of the data set, and return the folder.
+def submit(
+    recipe: Recipe, console: Console, folder: Path | None = None, partial: bool = False, of: Sent = "predict"
+) -> Path:
+    """Write the predictions of `predict.split`, or refined labels, for the data set's benchmark; return the folder.
 
     The folder (`submission-<split>` beside the recipe's runs, unless another is named) appears when all is written,
     or not at all. Unless `partial`, every frame that the benchmark knows must have a prediction.
@@ -185,12 +196,12 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
         raise ConfigError(
             f"data set {recipe.data.dataset} has no benchmark to submit to; there are those of {', '.join(BENCHMARKS)}"
         )
-    benchmark = BENCHMARKS[recipe.data.dataset](recipe)
+    benchmark = BENCHMARKS[recipe.data.dataset](recipe, of)
     folder = folder or recipe.folder() / f"submission-{Path(recipe.predict.split).stem}"
     if folder.exists():
         raise ConfigError(f"{folder} is there already; remove it, or name another folder with --out")
     store = Store.open(recipe.run.store)
-    tables = predicted_tables(store, recipe)
+    tables = tables_to_send(store, recipe, of)
     scenes = scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
     shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
     frames, failed = [], []
@@ -220,18 +231,26 @@ def submit(recipe: Recipe, console: Console, folder: Path | None = None, partial
         raise TrainerError(f"{folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    console.print(f"submit: {len(frames)} frames in {folder}{', NOT complete' if absent or failed else ''}")
+    what = "predictions as the network gives them"
+    if of == "refine":
+        what = f"table refine, {recipe.refine.of} by {recipe.refine.by}"
+        what += ": sweeps before and after had a say, so offline" if "vote" in recipe.refine.by else ""
+    console.print(f"submit: {len(frames)} frames in {folder}{', NOT complete' if absent or failed else ''}; {what}")
     return folder
 
 
-def predicted_tables(store: Store, recipe: Recipe) -> Tables:
-    """Return `index` and `predict` of the recipe, cut down to what was predicted; raises like `predictions`."""
+def tables_to_send(store: Store, recipe: Recipe, of: Sent) -> Tables:
+    """Return `index` and `predict` or `refine` of the recipe, cut down to what was made; raises like `predictions`."""
     ref = tables_of(store, recipe, ["index", "points"])
-    predicted, _ = predictions(store, recipe, ref)
+    predicted = None
+    if of == "predict" or recipe.refine.of == "prediction":
+        predicted, _ = predictions(store, recipe, ref)
+    if predicted is None or of == "refine":
+        predicted, _ = refined_of(store, recipe, ref)
     names = {shard.shard for shard in predicted.shards}
     index = ref.table("index")
     index = replace(index, shards=tuple(shard for shard in index.shards if shard.shard in names))
-    return Tables(store, Ref(recipe.name, {"index": index, "predict": predicted}), ["index", "predict"])
+    return Tables(store, Ref(recipe.name, {"index": index, of: predicted}, words=recipe.words), ["index", of])
 
 
 def missing_frames(benchmark: Benchmark, found: Mapping[str, int]) -> list[str]:

@@ -126,7 +126,8 @@ def assemble(folder: Path, store: Store) -> dict[str, Any] | None:
     done = result["epoch"] if result else 0
     evaluations, unreadable = read_evaluations(folder, start, {weights_of(path) for path in kept})
     tables = {name: table for item in evaluations.values() for name, table in item["tables"].items()}
-    tables.pop("predict", None)  # a result, and no data
+    for name in ("predict", "refine"):  # results, and no data
+        tables.pop(name, None)
     tables |= {name: table["fingerprint"] for name, table in start["tables"].items()}
     return {
         "format": FORMAT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.sample import sweep_of
-from manifests.sections.training import Refinement
+from manifests.sections.training import Improvement, Refinement
 from manifests.splits import split_content
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
@@ -27,8 +27,9 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
-from trainer.inference.predictions import predictions
-from trainer.inference.refine import Answered, Labels, refined, windows
+from trainer.inference.refine import Answered, Labels
+from trainer.inference.refined_table import refine_each
+from trainer.inference.sources import Source, source_of
 from trainer.loop.log import progress_bar
 from trainer.records import record
 from trainer.scoring.baselines import learn_baseline
@@ -75,8 +76,8 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
     `evaluations/<weights>` there, where those of other weights stay as they are. All points of the frames
     count, seen by a camera or not; where a pseudo-label is 0, the class is missed. With
     `evaluate.refine` labels are scored before and after flat interaction, the vote of the sweeps before and after, or
-    both, which see points, poses and these labels alone, and the file is named `evaluate-afi.json`,
-    `evaluate-pseudo-vote.json`, `evaluate-vote-afi.json`.
+    both: after, what table `refine` says, which is made where it is not there yet; and the file is named
+    `evaluate-afi.json`, `evaluate-pseudo-vote.json`, `evaluate-vote-afi.json`.
 
     Raises StoreError where there are no labels, no predictions, or those of another checkpoint.
     """
@@ -86,52 +87,54 @@ def evaluate(recipe: Recipe, console: Console, of: Of = "prediction") -> Evaluat
 def evaluate_each(
     recipe: Recipe, console: Console, of: Of, refinements: Collection[Refinement]
 ) -> dict[Refinement, Evaluation]:
-    """Score the same labels with several refinements, as `evaluate` does with one; frames are read once for all."""
-    chosen = [name for name in get_args(Refinement) if name in refinements]
-    found: dict[Refinement, Evaluation] = {}
-    for names in ([name for name in chosen if name == "none"], [name for name in chosen if name != "none"]):
-        if names:
-            found |= one_pass(recipe, console, of, names)
-    return found
-
-
-def one_pass(recipe: Recipe, console: Console, of: Of, names: Sequence[Refinement]) -> dict[Refinement, Evaluation]:
-    """Score labels before and after some refinements, or without any: ["none"]."""
+    """Score the same labels with several refinements, as `evaluate` does with one."""
     store = Store.open(recipe.run.store)
-    refining = [name for name in names if name != "none"]
-    judged = judged_labels(recipe, store, of, refining)
-    before, after = tallied(recipe, judged, refining, console)
-    document = document_of(recipe, of, judged)
-    evaluations: dict[Refinement, Evaluation] = {}
-    for name, tally in after.items():
-        said = document | counted(tally, recipe) | {"refine": refinement_document(recipe, name, judged, tally)}
-        said |= {f"{key}_before": value for key, value in counted(before, recipe).items()}
-        evaluations[name] = tell(recipe, console, store, said, tally, before)
-    if not refining:
-        evaluations["none"] = tell(recipe, console, store, document | counted(before, recipe), before, None)
+    ways: list[Improvement] = [name for name in get_args(Improvement) if name in refinements]
+    ref = tables_of(store, recipe, ["points", "index"] if ways else ["points"])
+    check_dictionary(store, ref, "group", recipe.ontology.label_content())
+    check_dictionary(store, ref, "label", recipe.ontology.raw_content())
+    labels_of_split(store, ref, recipe)  # before anything is computed that nothing could be compared with
+    found: dict[Refinement, Evaluation] = {}
+    refined: Mapping[Improvement, TableRef] = {}
+    if "none" in refinements:
+        source = labels_to_score(of, recipe, store, ref, to_refine=False)
+        judged = judged_labels(recipe, store, ref, source, None)
+        found["none"] = evaluate_one(recipe, console, store, judged, of, "none")
+    if ways:
+        source = labels_to_score(of, recipe, store, ref, to_refine=True)
+        refined = refine_each(recipe, store, ref, source, ways, recipe.evaluate.split, console)
+    for name, table in refined.items():
+        judged = judged_labels(recipe, store, ref, source, table)
+        found[name] = evaluate_one(recipe, console, store, judged, of, name)
     console.print(judged.selection.sentence())
     if not judged.sees:
         console.print(f"seen and unseen points apart need table `target`; run: {recipe.make('target')}")
-    return evaluations
+    return found
+
+
+def evaluate_one(
+    recipe: Recipe, console: Console, store: Store, judged: Judged, of: Of, refinement: Refinement
+) -> Evaluation:
+    """Score labels as they are ("none"), or before and after a refinement."""
+    before, after = tallied(recipe, judged, console)
+    said = document_of(recipe, of, judged)
+    if judged.refined is None:
+        return tell(recipe, console, store, said | counted(before, recipe), before, None)
+    said |= counted(after, recipe) | {"refine": refinement_document(recipe, refinement, judged, after)}
+    said |= {f"{key}_before": value for key, value in counted(before, recipe).items()}
+    return tell(recipe, console, store, said, after, before)
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Labels to score: the tables that are read, the frames of the split, and the function from rows to labels.
-
-    `heard` are the tables that labels and their refinement come from, `images` the one whose things are merged in, None
-    where that is not asked for. `silent` are the frames that are excluded. `origin` is what is known of where the
-    labels come from.
-    """
+    """Labels to score: the tables that are read, the frames of the split, the labels as they are (`source`), and the
+    table that they were refined into, if they were."""
 
     tables: Tables
     points: TableRef
     selection: Selection
-    heard: frozenset[str]
-    silent: frozenset[str]
-    images: TableRef | None
-    origin: Mapping[str, Any]
-    answer_of: Callable[[Mapping[str, Any]], Answered]
+    source: Source
+    refined: TableRef | None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -148,62 +151,55 @@ class Judged:
         """The tables that scores are made from; the points are among them, of which predictions are."""
         return (*self.tables.tables, *([] if "points" in self.stages else [self.points]))
 
-    def read(self, frame: FrameRow) -> Answered:
-        """Return what is said of a frame, without the truth."""
-        return self.answer_of(rows_of(self.tables, frame, self.heard))
 
-
-def judged_labels(recipe: Recipe, store: Store, of: Of, refining: Sequence[Refinement]) -> Judged:
+def judged_labels(recipe: Recipe, store: Store, ref: Ref, source: Source, refined: TableRef | None) -> Judged:
     """Return what there is to score, and with what; raises StoreError like `evaluate`."""
-    ref = tables_of(store, recipe, ["points", "index"] if refining else ["points"])
-    check_dictionary(store, ref, "group", recipe.ontology.label_content())
-    check_dictionary(store, ref, "label", recipe.ontology.raw_content())
     labels = labels_of_split(store, ref, recipe)
-    judged, origin, answer_of = answers(of, refining, recipe, store, ref)
     seen_from = [ref.tables["target"]] if "target" in ref.tables else []
-    geometry = [ref.table("index"), ref.table("points")] if refining else []
-    images = pseudo_labels(store, ref, ["afi"]) if recipe.evaluate.merge and of == "prediction" else None
-    merged_from = [images] if images else []
-    joined = {table.stage: table for table in (labels, judged, *seen_from, *geometry, *merged_from)}
-    tables = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
+    geometry = [ref.table("index"), ref.table("points")] if refined else []
+    joined = {table.stage: table for table in (labels, source.table, *seen_from, *geometry)}
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
-    return Judged(
-        tables=tables,
-        points=ref.table("points"),
-        selection=select_frames(tables, recipe.evaluate.split, recipe.data.dataset, excluded),
-        heard=frozenset({judged.stage, *(table.stage for table in geometry)}),
-        silent=excluded,
-        images=images,
-        origin=origin,
-        answer_of=answer_of,
+    before = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
+    selection = select_frames(before, recipe.evaluate.split, recipe.data.dataset, excluded)
+    if refined is None:
+        return Judged(before, ref.table("points"), selection, source, None)
+    check_refined(recipe, store, selection, refined)
+    joined["refine"] = refined
+    tables = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
+    return Judged(tables, ref.table("points"), selection, source, refined)
+
+
+def check_refined(recipe: Recipe, store: Store, selection: Selection, refined: TableRef) -> None:
+    """Raise StoreError if a frame that could be scored has no refined labels: scores would be of other frames."""
+    failed = {name for shard in refined.shards for name in shard.failed}
+    unfit = next((frame for frame in selection.frames if frame.frame_id in failed), None)
+    if unfit is None:
+        return
+    file = next(shard for shard in refined.shards if shard.shard == unfit.shard)
+    row = store.rows("refine", refined.fingerprint, file, ("frame_id", "reason"))[unfit.row]
+    raise StoreError(
+        f"frame {unfit.frame_id}: {row['reason']}; it has no refined labels to score. Leave it out by name, [data] "
+        f'exclude = ["{unfit.frame_id}"], and run: {recipe.make("pack")}'
     )
 
 
-def tallied(
-    recipe: Recipe, judged: Judged, refining: Sequence[Refinement], console: Console
-) -> tuple[Tally, dict[Refinement, Tally]]:
-    """Go through the frames once; return the counts of labels as they are, and those after each refinement."""
+def tallied(recipe: Recipe, judged: Judged, console: Console) -> tuple[Tally, Tally]:
+    """Go through the frames once; return the counts of labels as they are, and of refined ones."""
     n_classes = len(recipe.ontology.classes) - 1
     parts: tuple[Part, ...] = get_args(Part) if judged.sees else ("all",)
-    before, *others = (Tally({part: Confusion(n_classes) for part in parts}) for _ in ["", *refining])
-    after = dict(zip(refining, others, strict=True))
-    reach = recipe.vote.reach if any("vote" in name for name in refining) else 0
-    frames, rest = judged.selection.frames, set(judged.stages) - judged.heard
-
-    # a vote hears sweeps before and after, so that labels are read ahead; the truth of a frame only when it is scored
-    near = windows(judged.tables, frames, reach, judged.heard, judged.read, judged.silent)
+    scored_tables = [name for name in judged.stages if name not in ("index", "points")] + [judged.source.table.stage]
+    before, after = (Tally({part: Confusion(n_classes) for part in parts}) for _ in range(2))
     with progress_bar(console, recipe.run.progress) as bar:
-        for frame, own, around in bar.track(near, total=len(frames), description="evaluate"):
-            rows = {**own.rows, **rows_of(judged.tables, frame, rest)}
+        for frame in bar.track(judged.selection.frames, description="evaluate"):
+            rows = judged.tables.rows(frame, scored_tables)
             check_lengths(frame, rows)
-            truth = rows["label"]["label"]
+            truth, label = rows["label"]["label"], judged.source.answer_of(rows).label
             where = parts_of(rows, len(truth), judged.sees)
             try:
-                before.add(truth, own.label, own.label, where)
-                shown = rows[judged.images.stage]["label"] if judged.images else None
-                for name, (label, notes) in refined(refining, own, around, shown, recipe).items():
-                    after[name].add(truth, own.label, label, where)
-                    after[name].notes.update(notes)
+                before.add(truth, label, label, where)
+                if judged.refined:
+                    after.add(truth, label, rows["refine"]["label"], where)
+                    after.notes.update(filter(None, (rows["refine"]["note"] or "").split("; ")))
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: "
@@ -243,7 +239,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged) -> dict[str, Any]:
         "frames": len(judged.selection.frames),
         "shards": list(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
         "left_out": {reason: list(names) for reason, names in judged.selection.dropped.items()},
-        **judged.origin,
+        **judged.source.known,
         "commit": git_commit(),
         "tables": {table.stage: table.fingerprint for table in judged.tables.tables},
         "contents": contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
@@ -255,16 +251,10 @@ def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally:
     """Return what an evaluation says of what was done to labels, as JSON."""
     settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
     voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
-    merged = judged.images is not None and "afi" in name
-    merge = {"table": judged.images.stage, "seed": recipe.evaluate.merge_seed} if judged.images and merged else None
+    images = judged.source.images if "afi" in name else None
+    merge = {"table": images.stage, "seed": recipe.refine.merge_seed} if images else None
     counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
     return {"name": name, **settings, **voting, "merge": merge, **counts}
-
-
-def rows_of(tables: Tables, frame: FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the rows of a frame in the tables of some stages; raises StoreError like `Tables.row`."""
-    names = [table.stage for table in tables.tables if table.stage in stages]
-    return dict(zip(names, tables.row(frame, stages), strict=True))
 
 
 def counted(tally: Tally, recipe: Recipe) -> dict[str, Any]:
@@ -307,18 +297,6 @@ def kept_under(document: Mapping[str, Any]) -> str:
     return str(document.get("weights") or digest([document["of"], document["tables"]]))
 
 
-def answers(
-    of: Of, refining: Sequence[Refinement], recipe: Recipe, store: Store, ref: Ref
-) -> tuple[TableRef, dict[str, Any], Callable[[Mapping[str, Any]], Answered]]:
-    """Return the table that is judged, where it comes from, and the function from a frame's rows to its labels."""
-    if of == "majority" or of == "tree":
-        learnt = learn_baseline(of, recipe, store, ref)
-        origin = {"learnt_from": lesson_of(recipe, store, ref)}
-        return ref.table("points"), origin, lambda rows: Answered(rows, learnt(sweep_of(rows["points"])))
-    judged, origin = (pseudo_labels(store, ref, refining), {}) if of == "pseudo" else predictions(store, recipe, ref)
-    return judged, origin, lambda rows: Answered(rows, *said_by(rows[judged.stage]))
-
-
 def lesson_of(recipe: Recipe, store: Store, ref: Ref) -> dict[str, Any]:
     """Return what a yardstick learns from: a split, and its shards of the tables."""
     split, tables = recipe.distill.split, Tables(store, ref, ["points", "target"])
@@ -332,29 +310,20 @@ def content_of_split(split: str) -> dict[str, str]:
     return {"split_content": digest(split_content(split))} if split.endswith(".txt") else {}
 
 
-def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
-    """Return the classes (n,) or, of a row of predictions, (n, 3), and how sure they are, of the same shape."""
-    label, confidence = row["label"], row["confidence"]
-    if "runner_up" not in row:
-        return label, confidence
-    return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
+def labels_to_score(of: Of, recipe: Recipe, store: Store, ref: Ref, to_refine: bool) -> Source:
+    """Return the labels that are judged; raises StoreError like `evaluate`, or where a yardstick has nothing to learn.
 
-
-def pseudo_labels(store: Store, ref: Ref, refining: Sequence[Refinement]) -> TableRef:
-    """Return the table of pseudo-labels to score: those that are learnt, or, to be refined, those not corrected yet.
-
-    Raises StoreError if they are to be put to the vote and have been already, by stage `vote`.
+    What a yardstick says depends on the pseudo-labels of its split, so that their shards are in the identity of what
+    is made of it.
     """
-    target = ref.table("target")
-    manifest = store.read_manifest(target.stage, target.fingerprint)
-    needs = manifest.identity.get("needs", {}) if manifest else {}
-    if "vote" in needs and any("vote" in name for name in refining):
-        raise StoreError(
-            f"the pseudo-labels of recipe {ref.recipe} have been put to the vote by stage `vote` already; score them "
-            'without refinement or with "afi", or choose target.labels = "group" and run: '
-            f"{ref.make('target')}"
-        )
-    return ref.table("vote" if "vote" in needs else "group") if refining and "correct" in needs else target
+    if of == "prediction" or of == "pseudo":
+        return source_of(of, recipe, store, ref, to_refine)
+    learnt = learn_baseline(of, recipe, store, ref)
+    lesson = lesson_of(recipe, store, ref)
+    known, more = {"learnt_from": lesson}, {"learnt": digest([of, recipe.distill.seed, lesson])}
+    return Source(
+        of, ref.table("points"), lambda rows: Answered(rows, learnt(sweep_of(rows["points"]))), None, known, more
+    )
 
 
 def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:

@@ -1,0 +1,271 @@
+"""Labels that the trainer makes, tables `predict` and `refine`: what they are made from, and which a recipe means now.
+
+Both sides compute it: the trainer, which makes the tables, and the pipeline, which shows them and hands them on. What a
+checkpoint holds is known to the trainer alone: it compares that itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from manifests.asked import pin
+from manifests.config import changed_values
+from manifests.fingerprint import differences, digest, plain
+from manifests.recipe import Recipe
+from manifests.rows import column_digests
+from manifests.schema import PREDICT, REFINE, signature
+from manifests.sections.network import NetworkConfig, without_labels
+from manifests.sections.training import Improvement
+from manifests.splits import ALL
+from manifests.storage.errors import StoreError
+from manifests.storage.manifest import Manifest
+from manifests.storage.names import scene_of
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.shards import ShardFile
+from manifests.storage.store import Store
+
+PREDICT_VERSION = 1
+"""Raised when the code changes what a prediction is."""
+
+REFINE_VERSION = 1
+"""Raised when the code changes what a refined label is."""
+
+ORIGINS = ("none", "camera", "neighbour", "flat interaction", "student")
+"""Where a label comes from, by its number in column `origin`."""
+
+POSES = ("frame_id", "status", "timestamp_us", "ego_from_lidar", "world_from_lidar")
+"""What refinement reads of `index`: nothing else there changes a refined label."""
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
+    """Return what a table of predictions depends on: weights, and the table of points."""
+    views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
+    return network_identity("predict", PREDICT_VERSION, PREDICT, recipe, weights, points, **views)
+
+
+def network_identity(
+    stage: str, version: int, schema: pa.Schema, recipe: Recipe, weights: str, points: str, **more: Any
+) -> dict[str, Any]:
+    """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
+    identity: dict[str, Any] = plain(
+        {
+            "stage": stage,
+            "version": version,
+            "columns": signature(schema),
+            "settings": {
+                "weights": weights,
+                "voxels": changed_values(without_labels(recipe.voxels)),
+                "network": recipe.network.name,
+                **changed_values(NetworkConfig(engine=recipe.network.engine)),
+                **more,
+            },
+            "needs": {"points": points},
+        }
+    )
+    return identity
+
+
+def predict_key(fingerprint: str, points: ShardFile) -> str:
+    """Return the key of a shard of predictions: that of the points it was made of, in a table of this identity."""
+    return digest([fingerprint, points.key])
+
+
+def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[TableRef, Manifest]:
+    """Return the table of predictions of a recipe as it is now, and its manifest.
+
+    Raises StoreError if there are none, or if the points, the settings or the class dictionary have changed since they
+    were made: classes are numbers there. By which weights they were made stands in the manifest.
+    """
+    advice = f"run: {recipe.make('predict')}"
+    table = pinned_table(store, pin(recipe, "predict"), "predict")
+    if table is None:
+        raise StoreError(f"recipe {recipe.name} has no predictions yet; {advice}")
+    manifest = expect_manifest(store, table, advice)
+    keys = {shard.shard: predict_key(table.fingerprint, shard) for shard in points.shards}
+    changed = any(keys.get(shard.shard) != shard.key for shard in table.shards)
+    if changed or manifest.identity["needs"]["points"] != points.fingerprint:
+        raise StoreError(f"the points of recipe {recipe.name} were made anew since they were predicted; {advice}")
+    wanted = predict_identity(recipe, manifest.identity["settings"]["weights"], points.fingerprint)
+    changes = differences(manifest.identity["settings"], wanted["settings"])
+    if changes:
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other settings ({'; '.join(changes)}); {advice}"
+        )
+    if manifest.made.get("class_names") not in (None, list(recipe.ontology.class_names)):
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
+            f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
+        )
+    return table, manifest
+
+
+# -- refined labels ----------------------------------------------------------------------------------------------------
+
+
+def refine_pin(recipe: Recipe, of: str, by: str) -> str:
+    """Return the name of the ref that keeps labels refined in one way, and what they were made of."""
+    return pin(recipe, f"refine-{of}-{by}")
+
+
+def pseudo_labels_before(recipe: Recipe) -> str:
+    """Return the table of the pseudo-labels as they are before the flat interaction that `target.labels` asks for.
+
+    Those are what is refined: corrected ones would be corrected twice over.
+    """
+    return {"group": "target", "correct": "group", "vote": "vote", "vote+correct": "vote"}[recipe.target.labels]
+
+
+def steps_left(recipe: Recipe, of: str, by: Improvement) -> Improvement:
+    """Return what is still to be done to labels: pseudo-labels that stage `vote` put to the vote are not voted again.
+
+    Raises StoreError if nothing is.
+    """
+    if of != "pseudo" or pseudo_labels_before(recipe) != "vote" or by == "afi":
+        return by
+    if by == "vote":
+        raise StoreError(
+            f"the pseudo-labels of recipe {recipe.name} have been put to the vote by stage `vote` already; ask for "
+            f'"afi" or "vote+afi", or choose target.labels = "group" and run: {recipe.make("target")}'
+        )
+    return "afi"
+
+
+def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str, str], **more: Any) -> dict[str, Any]:
+    """Return what a table of refined labels depends on: how they are refined, and the tables they are made from.
+
+    `more` says what else the labels depend on that are refined, where no table says so.
+    """
+    left, settings = steps_left(recipe, of, by), recipe.refine
+    found: dict[str, Any] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
+    if "vote" in left and (voting := changed_values(recipe.vote)):
+        found["vote"] = voting
+    if "afi" in left:
+        if correcting := changed_values(recipe.correct):
+            found["correct"] = correcting
+        found["ground_classes"] = list(recipe.ontology.ground_class_ids)
+        if settings.merge and of == "prediction":
+            found["merge"] = {"seed": settings.merge_seed, "things": recipe.ontology.thing_of_class.tolist()}
+    identity: dict[str, Any] = plain(
+        {
+            "stage": "refine",
+            "version": REFINE_VERSION,
+            "columns": signature(REFINE),
+            "settings": found,
+            "needs": dict(needs),
+        }
+    )
+    return identity
+
+
+def reach_of(recipe: Recipe, steps: str) -> int:
+    """Return how many sweeps before and after have a say in a label."""
+    return recipe.vote.reach if "vote" in steps else 0
+
+
+def refine_keys(
+    store: Store,
+    fingerprint: str,
+    index: TableRef,
+    others: Sequence[TableRef],
+    shards: Collection[str],
+    reach: int,
+    silent: Collection[str],
+) -> dict[str, str]:
+    """Return the keys of shards of refined labels: the content of all that is within reach of their frames.
+
+    That are the shards of `others`, poses and times of `index`, and which frames are excluded. Raises StoreError for a
+    shard of `index` that is damaged.
+    """
+    files = [{shard.shard: shard.sha256 for shard in table.shards} for table in others]
+    keys: dict[str, str] = {}
+    for _, of_scene in groupby(index.shards, key=lambda shard: scene_of(shard.shard)):
+        scene = list(of_scene)
+        known: dict[str, tuple[list[str], dict[str, str]]] = {}
+        for number, shard in enumerate(scene):
+            if shard.shard not in shards:
+                continue
+            content, names = [], []
+            for near in scene[in_reach([one.rows for one in scene], number, reach)]:
+                if near.shard not in known:
+                    read = store.read(index.stage, index.fingerprint, near, POSES)
+                    known[near.shard] = read.column("frame_id").to_pylist(), column_digests(read)
+                content.append([near.shard, known[near.shard][1], [of_table.get(near.shard, "") for of_table in files]])
+                names += known[near.shard][0]
+            first = names.index(known[shard.shard][0][0]) if shard.rows else 0
+            heard = names[max(first - reach, 0) : first + shard.rows + reach]
+            keys[shard.shard] = digest([fingerprint, content, sorted(set(heard) & set(silent))])
+    return keys
+
+
+def in_reach(rows: Sequence[int], number: int, reach: int) -> slice:
+    """Return which shards of a scene, of so many frames each, hold a frame within reach of those of one of them."""
+    first, last = number, number + 1
+    before, after = reach, reach
+    while first > 0 and before > 0:
+        first -= 1
+        before -= rows[first]
+    while last < len(rows) and after > 0:
+        after -= rows[last]
+        last += 1
+    return slice(first, last)
+
+
+def refine_split(recipe: Recipe) -> str:
+    """Return the split whose labels a recipe refines."""
+    return recipe.refine.split or (recipe.predict.split if recipe.refine.of == "prediction" else ALL)
+
+
+def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manifest]:
+    """Return the table `refine` that a recipe asks for now, as far as it was made, and its manifest.
+
+    `ref` names the tables that the recipe asks for. Raises StoreError if there is none, or if anything that it was made
+    from is another one by now.
+    """
+    of, by, advice = recipe.refine.of, recipe.refine.by, f"run: {recipe.make('refine')}"
+    table = pinned_table(store, refine_pin(recipe, of, by), "refine")
+    if table is None:
+        raise StoreError(f"recipe {recipe.name} has no refined labels yet; {advice}")
+    before, merges = ref.tables.get(pseudo_labels_before(recipe)), recipe.refine.merge and of == "prediction"
+    needed = [
+        ref.table("points"),
+        predictions_of(store, recipe, ref.table("points"))[0] if of == "prediction" else before,
+    ]
+    tables = [one for one in (*needed, before if merges else None) if one]
+    identity = refine_identity(recipe, of, by, {one.stage: one.fingerprint for one in tables})
+    manifest = expect_manifest(store, table, advice)
+    changes = differences(manifest.identity, identity)
+    if changes:
+        raise StoreError(f"the refined labels of recipe {recipe.name} are others ({'; '.join(changes)}); {advice}")
+    names, reach = {shard.shard for shard in table.shards}, reach_of(recipe, identity["settings"]["steps"])
+    silent = {*ref.excluded, *recipe.data.exclude}
+    keys = refine_keys(store, table.fingerprint, ref.table("index"), tables, names, reach, silent)
+    stale = [shard.shard for shard in table.shards if keys.get(shard.shard) != shard.key]
+    if stale:
+        raise StoreError(
+            f"what the refined labels of shard {stale[0]} were made from is another by now, or its frames are; {advice}"
+        )
+    return table, manifest
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def pinned_table(store: Store, name: str, stage: str) -> TableRef | None:
+    """Return the table of a stage that a ref names, None if there is none yet."""
+    pinned = store.read_ref(name)
+    return pinned.tables.get(stage) if pinned else None
+
+
+def expect_manifest(store: Store, table: TableRef, advice: str) -> Manifest:
+    """Return the manifest of a table; raises StoreError, which ends with the advice, if there is none."""
+    manifest = store.read_manifest(table.stage, table.fingerprint)
+    if manifest is None:
+        raise StoreError(f"the manifest of `{table.stage}` {table.fingerprint} is missing; {advice}")
+    return manifest

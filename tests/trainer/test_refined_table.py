@@ -1,0 +1,297 @@
+"""Table `refine`: what its columns say, that it is built as every table is, and who may read it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manifests.asked import tables_of
+from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
+from manifests.storage.shards import ShardWriter
+from tests.trainer.test_refine import (
+    CAR,
+    MIDDLE_ERRS,
+    PLACES_M,
+    RIGHT,
+    ROAD,
+    SHARDS,
+    WALL,
+    fill,
+    index_row,
+    of_three,
+    row,
+)
+from trainer.inference import refine as arrays
+from trainer.inference.predict import predict
+from trainer.inference.refined_table import refine
+from trainer.inference.submit import submit
+from trainer.loop.train import train
+from trainer.scoring.evaluate import evaluate
+
+ALL = ("predict.split=all", "refine.split=all")
+
+
+def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:
+    """The rows of a table by frame."""
+    rows = (row for shard in table.shards for row in fleet.store.rows(table.stage, table.fingerprint, shard))
+    return {row["frame_id"]: row for row in rows}
+
+
+def names_of(table: TableRef) -> dict[str, str]:
+    """The files of a table, whose names hold the digest of their content, by shard."""
+    return {shard.shard: shard.name for shard in table.shards}
+
+
+# -- what the columns say
+
+
+def test_a_label_says_where_it_comes_from_and_what_comes_next(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS, second={"w0": ROAD})
+    rows = rows_of(fleet, refine(fleet.recipe("refine.by=vote", "vote.own=0"), console))
+    assert rows["v1"]["label"].tolist() == RIGHT
+    assert [ORIGINS[one] for one in rows["v1"]["origin"]] == ["student", "neighbour", "student"]
+    assert rows["v1"]["runner_up"].tolist() == [0, CAR, 0], "what it was called itself has fewer votes"
+    assert rows["v1"]["confidence"][1] > rows["v1"]["runner_up_confidence"][1] > 0
+    assert rows["w0"]["runner_up"].tolist() == [ROAD] * 3 and rows["w0"]["label"].tolist() == [CAR] * 3
+    flat = rows_of(fleet, refine(fleet.recipe("refine.by=afi"), console))["w0"]
+    untouched = flat["origin"] == ORIGINS.index("student")
+    assert untouched.any() and (flat["confidence"][untouched] == 204).all()
+    assert (flat["runner_up"][untouched] == ROAD).all() and (flat["runner_up_confidence"][untouched] == 200).all()
+    assert flat["note"] == "ego ring skipped: the height of the sensor was not given"
+
+
+def test_flat_interaction_keeps_what_a_point_was_called_as_its_second_choice(fleet: Any, console: Console) -> None:
+    scan = fleet.sweep("v0")
+    label = scan.label.copy()
+    wrong = np.flatnonzero(label == ROAD)[::40]
+    label[wrong] = CAR
+    put_sweeps(fleet, {"v0": scan.xyz_m}, {"v0": label})
+    found = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo", "refine.by=afi"), console))["v0"]
+    mended = np.flatnonzero(found["label"] != label)
+    assert len(mended) and {ORIGINS[one] for one in found["origin"][mended]} == {"flat interaction"}
+    np.testing.assert_array_equal(found["runner_up"][mended], label[mended])
+    assert (found["runner_up_confidence"] <= found["confidence"]).all()
+    assert {ORIGINS[one] for one in np.delete(found["origin"], mended)} == {"camera"}
+
+
+def test_points_without_a_label_get_one_from_a_neighbour_and_keep_none_otherwise(fleet: Any, console: Console) -> None:
+    fill(fleet, {"v0": [WALL, 0, 0], "v1": [0, WALL, 0], "v2": [0, 0, 0], "w0": [0, 0, 0]})
+    rows = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo", "refine.by=vote"), console))
+    assert [ORIGINS[one] for one in rows["v0"]["origin"]] == ["camera", "neighbour", "none"]
+    for name in ("label", "confidence", "runner_up", "runner_up_confidence"):
+        assert not rows["w0"][name].any()
+
+
+def test_things_in_images_come_from_a_camera(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    cars = {"label": np.full(3, CAR, np.uint8), **of_three()}
+    fleet.put("target", lambda name: row(name, **cars))
+    table = refine(fleet.recipe("refine.by=afi", "refine.merge=true", "correct.max_support=0"), console)
+    found = rows_of(fleet, table)["v0"]
+    taken = found["label"] == CAR
+    assert taken.any() and {ORIGINS[one] for one in found["origin"][taken]} == {"camera"}
+    assert (found["runner_up"][taken] == WALL).all() and (found["confidence"][taken] == 204).all()
+
+
+def put_sweeps(fleet: Any, xyz_m: dict[str, Any], label: dict[str, Any]) -> None:
+    """Frames with such points and pseudo-labels, all of them seen and 200 of 255 sure."""
+    fleet.frames = {"scene-0103": tuple(xyz_m)}
+    sure = {name: np.full(len(one), 200, np.uint8) for name, one in label.items()}
+    seen = {name: np.ones(len(one), np.bool_) for name, one in label.items()}
+    fleet.put("index", lambda n: index_row("v0") | {"frame_id": n, "timestamp_us": int(n[1:]) * 500_000})
+    fleet.put("points", lambda n: row(n, n_points=len(xyz_m[n]), xyz_m=xyz_m[n], intensity=xyz_m[n][:, 0]))
+    fleet.put("target", lambda n: row(n, label=label[n], confidence=sure[n], seen=seen[n]))
+
+
+def test_rows_change_only_with_a_version(fleet: Any, console: Console) -> None:
+    """The digest of the rows that a fixed input gives: when it changes, raise REFINE_VERSION in manifests/labels.py."""
+    rng = np.random.default_rng(3)
+    xyz_m = {f"v{n}": np.round(rng.uniform((-9, -9, -2), (9, 9, 2), (400, 3)), 2).astype(np.float32) for n in range(3)}
+    label = {name: rng.integers(0, 4, 400, np.uint8) for name in xyz_m}
+    put_sweeps(fleet, xyz_m, label)
+    rows = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo"), console))
+    total = hashlib.sha256()
+    for name in ("label", "confidence", "runner_up", "runner_up_confidence", "origin"):
+        total.update(b"".join(rows[frame][name].tobytes() for frame in sorted(rows)))
+    assert (REFINE_VERSION, total.hexdigest()[:12]) == (1, "ede1c828096c")
+
+
+# -- no truth, no training
+
+
+def test_neither_truth_nor_a_student_is_needed_for_pseudo_labels(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    fleet.drop_table("label")
+    recipe = fleet.recipe("refine.of=pseudo", "refine.by=vote", "vote.own=0", "evaluate.refine=vote")
+    table = refine(recipe, console)
+    assert rows_of(fleet, table)["v1"]["label"].tolist() == RIGHT
+    assert [shard.shard for shard in table.shards] == list(SHARDS), "all scenes, not those of a split"
+    with pytest.raises(StoreError, match="has no labels to evaluate against"):
+        evaluate(recipe, console, "pseudo")
+
+
+def test_evaluate_scores_this_very_table(fleet: Any, console: Console, capsys: Any) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    table = refine(fleet.recipe("refine.by=vote", "vote.own=0", "predict.split=all"), console)
+    capsys.readouterr()
+    document = evaluate(fleet.recipe("evaluate.refine=vote", "vote.own=0"), console).document
+    assert document["tables"]["refine"] == table.fingerprint
+    assert "0 shards computed, 3 were there" in capsys.readouterr().out
+    truth = np.full(3, WALL)
+    hits = sum(int((found["label"] == truth).sum()) for found in rows_of(fleet, table).values())
+    assert document["confusion"]["all"][WALL][WALL] == hits
+
+
+# -- built as every table is
+
+
+def test_a_shard_that_is_gone_is_made_again_with_the_same_bytes(fleet: Any, console: Console, capsys: Any) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    first = refine(fleet.recipe(), console)
+    assert "3 shards computed, 0 were there" in capsys.readouterr().out
+    fleet.store.forget("refine", first.fingerprint, first.shards[1])
+    assert names_of(refine(fleet.recipe(), console)) == names_of(first)
+    assert "1 shards computed, 2 were there" in capsys.readouterr().out
+    assert fleet.store.read_ref(refine_pin(fleet.recipe(), "prediction", "vote+afi")).tables["refine"] == first
+    manifest = fleet.store.read_manifest("refine", first.fingerprint)
+    assert manifest.identity["needs"].keys() == {"points", "predict"} and manifest.shards
+
+
+def test_several_processes_write_the_bytes_of_one(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    alone = refine(fleet.recipe(), console)
+    for shard in alone.shards:
+        fleet.store.forget("refine", alone.fingerprint, shard)
+    assert names_of(refine(fleet.recipe("run.loader_workers=3"), console)) == names_of(alone)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_run_that_was_killed_is_gone_on_with(fleet: Any, console: Console, capsys: Any, n_workers: int) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    whole = refine(fleet.recipe(), console)
+    for shard in whole.shards:
+        fleet.store.forget("refine", whole.fingerprint, shard)
+    recipe = fleet.recipe(f"run.loader_workers={n_workers}")
+    if (child := os.fork()) == 0:  # of a process that is killed while it writes its second shard
+        append = ShardWriter.append
+
+        def dying(self: Any, row: Any, counts: Any = None) -> None:
+            append(self, row, counts)
+            if row["frame_id"] == "v2":
+                os.kill(os.getppid() if n_workers else os.getpid(), signal.SIGKILL)
+
+        ShardWriter.append = dying  # type: ignore[method-assign]
+        refine(recipe, console)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    left = len(fleet.store.shards("refine", whole.fingerprint))
+    assert left < 3
+    capsys.readouterr()
+    assert names_of(refine(fleet.recipe(), console)) == names_of(whole)
+    if not n_workers:  # the workers of one that was killed may finish what they are at
+        assert f"{3 - left} shards computed, {left} were there" in capsys.readouterr().out
+
+
+def test_only_what_is_in_reach_of_a_change_is_made_again(fleet: Any, console: Console, capsys: Any) -> None:
+    pseudo = ("refine.of=pseudo", "refine.by=vote", "vote.reach=1")
+    fill(fleet, MIDDLE_ERRS)
+    before = names_of(refine(fleet.recipe(*pseudo), console))
+    moved = {**MIDDLE_ERRS, "w0": RIGHT}
+    fleet.put("target", lambda name: row(name, label=np.array(moved[name], np.uint8), **of_three()))
+    capsys.readouterr()
+    after = names_of(refine(fleet.recipe(*pseudo), console))
+    # the test's store gives all shards of a table another key; what they hold is in their digest, and in ours
+    assert before["scene-0003"] != after["scene-0003"]
+    excluded = refine(fleet.packed(*pseudo, 'data.exclude=["v0"]'), console)
+    now = names_of(excluded)
+    assert now["scene-0003"] == after["scene-0003"], "out of reach"
+    assert now["scene-0103+0000"] != after["scene-0103+0000"] and now["scene-0103+0002"] == after["scene-0103+0002"]
+    assert rows_of(fleet, excluded)["v0"]["reason"] == "excluded by data.exclude"
+
+
+def test_no_more_frames_are_held_than_are_in_reach(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"v{number:02d}" for number in range(30)]
+    put_sweeps(
+        fleet,
+        {name: PLACES_M.astype(np.float32) for name in names},
+        {name: np.full(3, WALL, np.uint8) for name in names},
+    )
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+    kept = arrays.Answered.__init__
+
+    def counted(self: Any, *args: Any, **words: Any) -> None:
+        nonlocal most
+        kept(self, *args, **words)
+        alive.add(self)
+        most = max(most, len(alive))
+
+    monkeypatch.setattr(arrays.Answered, "__init__", counted)
+    refine(fleet.recipe("refine.of=pseudo", "refine.by=vote", "vote.reach=3"), console)
+    assert 7 <= most <= 8, "three before, three after, the frame itself, and one that is just let go"
+
+
+# -- who reads it
+
+
+def test_old_refined_labels_are_not_taken_for_those_of_now(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    recipe = fleet.recipe("refine.by=vote")
+
+    def read(*words: str) -> TableRef:
+        now = fleet.recipe("refine.by=vote", *words)
+        return refined_of(fleet.store, now, tables_of(fleet.store, now, ["index", "points"]))[0]
+
+    with pytest.raises(StoreError, match=r"has no refined labels yet; run: make refine RECIPE=\S*street"):
+        read()
+    table = refine(recipe, console)
+    assert read() == table
+    with pytest.raises(StoreError, match=r"are others \(settings.vote.own: \(default\) -> 2.0\); run: make refine"):
+        read("vote.own=2")
+    fill(fleet, {**MIDDLE_ERRS, "v2": [CAR, CAR, CAR]})
+    with pytest.raises(StoreError, match="refined labels of shard scene-0103.0000 were made from is another by now"):
+        read()
+
+
+def test_what_was_made_for_another_split_stays(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS)
+    everything = refine(fleet.recipe(*ALL), console)
+    (fleet.folder / "one.txt").write_text("scene-0003\n")
+    one = refine(fleet.recipe(f"refine.split={fleet.folder / 'one.txt'}"), console)
+    assert [shard.shard for shard in one.shards] == ["scene-0003"]
+    kept = fleet.store.read_ref(refine_pin(fleet.recipe(), "prediction", "vote+afi")).tables["refine"]
+    assert kept == everything
+
+
+def test_refined_labels_are_sent_to_a_server_and_it_is_said(
+    fleet: Any, console: Console, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.inference import submit as sent
+
+    fleet.put("index", lambda name: index_row("v0") | {"frame_id": name, "lidar_token": f"token-{name}"})
+    recipe = fleet.recipe()
+    train(recipe, "distill", console)
+    predict(recipe, console)
+    monkeypatch.setattr(sent, "LIDARSEG_CLASSES", recipe.ontology.class_names[1:])
+    monkeypatch.setitem(sent.LIDARSEG_FRAMES, "val", 2)
+    with pytest.raises(StoreError, match="no refined labels yet; run: make refine"):
+        submit(recipe, console, of="refine")
+    rows = rows_of(fleet, refine(recipe, console))
+    folder = submit(recipe, console, of="refine")
+    for name in ("v0", "v1"):
+        written = np.fromfile(folder / f"lidarseg/val/token-{name}_lidarseg.bin", np.uint8)
+        np.testing.assert_array_equal(written, rows[name]["label"])
+    assert (
+        "table refine, prediction by vote+afi: sweeps before and after had a say, so offline" in capsys.readouterr().out
+    )

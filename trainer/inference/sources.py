@@ -1,0 +1,92 @@
+"""Labels that can be scored, refined or sent: of the student, or those that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from manifests.labels import predictions_of, pseudo_labels_before
+from manifests.recipe import Recipe
+from manifests.sections.training import Refinable
+from manifests.storage.errors import StoreError
+from manifests.storage.refs import Ref, TableRef
+from manifests.storage.store import Store
+from trainer.checkpoints import official
+from trainer.inference.predict import check_student, checkpoint_path
+from trainer.inference.refine import CAMERA, NEIGHBOUR, Answered, Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where labels come from: the table whose rows hold them, or what they are told from, and the function that tells.
+
+    `of` names them. `images` is the table whose things are merged in before flat interaction, None where none are.
+    `known` is what a document says of their origin, `more` what an identity says beside the tables.
+    """
+
+    of: str
+    table: TableRef
+    answer_of: Callable[[Mapping[str, Any]], Answered]
+    images: TableRef | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def source_of(of: Refinable, recipe: Recipe, store: Store, ref: Ref, to_refine: bool) -> Source:
+    """Return labels as they are predicted or learnt, or, to be refined, as they are before flat interaction.
+
+    Raises StoreError and TrainerError like `predictions`.
+    """
+    if of == "prediction":
+        table, known = predictions(store, recipe, ref)
+        images = ref.table(pseudo_labels_before(recipe)) if to_refine and recipe.refine.merge else None
+        return Source(of, table, lambda rows: Answered(rows, *said_by(rows["predict"])), images, known)
+    table = ref.table(pseudo_labels_before(recipe) if to_refine else "target")
+    return Source(of, table, lambda rows: pseudo_label_of(rows, table.stage))
+
+
+def pseudo_label_of(rows: Mapping[str, Any], stage: str) -> Answered:
+    """Return the pseudo-labels of a frame; those that stage `vote` changed come from its neighbours."""
+    row = rows[stage]
+    origin = np.where(row["changed"], NEIGHBOUR, CAMERA) if stage == "vote" else np.full(len(row["label"]), CAMERA)
+    return Answered(rows, row["label"], row["confidence"], origin)
+
+
+def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
+    """Return the classes (n, 3) of a row of predictions, the likeliest first, and how sure they are, of that shape."""
+    label, confidence = row["label"], row["confidence"]
+    return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
+
+
+def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
+    """Return the table of the recipe's predictions and what is known of where they come from.
+
+    Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
+    changed since they were made; TrainerError where the student is of another recipe.
+    """
+    table, manifest = predictions_of(store, recipe, ref.table("points"))
+    path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
+    if path is not None:
+        document = official.read_document(path)
+        if document["weights"] != weights:
+            raise StoreError(
+                f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights "
+                f"{weights}); {path} holds others by now; run: {recipe.make('predict')}"
+            )
+        check_classes(manifest.made.get("class_names") or document.get("class_names"), recipe)
+        check_student(path, document, recipe, store)
+    known = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
+    known |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
+    return table, known
+
+
+def check_classes(named: list[str] | None, recipe: Recipe) -> None:
+    """Raise StoreError unless predictions are of the recipe's classes, as far as they say of which they are."""
+    if named not in (None, list(recipe.ontology.class_names)):
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
+            f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
+        )
