@@ -44,7 +44,7 @@ ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 # What stands on top of each package, file or folder: all of it imports only from rows above its own.
 ORDER = {
     "manifests": (
-        ("advice", "provenance", "shown", "tables"),
+        ("advice", "foreign", "provenance", "shown", "tables"),
         ("config",),
         ("fingerprint", "ontology", "schema", "splits", "templates"),
         ("query", "rows", "sample", "sections"),

@@ -19,13 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
+from manifests.fingerprint import digest
 from manifests.ontology import Ontology
 from manifests.provenance import git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.tables import TextConfig
+from manifests.stages import segment_settings, teacher_settings, text_settings
 from pipeline.checks.picture import PARTS, Picture, street
 from pipeline.checks.weights import weights_of
 from pipeline.frame import Camera, Frame
+from pipeline.stages.text import text_vectors
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 
@@ -66,9 +69,10 @@ CAMERA = "PICTURE"
 class Look:
     """What a teacher made of the picture.
 
-    `numbers` say the same on every machine but for the last digits; `digests` of arrays are equal where machine,
-    versions and device are. `named` is per part of the picture what most of its pixels were called, and how many of
-    them. `warnings` are sentences about what looks untrained.
+    `settings` are those that differ from their defaults, by stage. `numbers` say the same on every machine but for the
+    last digits; `digests` of arrays are equal where machine, versions and device are. `named` is per part of the
+    picture what most of its pixels were called, and how many of them. `warnings` are sentences about what looks
+    untrained.
     """
 
     version: int
@@ -106,7 +110,7 @@ def look(recipe: Recipe) -> Look:
         frame = _frame(picture, Path(folder))
         prompts = plain.ontology.prompts
         words = tuple(word for triple in WORDS for word in triple)
-        vectors = kind.load(plain, "text").text((*prompts, *words)).astype(np.float32)
+        vectors = text_vectors(plain, (*prompts, *words))
         text, of_words = vectors[: len(prompts)], vectors[len(prompts) :]
         encoding = kind.load(plain, "encode").encode(frame) if recipe.teacher.has_encode else {}
         [segments] = kind.load(plain, "segment").segment(frame, encoding, text)
@@ -115,7 +119,7 @@ def look(recipe: Recipe) -> Look:
     return Look(
         version=VERSION,
         teacher=recipe.teacher.name,
-        settings=dict(recipe.teacher.settings("encode")) if recipe.teacher.has_encode else {},
+        settings=_settings(plain),
         weights={weights.source: weights.sha256 or "not pinned" for weights in weights_of(recipe.teacher)},
         picture_sha256=_digest(picture.rgb),
         numbers={name: round(value, 4) for name, value in numbers.items()},
@@ -125,6 +129,14 @@ def look(recipe: Recipe) -> Look:
         commit=git_commit(),
         versions=package_versions(),
     )
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return all that counts of a recipe, stage by stage, as it enters identities; words and sentences by digest."""
+    text = dict(text_settings(recipe))
+    text["prompts"], text["templates"] = digest(text["prompts"]), digest(text["templates"])
+    encode = {"encode": teacher_settings(recipe, "encode")} if recipe.teacher.has_encode else {}
+    return {"text": text, **encode, "segment": dict(segment_settings(recipe))}
 
 
 def _frame(picture: Picture, folder: Path) -> Frame:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.foreign import instead_of_weights
 from manifests.ontology import Ontology
 from manifests.sections.teachers.artifacts import OFFICIAL_PROMPTS, TEXT, ArtifactsConfig, prompts_digest
 from pipeline.frame import MAX_IMAGE_PIXELS, Frame, FrameError
@@ -351,6 +352,8 @@ def read_matrices(content: bytes) -> list[npt.NDArray[np.float32]]:
     """
     import torch
 
+    if instead := instead_of_weights(io.BytesIO(content)):
+        raise ValueError(instead)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -128,7 +128,7 @@ class FcClip(MaskTeacher):
         cells = (height // 4) * (width // 4)
         near = queries if config.parity or config.reach >= _KEEPS_ALL else min(queries, _NEAR_PER_CELL)
         per_cell = near * (1 if config.mask_format == "uint8" else 2) + queries / 8 + queries / COARSE_CELLS**2 + 4
-        return 6 * (cells * per_cell + queries * (2 * 2 * dims + 4)) / 1000
+        return 6 * (cells * per_cell + queries * (2 * config.vector_bytes * dims + 4)) / 1000
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
         """Return how large a camera's image of this size goes into the network."""
@@ -177,7 +177,8 @@ class FcClip(MaskTeacher):
         of these cells, query by query, as float16, or as uint8 with codes below `peak` float16 (h, w), the largest
         logit of each cell. `coarse` uint8 (q, h / 8, w / 8), codes below `coarse_peak` float16: masks averaged over
         cells, for what is not near. `bound` float16 (h, w): where a query is not near, its log sigmoid(m) is less.
-        `inside` and `outside` float16 (q, d), unit vectors. `void` float32 (q,), the logit of "no object".
+        `inside` and `outside` (q, d), unit vectors, float16 or in parity float32: two queries may differ by so little
+        in their scores that rounded vectors give a pixel to the other. `void` float32 (q,), the logit of "no object".
         `logit_scale` float32 (2,), of cosines inside and outside.
         """
         self.check_finite(camera, outputs)
@@ -187,6 +188,7 @@ class FcClip(MaskTeacher):
             for grid in (outputs["peak"], outputs["coarse"].max(axis=0))
         )
         peaks = np.broadcast_to(peak, masks.shape)[near]
+        inside, outside = (outputs[name].astype(f"f{self.config.vector_bytes}") for name in ("inside", "outside"))
         return {
             "near": np.packbits(near.reshape(len(near), -1), axis=1),
             "masks": keep_logits(masks[near], peaks, self.config.mask_format),
@@ -194,8 +196,8 @@ class FcClip(MaskTeacher):
             "coarse": keep_logits(outputs["coarse"], coarse_peak, "uint8"),
             "coarse_peak": coarse_peak,
             "bound": outputs["bound"].astype(np.float16),
-            "inside": outputs["inside"].astype(np.float16),
-            "outside": outputs["outside"].astype(np.float16),
+            "inside": inside,
+            "outside": outside,
             "void": outputs["void"],
             "logit_scale": outputs["logit_scale"],
         }
@@ -279,37 +281,54 @@ def masks_of(parts: Mapping[str, npt.NDArray[Any]], queries: npt.NDArray[np.intp
 def load_network(config: FcClipConfig, device: str) -> tuple[Network, Towers]:
     """Return the network in evaluation mode on its device, and its CLIP towers; raises ConfigError for bad weights."""
     from pipeline.teachers.loading.towers import Towers, pick_device
-    from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
+    from pipeline.teachers.networks.fcclip import build_fcclip
 
     target = pick_device(device)
     network, tokenizer = build_fcclip(config.model, config.pinned.seed or 0)
     if config.pinned.seed is None:
-        path = weights_file(config.pinned)
-        tensors = {**clip_tensors(config), **from_official(read_tensors(path))}
-        missing = network.state_dict().keys() - tensors.keys()
-        if missing and not config.clip_weights and all(name.startswith("clip.") for name in missing):
-            raise ConfigError(
-                f"teacher.weights: {path} holds FC-CLIP's decoders, but {len(missing)} tensors of the CLIP under them "
-                "are not in it; FC-CLIP takes CLIP from LAION's own file: give that as clip_weights, "
-                f'"{CLIP_TAG}", hub:{CLIP_REPOSITORY}/open_clip_pytorch_model.bin or a path, with its sha256'
-            )
-        fill(
-            network,
-            tensors,
-            f"teacher.weights: {path} is not a checkpoint of FC-CLIP on {config.model}",
-            ignored=UNUSED,
-        )
+        fill_from_files(network, config)
     network.requires_grad_(False).eval().to(target)
     return network, Towers(network.clip, tokenizer, target)
 
 
-def clip_tensors(config: FcClipConfig) -> dict[str, torch.Tensor]:
-    """Return the tensors of the file of `clip_weights` under our names, none without one; raises ConfigError."""
+def fill_from_files(network: Network, config: FcClipConfig) -> None:
+    """Put the tensors of the file of `weights` into a network, and those of CLIP that it lacks from `clip_weights`.
+
+    Raises ConfigError that names the file which something is wrong with.
+    """
+    from pipeline.teachers.loading.towers import NOT_WEIGHTS
+    from pipeline.teachers.networks.fcclip import UNUSED, from_official
+
+    path = weights_file(config.pinned)
+    head = from_official(read_tensors(path))
+    names = network.state_dict().keys()
+    missing = [name for name in names if name not in head]
+    of_clip = [name for name in missing if name.startswith("clip.")]
+    if config.clip_weights:
+        clip_path, clip = clip_tensors(config)
+        left_out = [name for name in clip if name in head or name.rpartition(".")[2] in NOT_WEIGHTS]
+        what = f"teacher.clip_weights: {clip_path} is not a checkpoint of {config.model}"
+        fill(network, clip, what, ignored=left_out, names=of_clip)
+    elif missing and missing == of_clip:
+        raise ConfigError(
+            f"teacher.weights: {path} holds FC-CLIP's decoders, but {len(missing)} tensors of the CLIP under them are "
+            "not in it; FC-CLIP takes CLIP from LAION's own file: give that as clip_weights, "
+            f'"{CLIP_TAG}", hub:{CLIP_REPOSITORY}/FILE or a path, with its sha256'
+        )
+    what = f"teacher.weights: {path} is not a checkpoint of FC-CLIP on {config.model}"
+    of_head = [name for name in names if name not in of_clip] if config.clip_weights else None
+    fill(network, head, what, ignored=UNUSED, names=of_head)
+
+
+def clip_tensors(config: FcClipConfig) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Return the file of `clip_weights` and its tensors under our names; raises ConfigError."""
     from pipeline.teachers.loading.towers import clip_activation, fetch_tag
 
     weights = config.pinned_clip
-    if weights is None:
-        return {}
-    path = fetch_tag(config.model, weights, clip_activation(config.model, None)) if weights.is_tag else None
-    found = read_tensors(path or weights_file(weights), "teacher.clip_weights")
-    return {f"clip.{name}": tensor for name, tensor in found.items()}
+    assert weights is not None
+    if weights.is_tag:
+        path = fetch_tag(config.model, weights, clip_activation(config.model, None))
+    else:
+        path = weights_file(weights)
+    found = read_tensors(path, "teacher.clip_weights")
+    return path, {f"clip.{name}": tensor for name, tensor in found.items()}

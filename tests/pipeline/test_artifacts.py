@@ -284,12 +284,12 @@ def shrink(records: list[dict[str, Any]]) -> None:
         (lambda f: torch.save({"x": torch.zeros(3, 2)}, f / "a.pt"), r"a\.pt: holds something else than matrices"),
         (lambda f: torch.save(torch.zeros(3, 2, dtype=torch.int64), f / "a.pt"), r"holds something else than matrices"),
         (lambda f: torch.save(Path("/"), f / "a.pt"), r"a\.pt: holds other objects than tensors.* is not opened"),
-        (lambda f: (f / "a.pt").write_bytes(b"PK\x03\x04 no"), r"a\.pt: cannot be read as a torch file.*damaged"),
+        (lambda f: (f / "a.pt").write_bytes(b"PK\x03\x04 no"), r"a\.pt: is cut off after 7 bytes"),
         (
             lambda f: (f / "a.pt").write_bytes((f / "a.pt").read_bytes()[:-400]),
-            r"a\.pt: cannot be read as a torch file",
+            r"a\.pt: is cut off after",
         ),
-        (lambda f: (f / "a.pt").write_bytes(b""), r"a\.pt: "),
+        (lambda f: (f / "a.pt").write_bytes(b""), r"a\.pt: is empty"),
     ],
 )
 def test_a_damaged_triple_is_refused_by_token(folder: Path, break_folder: Callable[[Path], Any], message: str) -> None:

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from manifests.fingerprint import sha256_file
 from manifests.ontology import parse_ontology
+from manifests.recipe import load_recipe
 from pipeline.__main__ import app
 from pipeline.checks.picture import PARTS, street
-from pipeline.checks.teacher import WORDS, _of_names, _of_segments, _of_text, _warnings
+from pipeline.checks.teacher import WORDS, _of_names, _of_segments, _of_text, _warnings, look
+from pipeline.teachers.loading.towers import build_clip
 from superpixels.segments import Segments
 
 
@@ -106,3 +110,46 @@ def test_the_command_prints_numbers_writes_them_and_ends_with_1_where_weights_lo
     assert "looks untrained: words are nearer" in done.output and "entropy_of_names" in done.output
     written = json.loads((tmp_path / "look.json").read_text())
     assert written["weights"] == {"random:0": "not pinned"} and written["digests"]["text"] in done.output
+    settings = written["settings"]
+    assert settings["segment"]["segment"] == {"scale": 0.05}
+    assert settings["encode"]["teacher"]["short_side_px"] == 64 and settings["text"]["teacher"]["weights"] == "random:0"
+
+
+@pytest.mark.parametrize("override", ["segment.scale=0.02", "segment.split=components", "teacher.logit_scale=50.0"])
+def test_two_looks_of_other_settings_are_told_apart(tmp_path: Path, override: str) -> None:
+    recipe = tmp_path / "mini.toml"
+    recipe.write_text(
+        '[data]\nroot = "nowhere"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\n'
+        'short_side_px = 32\n[segment]\nscale = 0.05\n[run]\ndevice = "cpu"\n'
+    )
+    assert look(load_recipe(recipe)).settings != look(load_recipe(recipe, [override])).settings
+
+
+def test_weights_that_are_not_finite_are_a_sentence_that_names_file_and_tensor(tmp_path: Path) -> None:
+    clip, _ = build_clip("tiny", seed=0)
+    state = dict(clip.state_dict()) | {"visual.proj": torch.full_like(clip.visual.proj, torch.inf)}
+    torch.save(state, tmp_path / "w.pt")
+    recipe = tmp_path / "mini.toml"
+    recipe.write_text(
+        '[data]\nroot = "nowhere"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\nquick_gelu = true\n'
+        f'weights = "{tmp_path}/w.pt"\nweights_sha256 = "{sha256_file(tmp_path / "w.pt")}"\n[run]\ndevice = "cpu"\n'
+    )
+    done = CliRunner().invoke(app, ["check-teacher", str(recipe)])
+    told = " ".join(done.output.split())
+    assert done.exit_code == 2 and "w.pt is not a checkpoint of tiny" in told
+    assert "1 with values that are not finite, such as visual.proj" in told
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "text_projection", "visual.conv1.weight", "token_embedding.weight"])
+def test_weights_so_large_that_features_are_no_numbers_are_no_bug(tmp_path: Path, name: str) -> None:
+    clip, _ = build_clip("tiny", seed=0)
+    state = dict(clip.state_dict())
+    torch.save(state | {name: torch.full_like(state[name], 3e38)}, tmp_path / "w.pt")
+    recipe = tmp_path / "mini.toml"
+    recipe.write_text(
+        '[data]\nroot = "nowhere"\n[teacher]\nname = "clip_dense"\nmodel = "tiny"\nquick_gelu = true\n'
+        f'weights = "{tmp_path}/w.pt"\nweights_sha256 = "{sha256_file(tmp_path / "w.pt")}"\n[run]\ndevice = "cpu"\n'
+    )
+    done = CliRunner().invoke(app, ["check-teacher", str(recipe), "--set", "segment.scale=0.05"])
+    assert done.exit_code in (1, 2), done.output
+    assert "not finite" in done.output or "looks untrained" in done.output

@@ -297,6 +297,39 @@ def test_a_head_without_clip_says_which_file_is_wanting(tmp_path: Path) -> None:
         FcClip.load(recipe_at(tmp_path, **pinned(tmp_path / "head.pth")), "encode")
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"text_projection": None}, "teacher.clip_weights: .*clip.bin is not .* 1 missing, such as clip.text_pro"),
+        ({"text_projection": torch.ones(3)}, "teacher.clip_weights: .*clip.bin is not .* 1 of another shape"),
+        ({"logit_scale": torch.tensor(torch.inf)}, "teacher.clip_weights: .*clip.bin is not .* not finite, such as cl"),
+        ({"more": torch.ones(3)}, "teacher.clip_weights: .*clip.bin is not .* 1 not expected, such as clip.more"),
+        ({"attn_mask": torch.full((77, 77), -torch.inf)}, ""),
+    ],
+)
+def test_a_fault_of_clip_s_file_is_told_of_clip_s_file(tmp_path: Path, spoilt: dict[str, Any], message: str) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    settings = two_files(tmp_path, network)
+    state = {name: one for name, one in {**network.clip.state_dict(), **spoilt}.items() if one is not None}
+    torch.save(state, tmp_path / "clip.bin")
+    settings["clip_weights_sha256"] = sha256((tmp_path / "clip.bin").read_bytes()).hexdigest()
+    if not message:
+        FcClip.load(recipe_at(tmp_path, **settings), "text")
+        return
+    with pytest.raises(ConfigError, match=message):
+        FcClip.load(recipe_at(tmp_path, **settings), "text")
+
+
+def test_a_fault_of_the_head_s_file_is_told_of_the_head_s_file(tmp_path: Path) -> None:
+    network, _ = build_fcclip("tiny-convnext", seed=7)
+    settings = two_files(tmp_path, network)
+    head = torch.load(tmp_path / "head.pth")
+    del head["model"]["sem_seg_head.predictor.logit_scale"]
+    torch.save(head, tmp_path / "head.pth")
+    with pytest.raises(ConfigError, match="teacher.weights: .*head.pth is not .* 1 missing, such as logit_scale$"):
+        FcClip.load(recipe_at(tmp_path, **settings | pinned(tmp_path / "head.pth")), "text")
+
+
 class Foreign:
     pass
 
@@ -310,8 +343,8 @@ def cut_off(path: Path) -> None:
     ("write", "message"),
     [
         (lambda path: torch.save({"model": {"a": torch.ones(2)}}, path), "is not a checkpoint of FC-CLIP on tiny"),
-        (lambda path: cut_off(path), "cannot be read as a checkpoint"),
-        (lambda path: path.write_bytes(pickle.dumps(Foreign(), protocol=2)), "holds more than tensors"),
+        (lambda path: cut_off(path), "w.pth is cut off after"),
+        (lambda path: path.write_bytes(pickle.dumps(Foreign(), protocol=2)), "w.pth is a plain pickle"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:

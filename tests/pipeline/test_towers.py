@@ -152,7 +152,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, tiny: towers.Towers, 
     else:
         save_file(dict(tiny.model.state_dict()), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ConfigError, match="cannot be read as a checkpoint .* it is damaged"):
+    with pytest.raises(ConfigError, match=rf"tower.{suffix} is cut off after [\d,]+ .*; fetch it again"):
         load_towers(TINY, Weights(str(path), digest(path)), quick_gelu=True, device="cpu")
 
 
@@ -178,7 +178,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for path, write in ((tmp_path / "a.pt", save), (tmp_path / "b.pt", pickle_to)):
         write({"state_dict": Intruder(trace)}, path)
-        with pytest.raises(ConfigError, match="holds more than tensors"):
+        with pytest.raises(ConfigError, match="holds more than tensors|is a plain pickle"):
             load_towers(TINY, Weights(str(path), digest(path)), quick_gelu=True, device="cpu")
     assert not trace.exists()
 

@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,15 @@ def test_a_tag_is_pinned_by_the_digest_that_is_published_for_it(
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")
     assert at_hand(found) == kept
+
+
+def test_of_a_tag_the_file_that_was_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "open_clip_model.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"file at hand, open_clip_model.safetensors, is pinned by writing clip_weig"):
+        verified(Weights("laion2b", key="clip_weights"), path)
+    with pytest.raises(ConfigError, match=r"open_clip opened open_clip_model.safetensors: .* each has a digest of its"):
+        verified(Weights("laion2b", SHA), path)
 
 
 def test_what_is_published_is_whole_and_agrees_with_open_clip() -> None:
@@ -261,8 +272,40 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     flipped[inside + 70] ^= 1
     (tmp_path / "flipped.pt").write_bytes(bytes(flipped))
     for name in ("cut", "flipped"):
-        with pytest.raises(ConfigError, match=f"{name}.pt (cannot be read as a checkpoint|holds more than tensors)"):
+        with pytest.raises(ConfigError, match=f"{name}.pt (is cut off|cannot be read as a checkpoint)"):
             read_tensors(tmp_path / f"{name}.pt")
+
+
+def test_a_file_that_is_none_of_weights_is_refused_for_its_true_reason(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ConfigError, match=r"teacher.clip_weights: .*w.pth is a web page: .* fetch the file"):
+        read_tensors(tmp_path / "w.pth", "teacher.clip_weights")
+
+
+def test_the_older_format_is_read_where_it_holds_tensors_and_else_refused_with_a_command_that_mends_it(
+    tmp_path: Path,
+) -> None:
+    old, new = tmp_path / "old.pth", tmp_path / "new.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "iteration": 3}, old, _use_new_zipfile_serialization=False)
+    assert read_tensors(old)["a"].tolist() == [1, 1]
+    beside = {"scheduler": Trainer(tmp_path / "trace")}
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, old, _use_new_zipfile_serialization=False)
+    with pytest.raises(ConfigError, match=r"is in the older format .* more than tensors \([\w.]+\), which") as caught:
+        read_tensors(old)
+    assert not (tmp_path / "trace").exists()
+    torch.save({"model": {"a": torch.ones(2)}, "best": np.float64(3)}, old, _use_new_zipfile_serialization=False)
+    command = str(caught.value).partition("python -c ")[2].replace("OLD", str(old)).replace("NEW", str(new))
+    subprocess.run([sys.executable, "-c", command.strip('"')], check=True)
+    assert read_tensors(new)["a"].tolist() == [1, 1]
+
+
+def test_a_file_is_read_by_what_it_holds_whatever_its_name(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "w.bin")
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    for name in ("w.bin", "w.safetensors"):
+        assert read_tensors(tmp_path / name)["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"a": 3}, torch.ones(1)])
@@ -293,5 +336,7 @@ def test_half_precision_fills_a_network_and_what_is_no_weight_does_not() -> None
         assert network.weight.tolist() == [[1.5, -2]] and network.weight.dtype == torch.float32
     with pytest.raises(ConfigError, match="1 of another kind, such as weight torch.int8 instead of torch.float32"):
         fill(network, {"weight": torch.ones((1, 2), dtype=torch.int8), "bias": torch.zeros(1)}, "w.pt")
-    with pytest.raises(ConfigError, match="1 with values that are not numbers, such as bias"):
-        fill(network, {"weight": torch.ones(1, 2), "bias": torch.tensor([float("nan")])}, "w.pt")
+    for value in (float("nan"), float("inf"), -float("inf"), 1e300):
+        bias = torch.tensor([value], dtype=torch.float64)
+        with pytest.raises(ConfigError, match="w.pt: of 2 tensors, 1 with values that are not finite, such as bias$"):
+            fill(network, {"weight": torch.ones(1, 2), "bias": bias}, "w.pt")

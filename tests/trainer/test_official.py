@@ -169,12 +169,16 @@ def cut(path: Path) -> None:
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (cut, "no checkpoint, or a damaged one"),
-    "empty": (lambda path: path.write_bytes(b""), "no checkpoint, or a damaged one"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb())), "no checkpoint, or a damaged one"),
+    "truncated": (cut, "is cut off after 5,000 bytes"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb())), "is a plain pickle"),
     "bomb": (lambda path: torch.save({"model_points": Bomb()}, path), "asks to run code"),
     "list": (lambda path: torch.save([torch.ones(1)], path), "holds list and no dictionary"),
     "optimiser": (lambda path: torch.save({"optimizer": {}, "epoch": 3}, path), "it holds epoch, optimizer"),
+    "infinite": (
+        lambda path: torch.save({"state_dict": {"model.x": torch.tensor(torch.inf)}}, path),
+        "tensor `x` holds values that are not finite",
+    ),
     "twice": (
         lambda path: torch.save({"state_dict": {"model.x": torch.ones(1), "module.x": torch.ones(1)}}, path),
         "two tensors `x`",

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifests.foreign import instead_of_weights
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.network import VoxelConfig
@@ -118,6 +119,8 @@ def plain_tensor(name: str, tensor: Tensor, path: Path) -> Tensor:
         kind = "quantised" if tensor.is_quantized else "without values" if tensor.is_meta else str(tensor.layout)
         raise TrainerError(f"{path}: tensor `{name}` is {kind} ({tensor.dtype}); expected plain numbers in memory")
     plain = tensor.detach()
+    if not plain.isfinite().all():
+        raise TrainerError(f"{path}: tensor `{name}` holds values that are not finite; fetch the file again")
     return (plain.float() if plain.is_floating_point() else plain).contiguous()
 
 
@@ -126,6 +129,11 @@ def unpickled(path: Path) -> Mapping[Any, Any]:
 
     Raises TrainerError for anything that it refuses.
     """
+    if path.is_file():
+        with path.open("rb") as file:
+            instead = instead_of_weights(file)
+        if instead:
+            raise TrainerError(f"{path} {instead}")
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not a zip archive: an old file of torch, or none; the next lines tell

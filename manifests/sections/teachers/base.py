@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from manifests.config import changed_values
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 
@@ -22,6 +23,14 @@ class TeacherSection:
     has_encode: ClassVar[bool] = True
     ready_made: ClassVar[bool] = False
     simulated: ClassVar[bool] = False
+
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: they are in no identity."""
+        return frozenset()
+
+    def counted(self) -> dict[str, Any]:
+        """Return the settings that differ from their default and can change a row."""
+        return {key: value for key, value in changed_values(self).items() if key not in self.idle()}
 
     def needs(self) -> tuple[str, ...]:
         """Return further tables, whose columns of the frame stage `segment` hands to the teacher."""

@@ -85,6 +85,10 @@ class CatSegConfig(MaskConfig):
         """How many times the network sees an image."""
         return 5 if self.windows else 1
 
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: parity decodes every pixel."""
+        return frozenset({"decode"}) if self.parity else frozenset()
+
     def check_templates(self, templates: str) -> None:
         """Raise ValueError unless prompts are put into the sentence that the network was trained with."""
         if templates != TEMPLATES:

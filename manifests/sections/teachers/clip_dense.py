@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.config import changed_values
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.masks import DECODINGS
 from manifests.sections.teachers.published import pinned_by_publication
@@ -146,11 +145,24 @@ class ClipDenseConfig(TeacherSection):
         """The weights of the second network and what pins them."""
         return Weights(self.dino_weights, self.dino_weights_sha256, self.dino_weights_revision, "dino_weights")
 
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: those of another mode."""
+        of_mode = {
+            "sigma": ("naclip",),
+            "calibrate_outliers": ("sc",),
+            "calibrate_layers": ("sc",),
+            "dino": ("affinity",),
+            "positions": tuple(mode for mode in MODES if mode not in ("maskclip", "convnext")),
+        }
+        return frozenset(name for name, modes in of_mode.items() if self.mode not in modes)
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
-        values = {key: value for key, value in changed_values(self).items() if key in _FIELDS[stage]}
+        values = {key: value for key, value in self.counted().items() if key in _FIELDS[stage]}
         if self.quick_gelu == implies_quick_gelu(self.model):
             values.pop("quick_gelu", None)
+        if self.stride_px == self.window_px:  # side by side, as without it
+            values.pop("stride_px", None)
         if self.pinned.sha256 and stage != "segment":
             values["weights"] = self.pinned.identity
         if "dino_weights" in values:

@@ -60,6 +60,8 @@ class TipsConfig:
         """Return the values that can change the rows of "text" or "encode"."""
         changed = changed_values(self)
         seen = ("precision", "short_side_px", "window_px", "stride_px") if stage == "encode" else ()
+        if not self.window_px:
+            changed.pop("stride_px", None)
         return {key: changed[key] for key in seen if key in changed} | weights_identity(self.pinned)
 
 
@@ -252,6 +254,10 @@ class CompositeConfig(TeacherSection):
         """What the best region of a pixel must weigh; superpixels weigh 1."""
         return 0.0 if isinstance(self.mask_config, SlicConfig) else self.mask_config.min_probability
 
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: SAM 3's scores are its own."""
+        return frozenset({"logit_scale"}) if self.masks == "sam3" else frozenset()
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; weights by digest.
 
@@ -264,7 +270,7 @@ class CompositeConfig(TeacherSection):
             found |= {"masks": self.masks, self.masks: self.mask_config.settings()}
         if stage == "segment":
             found |= {"masks": self.masks, "features": self.features, "min_probability": self.min_probability}
-            found |= {key: value for key, value in changed_values(self).items() if key == "logit_scale"}
+            found |= {key: value for key, value in self.counted().items() if key == "logit_scale"}
         if stage != "text" and isinstance(self.mask_config, ProposerConfig):
             found["trained_on"] = self.mask_config.trained_on
             if self.mask_config.supervised:

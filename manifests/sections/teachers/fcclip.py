@@ -48,9 +48,9 @@ class FcClipConfig(MaskConfig):
     else `beta`. A query counts if it owns the share `overlap` of its mask.
 
     `parity` takes images at their own size, padded with black to multiples of 32, instead of `short_side_px`; keeps all
-    masks in full, as float16, whatever `reach` and `masks` say; and where several queries make up one stuff segment,
-    their first gives it its vector and score, though the others may hold most of its pixels. By default each weighs as
-    much as it has pixels.
+    masks in full, as float16, whatever `reach` and `masks` say, and the vectors as float32; and where several queries
+    make up one stuff segment, their first gives it its vector and score, though the others may hold most of its pixels.
+    By default each weighs as much as it has pixels.
     """
 
     fields = _FIELDS
@@ -104,6 +104,20 @@ class FcClipConfig(MaskConfig):
         if not self.clip_weights:
             return None
         return Weights(self.clip_weights, self.clip_weights_sha256, self.clip_weights_revision, "clip_weights")
+
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: parity has a size and a cache of its own."""
+        return frozenset({"short_side_px", "masks", "reach"}) if self.parity else frozenset()
+
+    @property
+    def vector_bytes(self) -> int:
+        """How many bytes a value of a query's vectors is kept in."""
+        return 4 if self.parity else 2
+
+    def settings(self, stage: str) -> Mapping[str, Any]:
+        """Return the values that can change the rows of "text", "encode" or "segment"; see MaskConfig."""
+        wide = {"vector_bytes": self.vector_bytes} if self.parity and stage == "encode" else {}
+        return {**super().settings(stage), **wide}
 
     @property
     def files(self) -> tuple[Weights, ...]:

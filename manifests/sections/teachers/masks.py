@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from manifests.config import changed_values
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.weights import Weights
 
@@ -53,7 +52,7 @@ class MaskConfig(TeacherSection):
 
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
-        values = {key: value for key, value in changed_values(self).items() if key in self.fields[stage]}
+        values = {key: value for key, value in self.counted().items() if key in self.fields[stage]}
         for weights in self.files:
             if values.pop(f"{weights.key}_sha256", None):
                 values[weights.key] = weights.identity

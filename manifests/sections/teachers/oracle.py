@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.config import changed_values
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
@@ -139,9 +138,19 @@ class OracleConfig(TeacherSection):
         """Prompts have no sentences here."""
         return ""
 
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: those of a noise of strength 0."""
+        idle = {
+            "boundary_length_px": not self.boundary_shift_px,
+            "confused": not self.confusion,
+            "drop_area_px": not self.drop,
+            **dict.fromkeys(("slic_px", "slic_compactness", "grow_px"), self.source == "maps"),
+        }
+        return frozenset(name for name, is_idle in idle.items() if is_idle)
+
     def settings(self, stage: str) -> Mapping[str, Any]:
         """Return the values that can change the rows of "text" or "segment"; both say that they are simulated."""
-        values = changed_values(self)
+        values = self.counted()
         if stage == "text":
             values = {key: value for key, value in values.items() if key == "dims"}
         else:

@@ -41,6 +41,9 @@ class TeacherConfig(Protocol):
     def needs(self) -> tuple[str, ...]:
         """See TeacherSection."""
 
+    def idle(self) -> frozenset[str]:
+        """See TeacherSection."""
+
     def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
         """See TeacherSection."""
 

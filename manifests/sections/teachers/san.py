@@ -66,3 +66,7 @@ class SanConfig(MaskConfig):
             raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
         if not DIVISOR_PX <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
+
+    def idle(self) -> frozenset[str]:
+        """Return the settings that change no row, as the others are set: parity keeps logits as float16."""
+        return frozenset({"masks"}) if self.parity else frozenset()

@@ -119,6 +119,8 @@ def load_network(weights: Weights, classes: Mapping[str, str], device: str) -> N
             ("of another shape", "mismatched_keys"),
         )
     }
+    state = model.state_dict()
+    problems["with values that are not finite"] = [name for name, one in state.items() if not one.isfinite().all()]
     if any(problems.values()):
         sentence = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in problems.items() if names)
         raise ConfigError(f"{setting}: {path} is not a checkpoint of {kind.__name__}: tensors {sentence}")

@@ -63,7 +63,7 @@ _CONVNEXT_KEYS = {
 
 # What OpenAI's archives hold beside weights: sizes that the model name tells too, and the mask of a sentence's words,
 # which follows from its length (openai/CLIP, clip/model.py).
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 _TEXT_BATCH = 256  # sentences at once: enough to fill a GPU, small enough for a laptop
 
@@ -112,7 +112,7 @@ def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, de
             fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights_file(weights)
         )
         tensors = read_tensors(path)
-        ignored = [name for name in tensors if name.rpartition(".")[2] in _NOT_WEIGHTS]
+        ignored = [name for name in tensors if name.rpartition(".")[2] in NOT_WEIGHTS]
         fill(clip, tensors, f"teacher.weights: {path} is not a checkpoint of {model}", ignored)
     else:
         _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, weights.seed)
@@ -180,20 +180,20 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ConfigError(
-            f'teacher.weights is "{tag}"; {model} has the tags {", ".join(tags) or "(none)"}. A local file is given '
-            "by its path, a file of the hub as hub:OWNER/NAME/FILE, and a dry run by random:SEED"
+            f'teacher.{weights.key} is "{tag}"; {model} has the tags {", ".join(tags) or "(none)"}. A local file is '
+            "given by its path, a file of the hub as hub:OWNER/NAME/FILE, and a dry run by random:SEED"
         )
     trained = bool(known.get("quick_gelu", False))
     if trained != quick_gelu:
         raise ConfigError(
-            f"teacher.weights {tag} was trained with {activation_name(trained)}, but {model} is set up with "
+            f"teacher.{weights.key} {tag} was trained with {activation_name(trained)}, but {model} is set up with "
             f"{activation_name(quick_gelu)}: features would be wrong without any error. "
             f"{'Use the model name that ends in -quickgelu' if trained else 'Use the model name without -quickgelu'}"
         )
     mean, std = (tuple(known.get(key, ())) for key in ("mean", "std"))
     if (mean, std) != pixel_statistics():
         raise ConfigError(
-            f"teacher.weights {tag} expects pixels scaled by {mean} and {std}; only CLIP's own are supported"
+            f"teacher.{weights.key} {tag} expects pixels scaled by {mean} and {std}; only CLIP's own are supported"
         )
     try:
         repository, _, name = str(known.get("hf_hub", "")).rpartition("/")
@@ -210,8 +210,8 @@ def fetch_tag(model: str, weights: Weights, quick_gelu: bool) -> Path:
             else "give the file's path and sha256, or copy the cache of huggingface_hub"
         )
         raise ConfigError(
-            f"teacher.weights {tag} for {model} could not be fetched ({first_line(error)}). Download it once on a "
-            f"machine with network access: {how}"
+            f"teacher.{weights.key} {tag} for {model} could not be fetched ({first_line(error)}). Download it once on "
+            f"a machine with network access: {how}"
         ) from None
     return verified(weights, Path(found))
 

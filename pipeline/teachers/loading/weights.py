@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.foreign import OLDER_TORCH, instead_of_weights, is_safetensors
 from manifests.sections.teachers.published import of_file
 from manifests.sections.teachers.weights import HUB_FILE, Weights
 
@@ -75,14 +76,30 @@ def verified(weights: Weights, path: Path) -> Path:
             lines += f' and {weights.key}_revision = "{commit[1]}"'
         raise ConfigError(
             f'teacher.{weights.key} "{weights.source}" is not pinned, so that tomorrow\'s tables could come from '
-            f"another file under the same name; the file at hand is pinned by writing {lines} into section [teacher]"
+            f"another file under the same name; the file at hand{_form(weights, path)} is pinned by writing {lines} "
+            "into section [teacher]"
         )
     if found != weights.sha256:
         raise ConfigError(
             f"teacher.{weights.key}: {path} has sha256 {found}, but teacher.{weights.key}_sha256 is {weights.sha256}; "
-            "the file is damaged or another one"
+            f"the file is damaged or another one{_other_form(weights, path)}"
         )
     return path
+
+
+def _form(weights: Weights, path: Path) -> str:
+    """Return which of several files with the same tensors was opened, where the recipe leaves that to open_clip."""
+    return f", {path.name}," if weights.is_tag else ""
+
+
+def _other_form(weights: Weights, path: Path) -> str:
+    """Return that a tag's tensors may lie on the hub in two files, each with its digest."""
+    if not weights.is_tag or weights.link:
+        return ""
+    return (
+        f". open_clip opened {path.name}: it takes a .safetensors where the hub has one, else a .bin, and each has a "
+        "digest of its own; hub:OWNER/NAME/FILE names one of them"
+    )
 
 
 def hub_file(repository: str, name: str, revision: str, setting: str) -> Path:
@@ -121,22 +138,15 @@ def read_tensors(path: Path, setting: str = "teacher.weights") -> dict[str, torc
     """
     import torch
 
-    from pipeline.teachers.loading import archives
-
+    with path.open("rb") as file:
+        reason = instead_of_weights(file)
+        head = file.read(len(OLDER_TORCH))
+    if reason:
+        raise ConfigError(f"{setting}: {path} {reason}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        elif archives.is_torchscript(path):
-            content = archives.read_torchscript(path)
-        else:
-            content = _saved(path)
+        content = _content(path, head)
     except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{setting}: {path} holds more than tensors, or is no checkpoint, and is not opened "
-            f"({first_line(error)}); save its state_dict with torch.save, or as .safetensors"
-        ) from None
+        raise ConfigError(f"{setting}: {path} {_not_opened(path, head, error)}") from None
     except Exception as error:  # zip, safetensors, tensor and file errors of a damaged file share no base class
         raise ConfigError(
             f"{setting}: {path} cannot be read as a checkpoint ({first_line(error)}); it is damaged, or not a "
@@ -150,18 +160,40 @@ def read_tensors(path: Path, setting: str = "teacher.weights") -> dict[str, torc
     return unwrapped(content)
 
 
-def _saved(path: Path) -> Any:
-    """Return what a file of torch.save holds, foreign objects as stand-ins; raises what it may be refused for."""
+def _content(path: Path, head: bytes) -> Any:
+    """Return what a file holds, foreign objects as stand-ins; raises what it may be refused for."""
     import torch
 
     from pipeline.teachers.loading import archives
 
+    if is_safetensors(head) or (path.suffix == ".safetensors" and not archives.is_archive(path)):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if archives.is_torchscript(path):
+        return archives.read_torchscript(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by a path, torch takes the format from the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if not archives.is_archive(path):  # the older format is one stream of pickles, which our reader does not take
             raise
         return archives.read_archive(path)
+
+
+def _not_opened(path: Path, head: bytes, error: pickle.UnpicklingError) -> str:
+    """Return the end of a sentence about a file that torch's reader of weights refuses."""
+    if head != OLDER_TORCH:
+        return (
+            f"cannot be read as a checkpoint ({first_line(error)}); it is of another kind, or damaged: save its "
+            "state_dict with torch.save, or as .safetensors"
+        )
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return (
+        f"is in the older format of torch.save and holds more than tensors ({named[1] if named else first_line(error)})"
+        ", which is not opened, as that can run code; where you trust it, save it in the format of today: "
+        "python -c \"import torch; torch.save(torch.load('OLD', map_location='cpu', weights_only=False), 'NEW')\""
+    )
 
 
 def _instead_of_tensors(content: Any) -> str:
@@ -195,18 +227,22 @@ def fill(
     tensors: Mapping[str, torch.Tensor],
     what: str,
     ignored: Iterable[str] = (),
+    names: Iterable[str] | None = None,
 ) -> None:
     """Put tensors into a network: every one, under its name and of exactly its shape.
 
     Numbers of half precision become those that the network computes with. `what` names file and network in the
-    message, "w.pth is not a checkpoint of SAN". Names in `ignored` may be there and are left out. Raises ConfigError
-    that counts what is missing, not expected, of another shape, or not numbers; the log names every one.
+    message, "w.pth is not a checkpoint of SAN". Names in `ignored` may be there and are left out. `names` are those of
+    the network that this file is to fill, where it is one of several. Raises ConfigError that counts what is missing,
+    not expected, of another shape, or not finite; the log names every one.
     """
     left_out = set(ignored)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = network.state_dict()
+    if names is not None:
+        state = {name: state[name] for name in names}
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     both = sorted(expected.keys() & found.keys())
     parts = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -219,19 +255,24 @@ def fill(
             for name in both
             if tensors[name].is_floating_point() != state[name].is_floating_point()
         ],
-        "with values that are not numbers": [
-            name for name in both if not tensors[name].is_meta and tensors[name].isnan().any()
-        ],
+        "with values that are not finite": [name for name in both if not _finite(tensors[name], state[name].dtype)],
     }
     if any(parts.values()):
-        for kind, names in parts.items():
-            if names:
-                _log.warning("%s: %d tensors %s: %s", what, len(names), kind, ", ".join(names))
+        for kind, some in parts.items():
+            if some:
+                _log.warning("%s: %d tensors %s: %s", what, len(some), kind, ", ".join(some))
         told = "; ".join(
-            f"{len(names)} {kind}, such as {', '.join(names[:_MANY])}" for kind, names in parts.items() if names
+            f"{len(some)} {kind}, such as {', '.join(some[:_MANY])}" for kind, some in parts.items() if some
         )
         raise ConfigError(f"{what}: of {len(expected)} tensors, {told}")
-    network.load_state_dict(dict(tensors))
+    network.load_state_dict(tensors, strict=names is None)
+
+
+def _finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether all values are numbers, also as those that a network computes with: 1e300 is none in float32."""
+    import torch
+
+    return tensor.is_meta or bool(torch.isfinite(tensor.to(dtype)).all())
 
 
 def first_line(error: BaseException) -> str:
