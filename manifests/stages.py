@@ -74,6 +74,15 @@ def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     return {"teacher": settings, **teacher.content(recipe.ontology, recipe.data, stage)}
 
 
+HOW_SWEEPS_ARE_READ = ("columns", "points_in", "min_range_m", "max_range_m")
+
+
+def sweep_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what the points of a sweep depend on beside its file."""
+    changed = changed_values(recipe.data)
+    return {"dataset": recipe.data.dataset, **{key: changed[key] for key in HOW_SWEEPS_ARE_READ if key in changed}}
+
+
 def text_settings(recipe: Recipe) -> Mapping[str, Any]:
     """Return what the vectors depend on: prompts, templates (their sentences, not their name), and the text tower."""
     teacher = recipe.teacher
@@ -157,9 +166,9 @@ SPECS: dict[str, TableSpec] = {
             name="index",
             version=2,
             needs=no_needs,
-            settings=lambda recipe: {"dataset": recipe.data.dataset, "version": recipe.data.version},
+            settings=lambda recipe: {**sweep_settings(recipe), "version": recipe.data.version},
         ),
-        TableSpec("points", 1, no_needs, lambda recipe: {"dataset": recipe.data.dataset}),
+        TableSpec("points", 1, no_needs, sweep_settings),
         TableSpec(
             name="project",
             version=2,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +19,10 @@ class FrameError(RunError):
 
     The message of an excluded frame is stored, so it must be the same wherever it arises: files by their relative name.
     """
+
+
+UNKNOWN_POSE = np.full((4, 4), np.nan)
+"""The pose of a vehicle of which the data set says nothing; what needs it refuses."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Frame:
     opened the file. `label_path` is None where no true labels exist, `label_sha256` where they are not on disk. A
     missing camera is simply not among `cameras`. `problems` are faults that were found while listing, as sentences;
     `index` reports them and stores no such frame. `files` are the digests of what a stage reads of disk beside that, by
-    name (None: not there); a worker fills them in for the stage at hand.
+    name (None: not there); a worker fills them in for the stage at hand. `posed` is False where the data set has no
+    pose of the vehicle: `world_from_lidar` is `UNKNOWN_POSE` then, and stays it in the tables.
     """
 
     frame_id: str
@@ -68,6 +73,7 @@ class Frame:
     label_sha256: str | None = None
     problems: tuple[str, ...] = ()
     files: Mapping[str, str | None] = field(default_factory=dict)
+    posed: bool = True
 
 
 def frame_row(frame: Frame) -> dict[str, Any]:
@@ -135,6 +141,16 @@ def frame_of(row: Mapping[str, Any]) -> Frame:
     )
 
 
+def seen_by(frame: Frame, cameras: Collection[str]) -> Frame:
+    """Return the frame with the cameras of these names, all where there are none; "none" is the name of no camera."""
+    return replace(frame, cameras=tuple(one for one in frame.cameras if one.name in cameras)) if cameras else frame
+
+
+def slashed(name: str) -> str:
+    """Return the name of a data file as written on Windows with the slashes of everywhere else."""
+    return name.replace("\\", "/")
+
+
 def inside(root: Path, relative: str) -> Path:
     """Return the path of a data file; raises FrameError if the relative name is absolute or climbs out of the root."""
     path = PurePosixPath(relative)
@@ -193,7 +209,7 @@ def read_image_for(
             size = size_of(height_px, width_px)
             if scaled:
                 image.draft(None, size[::-1])
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = rgb_of(image, camera.image_path)
     except UnidentifiedImageError:
         raise FrameError(f"{camera.image_path}: cannot be decoded as an image: unknown kind of file") from None
     except FrameError:
@@ -208,4 +224,25 @@ def read_image_for(
     return pixels, size
 
 
+def rgb_of(image: Any, name: str) -> NDArray[Any]:
+    """Return a Pillow image as uint8 (height, width, 3), its pixels as they are stored: no EXIF tag turns it.
+
+    Of 16 bits the upper 8 are taken. Raises FrameError for kinds whose scale nothing tells: 10 or 12 bits in 16, whole
+    numbers of 32 bits, and floats.
+    """
+    if image.mode in ("I", "F"):
+        kind = "32-bit float" if image.mode == "F" else "32-bit whole-number"
+        raise FrameError(f"{name}: nothing tells the scale of a {kind} image; convert it to 8 bits")
+    if not image.mode.startswith("I;16"):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    if values.max(initial=0) < MOST_OF_12_BITS:
+        raise FrameError(
+            f"{name}: the largest value of this 16-bit image is {values.max(initial=0)}, as if it had 10 or 12 bits; "
+            "scale it to 16 bits, or convert it to 8"
+        )
+    return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+MOST_OF_12_BITS = 4096
 MAX_IMAGE_PIXELS = 64_000_000  # far above any car camera, far below what a decompression bomb needs

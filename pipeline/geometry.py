@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from superpixels.returns import is_return
+
 Float64 = npt.NDArray[np.float64]
 
 
@@ -130,11 +132,11 @@ def project(
 ) -> Projection:
     """The points that land inside an image, with pixel and depth.
 
-    ``xyz_m`` (n, 3) are points in the lidar frame; points with a value that is not finite are not seen. A point is
-    kept iff depth > ``min_depth_m``, 0 < u < width - 1 and 0 < v < height - 1; its pixel is (v, u) rounded half to
-    even. This is the rule of the AFOV reference implementation; the nuScenes devkit asks for u > 1 and v > 1, and is
-    otherwise the same. Everything is computed in float64. Raises ValueError for unusable intrinsics, shapes or a
-    negative ``min_depth_m``.
+    ``xyz_m`` (n, 3) are points in the lidar frame; those with a value that is not finite, and pulses that came back
+    from nothing (0, 0, 0), are not seen. A point is kept iff depth > ``min_depth_m``, 0 < u < width - 1 and 0 < v <
+    height - 1; its pixel is (v, u) rounded half to even. This is the rule of the AFOV reference implementation; the
+    nuScenes devkit asks for u > 1 and v > 1, and is otherwise the same. Everything is computed in float64. Raises
+    ValueError for unusable intrinsics, shapes or a negative ``min_depth_m``.
     """
     if xyz_m.ndim != 2 or xyz_m.shape[1] != 3:
         raise ValueError(f"points have shape {xyz_m.shape}; expected (n, 3)")
@@ -148,7 +150,7 @@ def project(
     xyz = xyz_m.T.astype(np.float64, order="C")
     with np.errstate(invalid="ignore", over="ignore"):  # infinities become nan, and compare as not seen
         depth = affine(along, xyz)
-        ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf))  # first: nothing may be divided by 0
+        ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf) & is_return(xyz_m))  # first: nothing is / 0
         depth, xyz = depth[ahead], xyz[:, ahead]
         u, v = affine(across, xyz) / depth, affine(down, xyz) / depth
         inside = np.flatnonzero((u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))

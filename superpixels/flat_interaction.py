@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from superpixels.ground import plane_inliers, ring_candidates, stood_on
+from superpixels.returns import is_return
 from superpixels.unfit import Unfit
 
 Floats = npt.NDArray[np.float32]
@@ -217,7 +218,7 @@ def refine(
     label where it is left out. The ego ring needs `sensor_height_m`, the height of the LiDAR above the ground, from
     calibration, and `ground_classes`; without them it is skipped with a note. Any n is fine, 0 too. With
     `seed_point="content"` the result does not depend on the order of the points. Returns of which more than
-    `MOST_AT_ONE_PLACE` have the same coordinates are none (sensors and converters put the missing ones at (0, 0, 0)):
+    `MOST_AT_ONE_PLACE` have the same coordinates are none, and so are any at (0, 0, 0):
     they keep their label, and the others are refined as if these were not there.
 
     Raises ValueError for coordinates that are not finite, labels out of range and arrays that do not belong together.
@@ -226,7 +227,7 @@ def refine(
     top = int(label.max(initial=0)) if n_classes is None else n_classes
     if label.max(initial=0) > top:
         raise ValueError(f"a label is {label.max()}, but there are {top} classes; labels run from 0 (none) to {top}")
-    piled = in_piles(xyz)
+    piled = in_piles(xyz) | ~is_return(xyz)
     if piled.any():
         apart = refine(
             xyz[~piled],

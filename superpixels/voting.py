@@ -9,12 +9,13 @@ methods add (LOSC, arXiv 2507.07605). Formulas and constants are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from superpixels.returns import is_return
 from superpixels.unfit import Unfit
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -108,6 +109,12 @@ class Ballot:
         here_from_lidar = np.linalg.inv(here.world_from_lidar) @ taken.world_from_lidar
         return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6)
 
+    def among(self, chosen: npt.NDArray[np.bool_]) -> Ballot:
+        """Return the ballot of some of its points, (n,)."""
+        if chosen.all():
+            return self
+        return replace(self, xyz_m=self.xyz_m[chosen], label=self.label[chosen], weight=self.weight[chosen])
+
     @property
     def best(self) -> npt.NDArray[np.uint8]:
         """The likeliest label of every point, (n,)."""
@@ -133,16 +140,29 @@ class Voted:
     runner_up: npt.NDArray[np.uint8]
     runner_up_confidence: npt.NDArray[np.float32]
 
+    def spread(self, chosen: npt.NDArray[np.bool_], before: npt.NDArray[np.uint8]) -> Voted:
+        """Return what it says of the chosen ones of some points (n,), and of all others that they are as before."""
+        whole = {item.name: np.zeros(len(chosen), getattr(self, item.name).dtype) for item in fields(self)}
+        whole["label"] |= before
+        for name, values in whole.items():
+            values[chosen] = getattr(self, name)
+        return Voted(**whole)
+
 
 def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingConfig | None = None) -> Voted:
     """Return the labels of the sweep ``own`` after a vote among it and other sweeps of the same place.
 
     Neither the order of points nor that of ``others`` matters, up to the rounding of float64 sums. Labels are
-    0..``n_classes``. Raises ValueError for points that are not finite, labels out of range, or arrays that do not fit.
+    0..``n_classes``. Pulses that came back from nothing have no vote, and keep their label. Raises ValueError for
+    points that are not finite, labels out of range, or arrays that do not fit.
     """
     config = config or VotingConfig()
     for ballot in (own, *others):
         _check(ballot, n_classes)
+    there = is_return(own.xyz_m)
+    others = [ballot.among(is_return(ballot.xyz_m)) for ballot in others]
+    if not there.all():
+        return vote(own.among(there), others, n_classes, config).spread(there, own.best)
     here = own.xyz_m.astype(np.float64)
     n_points, before = len(here), own.best
     seen_from_here = RangeImage(here, config)
@@ -200,6 +220,7 @@ def seen_twice(
     config = config or VotingConfig()
     for ballot in (first, second):
         _check(ballot, n_classes)
+    first, second = (ballot.among(is_return(ballot.xyz_m)) for ballot in (first, second))
     here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
     second_here = _moved(second.here_from_lidar, there)
     first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
@@ -292,5 +313,10 @@ def _check(ballot: Ballot, n_classes: int) -> None:
         raise ValueError(f"a ballot has shapes {shapes}; expected (n, 3), (n,) or (n, k) twice, and (4, 4)")
     if not (np.isfinite(ballot.xyz_m).all() and np.isfinite(ballot.weight).all()):
         raise Unfit("a ballot has points or weights that are not finite; a sweep is cleaned when it is read")
+    if not np.isfinite(ballot.here_from_lidar).all():
+        raise Unfit(
+            "the data set has no pose of the vehicle, so sweeps cannot be put to the vote; choose [target] labels and "
+            "[evaluate] refine without it"
+        )
     if n and int(ballot.label.max()) > n_classes:
         raise ValueError(f"a ballot has label {ballot.label.max()}; expected 0..{n_classes}")

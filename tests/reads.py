@@ -123,7 +123,7 @@ def other_values(value: Any, kind: Any) -> Iterator[Any]:
         elif isinstance(first, int):
             yield (first + 1, *value[1:])
     elif isinstance(value, tuple):
-        yield ("front",)
+        yield from (("front",), ("y", "x", "z", "intensity"))  # of cameras, or columns
 
 
 def other_dictionaries(one: Ontology) -> dict[str, Ontology]:

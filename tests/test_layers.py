@@ -54,7 +54,7 @@ ORDER = {
         ("labels",),
     ),
     "superpixels": (
-        ("ground", "lifting", "metrics", "pooling", "similarity", "slic", "unfit"),
+        ("ground", "lifting", "metrics", "pooling", "returns", "similarity", "slic", "unfit"),
         ("flat_interaction", "mask_cache", "mask_queries", "segments", "voting", "windows"),
     ),
     "pipeline": (

@@ -30,8 +30,8 @@ from trainer.records import asked
 PLACES = {"root", "folder"}
 """Settings that say where files lie: what is in them is known by digest (tests/pipeline/test_content.py)."""
 
-LISTED = {"cameras", "split", "exclude"}
-"""Settings of [data] that choose among frames and cameras: the listing is in the key of every shard."""
+LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete"}
+"""Settings of [data] that say what is listed, and when: the listing is in the key of every shard."""
 
 WITHOUT_OTHER = {
     "weights": "a file is known by its digest",

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+INTENSITY = ("intensity", "i", "intensities", "reflectivity", "reflectance", "remission", "signal")
+"""Names of the strength of a return, as vendors write them; the first that a file has is taken."""
+
+NO_CAMERAS = ("none",)
+"""What `data.cameras` says where no image is looked at: for points, predictions and labels alone."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Section `[data]`: which logs, read how, and which of their frames take part.
 
-    `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones.
+    `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones; "none" alone:
+    none. `lidar` names the LiDARs in the same way, which matters where there are several: they are joined to one sweep.
+    `columns` names the columns of a sweep's file in order, or chooses among those that it names: x, y, z, one of
+    `INTENSITY`, ring (checked), and any other names. `points_in` says in which frame its points are. Points nearer than
+    `min_range_m` or farther than `max_range_m` (0: no limit) count as pulses that came back from nothing. `time_unit`
+    is that of the data set's timestamps, where it does not say so itself; "" goes by their magnitude. `incomplete`
+    says what to do with scenes of which files are not on disk, as after a partial download.
     """
 
     dataset: str = "nuscenes"
@@ -19,6 +32,13 @@ class DataConfig:
     split: str = "all"
     exclude: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
+    lidar: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    points_in: Literal["lidar", "ego", "world"] = "lidar"
+    min_range_m: float = 0.0
+    max_range_m: float = 0.0
+    time_unit: Literal["", "s", "ms", "us", "ns"] = ""
+    incomplete: Literal["refuse", "leave out"] = "refuse"
 
     def __post_init__(self) -> None:
         if not self.root:
@@ -27,6 +47,23 @@ class DataConfig:
             raise ValueError("data.exclude names a frame twice; name each frame once")
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError("data.cameras names a camera twice; name each camera once")
+        if len(set(self.lidar)) != len(self.lidar):
+            raise ValueError("data.lidar names a LiDAR twice; name each LiDAR once")
+        for name in ("x", "y", "z"):
+            if self.columns and self.columns.count(name) != 1:
+                raise ValueError(f"data.columns has {self.columns.count(name)} columns {name}; expected one of x, y, z")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("data.columns names a column twice; give those that do not matter names of their own")
+        if sum(name in INTENSITY for name in self.columns) > 1:
+            raise ValueError(
+                f"data.columns names more than one of {', '.join(INTENSITY)}; give those that are not to be the "
+                "intensity names of their own"
+            )
+        if self.min_range_m < 0 or self.max_range_m < 0 or 0 < self.max_range_m <= self.min_range_m:
+            raise ValueError(
+                f"data.min_range_m is {self.min_range_m} and data.max_range_m {self.max_range_m}; expected 0 or more, "
+                "and the first below the second (0: no limit)"
+            )
 
 
 @dataclass(frozen=True)

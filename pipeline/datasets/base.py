@@ -38,6 +38,10 @@ class Dataset(Protocol):
         """Return xyz_m float32 (n, 3) in the LiDAR frame and intensity float32 (n,) as stored, order of the file."""
         ...
 
+    def notes(self, frame: Frame) -> tuple[str, ...]:
+        """Return what was taken for what in the frame's sweep, as sentences without an end: `doctor` tells them."""
+        ...
+
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the true labels as stored, uint16, in the order of the points; the frame must have a `label_path`."""
         ...

@@ -1,267 +1,188 @@
-"""Point cloud files by their ending: .npy, .bin, .pcd.bin, .pcd and .ply.
+"""A sweep out of a file: which of its columns are which, whether they can be, and metres in the LiDAR's own frame.
 
-All are decoded here and not by Open3D, because damage must be seen: from a .ply that was cut off Open3D 0.20 returns as
-many points as the header promises, the last ones made up, and a .pcd without the line WIDTH ends the process.
+Files that name no columns (bare float32, and .npy of plain numbers) are read as `[data] columns` says, or as the data
+set usually has them. What a column holds is checked: a ring index is a whole number and light is not negative, so a
+file of another number of columns is an error and not another sweep.
+
+A pulse that came back from nothing is a point at 0, 0, 0, as organised clouds keep them: it has a row, so that labels
+stay aligned, and `superpixels.returns` leaves it out of everything else. NaN stands for the same in .pcd files; points
+outside `[data] min_range_m` and `max_range_m` become such points.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Cloud = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""xyz_m float32 (n, 3) and intensity float32 (n,), in the order of the file; intensity is 0 where there is none."""
+from manifests.sections.data import INTENSITY, DataConfig
+from pipeline.datasets.formats import READERS, Columns, by_name
+from pipeline.geometry import Float64, affine
+from superpixels.returns import is_return
 
-_PCD_TYPES = {(kind.upper(), str(size)): f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {
-    ("F", "4"): "f4",
-    ("F", "8"): "f8",
-}
-_PLY_TYPES = {
-    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
-    **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
-    **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
-}
-_PLY_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
-_HEADER_LINE = re.compile(rb"[^\n]*\n")
-_MOST = 10**12  # points, or values of one: more than any file holds
-_LONGEST_HEADER = 100  # lines; point clouds have a dozen
+FLAT = (".bin",)  # float32 without a header; .pcd.bin too
+XYZ = ("x", "y", "z")
+WITH_RING = (*XYZ, "intensity", "ring")  # as nuScenes has it
+WITHOUT_RING = (*XYZ, "intensity")  # as KITTI has it
+NEGATIVE_SHARE = 0.002  # of intensities: rounding, in some converters; with wrong columns it is a half
+MOST_RING = 4096
+FAR_M = 5_000.0  # half of a sweep farther than this: a map's frame, or millimetres
+_SEEN_EVERY = 16  # points whose range is looked at
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a point cloud: its name, its type as NumPy has it but for the byte order, and values per point."""
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """A sweep in the order of the file: xyz_m float32 (n, 3), LiDAR frame, and intensity float32 (n,).
 
-    name: str
-    type: str
-    count: int = 1
+    `notes` say what was taken for what, as sentences without an end.
+    """
 
-
-def read_cloud(path: Path, content: bytes) -> Cloud:
-    """Return the points in a file, whose content has been read already; raises ValueError saying what is wrong."""
-    for ending, read in READERS.items():
-        if path.name.endswith(ending):
-            xyz, intensity = read(content)
-            if not len(xyz):
-                raise ValueError("there is no point in it")
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, which `index` reports by its point
-                return np.ascontiguousarray(xyz, np.float32), np.ascontiguousarray(intensity, np.float32)
-    raise ValueError(f"points are read from files that end in {', '.join(READERS)}; convert it to one of them")
+    xyz_m: npt.NDArray[np.float32]
+    intensity: npt.NDArray[np.float32]
+    notes: tuple[str, ...] = ()
 
 
-def read_npy(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the points of an array (n, 3 or more): x, y, z, intensity, or of a structured one by these names."""
-    array = load_npy(content)
-    if array.dtype.names:
-        missing = [name for name in "xyz" if name not in array.dtype.names]
-        if missing or array.ndim != 1:
-            raise ValueError(f"a structured array (n,) with fields x, y, z was expected; it has {array.dtype.names}")
-        columns = [
-            array[name] for name in ("x", "y", "z", *(["intensity"] if "intensity" in array.dtype.names else []))
-        ]
-        if any(column.dtype.kind not in "fiu" for column in columns):
-            raise ValueError("fields x, y, z and intensity must be numbers")
-        array = np.stack(columns, axis=1)
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
-        raise ValueError(f"an array (n, 3 or more) of numbers was expected; it is {array.shape} of {array.dtype}")
-    return array[:, :3], array[:, 3] if array.shape[1] > 3 else np.zeros(len(array), np.float32)
+def read_cloud(
+    name: str, content: bytes, usual: Sequence[str] | None, data: DataConfig, lidar_from_points: Float64 | None = None
+) -> Cloud:
+    """Return the sweep in a file of this name, whose content has been read already.
+
+    `usual` are the columns of bare float32, where the data set always has the same; `lidar_from_points` (4, 4) where
+    the points are not in the LiDAR's frame. Raises ValueError saying what is wrong.
+    """
+    columns, declared = columns_of(name, content, usual, data.columns)
+    found = by_name((one.lower().removeprefix("scalar_"), column) for one, column in columns.items())
+    if not found.keys() >= set(XYZ):
+        raise ValueError(f"it has no x, y and z, only {', '.join(columns) or 'nothing'}")
+    light = next((one for one in (data.columns if declared else INTENSITY) if one in INTENSITY and one in found), None)
+    xyz = np.stack([found[axis] for axis in XYZ], axis=1)
+    if not len(xyz):
+        raise ValueError("there is no point in it")
+    check_values(found, light)
+    notes = noted(name, light, found)
+    intensity = np.zeros(len(xyz)) if light is None else found[light]
+    if name.endswith(".pcd"):
+        xyz, intensity, n_absent = without_nan(xyz, intensity)
+        notes += (f"{n_absent} of its points are NaN: nothing came back there",) if n_absent else ()
+    if lidar_from_points is not None:
+        xyz = moved(xyz, lidar_from_points)
+    check_range(xyz, data)
+    return in_range(xyz, intensity, data, notes)
 
 
-def load_npy(content: bytes) -> npt.NDArray[Any]:
-    """Return the array in a .npy file; raises ValueError unless it is one of numbers, whole."""
-    try:
-        if not content.startswith(np.lib.format.MAGIC_PREFIX):
-            raise ValueError("it does not start as one")
-        loaded: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # the header is parsed as Python, and fails in as many ways
-        raise ValueError(f"this is no whole .npy file of numbers ({error})") from None
-    return loaded
+def columns_of(name: str, content: bytes, usual: Sequence[str] | None, declared: Sequence[str]) -> tuple[Columns, bool]:
+    """Return the columns of a file by name, and whether their names are those that the recipe declares."""
+    read = next((read for ending, read in READERS.items() if name.endswith(ending)), None)
+    if read is not None:
+        found = read(content)
+        if isinstance(found, np.ndarray):
+            n_columns = found.shape[1]
+            names = declared or (*WITHOUT_RING, *map(str, range(4, n_columns)))[:n_columns]
+            if len(names) != n_columns:
+                raise ValueError(f"it has {n_columns} columns, but data.columns names {len(names)}")
+            return {one: found[:, i] for i, one in enumerate(names)}, bool(declared)
+        missing = [one for one in declared if one not in {key.lower().removeprefix("scalar_") for key in found}]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}, which data.columns names; it has {', '.join(found)}")
+        return found, bool(declared)
+    if name.endswith(FLAT):
+        names = declared or usual or (WITH_RING if name.endswith(".pcd.bin") else WITHOUT_RING)
+        return read_flat(content, names), bool(declared)
+    raise ValueError(
+        f"points are read from files that end in {', '.join((*READERS, *FLAT))}; convert it to one of them"
+    )
 
 
-def read_flat(content: bytes, n_columns: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return bare float32: x, y, z, intensity and perhaps more for every point; raises ValueError if it is cut off."""
+def read_flat(content: bytes, names: Sequence[str]) -> Columns:
+    """Return the columns of bare float32 by their names; raises ValueError if it is cut off."""
+    n_columns = len(names)
     if not content or len(content) % (4 * n_columns):
+        others = [n for n in (4, 5, 6, 3) if n != n_columns and content and not len(content) % (4 * n)]
+        hint = f"; were it {' or '.join(map(str, others))}, [data] columns would name them" if others else ""
         raise ValueError(
-            f"{len(content)} bytes is not a positive multiple of {4 * n_columns}, the {n_columns} float32 of a point"
+            f"it is truncated, or has other columns: {len(content)} bytes is not a positive multiple of "
+            f"{4 * n_columns}, the {n_columns} float32 of a point ({', '.join(names)}){hint}"
         )
     values = np.frombuffer(content, "<f4").reshape(-1, n_columns).astype(np.float32, copy=False)
-    return np.ascontiguousarray(values[:, :3]), np.ascontiguousarray(values[:, 3])
+    return {one: values[:, i] for i, one in enumerate(names)}
 
 
-def read_pcd(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the points of a .pcd file: text, binary or compressed. Source: the format's page at pointclouds.org."""
-    header, body = header_and_body(content, b"DATA")
-    entries = {words[0]: words[1:] for words in header if words}
-    try:
-        n_points, kind = int(entries["POINTS"][0]), entries["DATA"][0]
-        counts = [int(count) for count in entries.get("COUNT", ["1"] * len(entries["FIELDS"]))]
-        parts = zip(entries["FIELDS"], entries["TYPE"], entries["SIZE"], counts, strict=True)
-        columns = [Column(name, _PCD_TYPES[type_, size], count) for name, type_, size, count in parts]
-        if not (0 <= n_points <= _MOST and all(0 <= count <= _MOST for count in counts)):
-            raise ValueError
-    except (KeyError, IndexError, ValueError):
+def check_values(columns: Columns, light: str | None) -> None:
+    """Raise ValueError where a column cannot be what its name says: a ring index, or light."""
+    remedy = (
+        "the file seems to have another number of columns than it is read with, or another order; name them in order "
+        'with [data] columns = ["x", "y", "z", "intensity", …]'
+    )
+    if "ring" in columns:
+        ring = np.asarray(columns["ring"])
+        with np.errstate(invalid="ignore"):
+            wrong = np.flatnonzero(((ring != np.rint(ring)) | (ring < 0) | (ring >= MOST_RING)) & (ring == ring))
+        if len(wrong):
+            raise ValueError(
+                f"its column `ring` is no ring index: point {wrong[0]} has {ring[wrong[0]]:.6g}, and {len(wrong)} of "
+                f"{len(ring)} are no whole numbers from 0 to {MOST_RING - 1} (columns {', '.join(columns)}); {remedy}"
+            )
+    if light is not None and (negative := float((columns[light] < 0).mean())) > NEGATIVE_SHARE:
         raise ValueError(
-            "its header lacks FIELDS, TYPE, SIZE, POINTS or DATA, or they make no sense together; this is no .pcd file"
-        ) from None
-    if kind == "ascii":
-        return chosen(text_columns(columns, n_points, body))
-    if kind == "binary":
-        return chosen(binary_columns(columns, n_points, body, "<"))
-    if kind == "binary_compressed":
-        return chosen(unpacked_columns(columns, n_points, body))
-    raise ValueError(f"its DATA is {kind!r}; expected ascii, binary or binary_compressed")
+            f"{negative:.0%} of its intensities (column `{light}`) are negative, down to "
+            f"{float(np.nanmin(columns[light])):.4g}; light is not: {remedy}"
+        )
 
 
-def unpacked_columns(columns: Sequence[Column], n_points: int, body: bytes) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of a compressed body: its two sizes, then all of one column after all of the other, as LZF."""
-    packed, unpacked = (int.from_bytes(body[i : i + 4], "little") for i in (0, 4))
-    sizes = [n_points * np.dtype(one.type).itemsize * one.count for one in columns]
-    check_whole(n_points, len(body) - 8 >= packed and unpacked == sum(sizes))
-    values = unpack_lzf(body[8 : 8 + packed], unpacked)
-    starts = np.cumsum([0, *sizes]).tolist()
-    return {
-        one.name: np.frombuffer(values, f"<{one.type}", n_points * one.count, starts[i]).reshape(n_points, -1)[:, 0]
-        for i, one in reversed([*enumerate(columns)])
-        if one.count and n_points
-    }
+def noted(name: str, light: str | None, columns: Columns) -> tuple[str, ...]:
+    """Return what is worth knowing of where intensity comes from."""
+    if light is None:
+        return (f"it has no column of intensity (only {', '.join(columns)}), which is 0 for every point",)
+    if light != "intensity":
+        others = [one for one in INTENSITY if one in columns and one != light]
+        beside = f"; it also has {', '.join(others)}, of which [data] columns would choose one" if others else ""
+        return (f"intensity is its column `{light}`{beside}",)
+    return ()
 
 
-def unpack_lzf(packed: bytes, size: int) -> bytes:
-    """Return `size` bytes out of an LZF stream; raises ValueError if it does not hold them. Source: liblzf's format.
-
-    A byte below 32 is followed by one more literal bytes than it says. Any other repeats what was unpacked before: its
-    upper 3 bits (and one more byte where these are all set) say how long, the lower 5 and the next byte how far back.
-    """
-    out = bytearray()
-    position = 0
-    try:
-        while position < len(packed) and len(out) < size:
-            control = packed[position]
-            position += 1
-            if control < 32:
-                out += packed[position : position + control + 1]
-                position += control + 1
-                continue
-            length = control >> 5
-            if length == 7:
-                length += packed[position]
-                position += 1
-            back = ((control & 31) << 8 | packed[position]) + 1
-            position += 1
-            length += 2
-            if back > len(out):
-                raise IndexError
-            start = len(out) - back
-            # what it repeats may reach into what it writes: then it is a pattern of `back` bytes
-            out += out[start : start + length] if back >= length else (out[start:] * (length // back + 1))[:length]
-    except IndexError:
-        raise ValueError("its compressed part is damaged") from None
-    if len(out) != size:
-        raise ValueError(f"its compressed part is damaged: it holds {len(out)} bytes, not {size}")
-    return bytes(out)
+def without_nan(xyz: npt.NDArray[Any], intensity: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], int]:
+    """Return points whose x, y and z are all NaN as points that came back from nothing, and how many there are."""
+    absent = np.isnan(xyz).all(axis=1)
+    if not absent.any():
+        return xyz, intensity, 0
+    return np.where(absent[:, None], 0, xyz), np.where(absent, 0, intensity), int(absent.sum())
 
 
-def read_ply(content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the vertices of a .ply file, text or binary, which must be its first element."""
-    header, body = header_and_body(content, b"end_header")
-    elements = [words for words in header if words[:1] == ["element"]]
-    kind = next((words[1] for words in header if words[:1] == ["format"] and len(words) > 1), "")
-    if not content.startswith(b"ply") or not elements or elements[0][1:2] != ["vertex"]:
-        raise ValueError("its first element is not `vertex`; this is no .ply file of points")
-    start = header.index(elements[0])
-    stop = header.index(elements[1]) if len(elements) > 1 else len(header)
-    try:
-        n_points = min(int(elements[0][2]), _MOST)
-        columns = [Column(words[2], _PLY_TYPES[words[1]]) for words in header[start:stop] if words[:1] == ["property"]]
-    except (KeyError, IndexError, ValueError):
-        raise ValueError("its points have a property that is no number of a known type") from None
-    if kind == "ascii":
-        return chosen(text_columns(columns, n_points, body))
-    if kind in _PLY_ORDERS:
-        return chosen(binary_columns(columns, n_points, body, _PLY_ORDERS[kind]))
-    raise ValueError(f"its format is {kind!r}; expected ascii, {' or '.join(_PLY_ORDERS)}")
+def moved(xyz: npt.NDArray[Any], b_from_a: Float64) -> Float64:
+    """Return points (n, 3) in frame b as float64, which those of maps need; those at 0, 0, 0 stay there."""
+    columns = xyz.T.astype(np.float64, order="C")
+    with np.errstate(invalid="ignore", over="ignore"):
+        inside = np.stack([affine(row, columns) for row in b_from_a[:3].tolist()], axis=1)
+    return np.where((xyz == 0).all(axis=1)[:, None], 0.0, inside)
 
 
-def binary_columns(columns: Sequence[Column], n_points: int, body: bytes, order: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of records one after the other; of columns of one name, the first."""
-    record = np.dtype([(f"{i}", f"{order}{one.type}", (one.count,)) for i, one in enumerate(columns)])
-    check_whole(n_points, len(body) >= n_points * record.itemsize)
-    records = np.frombuffer(body, record, n_points) if record.itemsize else np.empty(n_points, record)
-    return {one.name: records[f"{i}"][:, 0] for i, one in reversed([*enumerate(columns)]) if one.count}
+def check_range(xyz: npt.NDArray[Any], data: DataConfig) -> None:
+    """Raise ValueError for points that cannot be metres around a LiDAR, and whose float32 would be coarse."""
+    some = xyz[::_SEEN_EVERY]
+    far = np.abs(some[(some != 0).any(axis=1)]).max(axis=1, initial=0)
+    with np.errstate(invalid="ignore"):
+        middle = float(np.median(far)) if len(far) else 0.0
+    if middle > FAR_M:
+        raise ValueError(
+            f"half of its points are more than {middle:.6g} m from the origin; LiDARs on vehicles reach 80 to 250 m. "
+            'Are they in a map\'s frame, as UTM (then [data] points_in = "world", with poses in the same map), or in '
+            f"millimetres? They are read as metres in the frame of the {data.points_in}"
+        )
 
 
-def text_columns(columns: Sequence[Column], n_points: int, body: bytes) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of numbers written as text, as float64; of columns of one name, the first."""
-    starts = np.cumsum([0, *(one.count for one in columns)])
-    n_words = n_points * sum(one.count for one in columns)
-    check_whole(n_points, n_words <= len(body))
-    words = body.split(maxsplit=n_words)[:n_words]
-    check_whole(n_points, len(words) == n_words)
-    try:
-        numbers = np.fromiter(map(float, words), np.float64, n_words).reshape(n_points, -1)
-    except ValueError as error:
-        raise ValueError(f"it holds a word that is no number ({error})") from None
-    return {one.name: numbers[:, starts[i]] for i, one in reversed([*enumerate(columns)]) if one.count}
-
-
-def chosen(columns: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return x, y, z (n, 3) and intensity (n,) out of columns by name."""
-    if not columns.keys() >= {"x", "y", "z"}:
-        raise ValueError(f"it has no x, y and z, only {', '.join(columns) or 'nothing'}")
-    names = {name.lower().removeprefix("scalar_"): name for name in columns}
-    xyz = np.stack([columns[name] for name in "xyz"], axis=1)
-    return xyz, columns[names["intensity"]].reshape(-1) if "intensity" in names else np.zeros(len(xyz))
-
-
-def check_whole(n_points: int, whole: bool) -> None:
-    """Raise ValueError unless the file is whole."""
-    if n_points < 0 or not whole:
-        raise ValueError(f"it is truncated: its header promises {n_points} points, and the rest does not hold them")
-
-
-def header_and_body(content: bytes, last: bytes) -> tuple[list[list[str]], bytes]:
-    """Return the words of every line up to the one that starts with `last`, and what follows; raises ValueError."""
-    header: list[list[str]] = []
-    for line in _HEADER_LINE.finditer(content):
-        header.append(line[0].decode("latin-1").split())
-        if line[0].startswith(last):
-            return header, content[line.end() :]
-        if len(header) > _LONGEST_HEADER:
-            break
-    raise ValueError(f"its header has no line {last.decode()}; it is truncated, or another kind of file")
-
-
-READERS: Mapping[str, Callable[[bytes], tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {
-    ".npy": read_npy,
-    ".pcd.bin": partial(read_flat, n_columns=5),  # as nuScenes has it: x, y, z, intensity, ring
-    ".bin": partial(read_flat, n_columns=4),  # as KITTI has it
-    ".pcd": read_pcd,
-    ".ply": read_ply,
-}
-"""By the ending of a file's name; the first that fits."""
-
-
-def read_point_labels(path: Path, content: bytes) -> npt.NDArray[np.uint16]:
-    """Return a label per point, (n,): .npy of whole numbers, .bin of bytes, .label of uint32 whose upper half is an
-    instance, as in SemanticKITTI. Raises ValueError saying what is wrong."""
-    if path.suffix == ".npy":
-        labels = load_npy(content)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(f"an array (n,) of whole numbers was expected; it is {labels.shape} of {labels.dtype}")
-        if labels.size and not 0 <= labels.min() <= labels.max() <= 0xFFFF:
-            raise ValueError(f"labels run from {labels.min()} to {labels.max()}; expected 0..65535")
-        return labels.astype(np.uint16)
-    if path.suffix == ".bin":
-        return np.frombuffer(content, np.uint8).astype(np.uint16)
-    if path.suffix == ".label":
-        if len(content) % 4:
-            raise ValueError(f"{len(content)} bytes is not a multiple of 4, the uint32 of a label; it is truncated")
-        return (np.frombuffer(content, "<u4") & 0xFFFF).astype(np.uint16)
-    raise ValueError("labels are read from files that end in .npy, .bin or .label; convert it to one of them")
+def in_range(xyz: npt.NDArray[Any], intensity: npt.NDArray[Any], data: DataConfig, notes: tuple[str, ...]) -> Cloud:
+    """Return the points as float32, those that are too near or too far as points that came back from nothing."""
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which `index` reports by its point
+        xyz_m = np.ascontiguousarray(xyz, np.float32)
+        light = np.ascontiguousarray(intensity, np.float32)
+        if data.min_range_m or data.max_range_m:
+            range_m = np.sqrt((xyz_m.astype(np.float64) ** 2).sum(axis=1))
+            out = (range_m < data.min_range_m) | ((range_m > data.max_range_m) if data.max_range_m else False)
+            out &= np.isfinite(range_m)
+            xyz_m, light = np.where(out[:, None], np.float32(0), xyz_m), np.where(out, np.float32(0), light)
+    if not is_return(xyz_m).any():
+        raise ValueError(f"none of its {len(xyz_m)} points came back from anything within range")
+    return Cloud(xyz_m, light, notes)

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -19,15 +20,25 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, nearest
-from manifests.sections.data import DataConfig
-from pipeline.datasets.clouds import read_cloud, read_point_labels
-from pipeline.frame import Camera, Frame, FrameError, inside, read_file
+from manifests.sections.data import NO_CAMERAS, DataConfig
+from pipeline.datasets.formats import read_point_labels
+from pipeline.datasets.sweeps import read_sweep
+from pipeline.datasets.times import IN_US, in_microseconds
+from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by, slashed
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, inverse_pose, pose_matrix
 
 FILE = "scene.toml"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _FRAME = "{frame}"
+
+TIMES = {
+    "timestamp_us": "microseconds, a whole number",
+    "timestamp_ns": "nanoseconds, a whole number",
+    "timestamp_ms": "milliseconds, a whole number",
+    "timestamp_s": "seconds, a number",
+}
+"""Keys of a time, and what each is; one of them is given."""
 
 Table = Mapping[str, Any]
 
@@ -54,6 +65,7 @@ class FolderDataset:
     points_per_frame: ClassVar[int] = 100_000
 
     def __init__(self, config: DataConfig) -> None:
+        self.config = config
         self.root = Path(config.root)
         self.cameras = config.cameras
 
@@ -63,7 +75,7 @@ class FolderDataset:
         documents = {scene: read_toml(self.root / scene / FILE) for scene in scenes}
         rigs = {scene: rig_of(documents[scene], f"{scene}/{FILE}") for scene in scenes}
         known = {camera for rig in rigs.values() for camera in rig.images}
-        missing = sorted(set(self.cameras) - known)
+        missing = sorted(set(self.cameras) - known - set(NO_CAMERAS))
         if missing:
             raise ConfigError(
                 f"data.cameras names {missing[0]}; the scenes of {self.root} have {', '.join(sorted(known))}"
@@ -86,9 +98,7 @@ class FolderDataset:
                             "names of scene, frame and camera joined by '_', by which masks are found; rename one"
                         )
             for frame in sorted(frames, key=lambda one: (one.timestamp_us, one.frame_id)):
-                if self.cameras:
-                    frame = replace(frame, cameras=tuple(one for one in frame.cameras if one.name in self.cameras))
-                yield frame
+                yield seen_by(frame, self.cameras)
 
     def scenes(self) -> list[str]:
         """Return the names of the scenes, ascending; raises ConfigError if there is none."""
@@ -105,11 +115,12 @@ class FolderDataset:
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,) as stored; see Dataset.read_points."""
-        content = read_file(self.root, frame.lidar_path, frame.lidar_sha256)
-        try:
-            return read_cloud(inside(self.root, frame.lidar_path), content)
-        except ValueError as error:
-            raise FrameError(f"{frame.lidar_path}: {error}") from None
+        cloud = read_sweep(frame, self.config)
+        return cloud.xyz_m, cloud.intensity
+
+    def notes(self, frame: Frame) -> tuple[str, ...]:
+        """Return what was taken for what in a sweep; see Dataset.notes."""
+        return read_sweep(frame, self.config).notes
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the label of each point, uint16 (n,); see Dataset.read_labels."""
@@ -126,8 +137,7 @@ class FolderDataset:
 def read_toml(path: Path) -> Table:
     """Return the description of a scene; raises ConfigError for a file that cannot be read."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark is no part of it
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -170,12 +180,15 @@ def rig_of(document: Table, where: str) -> Rig:
 
 def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
     """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
-    check_keys(table, {"name", "timestamp_us", "world_from_ego"}, {"without", "image"}, f"{where}: [[frame]]")
+    check_keys(table, {"name"}, {"world_from_ego", "without", "image", *TIMES}, f"{where}: [[frame]]")
     name = word(table["name"], f"{where}: the name of a frame")
     here = f"{where}: frame {name}"
-    timestamp_us = whole_number(table["timestamp_us"], f"{here}: timestamp_us")
+    timestamp_us = time_of(table, here)
+    if timestamp_us is None:
+        raise ConfigError(f"{where}: [[frame]] lacks `timestamp_us`")
     problems = list(rig.problems)
-    world_from_ego = checked_pose(table["world_from_ego"], f"{here}: world_from_ego", problems)
+    posed = "world_from_ego" in table
+    world_from_ego = checked_pose(table.get("world_from_ego"), f"{here}: world_from_ego", problems)
     images, without = table.get("image", {}), table.get("without", [])
     if not isinstance(images, Mapping) or not isinstance(without, list):
         raise ConfigError(f"{here}: image is a table by camera, and without a list of cameras")
@@ -187,17 +200,20 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
         if camera in without:
             continue
         own = images.get(camera, {})
-        check_keys(own, set(), {"file", "timestamp_us", "world_from_ego"}, f"{here}: image.{camera}")
+        check_keys(own, set(), {"file", "world_from_ego", *TIMES}, f"{here}: image.{camera}")
+        taken_us = time_of(own, f"{here}: image.{camera}")
         path = own.get("file", rig.images[camera].replace(_FRAME, name))
         world_from_ego_at_image = world_from_ego
         if "world_from_ego" in own:
+            if not posed:
+                raise ConfigError(f"{here}: image.{camera} has a world_from_ego, but the frame has none; give both")
             world_from_ego_at_image = checked_pose(own["world_from_ego"], f"{here}: image.{camera}", problems)
         cameras.append(
             Camera(
                 name=camera,
                 token=f"{scene}_{name}_{camera}",
                 image_path=f"{scene}/{relative(path, f'{here}: image.{camera}.file')}",
-                timestamp_us=whole_number(own.get("timestamp_us", timestamp_us), f"{here}: image.{camera}"),
+                timestamp_us=timestamp_us if taken_us is None else taken_us,
                 intrinsics=rig.intrinsics[camera],
                 cam_from_lidar=compose_cam_from_lidar(
                     ego_from_cam=rig.ego_from_cam[camera],
@@ -217,9 +233,10 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
         lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}",
         label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels else None,
         ego_from_lidar=rig.ego_from_lidar,
-        world_from_lidar=chained(world_from_ego, rig.ego_from_lidar),
+        world_from_lidar=chained(world_from_ego, rig.ego_from_lidar) if posed else UNKNOWN_POSE,
         cameras=tuple(cameras),
         problems=tuple(problems),
+        posed=posed,
     )
 
 
@@ -285,8 +302,8 @@ def template(value: Any, where: str) -> str:
 
 def relative(value: Any, where: str) -> str:
     """Return a file name that stays in the scene's folder; raises ConfigError for any other."""
-    path = PurePosixPath(value) if isinstance(value, str) else None
-    if path is None or not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
+    path = PurePosixPath(slashed(value)) if isinstance(value, str) else None
+    if path is None or not path.parts or path.is_absolute() or ".." in path.parts:
         raise ConfigError(f"{where} is {value!r}; expected a file name within the folder of the scene")
     return str(path)
 
@@ -298,8 +315,17 @@ def word(value: Any, where: str) -> str:
     return value
 
 
-def whole_number(value: Any, where: str) -> int:
-    """Return a time in microseconds; raises ConfigError unless it is a whole number of 64 bits."""
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise ConfigError(f"{where} is {value!r}; expected microseconds, a whole number")
-    return value
+def time_of(table: Table, where: str) -> int | None:
+    """Return the time in a table, in microseconds, by the one of `TIMES` that it has; None if it has none."""
+    given = [key for key in TIMES if key in table]
+    if len(given) > 1:
+        raise ConfigError(f"{where} has {given[0]} and {given[1]}; give one of them")
+    if not given:
+        return None
+    [key], value = given, table[given[0]]
+    if type(value) is not int and not (key == "timestamp_s" and type(value) is float and math.isfinite(value)):
+        raise ConfigError(f"{where}: {key} is {value!r}; expected {TIMES[key]}")
+    time_us = in_microseconds(value, IN_US[key.removeprefix("timestamp_")])
+    if not -(2**63) <= time_us < 2**63:
+        raise ConfigError(f"{where}: {key} is {value!r}; expected {TIMES[key]} that fit into 64 bits in microseconds")
+    return time_us

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,19 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.sections.data import DataConfig
-from pipeline.datasets.clouds import read_flat
-from pipeline.frame import Camera, Frame, FrameError, read_file
+from manifests.sections.data import NO_CAMERAS, DataConfig
+from pipeline.datasets.clouds import WITH_RING
+from pipeline.datasets.sweeps import read_sweep
+from pipeline.datasets.times import in_microseconds, microseconds
+from pipeline.frame import Camera, Frame, FrameError, read_file, seen_by, slashed
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, pose_matrix
 
 LIDAR = "LIDAR_TOP"
+"""The LiDAR of nuScenes; logs in its layout may have one of another name, or several."""
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 """The order of views in all tables; cameras of other names follow in alphabetical order."""
 
-N_COLUMNS = 5  # of a point, float32: x, y, z, intensity, ring index
-
 TableRow = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 class NuScenesDataset:
@@ -39,6 +43,7 @@ class NuScenesDataset:
     points_per_frame: ClassVar[int] = 35_000
 
     def __init__(self, config: DataConfig) -> None:
+        self.config = config
         self.root = Path(config.root)
         self.version = config.version
         self.cameras = config.cameras
@@ -53,11 +58,14 @@ class NuScenesDataset:
         folder = find_version(self.root, self.version)
         with broken_tables_explained(folder):
             tables = open_tables(self.root, folder)
+            lidar = lidar_of(tables, folder, self.config.lidar)
+            unit_us = unit_of(tables, folder, self.config)
             label_paths = read_label_paths(folder)
             samples: dict[str, list[TableRow]] = defaultdict(list)
             for sample in tables.sample:
                 samples[tables.get("scene", sample["scene_token"])["token"]].append(sample)
-            missing = set(self.cameras) - {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
+            known = {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
+            missing = set(self.cameras) - known - set(NO_CAMERAS)
             repeated = [name for name, count in Counter(scene["name"] for scene in tables.scene).items() if count > 1]
         if repeated:
             raise ConfigError(f"{folder}: scene names {repeated} occur more than once; each scene needs its own name")
@@ -68,19 +76,19 @@ class NuScenesDataset:
                 in_time_order = sorted(samples[scene["token"]], key=lambda row: (row["timestamp"], row["token"]))
             for sample in in_time_order:
                 with broken_tables_explained(folder):
-                    frame = frame_of_sample(tables, scene["name"], sample, label_paths)
-                if self.cameras:
-                    frame = replace(frame, cameras=tuple(one for one in frame.cameras if one.name in self.cameras))
-                yield frame
+                    frame = frame_of_sample(tables, scene["name"], sample, label_paths, lidar, unit_us)
+                yield seen_by(frame, self.cameras)
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,), 0..255, of the sweep; see Dataset.read_points."""
         if not frame.lidar_path:
-            raise FrameError(f"sample {frame.frame_id} has no {LIDAR} sweep in {self.version}/sample_data.json")
-        try:
-            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_sha256), N_COLUMNS)
-        except ValueError as error:
-            raise FrameError(f"{frame.lidar_path}: truncated sweep: {error}; fetch the file again") from None
+            raise FrameError("; ".join(frame.problems))
+        cloud = read_sweep(frame, self.config, WITH_RING)
+        return cloud.xyz_m, cloud.intensity
+
+    def notes(self, frame: Frame) -> tuple[str, ...]:
+        """Return what was taken for what in a sweep; see Dataset.notes."""
+        return read_sweep(frame, self.config, WITH_RING).notes
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the lidarseg index of each point, uint16 (n,); see Dataset.read_labels."""
@@ -113,7 +121,9 @@ def open_tables(root: Path, folder: Path) -> Any:
     labels are optional here, so it gets the six tables that lead to sensor files, and nothing of the others.
     """
     rows = {name: read_table(folder, name) for name in ("scene", "sample", "calibrated_sensor", "sensor")}
-    rows["sample_data"] = read_table(folder, "sample_data", lambda row: row["is_key_frame"])
+    rows["sample_data"] = read_table(folder, "sample_data", lambda row: row["is_key_frame"]) or nearest_rows(
+        folder, rows
+    )
     key_poses = {row["ego_pose_token"] for row in rows["sample_data"]}
     rows["ego_pose"] = read_table(folder, "ego_pose", lambda row: row["token"] in key_poses)
     # The kit insists on one map whose picture exists; this one stands for the root itself and is never drawn.
@@ -139,7 +149,7 @@ def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambd
     """
     path = folder / f"{name}.json"
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # a byte-order mark is no part of it
             rows = json.load(file, object_hook=lambda row: row if keep(row) else None)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; a nuScenes version needs this table") from None
@@ -150,11 +160,30 @@ def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambd
     return [row for row in rows if row is not None]
 
 
+def nearest_rows(folder: Path, tables: Mapping[str, list[TableRow]]) -> list[TableRow]:
+    """Return the rows of `sample_data` that are nearest in time to their samples, one a sensor, as key frames.
+
+    For converters that mark no row as one. Raises ConfigError where there are no rows at all.
+    """
+    times = {row["token"]: row["timestamp"] for row in tables["sample"]}
+    best: dict[tuple[str, str], TableRow] = {}
+    with broken_tables_explained(folder):
+        for row in read_table(folder, "sample_data"):
+            place = row["sample_token"], row["calibrated_sensor_token"]
+            apart = abs(row["timestamp"] - times[row["sample_token"]])
+            if place not in best or apart < abs(best[place]["timestamp"] - times[row["sample_token"]]):
+                best[place] = row | {"is_key_frame": True}
+    if not best:
+        raise ConfigError(f"{folder}/sample_data.json has no row, so there is no frame")
+    _log.warning("%s/sample_data.json marks no row as key frame: of each sensor, the nearest in time is taken", folder)
+    return list(best.values())
+
+
 def read_label_paths(folder: Path) -> dict[str, str]:
     """Return the label file of each sweep by its token, relative to the root; empty without the table `lidarseg`."""
     if not (folder / "lidarseg.json").exists():
         return {}
-    return {row["sample_data_token"]: row["filename"] for row in read_table(folder, "lidarseg")}
+    return {row["sample_data_token"]: slashed(row["filename"]) for row in read_table(folder, "lidarseg")}
 
 
 @contextmanager
@@ -173,13 +202,46 @@ def broken_tables_explained(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder}: a table holds a value of the wrong type ({error}); unpack it again") from None
 
 
-def frame_of_sample(tables: Any, scene: str, sample: TableRow, label_paths: Mapping[str, str]) -> Frame:
+def lidar_of(tables: Any, folder: Path, named: Sequence[str]) -> str:
+    """Return the channel of the LiDAR: the one that is named, that of nuScenes, or the only one there is.
+
+    Raises ConfigError where there is none, or several and none is named.
+    """
+    there = sorted({row["channel"] for row in tables.sensor if row["modality"] == "lidar"})
+    unknown = [channel for channel in named if channel not in there]
+    if unknown or not there:
+        what = f"data.lidar names {unknown[0]}, which is no LiDAR there" if unknown else "there is no LiDAR"
+        raise ConfigError(f"{folder}/sensor.json: {what}; LiDARs there are: {', '.join(there) or 'none'}")
+    if len(named) == 1 or (not named and LIDAR in there) or len(there) == 1:
+        return named[0] if named else LIDAR if LIDAR in there else there[0]
+    raise ConfigError(
+        f"{folder}/sensor.json has {len(there)} LiDARs and no {LIDAR}; say which to read, for example "
+        f'[data] lidar = ["{there[0]}"]; there are {", ".join(there)}'
+    )
+
+
+def unit_of(tables: Any, folder: Path, data: DataConfig) -> float:
+    """Return how many microseconds the unit of the tables' timestamps is; raises ConfigError for other values."""
+    samples: dict[str, list[int]] = defaultdict(list)
+    for name in ("sample", "sample_data"):
+        for row in getattr(tables, name):
+            if type(row["timestamp"]) not in (int, float) or not math.isfinite(row["timestamp"]):
+                raise ConfigError(f"{folder}/{name}.json: a timestamp is {row['timestamp']!r}; expected a number")
+    for row in tables.sample:
+        samples[row["scene_token"]].append(row["timestamp"])
+    return microseconds(list(samples.values()), data.time_unit, f"timestamps of {folder}/sample_data.json")
+
+
+def frame_of_sample(
+    tables: Any, scene: str, sample: TableRow, label_paths: Mapping[str, str], lidar: str, unit_us: float
+) -> Frame:
     """Return the frame of a row of table `sample`; see Dataset.frames for how gaps are shown."""
     records = {channel: tables.get("sample_data", token) for channel, token in sample["data"].items()}
-    sweep = records.get(LIDAR)
+    sweep = records.get(lidar)
     if sweep is None:
-        unknown = np.full((4, 4), np.nan)
-        return Frame(sample["token"], scene, int(sample["timestamp"]), "", "", None, unknown, unknown, ())
+        unknown, time_us = np.full((4, 4), np.nan), in_microseconds(sample["timestamp"], unit_us)
+        why = f"sample {sample['token']} has no {lidar} sweep in {tables.version}/sample_data.json"
+        return Frame(sample["token"], scene, time_us, "", "", None, unknown, unknown, (), problems=(why,))
     world_from_ego_at_sweep = pose(tables.get("ego_pose", sweep["ego_pose_token"]))
     ego_from_lidar = pose(tables.get("calibrated_sensor", sweep["calibrated_sensor_token"]))
     cameras = []
@@ -190,8 +252,8 @@ def frame_of_sample(tables: Any, scene: str, sample: TableRow, label_paths: Mapp
             Camera(
                 name=channel,
                 token=image["token"],
-                image_path=image["filename"],
-                timestamp_us=int(image["timestamp"]),
+                image_path=slashed(image["filename"]),
+                timestamp_us=in_microseconds(image["timestamp"], unit_us),
                 intrinsics=camera_matrix(calibration["camera_intrinsic"]),
                 cam_from_lidar=compose_cam_from_lidar(
                     ego_from_cam=pose(calibration),
@@ -204,9 +266,9 @@ def frame_of_sample(tables: Any, scene: str, sample: TableRow, label_paths: Mapp
     return Frame(
         frame_id=sample["token"],
         scene=scene,
-        timestamp_us=int(sweep["timestamp"]),
+        timestamp_us=in_microseconds(sweep["timestamp"], unit_us),
         lidar_token=sweep["token"],
-        lidar_path=sweep["filename"],
+        lidar_path=slashed(sweep["filename"]),
         label_path=label_paths.get(sweep["token"]),
         ego_from_lidar=ego_from_lidar,
         world_from_lidar=chained(world_from_ego_at_sweep, ego_from_lidar),

@@ -1,7 +1,7 @@
 """SemanticKITTI: the sequences of the KITTI odometry benchmark, with point labels for 00-10.
 
-    <root>/sequences/<two digits>/velodyne/000000.bin    float32 x, y, z, remission of every point
-                                  image_2/000000.png     rectified colour images, left; image_3: right
+    <root>/sequences/<name>/velodyne/000000.bin          float32 x, y, z, remission of every point
+                                  image_2/000000.png     rectified colour images, left; image_3: right; or .jpg
                                   labels/000000.label    uint32 of every point: class below, instance above 16 bits
                                   calib.txt  poses.txt  times.txt
 
@@ -12,10 +12,13 @@ al., SemanticKITTI (ICCV 2019).
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.sections.data import DataConfig
-from pipeline.datasets.clouds import read_flat
-from pipeline.frame import Camera, Frame, FrameError, read_file
+from manifests.sections.data import NO_CAMERAS, DataConfig
+from pipeline.datasets.clouds import WITHOUT_RING
+from pipeline.datasets.sweeps import read_sweep
+from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file
 from pipeline.geometry import Float64, chained, check_intrinsics, inverse_pose, unprojected
 
 USUAL_CAMERAS = ("image_2",)
@@ -33,7 +37,6 @@ USUAL_CAMERAS = ("image_2",)
 
 MATRIX_OF_CAMERA = {"image_0": "P0", "image_1": "P1", "image_2": "P2", "image_3": "P3"}
 
-N_COLUMNS = 4  # of a point, float32: x, y, z, remission
 LIDAR_HEIGHT_M = 1.73  # above the road: the sensor setup of Geiger et al., Vision meets robotics (IJRR 2013)
 SCAN_PERIOD_US = 100_000  # the scanner turns ten times a second
 
@@ -51,8 +54,10 @@ CAM0_FROM_LIDAR_OF_DAY = {
 """`Tr` of the official calib.txt files by the focal length in P0, which tells the day of recording (03.10., 26.09. and
 30.09.2011): KITTI calibrated once a day. The calib.txt that comes with the images lacks the line."""
 
-_SEQUENCE = re.compile(r"\d\d")
+ENDINGS = (".png", ".jpg", ".jpeg")  # of images
+
 _NUMBER = re.compile(r"\d{6}")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Sequence:
 
     `intrinsics` (3, 3) px and `cam_from_lidar` (4, 4) by camera; `cam0_from_lidar` (4, 4); `poses` (4, 4), left grey
     camera at each scan to that camera at the first; `times_us`. The last two have an entry per scan number, or fewer.
+    `posed` says whether there are poses at all, `labelled` whether there are labels, `endings` how images are named.
     """
 
     intrinsics: Mapping[str, Float64]
@@ -69,40 +75,58 @@ class Sequence:
     poses: tuple[Float64, ...]
     times_us: tuple[int, ...] | None
     problems: tuple[str, ...]
+    posed: bool
+    labelled: bool
+    endings: Mapping[str, str]
 
 
 class SemanticKittiDataset:
     """The scans of a folder in SemanticKITTI layout, every scan a frame, every sequence a scene.
 
-    Sequences may be left out, and so may `labels` (11-21 have none). The world is the LiDAR frame of the first scan
-    of a sequence, x forward and z up. There is no vehicle frame in KITTI; ours lies on the road below the LiDAR.
-    `data.version` is a name without meaning here.
+    Sequences may be left out and have any names, `sequences` itself may be the root, and `labels` may be missing (11-21
+    have none), as may poses: those of all scans are unknown then, and stage `vote` refuses them. The world is the LiDAR
+    frame of the first scan of a sequence, x forward and z up. There is no vehicle frame in KITTI; ours lies on the road
+    below the LiDAR. `data.version` is a name without meaning here.
     """
 
     points_per_frame: ClassVar[int] = 121_000
 
     def __init__(self, config: DataConfig) -> None:
+        self.config = config
         self.root = Path(config.root)
         self.named = config.cameras or USUAL_CAMERAS
         self.cameras = tuple(camera for camera in MATRIX_OF_CAMERA if camera in self.named)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the scans sequence by sequence, by number; see Dataset.frames."""
-        unknown = sorted(set(self.named) - MATRIX_OF_CAMERA.keys())
+        unknown = sorted(set(self.named) - MATRIX_OF_CAMERA.keys() - set(NO_CAMERAS))
         if unknown:
             raise ConfigError(f"data.cameras names {unknown[0]}; SemanticKITTI has {', '.join(MATRIX_OF_CAMERA)}")
         for name in self.sequences():
             numbers = self.scan_numbers(name)
             sequence = self.read_sequence(name)
-            labelled = (self.root / "sequences" / name / "labels").is_dir()
+            if not sequence.posed:
+                _log.warning(
+                    "%s has no poses.txt: where the vehicle was is unknown, and stage `vote` cannot run",
+                    self.folder(name),
+                )
             for number in numbers:
-                yield self.frame(name, number, sequence, labelled)
+                yield self.frame(name, number, sequence)
+
+    @cached_property
+    def above(self) -> str:
+        """The folder of the sequences, relative to the root, with a slash behind it; nothing where it is the root."""
+        return "sequences/" if (self.root / "sequences").is_dir() else ""
+
+    def folder(self, name: str) -> str:
+        """Return the folder of a sequence, relative to the root."""
+        return f"{self.above}{name}"
 
     def sequences(self) -> list[str]:
         """Return the sequences that have scans, by name; raises ConfigError if there is none."""
-        folder = self.root / "sequences"
+        folder = self.root / self.above
         try:
-            found = [path.name for path in folder.iterdir() if _SEQUENCE.fullmatch(path.name)]
+            found = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
             found = sorted(name for name in found if next((folder / name).glob("velodyne/*.bin"), None))
         except OSError as error:
             raise ConfigError(
@@ -110,25 +134,26 @@ class SemanticKittiDataset:
             ) from None
         if not found:
             raise ConfigError(
-                f"{folder} has no scans; expected files like 00/velodyne/000000.bin: unpack data_odometry_velodyne.zip"
+                f"{folder} has no scans; expected files like sequences/00/velodyne/000000.bin: unpack "
+                "data_odometry_velodyne.zip"
             )
         return found
 
     def scan_numbers(self, name: str) -> list[str]:
         """Return the numbers of a sequence's scans, six digits each, ascending; raises ConfigError for other files."""
-        numbers = sorted(path.stem for path in (self.root / "sequences" / name / "velodyne").glob("*.bin"))
+        numbers = sorted(path.stem for path in (self.root / self.folder(name) / "velodyne").glob("*.bin"))
         odd = [number for number in numbers if not _NUMBER.fullmatch(number)]
         if odd:
             raise ConfigError(
-                f"sequences/{name}/velodyne/{odd[0]}.bin is no scan of SemanticKITTI; their names are six digits"
+                f"{self.folder(name)}/velodyne/{odd[0]}.bin is no scan of SemanticKITTI; their names are six digits"
             )
         return numbers
 
-    def frame(self, name: str, number: str, sequence: Sequence, labelled: bool) -> Frame:
+    def frame(self, name: str, number: str, sequence: Sequence) -> Frame:
         """Return the frame of a scan; see Dataset.frames for how gaps are shown."""
-        folder, position = f"sequences/{name}", int(number)
+        folder, position = self.folder(name), int(number)
         problems = list(sequence.problems)
-        world_from_lidar = np.full((4, 4), np.nan)
+        world_from_lidar = UNKNOWN_POSE
         if position < len(sequence.poses):
             lidar_from_cam0 = inverse_pose(sequence.cam0_from_lidar)
             world_from_lidar = chained(lidar_from_cam0, sequence.poses[position], sequence.cam0_from_lidar)
@@ -151,14 +176,14 @@ class SemanticKittiDataset:
             timestamp_us=timestamp_us,
             lidar_token=f"{name}_{number}",
             lidar_path=f"{folder}/velodyne/{number}.bin",
-            label_path=f"{folder}/labels/{number}.label" if labelled else None,
+            label_path=f"{folder}/labels/{number}.label" if sequence.labelled else None,
             ego_from_lidar=ego_from_lidar,
             world_from_lidar=world_from_lidar,
             cameras=tuple(
                 Camera(
                     name=camera,
                     token=f"{name}_{number}_{camera}",
-                    image_path=f"{folder}/{camera}/{number}.png",
+                    image_path=f"{folder}/{camera}/{number}{sequence.endings[camera]}",
                     timestamp_us=timestamp_us,
                     intrinsics=sequence.intrinsics[camera],
                     cam_from_lidar=sequence.cam_from_lidar[camera],
@@ -166,11 +191,12 @@ class SemanticKittiDataset:
                 for camera in self.cameras
             ),
             problems=tuple(problems),
+            posed=sequence.posed,
         )
 
     def read_sequence(self, name: str) -> Sequence:
         """Return what calib.txt, poses.txt and times.txt of a sequence say; raises nothing."""
-        folder = f"sequences/{name}"
+        folder = self.folder(name)
         problems: list[str] = []
         matrices: dict[str, Float64] = {}
         poses: tuple[Float64, ...] = ()
@@ -182,11 +208,10 @@ class SemanticKittiDataset:
         # the odometry benchmark keeps its own poses in another place; both are those of the left grey camera
         path = f"poses/{name}.txt" if (self.root / "poses" / f"{name}.txt").is_file() else f"{folder}/poses.txt"
         path = f"{folder}/poses.txt" if (self.root / folder / "poses.txt").is_file() else path
+        posed = (self.root / path).exists()
         try:
-            poses = tuple(
-                square(values)
-                for values in numbers_of(read_text(self.root, path), path, columns=12, what="a pose, 3 x 4 numbers")
-            )
+            lines = numbers_of(read_text(self.root, path), path, 12, "a pose, 3 x 4 numbers") if posed else []
+            poses = tuple(square(values) for values in lines)
         except FrameError as error:
             problems.append(str(error))
         if (self.root / folder / "times.txt").is_file():
@@ -220,14 +245,31 @@ class SemanticKittiDataset:
                     problems.append(f"{folder}/calib.txt: {matrix} {error}")
             elif matrices:
                 problems.append(f"{folder}/calib.txt: there is no line {matrix}, the projection of {camera}")
-        return Sequence(intrinsics, cam_from_lidar, cam0_from_lidar, poses, times_us, tuple(problems))
+        return Sequence(
+            intrinsics,
+            cam_from_lidar,
+            cam0_from_lidar,
+            poses,
+            times_us,
+            tuple(problems),
+            posed,
+            labelled=(self.root / folder / "labels").is_dir(),
+            endings={camera: self.ending(folder, camera) for camera in self.cameras},
+        )
+
+    def ending(self, folder: str, camera: str) -> str:
+        """Return how the names of a camera's images end: as SemanticKITTI has them, where there are any such."""
+        there = {path.suffix for path in (self.root / folder / camera).glob("[0-9]*")}
+        return next((one for one in ENDINGS if one in there), ENDINGS[0])
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and remission float32 (n,), 0..1, of the scan; see Dataset.read_points."""
-        try:
-            return read_flat(read_file(self.root, frame.lidar_path, frame.lidar_sha256), N_COLUMNS)
-        except ValueError as error:
-            raise FrameError(f"{frame.lidar_path}: truncated scan: {error}; fetch the file again") from None
+        cloud = read_sweep(frame, self.config, WITHOUT_RING)
+        return cloud.xyz_m, cloud.intensity
+
+    def notes(self, frame: Frame) -> tuple[str, ...]:
+        """Return what was taken for what in a scan; see Dataset.notes."""
+        return read_sweep(frame, self.config, WITHOUT_RING).notes
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the class of each point as stored, without its instance, uint16 (n,); see Dataset.read_labels."""
@@ -245,7 +287,7 @@ class SemanticKittiDataset:
 def read_text(root: Path, relative: str) -> str:
     """Return a text file; raises FrameError if it is missing or holds bytes that are no text."""
     try:
-        return read_file(root, relative).decode("ascii")
+        return read_file(root, relative).removeprefix(codecs.BOM_UTF8).decode("ascii")
     except UnicodeDecodeError:
         raise FrameError(f"{relative}: this is no text; fetch the file again") from None
 

@@ -224,11 +224,11 @@ class Planner:
         if index is None:
             return None
         rows["index"] = upstream["index"].fingerprint, index
-        depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.index_columns)
+        depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.seen_of_index(self.recipe))
         for need in stage.needs(self.recipe):
             if need.how == "fused":  # the key that its shard would have
                 table = STAGES[need.table]
-                seen = self._index_digest(upstream["index"].fingerprint, index, table.index_columns)
+                seen = self._index_digest(upstream["index"].fingerprint, index, table.seen_of_index(self.recipe))
                 key = digest({"table": digest(self.identity(table)), "index": seen})
                 made = kept.get(need.table, {}).get((shard, key))
                 depends[need.table] = [made.key, made.sha256] if made else key
@@ -249,7 +249,7 @@ class Planner:
                         return None
                     halo[side][name] = upstream[name].fingerprint, source
                     depends[f"{name} {side}"] = (
-                        self._index_digest(upstream["index"].fingerprint, source, stage.index_columns)
+                        self._index_digest(upstream["index"].fingerprint, source, stage.seen_of_index(self.recipe))
                         if name == "index"
                         else content_of(need, source)
                     )

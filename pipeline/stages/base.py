@@ -71,7 +71,8 @@ class Stage:
     """A table and how one row of it is made.
 
     `table` is what both sides know of it: name, version, what it needs, which settings count. `index_columns` are the
-    columns of `index` that a row depends on: a shard is rebuilt when they change for one of its frames, and only then.
+    columns of `index` that a row depends on: a shard is rebuilt when they change for one of its frames, and only then;
+    `more_index_columns` are those that it depends on with some settings only.
     `apart` are columns that others need without the rest: those are built again when these change, and only then.
     `prepare` runs once per worker and loads what is heavy; `stream` comes before it where it returns a way to make many
     rows at once, with the same bytes. `files` are what it reads of disk beside the files that `index` names: they are
@@ -88,6 +89,7 @@ class Stage:
     build: Callable[[Recipe], list[dict[str, Any]]] | None = None
     content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
     index_columns: tuple[str, ...] = ()
+    more_index_columns: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     apart: tuple[str, ...] = ()
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
     gpus: Callable[[Recipe], float | None] = lambda recipe: None
@@ -112,6 +114,10 @@ class Stage:
     def settings(self, recipe: Recipe) -> Mapping[str, Any]:
         """Return the recipe's values that can change a row; they enter the identity."""
         return self.table.settings(recipe)
+
+    def seen_of_index(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the columns of `index` that a row depends on."""
+        return (*self.index_columns, *self.more_index_columns(recipe))
 
     def depends(self, recipe: Recipe) -> Mapping[str, Any]:
         """Return what the rows of a table for all frames depend on, files included."""

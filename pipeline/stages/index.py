@@ -65,10 +65,12 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
     frame = digested(root, frame)
     problems = list(frame.problems)
     for name, pose in (("ego_from_lidar", frame.ego_from_lidar), ("world_from_lidar", frame.world_from_lidar)):
-        if not (frame.problems and np.isnan(pose).any()):  # NaN because of a fault that is listed already
+        # NaN because of a fault that is listed already, or because nothing is known
+        if not ((frame.problems or not frame.posed) and np.isnan(pose).any()):
             problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
     try:
-        frame = checked_sweep(dataset, root, frame)
+        if frame.lidar_path or not frame.problems:  # else it is said why there is none
+            frame = checked_sweep(dataset, root, frame)
     except FrameError as error:
         problems.append(str(error))
     cameras = []

@@ -20,9 +20,13 @@ def prepare(recipe: Recipe) -> FrameFunction:
     return read
 
 
+POSES_OF_POINTS = {"lidar": (), "ego": ("ego_from_lidar",), "world": ("world_from_lidar",)}
+"""The poses that points go through, by the frame that their files have them in."""
+
 STAGE = Stage(
     table=SPECS["points"],
     prepare=prepare,
     index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
+    more_index_columns=lambda recipe: POSES_OF_POINTS[recipe.data.points_in],
     kilobytes_per_frame=lambda recipe: 0.012 * DATASETS[recipe.data.dataset].points_per_frame,
 )

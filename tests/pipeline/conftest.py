@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ from pipeline.datasets.nuscenes import CAMERAS
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame
 from pipeline.stages.base import FrameInput, Stage
+
+Made = Callable[[str], Path]
+"""Builds a case of ../shared/cases/logs and returns its folder."""
 
 
 @dataclass(frozen=True)
@@ -172,3 +177,17 @@ def run_stage() -> Callable[..., dict[str, Any]]:
         return row
 
     return run
+
+
+@pytest.fixture
+def made(shared: Path, tmp_path: Path) -> Made:
+    """Builds a case and returns the folder of its recipes."""
+
+    def make(case: str) -> Path:
+        script = shared / "cases" / "logs" / case / "make.py"
+        if not script.is_file():
+            pytest.skip(f"{script} is absent")
+        subprocess.run([sys.executable, str(script), str(shared), str(tmp_path / "case")], check=True)
+        return tmp_path / "case"
+
+    return make

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from manifests.recipe import load_recipe
 from pipeline.checks.calibration import check_calibration
@@ -16,22 +12,7 @@ from pipeline.checks.findings import Finding
 from pipeline.checks.machine import check_disk
 from pipeline.datasets.registry import open_dataset
 from pipeline.engine.runner import Runner
-
-Made = Callable[[str], Path]
-
-
-@pytest.fixture
-def made(shared: Path, tmp_path: Path) -> Made:
-    """Builds a case and returns the folder of its recipes."""
-
-    def make(case: str) -> Path:
-        script = shared / "cases" / "logs" / case / "make.py"
-        if not script.is_file():
-            pytest.skip(f"{script} is absent")
-        subprocess.run([sys.executable, str(script), str(shared), str(tmp_path / "case")], check=True)
-        return tmp_path / "case"
-
-    return make
+from tests.pipeline.conftest import Made
 
 
 def sensors(recipe_path: Path) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig
 from manifests.storage.store import Store
-from pipeline.datasets.clouds import read_cloud, unpack_lzf
+from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.folder import FolderDataset
+from pipeline.datasets.formats import unpack_lzf
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
@@ -277,8 +278,11 @@ def test_what_open3d_writes_is_read_nan_included(root: Path, tmp_path: Path, fla
     content = path.read_bytes()
     xyz_m, intensity = read(root, f"points/a.{kind}", content)
     tolerance = 1e-5 if how == "ascii" else 0
+    points[7] = 0 if kind == "pcd" else np.nan  # where nothing came back, a .pcd has NaN
     np.testing.assert_allclose(xyz_m, points, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(intensity, np.linspace(0, 1, 500), rtol=0, atol=tolerance + 1e-7)
+    light = np.linspace(0, 1, 500)
+    light[7] *= kind == "ply"
+    np.testing.assert_allclose(intensity, light, rtol=0, atol=tolerance + 1e-7)
     with pytest.raises(FrameError, match=f"points/a.{kind}: it is truncated: its header promises 500 points"):
         read(root, f"points/a.{kind}", content[: len(content) * 9 // 10])
 
@@ -303,11 +307,12 @@ def test_any_damage_is_a_sentence_or_other_points(data: st.DataObject) -> None:
             st.sampled_from([b"", b"\n", b"9999999999", b"-1", b"x"])
         )
     try:
-        xyz_m, intensity = read_cloud(Path(name), bytes(damaged))
+        cloud = read_cloud(name, bytes(damaged), None, DataConfig(root="-"))
     except ValueError as error:
         assert str(error)
     else:
-        assert xyz_m.shape == (len(intensity), 3) and xyz_m.dtype == intensity.dtype == np.float32
+        assert cloud.xyz_m.shape == (len(cloud.intensity), 3)
+        assert cloud.xyz_m.dtype == cloud.intensity.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -317,7 +322,7 @@ def test_any_damage_is_a_sentence_or_other_points(data: st.DataObject) -> None:
         ("points/a.npy", b"", "this is no whole .npy file"),
         ("points/a.npy", npy(POINTS[:, :2]), "expected; it is (3, 2) of float32"),
         ("points/a.npy", npy(POINTS[:0]), "there is no point in it"),
-        ("points/a.npy", npy(np.zeros(3, [("x", "f4"), ("y", "f4")])), "fields x, y, z was expected"),
+        ("points/a.npy", npy(np.zeros(3, [("x", "f4"), ("y", "f4")])), "fields x, y, z of numbers were expected"),
         ("points/a.npy", npy(np.array([["a", "b", "c"]])), "of numbers was expected"),
         ("points/a.npy", npy(np.array([POINTS, None], object)), "Object arrays cannot be loaded"),
         ("points/a.bin", bytes(47), "47 bytes is not a positive multiple of 16, the 4 float32 of a point"),
@@ -339,7 +344,7 @@ def test_any_damage_is_a_sentence_or_other_points(data: st.DataObject) -> None:
         ("points/a.pcd", PCD.format(kind="ascii").replace("FIELDS x", "FIELDS w").encode() + TEXT.encode(), "no x, y"),
         ("points/a.ply", PLY.format(kind="morse", intensity="i").encode(), "its format is 'morse'; expected ascii"),
         ("points/a.ply", FILES["ply"][1].replace(b"property float x", b"property list uchar int x"), "no number of a"),
-        ("points/a.las", b"", "points are read from files that end in .npy, .pcd.bin, .bin, .pcd, .ply"),
+        ("points/a.las", b"", "points are read from files that end in .npy, .npz, .pcd, .ply, .bin"),
     ],
 )
 def test_a_damaged_file_is_one_sentence_that_names_it(
@@ -474,3 +479,24 @@ def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None
     assert all(pose_problems(camera.cam_from_lidar) == [] for camera in (*first.cameras, *second.cameras))
     ahead, behind = np.array([20.0, 0, 0, 1]), np.array([-20.0, 0, 0, 1])
     assert (first.cameras[0].cam_from_lidar @ ahead)[2] > 15 < (first.cameras[1].cam_from_lidar @ behind)[2]
+
+
+def test_times_of_any_unit_and_scenes_without_poses_from_windows(root: Path) -> None:
+    scene = SCENE.replace("timestamp_us = 1000000", "timestamp_ns = 1000000999").replace("points/{", "points\\\\{")
+    scene = scene.replace("timestamp_us = 2000000", "timestamp_s = 2.0").replace("us = 1000050", "ms = 1001")
+    (root / "drive/scene.toml").write_bytes(b"\xef\xbb\xbf" + scene.replace("\n", "\r\n").encode())
+    a, b = frames_of(root)
+    assert (a.timestamp_us, b.timestamp_us, a.cameras[0].timestamp_us) == (1_000_000, 2_000_000, 1_001_000)
+    assert all(check_frame(data_set(root), root, frame).n_points == 3 for frame in (a, b))
+    unposed = re.sub("world_from_ego = .*translation = .7.*", "", SCENE)
+    (root / "drive/scene.toml").write_text(unposed)
+    b = frames_of(root)[1]
+    assert not b.posed and np.isnan(check_frame(data_set(root), root, b).world_from_lidar).all()
+    for slip, sentence in (
+        (SCENE.replace("timestamp_us = 2", "timestamp_ms = 1\ntimestamp_us = 2"), "has timestamp_us and timestamp_ms"),
+        (SCENE.replace("timestamp_us = 2000000", "timestamp_ms = 2.5"), "timestamp_ms is 2.5; expected milliseconds"),
+        (re.sub("world_from_ego = .*translation = .0, 0.*", "", SCENE), "has a world_from_ego, but the frame has none"),
+    ):
+        (root / "drive/scene.toml").write_text(slip)
+        with pytest.raises(ConfigError, match=sentence):
+            frames_of(root)

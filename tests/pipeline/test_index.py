@@ -87,8 +87,8 @@ def test_a_truncated_sweep_is_refused(tiny: Any, why: Any) -> None:
     path = tiny.frames()[0].lidar_path
     tiny.write_file(path, (tiny.path / path).read_bytes()[:-7])
     assert why(tiny) == (
-        f"{path}: truncated sweep: 693753 bytes is not a positive multiple of 20, "
-        "the 5 float32 of a point; fetch the file again"
+        f"{path}: it is truncated, or has other columns: 693753 bytes is not a positive multiple of 20, "
+        "the 5 float32 of a point (x, y, z, intensity, ring)"
     )
 
 
@@ -116,7 +116,7 @@ def test_points_that_are_not_finite_are_counted_and_the_first_is_named(
     assert f"{path}: 3 of 34688 points have a value that is not finite, the first is point 1234" in why(tiny)
 
 
-def test_the_ring_index_may_be_anything(tiny: Any, index: Any) -> None:
+def test_the_ring_index_may_be_unknown(tiny: Any, index: Any) -> None:
     path = tiny.frames()[0].lidar_path
     points = np.fromfile(tiny.path / path, "<f4").reshape(-1, 5)
     points[:, 4] = np.nan
@@ -262,7 +262,7 @@ def test_everything_wrong_with_a_frame_is_said_at_once(tiny: Any, why: Any) -> N
     broken = replace(frame, cameras=(*frame.cameras[:5], replace(frame.cameras[5], intrinsics=np.zeros((3, 3)))))
     reason = why(tiny, broken)
     problems = [
-        f"{frame.lidar_path}: truncated sweep: 3 bytes",
+        f"{frame.lidar_path}: it is truncated, or has other columns: 3 bytes",
         f"{frame.cameras[0].image_path}: cannot be decoded",
         f"{frame.cameras[4].image_path}: No such file",
         "; CAM_FRONT_LEFT: the last row of the intrinsics",

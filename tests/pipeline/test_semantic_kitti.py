@@ -144,8 +144,8 @@ def test_damaged_binary_files_are_named(root: Path) -> None:
     folder = root / "sequences/08"
     (folder / "velodyne/000000.bin").write_bytes(SCAN.tobytes()[:-3])
     assert why(root) == (
-        "sequences/08/velodyne/000000.bin: truncated scan: 45 bytes is not a positive multiple of 16, the 4 float32 "
-        "of a point; fetch the file again"
+        "sequences/08/velodyne/000000.bin: it is truncated, or has other columns: 45 bytes is not a positive multiple "
+        "of 16, the 4 float32 of a point (x, y, z, intensity)"
     )
     (folder / "velodyne/000000.bin").write_bytes((SCAN * [1, np.nan, 1, 1]).astype("<f4").tobytes())
     assert "velodyne/000000.bin: 3 of 3 points have a value that is not finite, the first is point 0" in why(root)
@@ -180,7 +180,6 @@ def test_damaged_binary_files_are_named(root: Path) -> None:
         ("calib.txt", None, "sequences/08/calib.txt: No such file or directory"),
         ("poses.txt", POSES.splitlines()[0], "poses.txt: 1 poses; scan 000001 needs line 2"),
         ("poses.txt", POSES + "1 2 3\n", "poses.txt: line 3 is '1 2 3'; expected a pose, 3 x 4 numbers"),
-        ("poses.txt", None, "sequences/08/poses.txt: No such file or directory"),
         ("poses.txt", "\N{SNOWMAN}", "sequences/08/poses.txt: this is no text"),
         ("times.txt", "0.0\n", "times.txt: 1 times; scan 000001 has none"),
         ("times.txt", "0.0\nsoon\n", "times.txt: line 2 is 'soon'; expected a time in seconds"),
@@ -213,5 +212,27 @@ def test_what_concerns_the_whole_folder_is_a_config_error(root: Path) -> None:
         frames_of(root)
     empty = root / "empty"
     (empty / "sequences/00").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"empty/sequences has no scans; expected files like 00/velodyne/000000.bin"):
+    with pytest.raises(ConfigError, match="empty/sequences has no scans; expected files like sequences/00/velodyne/0"):
         frames_of(empty)
+
+
+def test_other_folder_names_jpeg_images_and_sequences_as_the_root_are_read(root: Path) -> None:
+    expected = [(frame.lidar_path, frame.timestamp_us) for frame in frames_of(root)][:2]
+    drive = (root / "sequences/08").rename(root / "sequences/monday morning")
+    for image in (drive / "image_2").glob("*.png"):
+        image.rename(image.with_suffix(".jpg"))
+    frames = [frame for frame in frames_of(root / "sequences") if frame.scene == "monday morning"]
+    assert [(f"sequences/08/{one.lidar_path.partition('/')[2]}", one.timestamp_us) for one in frames] == expected
+    assert all(check_frame(data_set(root / "sequences"), root / "sequences", frame).n_points == 3 for frame in frames)
+    assert frames[0].cameras[0].image_path == "monday morning/image_2/000000.jpg"
+
+
+def test_without_poses_it_is_unknown_where_the_vehicle_was(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "sequences/08/poses.txt").unlink()
+    frame = check_frame(data_set(root), root, frames_of(root)[0])
+    assert np.isnan(frame.world_from_lidar).all() and not frame.posed and frame.n_points == 3
+    assert "sequences/08 has no poses.txt" in caplog.text
+
+
+def test_without_images_nothing_is_looked_at(root: Path) -> None:
+    assert [frame.cameras for frame in frames_of(root, "none")] == [()] * 3

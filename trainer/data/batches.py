@@ -107,10 +107,15 @@ class ConfidentBatch(TargetBatch):
 
 @dataclass(frozen=True)
 class PointBatch(Batch):
-    """For prediction: `point_voxel` (n,) int64, the voxel of every point; `n_points` (frames,) int64 points a frame."""
+    """For prediction: `point_voxel` (n,) int64, the voxel of every return; `n_points` (frames,) int64 returns a frame.
+
+    `is_return` (m,) bool are all points, those that came back from nothing included; `n_rows` (frames,) how many.
+    """
 
     point_voxel: Tensor = field(metadata=OF_VOXEL)
     n_points: Tensor
+    is_return: Tensor
+    n_rows: Tensor
 
 
 def join(samples: Sequence[B]) -> B:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from manifests.rows import Row
 from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
 from manifests.sections.network import AugmentConfig, VoxelConfig
+from superpixels.returns import is_return
 from trainer.data.augment import augment, view_of
 from trainer.data.batches import ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
 from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
@@ -26,9 +28,17 @@ def pair_sample(
     n_prompts: int | None = None,
 ) -> PairBatch:
     """Return one frame of tables `points` and `pairs`, seen as `augmentation` draws it; raises like `checked_pairs`."""
-    sweep, _, pairs = transformed(*checked_pairs(sweep_of(rows[0]), pairs_of(rows[1]), n_prompts), augmentation, rng)
-    assert pairs is not None
-    grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
+    sweep, pairs = checked_pairs(sweep_of(rows[0]), pairs_of(rows[1]), n_prompts)
+    there = is_return(sweep.xyz_m)
+    if not there.all():  # no pair has a point that is none
+        sweep, pairs = some_of(sweep, there), replace(pairs, point=(np.cumsum(there) - 1)[pairs.point])
+    view, _, kept = transformed(sweep, pairs, augmentation, rng)
+    assert kept is not None
+    return pair_batch(view, kept, voxelise(view.xyz_m, view.intensity, voxels))
+
+
+def pair_batch(sweep: Sweep, pairs: SuperpointPairs, grid: Voxels) -> PairBatch:
+    """Return what contrastive pre-training learns from, of a sweep whose voxels are known."""
     return PairBatch(
         **voxel_fields(sweep.frame_id, grid),
         pair_voxel=torch.from_numpy(grid.inverse[pairs.point]),
@@ -149,6 +159,10 @@ def class_sample(
             f"{len(class_names)} classes; was the table made with another dictionary? run: make {table} "
             "RECIPE=..."
         )
+    there = is_return(sweep.xyz_m)
+    if not there.all():
+        sweep, label = some_of(sweep, there), label[there]
+        confidence = None if confidence is None else confidence[there]
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
     labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
@@ -163,17 +177,26 @@ def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.ran
     """Return fixed views of one frame of table `points` as so many frames; the first is the frame as it is."""
     sweep = sweep_of(rows[0])
     check_sweep(sweep)
-    grids = (voxelise(view_of(sweep.xyz_m, number), sweep.intensity, voxels) for number in range(views))
+    there = is_return(sweep.xyz_m)
+    some = some_of(sweep, there)
+    grids = (voxelise(view_of(some.xyz_m, number), some.intensity, voxels) for number in range(views))
     return join(
         [
             PointBatch(
                 **voxel_fields(sweep.frame_id, grid),
                 point_voxel=torch.from_numpy(grid.inverse),
-                n_points=torch.tensor([len(sweep.xyz_m)]),
+                n_points=torch.tensor([len(some.xyz_m)]),
+                is_return=torch.from_numpy(there),
+                n_rows=torch.tensor([len(there)]),
             )
             for grid in grids
         ]
     )
+
+
+def some_of(sweep: Sweep, chosen: NDArray[np.bool_]) -> Sweep:
+    """Return some points of a sweep."""
+    return sweep if chosen.all() else Sweep(sweep.frame_id, sweep.xyz_m[chosen], sweep.intensity[chosen])
 
 
 def transformed(

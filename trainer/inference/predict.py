@@ -259,7 +259,8 @@ def answer_batch(
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each.
 
-    With several views, so many frames of the batch are one frame, and their voxels' logits are averaged for each point.
+    Of points that came back from nothing it is 0: no class, and not sure. With several views, so many frames of the
+    batch are one frame, and their voxels' logits are averaged for each point.
     """
     counts = batch.n_points.tolist()[::views]
     with torch.inference_mode():
@@ -274,8 +275,18 @@ def answer_batch(
             frames = [averaged(of_views[i : i + views]) for i in range(0, len(of_views), views)]
             values = {name: value.cpu() for name, value in columns(torch.cat(frames)).items()}
     parts = (torch.split(value, counts) for value in values.values())
-    for frame in zip(*parts, strict=True):
-        yield {name: value.numpy() for name, value in zip(values, frame, strict=True)}
+    rows = torch.split(batch.is_return, batch.n_rows.tolist())[::views]
+    for frame, there in zip(zip(*parts, strict=True), rows, strict=True):
+        yield {name: spread(value, there).numpy() for name, value in zip(values, frame, strict=True)}
+
+
+def spread(values: Tensor, there: Tensor) -> Tensor:
+    """Return values (k, ...) at the rows (n,) that are there, and 0 at all others."""
+    if len(values) == len(there):
+        return values
+    whole = torch.zeros((len(there), *values.shape[1:]), dtype=values.dtype)
+    whole[there] = values
+    return whole
 
 
 def averaged(views: Sequence[Tensor]) -> Tensor:
