@@ -46,7 +46,7 @@ ORDER = {
     "manifests": (
         ("advice", "foreign", "provenance", "shown", "tables"),
         ("config",),
-        ("fingerprint", "ontology", "schema", "splits", "templates"),
+        ("fingerprint", "ontology", "records", "schema", "splits", "templates"),
         ("query", "rows", "sample", "sections"),
         ("recipe", "storage"),
         ("endings", "stages"),

@@ -244,7 +244,8 @@ def diff(
 ) -> None:
     """Print what differs between two runs: settings, tables, weights, versions, curves and results."""
     with reported() as console:
-        from trainer.records.record import compare, read_record
+        from trainer.records.compare import compare
+        from trainer.records.record import read_record
 
         found = compare(read_record(one), read_record(other))
         for heading, lines in found.items():

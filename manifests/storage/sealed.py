@@ -18,10 +18,13 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
+from manifests.records.codec import Unfit, as_record
 from manifests.storage import documents
 from manifests.storage.errors import Malformed
+
+T = TypeVar("T")
 
 SEALED_SINCE = 2
 """The `format` of the first checkpoints and logs that have seals."""
@@ -187,6 +190,14 @@ def write_whole(path: Path, data: bytes) -> None:
 def read_sealed(path: Path) -> dict[str, Any]:
     """Return a document; raises Damaged if it is not what was written, and OSError if it cannot be read."""
     return parsed(path.read_bytes())
+
+
+def read_as(kind: type[T], path: Path) -> T:
+    """Return a document as the record of its kind; raises like `read_sealed`, and Damaged for another kind."""
+    try:
+        return as_record(kind, read_sealed(path))
+    except Unfit as error:
+        raise Damaged(str(error)) from None
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

@@ -33,9 +33,12 @@ from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.frame import FrameError
 from pipeline.look.browse import Browser, FrameRows, Place
-from pipeline.look.report import ShownFrame, identity_of, refinements, write_report
+from pipeline.look.documents import shown_table
+from pipeline.look.figures import ShownFrame, refinements
+from pipeline.look.report import write_report
 from pipeline.look.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
+from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
 from tests.refs import newest, put_ref
 
 NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())
@@ -93,8 +96,8 @@ def recipe_in(folder: Path, name: str = "tiny") -> Recipe:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pictures show is no matter here, so they are drawn small."""
-    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.figures.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.figures.PANEL_PX", 100)
 
 
 @pytest.fixture
@@ -123,28 +126,13 @@ def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
     """What the trainer leaves behind: a log that was cut off and gone on with, and an evaluation."""
     runs = Path(recipe.run.runs) / recipe.name
     (runs / "distill").mkdir(parents=True)
-    start = {"event": "start", "epochs": 2, "device": word, "seed": 7, "identity": {"init": None}, "tables": {}}
-    lines = [start]
-    lines += [
-        {"event": "epoch", "epoch": number, "step": 10 * number, "total": 2.5 / number, "lr_head": 0.1, "lr_trunk": 0.2}
-        | {"frames_per_second": 3.0, "data_wait_share": 0.5, "seconds": 4.0}
-        for number in (1, 2, 2)
-    ]
+    lines = [start_line(device=word), *(epoch_line(number, 2.5 / number) for number in (1, 2, 2))]
     text = "\n".join(json.dumps(line) for line in lines)
     (runs / "distill" / "log.jsonl").write_text(text.replace("}\n", '}\n{"event": "epo\n', 1))
-    n_classes = len(recipe.ontology.classes) - 1
-    part = {"iou": [None] + [0.25] * (n_classes - 1), "mean_iou": 0.25, "micro_iou": 0.5}
-    part |= {"frequency_weighted_iou": None, "points": 1234}
-    document = {
-        "of": "prediction",
-        "split": word,
-        "frames": 1,
-        "checkpoint": word,
-        "epoch": 2,
-        "tables": {},
-        "contents": {},
-    }
-    document |= {"classes": list(recipe.ontology.class_names[1:]), "scores": {"all": part, "seen": part}, **changes}
+    classes = recipe.ontology.class_names[1:]
+    scores = part(0.25, len(classes), iou=[None] + [0.25] * (len(classes) - 1), points=1234)
+    said = {"split": word, "frames": 1, "checkpoint": word, "epoch": 2, "scores": {"all": scores, "seen": scores}}
+    document = evaluation(**{"classes": classes, **said, **changes})
     (runs / "evaluate.json").write_text(json.dumps(document, indent=1))
 
 
@@ -164,8 +152,8 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
     assert asked == [(1, "frames"), (1, "counts"), (1, "labels")]
     for title in ("Pseudo-labels", "Predictions", "Truth", "Errors of the predictions", "CAM_FRONT_LEFT", "no answer"):
         assert title in page.text
-    for part in ("Classes", "mIoU", "Label coverage and agreement", "Training", "Identities of everything used"):
-        assert part in page.text
+    for title in ("Classes", "mIoU", "Label coverage and agreement", "Training", "Identities of everything used"):
+        assert title in page.text
     assert "Student: mIoU in %, all points" in page.text and "25.0" in page.text and "1,234" in page.text
     assert "2 of 2" in page.text and "8 s, 3.0 frames/s" in page.text and "initial weights random" in page.text
     assert "notice" not in re.findall(r'class="(\w+)"', page.source)
@@ -187,7 +175,7 @@ def test_what_flat_interaction_did_is_shown_by_class_and_from_above(folder: Path
     runs = folder / "runs" / "tiny"
     document = json.loads((runs / "evaluate.json").read_text())
     before = {name: part | {"mean_iou": 0.2, "iou": [None, *[0.375] * 15]} for name, part in document["scores"].items()}
-    document |= {"scores_before": before, "refine": {"name": "afi", "changed": {"all": 4321, "seen": 4000}}}
+    document |= {"scores_before": before, "refine": refined("afi", all=4321, seen=4000)}
     (runs / "evaluate-afi.json").write_text(json.dumps(document, indent=1))
     page = Page(write_report(recipe, folder / "out", 1))
     assert "Student + AFI: 4,321 labels changed" in page.text
@@ -219,12 +207,13 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     counts = np.zeros((n_classes, n_classes), int)
     counts[4, 4], counts[4, 10], counts[0, 1] = 3, 1, 50  # of four points of cars, one was taken for a truck
     add_runs(recipe, confusion={"all": counts.tolist()})
-    paper = {"mean_iou_percent": 47.42, "row": "SAN", "source": "README"}
-    scored = {"scores": {"all": {"mean_iou": 0.25}}, "labels": "read to score split val", "expected": paper}
-    scored |= {"shards": ["a", "b"], "also_trained_on": ["b"], "split": "val", "tables": {}, "contents": {}}
-    record = {"reads_labels": False, "departures": ["distill.epochs: 5 -> 2"], "evaluations": {"evaluate": scored}}
-    record["result"] = {"weights": "feed", "chosen": "the last epoch; no label chose it"}
-    record["hardware"] = {"processor": "CPU", "usable_cores": 2, "threads": 1, "memory_bytes": 2**34, "gpus": []}
+    paper = {"mean_iou_percent": 47.42, "obtained_percent": 25.0, "difference": -22.42}
+    paper |= {"row": "SAN", "source": "README"}
+    scored = evaluation(labels="read to score split val", expected=paper, shards=["a", "b"], also_trained_on=["b"])
+    result = {"file": "e", "sha256": "0", "weights": "feed", "epoch": 2, "step": 4, "chosen": "the last epoch"}
+    record = run_record(
+        departures=["distill.epochs: 5 -> 2"], evaluations={"evaluate": scored}, result=result, hardware=hardware()
+    )
     run = Path(recipe.run.runs) / recipe.name / "distill" / "run.json"
     run.write_text(json.dumps(record, indent=1))
     monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
@@ -235,7 +224,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
         "mIoU 25.00 %; the paper has 47.42 % (SAN; README)",
         "1 settings differ",
         "1 of its 2 scenes were also trained on",
-        "the last epoch; no label chose it",
+        "the last epoch",
         "CPU, 2 cores, 1 threads, 16 GiB, no GPU",
         "The report of the run",
         "4 points",
@@ -252,7 +241,7 @@ def test_the_identity_of_a_table_says_on_which_device_it_was_made(folder: Path) 
     recipe = recipe_in(folder)
     add_predictions(recipe)
     browser = Browser.open(Store.open(recipe.run.store), recipe)
-    devices = {name: identity_of(browser, name, recipe).device for name in browser.tables}
+    devices = {name: shown_table(browser, name, recipe).device for name in browser.tables}
     assert {name for name, device in devices.items() if device != "cpu"} <= {"predict"}, devices
 
 
@@ -336,8 +325,9 @@ def test_tables_that_the_recipe_would_make_otherwise_now_are_named(folder: Path)
     ("changes", "reason"),
     [
         ({"classes": ["car"]}, "its classes are not those of dictionary nuscenes"),
-        ({"scores": {"all": {"iou": ["much"]}}}, "much"),
-        ({"scores": 3}, "int"),
+        ({"scores": {"all": part(0.5, iou=["much"])}}, "its `scores.all.iou[0]` is 'much'; expected float"),
+        ({"scores": 3}, "its `scores` is 3; expected an object"),
+        ({"splitt": "val"}, "it holds `splitt`, which no such document does"),
     ],
 )
 def test_an_evaluation_that_does_not_fit_is_left_out_and_named(
@@ -355,7 +345,10 @@ def test_an_evaluation_that_does_not_fit_is_left_out_and_named(
     ("changes", "reason"),
     [
         ({"contents": {"points": {"scene-0008": "another.shard"}}}, "made anew since (points: shard scene-0008)"),
-        ({"contents": {}, "learnt_from": {"contents": {"target": {"scene-0001": "x"}}}}, "target: shard scene-0001"),
+        (
+            {"learnt_from": {"split": "val", "target": "0", "contents": {"target": {"scene-0001": "x"}}}},
+            "target: shard scene-0001",
+        ),
         ({"contents": None}, "shards that it does not name"),
         ({"split": "chosen.txt", "split_content": "0" * 12}, "chosen.txt that said something else"),
     ],
@@ -368,9 +361,7 @@ def test_scores_of_other_shards_are_left_out_and_named(
     add_runs(recipe, **changes)
     run = Path(recipe.run.runs) / recipe.name
     item = json.loads((run / "evaluate.json").read_text())
-    (run / "distill" / "run.json").write_text(
-        json.dumps({"departures": [], "evaluations": {"evaluate": item}}, indent=1)
-    )
+    (run / "distill" / "run.json").write_text(json.dumps(run_record(evaluations={"evaluate": item}), indent=1))
     page = Page(write_report(recipe, folder / "out", 1))
     assert "evaluate.json is left out: its scores were made from" in page.text and page.text.count(reason) >= 2
     assert "left out: its scores" in page.text.split("Training")[-1], "and so it is in the report of the run"
@@ -482,7 +473,7 @@ def test_the_viewer_says_how_it_is_installed_and_that_it_needs_a_screen(
         view_frames(recipe_in(folder), 1, lambda items, _: items)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setitem(sys.modules, "rerun", None)
-    with pytest.raises(ConfigError, match=r"pip install -r install/requirements-viewer\.txt"):
+    with pytest.raises(ConfigError, match=r"pip install .*-r install/requirements-viewer\.txt"):
         view_frames(recipe_in(folder), 1, lambda items, _: items)
 
 

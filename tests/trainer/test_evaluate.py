@@ -14,6 +14,8 @@ from manifests.asked import made_anew, pin
 from manifests.config import ConfigError
 from manifests.labels import predict_identity, predict_key
 from manifests.provenance import git_commit
+from manifests.records.codec import as_document
+from manifests.records.evaluation import MergedFrom
 from manifests.rows import to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
@@ -117,16 +119,16 @@ def test_scores_name_the_shards_and_the_scenes_that_they_are_of(scored: Any, con
     ):
         recipe = scored.recipe(f"evaluate.split={chosen}", f"distill.split={chosen}")
         document = evaluate(recipe, console, of).document  # type: ignore[arg-type]
-        assert set(document["contents"]) == kinds
-        assert document["contents"]["points"] == {"scene-0103": f"{points.key}.{points.sha256[:12]}"}
-        assert made_anew(document["contents"], scored.ref().tables) == []
-    assert document["learnt_from"]["contents"].keys() == {"points", "target"}
-    said = document["split_content"], document["learnt_from"]["split_content"]
+        assert set(document.contents) == kinds
+        assert document.contents["points"] == {"scene-0103": f"{points.key}.{points.sha256[:12]}"}
+        assert made_anew(document.contents, scored.ref().tables) == []
+    assert document.learnt_from.contents.keys() == {"points", "target"}
+    said = document.split_content, document.learnt_from.split_content
     chosen.write_text("# the same\nscene-0103\n")
-    assert evaluate(recipe, console, "pseudo").document["split_content"] == said[0] == said[1]
+    assert evaluate(recipe, console, "pseudo").document.split_content == said[0] == said[1]
 
     scored.put("target", lambda name: row(name, **{**scored.target_row(name), "label": scored.sweep(name).label * 0}))
-    assert made_anew(document["contents"], scored.ref().tables) == ["target: shard scene-0103"]
+    assert made_anew(document.contents, scored.ref().tables) == ["target: shard scene-0103"]
 
 
 def test_pseudo_labels_are_scored_against_labels_too(scored: Any, console: Console) -> None:
@@ -166,7 +168,7 @@ def test_predictions_are_scored_before_and_after_flat_interaction(patchy: Any, c
         n_changed += int(found.changed.sum())
     document = json.loads((patchy.folder / "runs/street/evaluate-afi.json").read_text())
     assert document["confusion"]["all"] == expected.matrix.tolist()
-    assert document["scores_before"] == plain.document["scores"] and document["confusion_before"]
+    assert document["scores_before"] == as_document(plain.document.scores) and document["confusion_before"]
     assert result.before is not None and result.before["all"].mean_iou == plain.scores["all"].mean_iou
     assert result.scores["all"].mean_iou > result.before["all"].mean_iou + 0.05
     assert document["refine"] == {
@@ -193,13 +195,13 @@ def test_things_in_images_are_merged_into_predictions_before_they_are_refined(pa
     put_predictions(patchy, {name: np.full(1000, 3, np.uint8) for name in ("v0", "v1")})
     settings = ("evaluate.refine=afi", "refine.merge=true", "correct.max_support=0")
     document = evaluate(patchy.recipe(*settings), console).document
-    assert document["refine"]["merge"] == {"table": "target", "seed": 0}
-    hits, before = (np.diag(document[name]["seen"]) for name in ("confusion", "confusion_before"))
-    assert before[1] == 0 and hits[1] > 0.5 * np.sum(document["confusion"]["seen"], axis=1)[1]
-    unseen = evaluate(patchy.recipe(*settings), console).document["confusion"]["unseen"]
-    assert document["confusion"]["unseen"] == unseen, "the draws are seeded"
+    assert document.refine.merge == MergedFrom("target", 0)
+    hits, before = (np.diag(some["seen"]) for some in (document.confusion, document.confusion_before))
+    assert before[1] == 0 and hits[1] > 0.5 * np.sum(document.confusion["seen"], axis=1)[1]
+    unseen = evaluate(patchy.recipe(*settings), console).document.confusion["unseen"]
+    assert document.confusion["unseen"] == unseen, "the draws are seeded"
     other = evaluate(patchy.recipe(*settings, "refine.merge_seed=1"), console).document
-    assert other["confusion"]["seen"] != document["confusion"]["seen"]
+    assert other.confusion["seen"] != document.confusion["seen"]
     with pytest.raises(ConfigError, match='set of = "prediction" and by = "afi" or "vote.afi"'):
         patchy.recipe("refine.merge=true", "refine.by=vote")
 
@@ -210,7 +212,7 @@ def test_refinement_does_not_see_true_labels(patchy: Any, console: Console) -> N
     for shift in (0, 1):
         patchy.put("label", lambda name, shift=shift: label_row_of(patchy, name, shift))
         document = evaluate(patchy.recipe("evaluate.refine=afi"), console).document
-        answers.append(np.sum(document["confusion"]["all"], axis=0).tolist())
+        answers.append(np.sum(document.confusion["all"], axis=0).tolist())
     assert answers[0] == answers[1]
 
 
@@ -254,7 +256,7 @@ def test_a_class_that_does_not_occur_counts_as_the_recipe_says(scored: Any, cons
     scored.put("label", lambda name: label_row(name) | {"label": no_walls})
     scored.put("target", lambda name: target_row(name) | {"label": np.minimum(PSEUDO, 2)})
     document = evaluate(scored.recipe(), console, "pseudo").document
-    assert document["scores"]["all"]["iou"][2] is None
+    assert document.scores["all"].iou[2] is None
     scores = evaluate(scored.recipe("evaluate.absent=one"), console, "pseudo").scores
     assert scores["all"].iou[2] == 1
 
@@ -270,9 +272,9 @@ def test_without_targets_all_points_are_scored_together(scored: Any, console: Co
 def test_frames_without_labels_are_left_out_and_counted(scored: Any, console: Console) -> None:
     scored.put("label", scored.failing(label_row, ["v1"]))
     document = evaluate(scored.recipe(), console).document
-    assert document["frames"] == 1
-    assert document["left_out"] == {"failed in stage label": ["v1"]}
-    assert document["scores"]["all"]["points"] == 7
+    assert document.frames == 1
+    assert document.left_out == {"failed in stage label": ("v1",)}
+    assert document.scores["all"].points == 7
 
 
 def test_logs_without_labels_are_a_sentence(scored: Any, console: Console) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bench.network import learner, simulated_batch
 from manifests.asked import pin
+from manifests.records.log import run_log
 from manifests.sections.network import NetworkConfig
 from manifests.sections.training import DistillConfig
+from manifests.storage import sealed
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
 from trainer import machine
 from trainer.inference.predict import predict
-from trainer.loop import train as trainer_train
 from trainer.loop.learner import Learner
 from trainer.loop.ranks import Ranks
 from trainer.loop.train import agree, train
@@ -54,7 +55,8 @@ def apart(got: Tensor, expected: Tensor) -> float:
 
 
 def log_of(folder: Path, task: str) -> list[dict[str, float]]:
-    return [dict(event) for event in trainer_train.record.read_log(folder / "street" / task / "log.jsonl")[1]]
+    lines = sealed.read_lines((folder / "street" / task / "log.jsonl").read_bytes())
+    return [line.curves() for line in run_log(lines.documents).epochs]
 
 
 # -- one step ----------------------------------------------------------------------------------------------------------

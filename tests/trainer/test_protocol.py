@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from manifests.recipe import Recipe, load_recipe
+from manifests.records.run import Ancestor
 from trainer.records.protocol import departures, expected, start_of, teacher_name
 
-TMP = {"task": "pretrain"}
-STUDENT = {"task": "distill", "initial": TMP}
+TMP = Ancestor(file="tmp", task="pretrain")
+STUDENT = Ancestor(file="student", task="distill", initial=TMP)
 
 
 def test_the_downstream_recipes_are_the_papers() -> None:
@@ -23,7 +24,7 @@ def test_the_parity_recipe_departs_in_nothing() -> None:
     recipe = load_recipe("nuscenes_san_parity")
     assert departures(recipe, "pretrain", 24_000, None) == []
     assert departures(recipe, "distill", 28_130, TMP) == []
-    baseline = {"task": "official", "n_outputs": 64}
+    baseline = Ancestor(file="official", task="official", n_outputs=64)
     assert departures(recipe, "distill", 28_130, baseline) == ["distill.epochs: 10 -> 5"]
 
 
@@ -60,8 +61,8 @@ def test_what_the_paper_did_not_run_has_no_departures() -> None:
     [
         ("distill", "nuscenes", TMP, "SAN", False, 47.42),
         ("distill", "nuscenes", TMP, "SAN", True, 47.73),
-        ("distill", "nuscenes", {"task": "official", "n_outputs": 64}, "FC-CLIP", False, 39.00),
-        ("distill", "nuscenes", {"task": "official", "n_outputs": 768}, "CAT-Seg", False, 42.50),
+        ("distill", "nuscenes", Ancestor(file="official", task="official", n_outputs=64), "FC-CLIP", False, 39.00),
+        ("distill", "nuscenes", Ancestor(file="official", task="official", n_outputs=768), "CAT-Seg", False, 42.50),
         ("distill", "nuscenes", None, "SAN", False, None),
         ("distill", "nuscenes", TMP, None, False, None),
         ("probe", "nuscenes", STUDENT, "SAN", False, 56.35),
@@ -69,7 +70,7 @@ def test_what_the_paper_did_not_run_has_no_departures() -> None:
         ("probe", "nuscenes", None, "SAN", False, 8.1),
         ("finetune", "nuscenes", STUDENT, "SAN", False, 51.75),
         ("finetune", "semantic_kitti", TMP, "CAT-Seg", False, 48.14),
-        ("finetune", "semantic_kitti", {"task": "official", "n_outputs": 64}, None, False, 44.6),
+        ("finetune", "semantic_kitti", Ancestor(file="official", task="official", n_outputs=64), None, False, 44.6),
         ("probe", "semantic_kitti", TMP, "SAN", False, None),
         ("supervised", "nuscenes", None, None, False, None),
     ],
@@ -84,8 +85,8 @@ def test_the_row_is_that_of_task_weights_and_teacher(
 
 def test_other_data_and_other_starts_have_no_row() -> None:
     assert expected("probe", "nuscenes", "v1.0-mini", "random", None, False) is None
-    assert start_of({"task": "distill", "initial": None}) is None
-    assert start_of({"task": "supervised"}) is None
+    assert start_of(Ancestor(file="a", task="distill")) is None
+    assert start_of(Ancestor(file="a", task="supervised")) is None
     assert teacher_name({"name": "artifacts", "layout": "catseg"}) == "CAT-Seg"
     assert teacher_name({"name": "artifacts", "layout": "auto"}) is None
     assert teacher_name({"name": "clip_dense"}) is None and teacher_name(None) is None

@@ -10,19 +10,28 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from manifests.fingerprint import sha256_file
+from manifests.records.codec import as_document, as_record
+from manifests.records.evaluation import JudgedEvaluation
+from manifests.records.run import RunRecord
 from manifests.storage.manifest import Manifest
+from tests.records import evaluation, part
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict
 from trainer.loop.train import train
 from trainer.records import record
-from trainer.records.record import compare, read_record
+from trainer.records.compare import compare, result_differences
+from trainer.records.record import read_record
 from trainer.scoring.evaluate import evaluate
 
 
 def report(fleet: Any, task: str, runs: str = "runs") -> dict[str, Any]:
     document: dict[str, Any] = json.loads((fleet.folder / runs / "street" / task / "run.json").read_text())
     return document
+
+
+def record_in(fleet: Any, task: str, runs: str = "runs") -> RunRecord:
+    return read_record(fleet.folder / runs / "street" / task)
 
 
 def made_from(fleet: Any, stage: str, settings: dict[str, Any], **needs: str) -> str:
@@ -81,7 +90,7 @@ def test_scores_come_in_with_what_the_paper_got(fleet: Any, console: Console) ->
     assert scored["expected"]["row"] == "SAN, annotation-free, from AFOV-TMP"
     assert scored["expected"]["obtained_percent"] == pytest.approx(obtained, abs=0.01)
     assert scored["departures"] == ["evaluate.frames: 6019 -> 2"]
-    assert scored["confusion"]["all"] == result.document["confusion"]["all"]
+    assert scored["confusion"] == as_document(result.document.confusion)
     assert scored["test_time"]["refine"] == "none" and scored["labels"] == "read to score split val; they chose nothing"
     assert found["initial"]["task"] == "pretrain" and found["initial"]["reads_labels"] is False
 
@@ -151,7 +160,7 @@ def test_an_interrupted_run_has_a_report_too(fleet: Any, console: Console, monke
 def test_two_runs_of_the_same_do_not_differ(fleet: Any, console: Console) -> None:
     for runs in ("one", "two"):
         train(fleet.recipe(f"run.runs={fleet.folder}/{runs}", "distill.epochs=1"), "distill", console)
-    found = compare(report(fleet, "distill", "one"), report(fleet, "distill", "two"))
+    found = compare(record_in(fleet, "distill", "one"), record_in(fleet, "distill", "two"))
     assert found.keys() == {"settings"}
     (line,) = found["settings"]
     assert line.startswith("run.runs: ")
@@ -176,22 +185,24 @@ def test_diff_says_what_was_set_otherwise_and_what_it_came_to(fleet: Any, consol
 def test_runs_of_two_tasks_are_compared_in_what_they_share(fleet: Any, console: Console) -> None:
     train(fleet.recipe("distill.epochs=1"), "distill", console)
     train(fleet.recipe("supervised.epochs=1", "supervised.batch_size=2"), "supervised", console)
-    found = compare(report(fleet, "distill"), report(fleet, "supervised"))
+    found = compare(record_in(fleet, "distill"), record_in(fleet, "supervised"))
     assert {"training.batch_size: 3 -> 2", "training.lr_head: 0.2 -> 2.0"} < set(found["settings"])
     assert not any(line.startswith(("distill.", "supervised.")) for line in found["settings"])
     assert "reads_labels: false -> true" in found["run"] and "results" not in found
 
 
 def test_what_differs_in_scores_is_a_line_each() -> None:
-    def run(name: str, iou: float | None) -> dict[str, Any]:
-        scores = {"all": {"mean_iou": iou, "points": 7, "iou": [0.5]}}
-        return {"evaluations": {name: {"of": "prediction", "split": "val", "classes": ["car"], "scores": scores}}}
+    def scored(mean_iou: float | None) -> JudgedEvaluation:
+        scores = {"all": part(mean_iou, iou=[0.5], points=7)}
+        return as_record(JudgedEvaluation, evaluation(classes=["car"], scores=scores))
 
-    assert record.result_differences(run("evaluate", 0.25), run("evaluate-probe", 0.375)) == [
+    assert result_differences({"evaluate": scored(0.25)}, {"evaluate-probe": scored(0.375)}) == [
         "prediction, mIoU of all points: 25.0 -> 37.5 (+12.50)"
     ]
-    assert record.result_differences(run("a", None), run("a", 0.5)) == ["prediction, mIoU of all points: None -> 50.0"]
-    assert record.result_differences(run("a", 0.5), {}) == ["prediction: scored -> not scored"]
+    assert result_differences({"a": scored(None)}, {"a": scored(0.5)}) == [
+        "prediction, mIoU of all points: None -> 50.0"
+    ]
+    assert result_differences({"a": scored(0.5)}, {}) == ["prediction: scored -> not scored"]
 
 
 def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:

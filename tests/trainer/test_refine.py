@@ -14,6 +14,7 @@ from rich.console import Console
 from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.labels import predict_identity, predict_key
+from manifests.records.evaluation import EvaluationRecord
 from manifests.rows import failed_row, to_table
 from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
@@ -101,9 +102,9 @@ RIGHT = [WALL, WALL, WALL]
 MIDDLE_ERRS = {"v0": RIGHT, "v1": [WALL, CAR, WALL], "v2": RIGHT, "w0": [CAR, CAR, CAR]}
 
 
-def called_a_car(document: Mapping[str, Any], key: str = "confusion") -> int:
+def called_a_car(document: EvaluationRecord, key: str = "confusion") -> int:
     """How many points of the wall are called a car."""
-    return int(document[key]["all"][WALL][CAR])
+    return int(getattr(document, key)["all"][WALL][CAR])
 
 
 @pytest.mark.parametrize("of", ["prediction", "pseudo"])
@@ -149,7 +150,7 @@ def test_constants_are_those_of_the_section_vote(fleet: Any, console: Console) -
     for words, n_cars in (("vote.reach=0", 4), ("vote.own=1", 4), ("vote.reach=1", 3)):
         document = evaluate(fleet.recipe(*TWO_OUTVOTE_ONE, words), console).document
         assert called_a_car(document) == n_cars
-    assert document["refine"]["voting"] == {"reach": 1, "own": 0.0}
+    assert document.refine.voting == {"reach": 1, "own": 0.0}
     assert fleet.recipe("vote.reach=1").vote == VotingConfig(reach=1)
 
 
@@ -162,8 +163,8 @@ def test_several_refinements_are_scored_in_one_go(fleet: Any, console: Console) 
     for name in ("afi", "vote", "vote+afi"):
         alone = evaluate(fleet.recipe(f"evaluate.refine={name}"), console)
         assert alone.document == found[name].document
-        assert alone.document["confusion_before"] == found["none"].document["confusion"]
-    assert found["vote+afi"].document["refine"].keys() >= {"settings", "voting"}
+        assert alone.document.confusion_before == found["none"].document.confusion
+    assert None not in (found["vote+afi"].document.refine.settings, found["vote+afi"].document.refine.voting)
     with pytest.raises(ConfigError, match='and by "vote": things in images are merged into predictions before flat'):
         fleet.recipe("refine.by=vote", "refine.merge=true")
 
@@ -185,7 +186,7 @@ def test_frames_that_failed_have_no_vote_nor_have_those_that_are_excluded(fleet:
     fill(fleet, MIDDLE_ERRS)
     settings = (*TWO_OUTVOTE_ONE, "vote.reach=1")
     excluded = evaluate(fleet.packed(*settings, 'data.exclude=["v0", "w0"]'), console).document
-    assert excluded["frames"] == 2 and called_a_car(excluded) == 1
+    assert excluded.frames == 2 and called_a_car(excluded) == 1
     points = fleet.store.rows("points", *table_of(fleet, "points"))
     fleet.put("points", lambda name: failed_row(name, "cut off") if name == "v0" else points_again(points, name))
     fleet.put("target", lambda name: row(name, label=np.array(MIDDLE_ERRS[name], np.uint8), **of_three()))
@@ -242,8 +243,8 @@ def test_pseudo_labels_are_not_put_to_the_vote_twice(fleet: Any, console: Consol
     with pytest.raises(StoreError, match="have been put to the vote by stage `vote` already; .*make target"):
         evaluate_each(voted, console, "pseudo", ["vote"])
     found = evaluate_each(voted, console, "pseudo", ["afi", "vote+afi"])
-    assert found["vote+afi"].document["confusion"] == found["afi"].document["confusion"]
-    assert found["afi"].document["tables"]["refine"] == found["vote+afi"].document["tables"]["refine"], "one table"
+    assert found["vote+afi"].document.confusion == found["afi"].document.confusion
+    assert found["afi"].document.tables["refine"] == found["vote+afi"].document.tables["refine"], "one table"
     assert called_a_car(found["afi"].document, "confusion_before") == 0, "what the vote said is corrected"
 
 

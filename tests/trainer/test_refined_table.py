@@ -144,11 +144,11 @@ def test_evaluate_scores_this_very_table(fleet: Any, console: Console, capsys: A
     table = refine(fleet.recipe("refine.by=vote", "vote.own=0", "predict.split=all"), console)
     capsys.readouterr()
     document = evaluate(fleet.recipe("evaluate.refine=vote", "vote.own=0"), console).document
-    assert document["tables"]["refine"] == table.fingerprint
+    assert document.tables["refine"] == table.fingerprint
     assert "0 shards computed, 3 were there" in capsys.readouterr().out
     truth = np.full(3, WALL)
     hits = sum(int((found["label"] == truth).sum()) for found in rows_of(fleet, table).values())
-    assert document["confusion"]["all"][WALL][WALL] == hits
+    assert document.confusion["all"][WALL][WALL] == hits
 
 
 # -- built as every table is

@@ -14,6 +14,7 @@ from manifests.ontology import load_ontology
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
+from tests.records import evaluation, part, refined
 from tests.refs import newest, put_ref
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
@@ -23,20 +24,11 @@ from trainer.scoring.scoreboard import Line, class_tables, read_lines, summary_t
 
 
 def scores(mean_iou: float) -> dict[str, Any]:
-    part = {"mean_iou": mean_iou, "iou": [mean_iou, None, 1.0], "points": 9}
-    return {"all": part, "seen": part, "unseen": part}
+    return dict.fromkeys(("all", "seen", "unseen"), part(mean_iou, iou=[mean_iou, None, 1.0]))
 
 
 def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> None:
-    document = {
-        "of": of,
-        "frames": 2,
-        "classes": ["car", "road", "wall"],
-        "split": "val",
-        "contents": {},
-        "scores": scores(mean_iou),
-        **changes,
-    }
+    document = evaluation(of=of, **{"scores": scores(mean_iou), **changes})
     recipe.folder().mkdir(parents=True, exist_ok=True)
     (recipe.folder() / name).write_text(json.dumps(document, indent=1))
 
@@ -45,7 +37,7 @@ def test_lines_stand_in_the_order_of_what_is_scored_before_and_after_refinement(
     recipe = fleet.recipe()
     put(recipe, "evaluate-tree.json", "tree", 0.2)
     put(recipe, "evaluate.json", "prediction", 0.4)
-    put(recipe, "evaluate-afi.json", "prediction", 0.45, refine={"name": "afi"}, scores_before=scores(0.4))
+    put(recipe, "evaluate-afi.json", "prediction", 0.45, refine=refined("afi"), scores_before=scores(0.4))
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5)
     lines = read_lines([recipe])
     assert [(line.title, line.mean_iou["seen"]) for line in lines] == [
@@ -134,8 +126,8 @@ def test_labels_before_they_were_corrected_are_told_from_those_that_are_learnt(f
     target = fleet.ref().tables["target"].fingerprint
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target})
     tables = {"label": "c", "group": "b", "target": target}
-    refined = {"refine": {"name": "afi"}, "scores_before": scores(0.3), "tables": tables}
-    put(recipe, "evaluate-pseudo-afi.json", "pseudo", 0.5, **refined)
+    changes = {"refine": refined("afi"), "scores_before": scores(0.3), "tables": tables}
+    put(recipe, "evaluate-pseudo-afi.json", "pseudo", 0.5, **changes)
     assert [line.title for line in read_lines([recipe])] == [
         "pseudo-labels, not corrected", "pseudo-labels + AFI", "pseudo-labels",
     ]  # fmt: skip
@@ -185,6 +177,6 @@ def test_recipes_of_other_classes_do_not_stand_side_by_side(fleet: Any) -> None:
 def test_scores_after_a_vote_say_so(fleet: Any) -> None:
     recipe = fleet.recipe()
     for name in ("vote", "vote+afi"):
-        refined = {"refine": {"name": name}, "scores_before": scores(0.4)}
-        put(recipe, f"evaluate-{name.replace('+', '-')}.json", "prediction", 0.5, **refined)
+        changes = {"refine": refined(name), "scores_before": scores(0.4)}
+        put(recipe, f"evaluate-{name.replace('+', '-')}.json", "prediction", 0.5, **changes)
     assert [line.title for line in read_lines([recipe])] == ["student", "student + VOTE + AFI", "student + VOTE"]

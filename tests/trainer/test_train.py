@@ -21,6 +21,7 @@ from torch.utils.data import get_worker_info
 from manifests.asked import pin, tables_of
 from manifests.config import ConfigError
 from manifests.recipe import load_recipe
+from manifests.records.log import run_log
 from manifests.storage.errors import StoreError
 from trainer.checkpoints import checkpoint
 from trainer.data import samples
@@ -33,7 +34,7 @@ from trainer.loop.run_folder import locked
 from trainer.loop.train import cosine, train
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
-from trainer.records.record import read_log
+from trainer.records.record import read_lines
 from trainer.scoring.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,9 +331,9 @@ def test_a_line_of_the_log_that_was_cut_off_swallows_no_other(fleet: Any, consol
     log = first.with_name("log.jsonl")
     log.write_text(log.read_text() + '{"event": "st')
     train(fleet.recipe(), "distill", console)
-    starts, epochs = read_log(log)
-    assert [start["epoch"] for start in starts] == [0, 1]
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    found = run_log(read_lines(log).documents)
+    assert [start.epoch for start in found.starts] == [0, 1]
+    assert [line.epoch for line in found.epochs] == [1, 2]
 
 
 def test_weights_that_are_not_finite_are_never_kept(

@@ -10,6 +10,7 @@ import numpy as np
 
 from manifests.labels import predictions_of, pseudo_labels_before
 from manifests.recipe import Recipe
+from manifests.records.evaluation import Origin
 from manifests.sections.training import Refinable
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
@@ -31,7 +32,7 @@ class Source:
     table: TableRef
     answer_of: Callable[[Mapping[str, Any]], Answered]
     images: TableRef | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known: Origin = Origin()
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +62,7 @@ def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
     return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
 
 
-def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[str, Any]]:
+def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Origin]:
     """Return the table of the recipe's predictions and what is known of where they come from.
 
     Raises StoreError if there are none, or if the checkpoint, the points, the settings or the class dictionary have
@@ -78,9 +79,9 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, dict[
             )
         check_classes(manifest.made.get("class_names") or document.get("class_names"), recipe)
         check_student(path, document, recipe, store)
-    known = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
-    known |= {"student": recipe.predict.of, "weights": weights, "predicted_by_commit": manifest.made.get("commit")}
-    return table, known
+    made = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
+    commit = manifest.made.get("commit")
+    return table, Origin(**made, student=recipe.predict.of, weights=weights, predicted_by_commit=commit)
 
 
 def check_classes(named: list[str] | None, recipe: Recipe) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from manifests.records.codec import as_document
+from manifests.records.run import NumbersLine, StartLine
 from manifests.storage import sealed
 from trainer.errors import TrainerError
 
@@ -61,28 +63,32 @@ class Log:
             self._board.close()
             self._file.close()
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Add a line with the time of day; raises TrainerError where it cannot be written."""
+    def write(self, line: StartLine | NumbersLine) -> None:
+        """Add a line; raises TrainerError where it cannot be written."""
         if self._folder is None:
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line, self._chain = sealed.chained({"event": kind, "time": now, **values}, self._chain)
+        text, self._chain = sealed.chained(as_document(line), self._chain)
         try:
-            self._file.write(line + "\n")
+            self._file.write(text + "\n")
             self._file.flush()
         except OSError as error:
             raise unwritable(self._folder / "log.jsonl", error) from None
 
-    def scalars(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add a line of numbers, and a point to a curve of each; raises like `event`."""
+    def numbers(self, line: NumbersLine) -> None:
+        """Add a line of numbers, and a point to a curve of each; raises like `write`."""
         if self._folder is None:
             return
-        self.event(kind, epoch=epoch, step=step, **values)
+        self.write(line)
         try:
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in line.curves().items():
+                self._board.add_scalar(f"{line.event}/{name}", value, line.step)
         except OSError as error:
             raise unwritable(self._folder / "tensorboard", error) from None
+
+
+def now() -> str:
+    """Return the time of day as logs have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def go_on(path: Path, step: int, epoch: int, tell: Callable[[str], None]) -> str:

@@ -6,9 +6,8 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,14 +15,27 @@ from manifests.asked import pin
 from manifests.fingerprint import differences, digest, plain
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
+from manifests.records.codec import Settings, as_document
+from manifests.records.run import (
+    Ancestor,
+    Dictionary,
+    FramesIdentity,
+    LearntTable,
+    RunDescription,
+    RunIdentity,
+    StartLine,
+    TableIdentity,
+)
 from manifests.sections.training import Task
 from manifests.shown import shown_values
+from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.data.tables import Selection, Tables
 from trainer.errors import TrainerError
+from trainer.loop.log import now
 from trainer.loop.ranks import Ranks
 from trainer.network.sparse import Engine
 from trainer.objectives.objective import Objective
@@ -47,36 +59,40 @@ class Run:
     excluded: frozenset[str]
     used: Mapping[str, TableRef]
     initial: Path | None
-    ancestor: Mapping[str, Any] | None
-    teacher: Mapping[str, Any] | None
+    ancestor: Ancestor | None
+    teacher: Settings | None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What the result depends on, readable; a run is continued only where it is the same."""
+    def identity(self) -> RunIdentity:
+        """What the result depends on; a run is continued only where it is the same."""
         by_process = getattr(self.objective.settings, "negatives", "") == "local" and self.ranks.world_size > 1
-        identity: dict[str, Any] = plain(
-            {
-                **settings_of(self.recipe, self.objective.task),
-                "tables": {
-                    name: {"fingerprint": table.fingerprint, "shards": digest([shard.key for shard in table.shards])}
-                    for name, table in self.used.items()
-                },
-                "frames": {
-                    "number": len(self.selection.frames),
-                    "digest": digest([frame.frame_id for frame in self.selection.frames]),
-                },
-                "init": self.ancestor["weights"] if self.ancestor else None,
-                # superpoints are then told from those of their own process, so that another number is another loss
-                **({"processes": self.ranks.world_size} if by_process else {}),
-            }
+        settings = settings_of(self.recipe, self.objective.task)
+        frames = [frame.frame_id for frame in self.selection.frames]
+        return RunIdentity(
+            ontology=settings.pop("ontology"),
+            tables={
+                name: TableIdentity(table.fingerprint, digest([shard.key for shard in table.shards]))
+                for name, table in self.used.items()
+            },
+            frames=FramesIdentity(len(frames), digest(frames)),
+            init=self.ancestor.weights if self.ancestor else None,
+            # superpoints are then told from those of their own process, so that another number is another loss
+            processes=self.ranks.world_size if by_process else None,
+            settings=settings,
         )
-        return identity
 
-    def start(self, state: Any) -> dict[str, Any]:
-        """Return what the log says of a start besides the document: from which state, and with which frames."""
-        left_out = {reason: list(names) for reason, names in self.selection.dropped.items()}
-        done = {"epoch": state.epoch, "batch": state.so_far.batches}
-        return {**done, "frames": len(self.selection.frames), "left_out": left_out}
+    def start(self, epoch: int, batch: int) -> StartLine:
+        """Return what the log says of a start: the document, from which state, and with which frames."""
+        described = self.document()
+        return StartLine(
+            **{item.name: getattr(described, item.name) for item in fields(described)},
+            time=now(),
+            format=sealed.SEALED_SINCE,
+            epoch=epoch,
+            batch=batch,
+            frames=len(self.selection.frames),
+            left_out={reason: tuple(names) for reason, names in self.selection.dropped.items()},
+        )
 
     def place(self) -> str:
         """Return what computes: the device, and how many processes share the work."""
@@ -85,42 +101,37 @@ class Run:
             str(self.device) if alone else f"{self.device.type}, {self.ranks.world_size} processes sharing every batch"
         )
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> RunDescription:
         """Return what log and checkpoints record of the run."""
-        recipe = self.recipe
-        task = self.objective.task
+        recipe, task = self.recipe, self.objective.task
         sections = ("data", "run", "voxels", "network", "augment", task)
-        return {
-            "task": task,
-            "recipe": recipe.name,
-            "identity": self.identity,
-            "config": shown_values({name: plain(asdict(getattr(recipe, name))) for name in sections}),
-            "written": shown_values(plain(recipe.written)),
-            "departures": protocol.departures(
-                recipe,
-                task,
-                len(self.selection.frames),
-                self.ancestor,
-                record.made_with(self.tables.store, self.used),
-            ),
-            "reads_labels": record.reads_labels(recipe, task, self.ancestor, self.teacher),
-            "initial": self.ancestor,
-            "teacher": self.teacher,
-            "n_outputs": self.objective.n_outputs,
-            "tables": {
-                name: {"fingerprint": table.fingerprint, "shards": {shard.shard: shard.key for shard in table.shards}}
+        made = record.made_with(self.tables.store, self.used)
+        departures = protocol.departures(recipe, task, len(self.selection.frames), self.ancestor, made)
+        return RunDescription(
+            task=task,
+            recipe=recipe.name,
+            identity=self.identity,
+            config=shown_values({name: plain(asdict(getattr(recipe, name))) for name in sections}),
+            written=shown_values(plain(recipe.written)),
+            departures=None if departures is None else tuple(departures),
+            reads_labels=record.reads_labels(recipe, task, self.ancestor, self.teacher),
+            initial=self.ancestor,
+            teacher=self.teacher,
+            n_outputs=self.objective.n_outputs,
+            tables={
+                name: LearntTable(table.fingerprint, {shard.shard: shard.key for shard in table.shards})
                 for name, table in self.used.items()
             },
-            "ontology": {"name": recipe.ontology.name, "version": recipe.ontology.version},
-            "class_names": list(recipe.ontology.class_names),
-            "seed": self.objective.settings.seed,
-            "epochs": self.objective.settings.epochs,
-            "versions": package_versions(TRAINER_PACKAGES),
-            "commit": git_commit(),
-            "device": str(self.device),
-            "ranks": self.ranks.world_size,
-            "hardware": record.hardware(),
-        }
+            ontology=Dictionary(recipe.ontology.name, recipe.ontology.version),
+            class_names=recipe.ontology.class_names,
+            seed=self.objective.settings.seed,
+            epochs=self.objective.settings.epochs,
+            versions=package_versions(TRAINER_PACKAGES),
+            commit=git_commit(),
+            device=str(self.device),
+            ranks=self.ranks.world_size,
+            hardware=record.hardware(),
+        )
 
 
 def initial_checkpoint(recipe: Recipe, task: Task, init: str, store: Store) -> Path | None:
@@ -211,7 +222,7 @@ def earlier_run(store: Store, run: Run, resume: str, fresh: bool, tell: Callable
             f"{run.folder} holds {path.name} already; leave out --resume never to go on from it, or pass --fresh to "
             "move it aside and start over"
         )
-    changes = differences(checkpoint.read_document(path).get("identity", {}), run.identity)
+    changes = differences(checkpoint.read_document(path).get("identity", {}), as_document(run.identity))
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(

@@ -19,9 +19,10 @@ from rich.progress import Progress, TaskID
 
 from manifests.asked import pin, tables_of
 from manifests.recipe import Recipe
+from manifests.records.codec import Settings, as_document
+from manifests.records.run import NumbersLine
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
-from manifests.storage import sealed
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
@@ -31,7 +32,7 @@ from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device
 from trainer.loop.learner import Learner
-from trainer.loop.log import Log, progress_bar
+from trainer.loop.log import Log, now, progress_bar
 from trainer.loop.ranks import Ranks, joined
 from trainer.loop.run_folder import Run, earlier_run, initial_checkpoint, locked
 from trainer.network.sparse import open_engine
@@ -130,7 +131,7 @@ def what_is_kept(run: Run) -> str:
 
 def say_how_it_was_run(run: Run, report: Path | None, console: Console) -> None:
     """Print in what a finished run differs from the paper's, and where its report is."""
-    departures = run.document()["departures"]
+    departures = run.document().departures
     if departures:
         console.print(f"not as in the paper: {'; '.join(departures)}")
     console.print(f"{run.objective.task}: the report of the run is {report}")
@@ -174,7 +175,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
         ):
             stop.stands_still = lambda: loader.waiting
             loader.asked_to_end, loader.grace_s = lambda: stop.asked, 0.0 if ranks.world_size == 1 else TOGETHER_S
-            log.event("start", format=sealed.SEALED_SINCE, **keeper.document, **run.start(state))
+            log.write(run.start(state.epoch, state.so_far.batches))
             if ranks.is_first:
                 record.write_record(recipe, run.objective.task, run.tables.store)
             shown = bar.add_task("", total=(settings.epochs - state.epoch) * len(order), completed=state.so_far.batches)
@@ -236,7 +237,7 @@ def train_epoch(
         state.taught += n_taught(whole.counts, parts)
         so_far.add(values, len(batch.numbers), time.perf_counter() - started)
         if state.step % LOG_EVERY == 0:
-            log.scalars("step", state.step, epoch, values)
+            log.numbers(NumbersLine(event="step", time=now(), epoch=epoch, step=state.step, values=values))
         tell(values["total"])
         keeper.save_middle_if_due(state)
 
@@ -252,7 +253,17 @@ def finish_epoch(run: Run, learner: Learner, state: State, keeper: Keeper, log: 
         raise TrainerError(f"the loss never had a term: {nothing_taught(run)}")
     means, speed = so_far.means(), so_far.speed()
     # first the log: what is saved is never done again, and so would not be logged
-    log.scalars("epoch", state.step, epoch, {**means, **learner.rates(), **speed, "seconds": so_far.elapsed_s})
+    log.numbers(
+        NumbersLine(
+            event="epoch",
+            time=now(),
+            epoch=epoch,
+            step=state.step,
+            seconds=so_far.elapsed_s,
+            **speed,
+            values={**means, **learner.rates()},
+        )
+    )
     state.epoch, state.so_far = epoch, SoFar()
     keeper.save_epoch(state, means)
     console.print(
@@ -370,7 +381,7 @@ class Keeper:
     """Writes the states of a run into its folder; the first of several processes does."""
 
     def __init__(self, run: Run, learner: Learner) -> None:
-        self.document = run.document()
+        self.document: Settings = as_document(run.document())
         self._run, self._learner, self._saved = run, learner, time.perf_counter()
 
     def save_epoch(self, state: State, loss: Mapping[str, float]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from manifests.fingerprint import differences, plain
 from manifests.recipe import Recipe
+from manifests.records.codec import Settings
+from manifests.records.run import Ancestor
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels
 from manifests.sections.training import (
     DistillConfig,
@@ -34,7 +35,7 @@ FRAMES: Mapping[tuple[str, Task], int] = {
 }
 """Frames that the paper's runs learn from, where their number is known."""
 
-GROUPING: Mapping[str, Mapping[str, Any]] = {"group": {"policy": "last_camera", "occluded": True}, "target": {}}
+GROUPING: Mapping[str, Settings] = {"group": {"policy": "last_camera", "occluded": True}, "target": {}}
 """How the paper's pseudo-labels and superpoints are made: settings of tables that are not our defaults."""
 
 VALIDATION_FRAMES = {"nuscenes": 6_019, "semantic_kitti": 4_071}
@@ -51,7 +52,7 @@ ANNOTATION_FREE = {
 }
 """On nuScenes val, by teacher and by the weights that distillation starts from; "AFI": after flat interaction too."""
 
-TRANSFER: Mapping[tuple[str, str], Mapping[tuple[str, Task], float]] = {
+TRANSFER: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] = {
     (start, teacher): {
         ("nuscenes", "probe"): probe,
         ("nuscenes", "finetune"): few,
@@ -87,8 +88,8 @@ def departures(
     recipe: Recipe,
     task: Task,
     n_frames: int,
-    initial: Mapping[str, Any] | None,
-    made: Mapping[str, Mapping[str, Any]] | None = None,
+    initial: Ancestor | None,
+    made: Mapping[str, Settings] | None = None,
 ) -> list[str] | None:
     """Return in what a run differs from the paper's, `section.setting: paper's -> its own`; None without such a run.
 
@@ -113,7 +114,7 @@ def departures(
     return differences(paper, own)
 
 
-def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, Any] | None:
+def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, object] | None:
     """Return the sections that the paper's run of a task has, or None where it has none."""
     sections: dict[tuple[str, Task], SgdConfig] = {
         ("nuscenes", "pretrain"): PretrainConfig(clamp_cosines=False),
@@ -134,37 +135,34 @@ def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, Any
 
 def settings_of(
     voxels: VoxelConfig, network: NetworkConfig, augment: AugmentConfig, task: Task, settings: SgdConfig
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
     network = replace(network, engine=NetworkConfig.engine)
     if task == "pretrain":
         voxels = without_labels(voxels)
     else:
         augment = without_pairs(augment)
-    sections: dict[str, Any] = {"voxels": voxels, "network": network, "augment": augment, task: settings}
+    sections = {"voxels": asdict(voxels), "network": asdict(network), "augment": asdict(augment)}
     return {
-        section: {name: value for name, value in plain(asdict(values)).items() if name not in NOT_COMPARED}
-        for section, values in sections.items()
+        section: {name: value for name, value in values.items() if name not in NOT_COMPARED}
+        for section, values in plain(sections | {task: asdict(settings)}).items()
     }
 
 
-def start_of(initial: Mapping[str, Any] | None) -> str | None:
-    """Return what the paper calls the weights that a run starts from; None if it has no name for them.
-
-    `initial` describes a checkpoint: its `task`, the `n_outputs` of its head, and the `initial` it started from itself.
-    """
+def start_of(initial: Ancestor | None) -> str | None:
+    """Return what the paper calls the weights that a run starts from; None if it has no name for them."""
     if initial is None:
         return "random"
-    if initial.get("task") == "official":
-        return OFFICIAL_OUTPUTS.get(initial.get("n_outputs") or 0)
-    if initial.get("task") == "pretrain":
+    if initial.task == "official":
+        return OFFICIAL_OUTPUTS.get(initial.n_outputs or 0)
+    if initial.task == "pretrain":
         return "AFOV-TMP"
-    if initial.get("task") == "distill" and start_of(initial.get("initial")) == "AFOV-TMP":
+    if initial.task == "distill" and start_of(initial.initial) == "AFOV-TMP":
         return "AFOV"
     return None
 
 
-def teacher_name(settings: Mapping[str, Any] | None) -> str | None:
+def teacher_name(settings: Settings | None) -> str | None:
     """Return what the paper calls a teacher, from its section in the identity of table `segment`."""
     if not settings:
         return None
@@ -173,7 +171,7 @@ def teacher_name(settings: Mapping[str, Any] | None) -> str | None:
 
 
 def expected(
-    task: Task, dataset: str, version: str, start: str | None, teacher: str | None, refined: bool
+    task: str, dataset: str, version: str, start: str | None, teacher: str | None, refined: bool
 ) -> Expected | None:
     """Return what the paper got with this teacher from these weights on the validation split, or None."""
     if start is None or version != VERSIONS.get(dataset, version):

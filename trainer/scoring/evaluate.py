@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +18,8 @@ from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document
+from manifests.records.evaluation import EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
 from manifests.sample import sweep_of
 from manifests.sections.training import Improvement, Refinement
 from manifests.splits import split_content
@@ -46,7 +48,7 @@ class Evaluation:
     """
 
     scores: Mapping[Part, Scores]
-    document: Mapping[str, Any]
+    document: EvaluationRecord
     before: Mapping[Part, Scores] | None = None
 
 
@@ -117,11 +119,14 @@ def evaluate_one(
 ) -> Evaluation:
     """Score labels as they are ("none"), or before and after a refinement."""
     before, after = tallied(recipe, judged, console)
-    said = document_of(recipe, of, judged)
     if judged.refined is None:
-        return tell(recipe, console, store, said | counted(before, recipe), before, None)
-    said |= counted(after, recipe) | {"refine": refinement_document(recipe, refinement, judged, after)}
-    said |= {f"{key}_before": value for key, value in counted(before, recipe).items()}
+        return tell(recipe, console, store, document_of(recipe, of, judged, before), before, None)
+    said = replace(
+        document_of(recipe, of, judged, after),
+        refine=refinement_document(recipe, refinement, judged, after),
+        scores_before=part_scores(before, recipe),
+        confusion_before=confusions(before),
+    )
     return tell(recipe, console, store, said, after, before)
 
 
@@ -228,41 +233,48 @@ def parts_of(rows: Mapping[str, Mapping[str, Any]], n_points: int, sees: bool) -
     return where
 
 
-def document_of(recipe: Recipe, of: Of, judged: Judged) -> dict[str, Any]:
-    """Return what an evaluation says of what was scored, as JSON."""
-    return {
-        "of": of,
-        "recipe": recipe.name,
-        "split": recipe.evaluate.split,
-        **content_of_split(recipe.evaluate.split),
-        "absent": recipe.evaluate.absent,
-        "frames": len(judged.selection.frames),
-        "shards": list(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
-        "left_out": {reason: list(names) for reason, names in judged.selection.dropped.items()},
-        **judged.source.known,
-        "commit": git_commit(),
-        "tables": {table.stage: table.fingerprint for table in judged.tables.tables},
-        "contents": contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
-        "classes": list(recipe.ontology.class_names[1:]),
-    }
+def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally) -> EvaluationRecord:
+    """Return what an evaluation says of what was scored, and the scores."""
+    return EvaluationRecord(
+        **{item.name: getattr(judged.source.known, item.name) for item in fields(Origin)},
+        of=of,
+        recipe=recipe.name,
+        split=recipe.evaluate.split,
+        split_content=content_of_split(recipe.evaluate.split),
+        absent=recipe.evaluate.absent,
+        frames=len(judged.selection.frames),
+        shards=tuple(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
+        left_out={reason: tuple(names) for reason, names in judged.selection.dropped.items()},
+        commit=git_commit(),
+        tables={table.stage: table.fingerprint for table in judged.tables.tables},
+        contents=contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
+        classes=recipe.ontology.class_names[1:],
+        scores=part_scores(tally, recipe),
+        confusion=confusions(tally),
+    )
 
 
-def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally: Tally) -> dict[str, Any]:
-    """Return what an evaluation says of what was done to labels, as JSON."""
-    settings = {"settings": plain(changed_values(recipe.correct))} if "afi" in name else {}
-    voting = {"voting": plain(changed_values(recipe.vote))} if "vote" in name else {}
+def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally: Tally) -> Refined:
+    """Return what an evaluation says of what was done to labels."""
     images = judged.source.images if "afi" in name else None
-    merge = {"table": images.stage, "seed": recipe.refine.merge_seed} if images else None
-    counts = {"changed": dict(tally.changed), "notes": dict(tally.notes)}
-    return {"name": name, **settings, **voting, "merge": merge, **counts}
+    return Refined(
+        name=name,
+        settings=plain(changed_values(recipe.correct)) if "afi" in name else None,
+        voting=plain(changed_values(recipe.vote)) if "vote" in name else None,
+        merge=MergedFrom(images.stage, recipe.refine.merge_seed) if images else None,
+        changed=dict(tally.changed),
+        notes=dict(tally.notes),
+    )
 
 
-def counted(tally: Tally, recipe: Recipe) -> dict[str, Any]:
-    """Return scores and confusions by part of the points, as JSON."""
-    return {
-        "scores": {part: score_document(score) for part, score in scored(tally, recipe).items()},
-        "confusion": {part: count.matrix.tolist() for part, count in tally.counts.items()},
-    }
+def part_scores(tally: Tally, recipe: Recipe) -> dict[str, PartScores]:
+    """Return scores by part of the points, as a document has them."""
+    return {part: score_document(score) for part, score in scored(tally, recipe).items()}
+
+
+def confusions(tally: Tally) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the counts of points by truth (rows) and answer, by part of the points."""
+    return {part: tuple(map(tuple, count.matrix.tolist())) for part, count in tally.counts.items()}
 
 
 def scored(tally: Tally, recipe: Recipe) -> dict[Part, Scores]:
@@ -271,11 +283,10 @@ def scored(tally: Tally, recipe: Recipe) -> dict[Part, Scores]:
 
 
 def tell(
-    recipe: Recipe, console: Console, store: Store, document: Mapping[str, Any], after: Tally, before: Tally | None
+    recipe: Recipe, console: Console, store: Store, document: EvaluationRecord, after: Tally, before: Tally | None
 ) -> Evaluation:
     """Write an evaluation into the folder of the recipe's runs, print its table, and return it."""
-    of, student = document["of"], recipe.predict.of
-    refinement = document.get("refine", {}).get("name", "")
+    of, student, refinement = document.of, recipe.predict.of, document.refinement
     what = of if of != "prediction" else student if student != "distill" else ""
     name = f"{'-'.join(filter(None, ('evaluate', what, *refinement.split('+'))))}.json"
     path = recipe.folder() / name
@@ -292,22 +303,22 @@ def tell(
     return found
 
 
-def kept_under(document: Mapping[str, Any]) -> str:
+def kept_under(document: EvaluationRecord) -> str:
     """Return the folder in which an evaluation is kept for good: that of its weights, or of the tables it judges."""
-    return str(document.get("weights") or digest([document["of"], document["tables"]]))
+    return document.weights or digest([document.of, document.tables])
 
 
-def lesson_of(recipe: Recipe, store: Store, ref: Ref) -> dict[str, Any]:
+def lesson_of(recipe: Recipe, store: Store, ref: Ref) -> LearntFrom:
     """Return what a yardstick learns from: a split, and its shards of the tables."""
     split, tables = recipe.distill.split, Tables(store, ref, ["points", "target"])
     scenes = scenes_of_split(tables, split, recipe.data.dataset)
     contents = contents_of(tables.tables, scenes)
-    return {"split": split, **content_of_split(split), "target": tables.tables[1].fingerprint, "contents": contents}
+    return LearntFrom(split, tables.tables[1].fingerprint, content_of_split(split), contents)
 
 
-def content_of_split(split: str) -> dict[str, str]:
+def content_of_split(split: str) -> str | None:
     """Return, of a split that is a file, a digest of what it says; a named one says it by its name."""
-    return {"split_content": digest(split_content(split))} if split.endswith(".txt") else {}
+    return digest(split_content(split)) if split.endswith(".txt") else None
 
 
 def labels_to_score(of: Of, recipe: Recipe, store: Store, ref: Ref, to_refine: bool) -> Source:
@@ -320,7 +331,7 @@ def labels_to_score(of: Of, recipe: Recipe, store: Store, ref: Ref, to_refine: b
         return source_of(of, recipe, store, ref, to_refine)
     learnt = learn_baseline(of, recipe, store, ref)
     lesson = lesson_of(recipe, store, ref)
-    known, more = {"learnt_from": lesson}, {"learnt": digest([of, recipe.distill.seed, lesson])}
+    known, more = Origin(learnt_from=lesson), {"learnt": digest([of, recipe.distill.seed, as_document(lesson)])}
     return Source(
         of, ref.table("points"), lambda rows: Answered(rows, learnt(sweep_of(rows["points"]))), None, known, more
     )
@@ -345,15 +356,15 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
     return replace(ref.table("label"), shards=tuple(tables.file("label", shard) for shard in shards))
 
 
-def score_document(score: Scores) -> dict[str, Any]:
-    """Return scores as JSON; a score of nothing is null."""
-    return {
-        "mean_iou": number(score.mean_iou),
-        "micro_iou": number(score.micro_iou),
-        "frequency_weighted_iou": number(score.frequency_weighted_iou),
-        "points": score.n_points,
-        "iou": [number(value) for value in score.iou.tolist()],
-    }
+def score_document(score: Scores) -> PartScores:
+    """Return scores as a document has them; a score of nothing is None."""
+    return PartScores(
+        mean_iou=number(score.mean_iou),
+        micro_iou=number(score.micro_iou),
+        frequency_weighted_iou=number(score.frequency_weighted_iou),
+        points=score.n_points,
+        iou=tuple(number(value) for value in score.iou.tolist()),
+    )
 
 
 def number(value: float) -> float | None:

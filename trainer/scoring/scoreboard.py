@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from manifests.asked import made_anew, tables_of
 from manifests.recipe import Recipe
-from manifests.storage import sealed
+from manifests.records.evaluation import EvaluationRecord, PartScores
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
+from manifests.storage.sealed import read_as
 from manifests.storage.store import Store
 from trainer.errors import TrainerError
 from trainer.records.record import states_of, teacher_of, weights_of
@@ -66,22 +66,22 @@ def read_lines(recipes: Sequence[Recipe]) -> list[Line]:
         facts = facts_of(recipe)
         for path in sorted(recipe.folder().glob("evaluate*.json")):
             document = read(path, recipe)
-            if document["classes"] != list(recipe.ontology.class_names[1:]):
+            if document.classes != recipe.ontology.class_names[1:]:
                 raise TrainerError(
                     f"{path} scores other classes than recipe {recipe.name} has; run: {recipe.make('evaluate')}"
                 )
             for title, scores in titled(document, facts).items():
-                entry = Found(list(NAMES).index(document["of"]), title, recipe.name, scores)
+                entry = Found(list(NAMES).index(document.of), title, recipe.name, scores)
                 listed = [one for one in found if one.title == title and one.scores == scores]
-                if not listed or (document["of"] == "prediction" and all(one.recipe != recipe.name for one in listed)):
+                if not listed or (document.of == "prediction" and all(one.recipe != recipe.name for one in listed)):
                     found.append(entry)
             judged.add(
                 (
-                    document["split"],
-                    document["frames"],
-                    document["scores"]["all"]["points"],
-                    document.get("absent"),
-                    tuple(document.get("shards", ())),
+                    document.split,
+                    document.frames,
+                    document.scores["all"].points,
+                    document.absent,
+                    document.shards,
                 )
             )
     if not found:
@@ -108,7 +108,7 @@ class Found:
     rank: int
     title: str
     recipe: str
-    scores: Mapping[str, Any]
+    scores: Mapping[str, PartScores]
 
 
 @dataclass(frozen=True)
@@ -139,68 +139,63 @@ def facts_of(recipe: Recipe) -> Facts:
     return Facts(bool(teacher.get("supervised")), ref.tables, recipe.folder())
 
 
-def titled(document: Mapping[str, Any], facts: Facts) -> dict[str, Mapping[str, Any]]:
+def titled(document: EvaluationRecord, facts: Facts) -> dict[str, Mapping[str, PartScores]]:
     """Return the scores of an evaluation by title: one, or before and after refinement."""
-    of, tables = document["of"], document.get("tables", {})
-    student = document.get("student", "distill")
+    of, tables, student = document.of, document.tables, document.learnt_by
     title = NAMES[of] + (f", {student}" if student != "distill" else "")
     if of in ("pseudo", "prediction") and facts.supervised:
         title += ", supervised teacher"
     title += which_weights(document, student, facts) if of == "prediction" else ""
     title += "" if title.endswith(OUT_OF_DATE) else which_shards(document, facts)
-    if "refine" not in document:
-        return {title: document["scores"]}
+    if document.refine is None or document.scores_before is None:
+        return {title: document.scores}
     # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
     uncorrected = of == "pseudo" and not {"group", "vote"}.isdisjoint(tables)
     before = f"{title}, not corrected" if uncorrected else title
     return {
-        before: document["scores_before"],
-        f"{title} + {' + '.join(document['refine']['name'].upper().split('+'))}": document["scores"],
+        before: document.scores_before,
+        f"{title} + {' + '.join(document.refinement.upper().split('+'))}": document.scores,
     }
 
 
-def which_weights(document: Mapping[str, Any], student: str, facts: Facts) -> str:
+def which_weights(document: EvaluationRecord, student: str, facts: Facts) -> str:
     """Return what a title has to say of weights that are not the result of the student's run; mostly nothing."""
-    weights, epoch, epochs = (document.get(name) for name in ("weights", "epoch", "epochs"))
-    file = document.get("checkpoint")
-    if weights is None or weights in facts.weights(student):
-        unfinished = epoch is not None and epochs is not None and epoch < epochs
-        return f", epoch {epoch} of {epochs}" if unfinished else ""
+    file = document.checkpoint
+    if document.weights is None or document.weights in facts.weights(student):
+        return f", epoch {document.epoch} of {document.epochs}" if document.is_of_unfinished_run else ""
     elsewhere = file and Path(file).expanduser().parent.resolve() != (facts.runs / student).resolve()
     return f", {file}" if elsewhere else OUT_OF_DATE
 
 
-def which_shards(document: Mapping[str, Any], facts: Facts) -> str:
+def which_shards(document: EvaluationRecord, facts: Facts) -> str:
     """Return what a title has to say of tables or shards that are not those of the recipe any more; mostly nothing."""
-    lesson = document.get("learnt_from", {})
-    target, now = document.get("tables", {}).get("target"), facts.tables.get("target")
-    if document["of"] != "prediction" and now and target not in (None, now.fingerprint):
+    target, now = document.tables.get("target"), facts.tables.get("target")
+    if document.of != "prediction" and now and target not in (None, now.fingerprint):
         return OUT_OF_DATE
-    parts = [document.get("contents"), *([lesson.get("contents")] if lesson else [])]
-    if None in parts:
+    if None in document.every_content:
         return UNKNOWN
-    return OUT_OF_DATE if any(made_anew(part, facts.tables) for part in parts) else ""
+    return OUT_OF_DATE if any(made_anew(part or {}, facts.tables) for part in document.every_content) else ""
 
 
-def read(path: Path, recipe: Recipe) -> dict[str, Any]:
+def read(path: Path, recipe: Recipe) -> EvaluationRecord:
     """Return an evaluation; raises TrainerError if it cannot be read."""
     try:
-        document = sealed.read_sealed(path)
-        if document["of"] not in NAMES:
-            raise ValueError(f'it is of "{document["of"]}"')
+        document = read_as(EvaluationRecord, path)
+        if document.of not in NAMES:
+            raise ValueError(f'it is of "{document.of}"')
         return document
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise TrainerError(
             f"{path} is no evaluation that can be read ({error}); run: {recipe.make('evaluate')}"
         ) from None
 
 
-def line(title: str, scores: Mapping[str, Any]) -> Line:
+def line(title: str, scores: Mapping[str, PartScores]) -> Line:
     """Return the scores of one evaluation as a line of the table."""
     return Line(
         title,
-        {part: scores[part]["mean_iou"] for part in PARTS if part in scores},
-        {part: scores[part]["iou"] for part in PARTS if part in scores},
+        {part: scores[part].mean_iou for part in PARTS if part in scores},
+        {part: scores[part].iou for part in PARTS if part in scores},
     )
 
 
