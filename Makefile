@@ -3,7 +3,8 @@
 # RECIPE  what to build or train: a name in manifests/recipes, or the path of a .toml file
 # ARGS    words for the shell, passed on as they stand: ARGS="--set group.min_points=5 --set 'data.root=/a b'". A shell
 #         reads them, so put no text into it that you have not written; all other variables are never run.
-# OUT     where to write an export
+# OUT     where to write an export, or labels
+# OF, AS  which labels to write as files, and in which layouts
 # TABLES  what to share: stages, or pack for all that training reads
 # ARCHIVE the file that tables are shared as
 # WORDS   what to ask the map for
@@ -27,11 +28,16 @@ override TABLES := $(value TABLES)
 override ARCHIVE := $(value ARCHIVE)
 override WORDS := $(value WORDS)
 override SIZE := $(value SIZE)
+OF ?=
+AS ?=
+override OF := $(value OF)
+override AS := $(value AS)
+OUT_ASKED := $(filter-out undefined,$(origin OUT))
 ifeq ($(origin OUT),undefined)
 OUT := export/$(RECIPE)
 endif
 override OUT := $(value OUT)
-export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT
+export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT OF AS
 PY := .venv/bin/python
 # What a message advises is then a make command.
 export AFOV_ADVICE := make
@@ -44,7 +50,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs clean recipe city demo export share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs clean recipe city demo export labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +112,9 @@ $(STAGES): recipe setup
 
 export: recipe setup ## segments and point labels as the official scripts write them, into OUT
 	@$(AFOV) export "$$RECIPE" "$$OUT" $(ARGS)
+
+labels: recipe setup ## labels as files, in labels/RECIPE or OUT; OF=refine|predict|vote|correct|target|group AS=npy,kitti,lidarseg,pcd,ply,parquet
+	@$(AFOV) labels "$$RECIPE" $${OF:+--of "$$OF"} $${AS:+--as "$$AS"} $(if $(OUT_ASKED),--out "$$OUT") $(ARGS)
 
 ##@ Handing tables on
 share: recipe archive setup ## TABLES with their manifests and a licence note as one file, ARCHIVE=city.tar

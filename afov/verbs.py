@@ -49,6 +49,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     "Hand on": {
         "share": "afov",
         "receive": "afov",
+        "labels": "pipeline",
         "export": "pipeline",
         "import-checkpoint": "trainer import",
         "export-checkpoint": "trainer export",

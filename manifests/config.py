@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-SHARED_SECTIONS = ("data", "run", "vote", "correct")
+SHARED_SECTIONS = ("data", "run", "vote", "correct", "labels")
 PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
 TRAINER_TASKS = ("pretrain", "distill", "probe", "finetune", "supervised")
 TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "refine", "evaluate")

@@ -21,6 +21,7 @@ from manifests.schema import PREDICT, REFINE, signature
 from manifests.sections.network import NetworkConfig, without_labels
 from manifests.sections.training import Improvement
 from manifests.splits import ALL
+from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
@@ -104,6 +105,28 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
             f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
         )
     return table, manifest
+
+
+def checked_weights(recipe: Recipe, manifest: Manifest) -> str:
+    """Return by which weights predictions were made.
+
+    Raises StoreError if the record of the student's run, where there is one, tells of others: it learnt on since. (Who
+    can open checkpoints compares those themselves.)
+    """
+    weights = str(manifest.identity["settings"]["weights"])
+    path = recipe.folder() / recipe.predict.of / "run.json"
+    if recipe.predict.checkpoint or not path.is_file():
+        return weights
+    try:
+        now = (sealed.read_sealed(path).get("result") or {}).get("weights", weights)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; write it again: {recipe.make(recipe.predict.of)}") from None
+    if now != weights:
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of weights {weights}; its student has {now} by now; run: "
+            f"{recipe.make('predict')}"
+        )
+    return weights
 
 
 # -- refined labels ----------------------------------------------------------------------------------------------------

@@ -262,6 +262,21 @@ class Ontology:
             )
         return np.where(none, np.uint8(0), self.class_of_fine[np.where(none, 0, fine)])
 
+    def raw_of_class(self) -> npt.NDArray[np.uint32]:
+        """The label that stands for each class in files, (n_classes,); 0 for class 0.
+
+        It is the one raw label of the fine class that bears the class's own name. Raises ValueError where there is
+        none.
+        """
+        raw = {fine.name: fine.raw for fine in self.fine}
+        for name in self.class_names[1:]:
+            if len(raw.get(name, ())) != 1:
+                raise ValueError(
+                    f"class {name!r} of dictionary {self.name} has no fine class of that name with one raw label, so "
+                    "predictions of it cannot be written"
+                )
+        return np.array([0, *(raw[name][0] for name in self.class_names[1:])], np.uint32)
+
     def duplicates(self) -> tuple[Duplicate, ...]:
         """The texts that occur more than once, in order of their first prompt id.
 

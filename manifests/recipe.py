@@ -11,6 +11,7 @@ from manifests.advice import command, words_of
 from manifests.config import ConfigError, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
+from manifests.sections.labels import LabelsConfig
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TargetConfig, TextConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS, TeacherConfig
@@ -58,6 +59,7 @@ class Recipe:
     predict: PredictConfig = PredictConfig()
     refine: RefineConfig = RefineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    labels: LabelsConfig = LabelsConfig()
     written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """All sections as they were written, with overrides."""
     typed: str = ""
@@ -117,6 +119,7 @@ SECTION_CLASSES: dict[str, type[Any]] = {
     "predict": PredictConfig,
     "refine": RefineConfig,
     "evaluate": EvaluateConfig,
+    "labels": LabelsConfig,
 }
 """The class of every section but `[teacher]`, whose class its `name` picks."""
 

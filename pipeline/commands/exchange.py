@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,9 @@ from manifests.storage.names import ref_name
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
+from pipeline.exchange.labels import write_labels
+
+MOST_TOLD = 10  # frames without labels
 
 LICENCES = {
     "nuscenes": "Made from nuScenes, or from logs in its layout. nuScenes is for non-commercial use (CC BY-NC-SA 4.0 "
@@ -42,6 +46,39 @@ def export_command(
         console.print(f"{out}: {done.written} frames written, {done.kept} there before", soft_wrap=True)
         for note in done.notes():
             console.print(f"note: {note}", soft_wrap=True)
+
+
+def labels_command(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: labels/RECIPE.")] = None,
+    of: Annotated[str, typer.Option(help="In place of labels.of: refine, predict, target, correct, vote, group.")] = "",
+    as_: Annotated[
+        str,
+        typer.Option("--as", help="In place of labels.formats: npy, kitti, lidarseg, pcd, ply, parquet; or several."),
+    ] = "",
+) -> None:
+    """Write labels as files, for any data set, with or without truth; the folder appears whole."""
+    with sentences():
+        asked = [f"labels.of={of}"] if of else []
+        if as_:
+            asked.append(f"labels.formats={json.dumps([name.strip() for name in as_.split(',')])}")
+        loaded = load_recipe(recipe, [*(set_ or ()), *asked])
+        done = write_labels(loaded, out or Path("labels") / loaded.name, shown)
+        counts = done.record["counts"]
+        if done.aside:
+            console.print(f"labels: other ones were in {done.folder}; they are in {done.aside} now", soft_wrap=True)
+        share = 100 * counts["labelled"] / counts["points"] if counts["points"] else 0.0
+        console.print(
+            f"labels: {counts['frames']} frames of table {done.record['of']} in {done.folder} "
+            f"({', '.join(done.record['layouts'])}), {share:.1f} % of the points labelled"
+            + ("; all was there already" if done.kept else ""),
+            soft_wrap=True,
+        )
+        for name, reason in list(done.record["without_labels"].items())[:MOST_TOLD]:
+            console.print(f"labels: frame {name} has none: {reason}", soft_wrap=True)
+        if len(done.record["without_labels"]) > MOST_TOLD:
+            console.print(f"labels: and {len(done.record['without_labels']) - MOST_TOLD} more, in labels.json")
 
 
 def export_tables(

@@ -14,7 +14,7 @@ from manifests.storage.errors import StoreError
 from trainer.errors import TrainerError
 from trainer.inference import submit as module
 from trainer.inference.predict import predict
-from trainer.inference.submit import KITTI_SCANS, LIDARSEG_CLASSES, raw_of_class, submit
+from trainer.inference.submit import KITTI_SCANS, LIDARSEG_CLASSES, submit
 from trainer.loop.train import train
 
 # What learning_map_inv in semantic-kitti.yaml of semantic-kitti-api says of classes 0..19.
@@ -97,10 +97,10 @@ def test_semantic_kitti_gets_raw_labels_of_32_bits(
 
 def test_the_inverse_learning_map_is_the_official_one() -> None:
     ontology = load_ontology("semantic_kitti")
-    assert raw_of_class(ontology).tolist() == OFFICIAL_RAW
-    assert ontology.class_of_raw_labels(raw_of_class(ontology)).tolist() == list(range(20))
+    assert ontology.raw_of_class().tolist() == OFFICIAL_RAW
+    assert ontology.class_of_raw_labels(ontology.raw_of_class()).tolist() == list(range(20))
     with pytest.raises(ValueError, match="class 'barrier' of dictionary nuscenes has no fine class of that name"):
-        raw_of_class(load_ontology("nuscenes"))
+        load_ontology("nuscenes").raw_of_class()
 
 
 def test_what_the_benchmarks_know_is_what_they_publish() -> None:

@@ -19,7 +19,6 @@ from rich.console import Console
 from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.labels import refined_of
-from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
@@ -140,7 +139,7 @@ class SemanticKitti:
         """Return the benchmark for a recipe; raises ConfigError where a class has no raw label or the split no scan."""
         try:
             wanted = load_split(recipe.predict.split, "semantic_kitti", tuple(KITTI_SCANS))
-            return cls({name: KITTI_SCANS[name] for name in wanted}, raw_of_class(recipe.ontology))
+            return cls({name: KITTI_SCANS[name] for name in wanted}, recipe.ontology.raw_of_class())
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from None
 
@@ -164,21 +163,6 @@ BENCHMARKS: Mapping[str, Callable[[Recipe, Sent], Benchmark]] = {
     "nuscenes": Lidarseg.of,
     "semantic_kitti": SemanticKitti.of,
 }
-
-
-def raw_of_class(ontology: Ontology) -> NDArray[np.uint32]:
-    """Return the label that stands for each class in files, (n_classes,); 0 for class 0.
-
-    It is the one raw label of the fine class that bears the class's own name. Raises ValueError where there is none.
-    """
-    raw = {fine.name: fine.raw for fine in ontology.fine}
-    for name in ontology.class_names[1:]:
-        if len(raw.get(name, ())) != 1:
-            raise ValueError(
-                f"class {name!r} of dictionary {ontology.name} has no fine class of that name with one raw label, so "
-                "predictions of it cannot be written"
-            )
-    return np.array([0, *(raw[name][0] for name in ontology.class_names[1:])], np.uint32)
 
 
 def submit(

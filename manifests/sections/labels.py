@@ -1,0 +1,42 @@
+"""Section `[labels]`: labels as files for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+LabelTable = Literal["refine", "predict", "target", "correct", "vote", "group"]
+"""Tables with a class and a confidence for every point, the best first."""
+
+LabelFormat = Literal["npy", "kitti", "lidarseg", "pcd", "ply", "parquet"]
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Section ``[labels]``: which labels are written as files, and how.
+
+    ``of``
+        The table that they are read from.
+    ``formats``
+        Layouts to write, a folder each.
+    ``min_confidence``, ``below``
+        A label that is less sure, 0..1, becomes "none" (0), or the class "unsure" behind those of the dictionary.
+    """
+
+    of: LabelTable = "refine"
+    formats: tuple[LabelFormat, ...] = ("npy",)
+    min_confidence: float = 0.0
+    below: Literal["none", "unsure"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(LabelTable):
+            raise ValueError(f'of is "{self.of}"; choose one of {", ".join(get_args(LabelTable))}')
+        unknown = [name for name in self.formats if name not in get_args(LabelFormat)]
+        if unknown or not self.formats or len(set(self.formats)) < len(self.formats):
+            raise ValueError(
+                f"formats is {list(self.formats)}; name each wanted one of {', '.join(get_args(LabelFormat))} once"
+            )
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence is {self.min_confidence}; expected 0..1")
+        if self.below not in ("none", "unsure"):
+            raise ValueError(f'below is "{self.below}"; choose "none" or "unsure"')

@@ -1,0 +1,454 @@
+"""Labels of a recipe as files, for every data set: what the whole method is for.
+
+    <out>/labels.json     classes, colours, where the labels come from, how many there are
+    <out>/frames.csv      a line a frame: name, scene, time, sweep, points, labelled points, its file in each layout
+    <out>/<layout>/...    see pipeline.exchange.label_files
+
+The folder appears whole or not at all. One that holds the very same is left as it is; any other one of ours is moved
+aside, since somebody may have worked on it, and one that is not ours is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.asked import tables_of
+from manifests.config import ConfigError
+from manifests.fingerprint import digest, plain
+from manifests.labels import checked_weights, predictions_of, refine_split, refined_of
+from manifests.ontology import Ontology
+from manifests.recipe import Recipe
+from manifests.rows import Row
+from manifests.splits import ALL, load_split
+from manifests.stages import corrected_table
+from manifests.storage.errors import StoreError
+from manifests.storage.names import scene_of
+from manifests.storage.refs import TableRef
+from manifests.storage.store import Store
+from pipeline.exchange.label_files import (
+    Kitti,
+    LabelClass,
+    LabelledSweep,
+    Lidarseg,
+    Npy,
+    Parquet,
+    Pcd,
+    Ply,
+    Writer,
+)
+from pipeline.look.browse import Track
+from pipeline.stages.target import corrected
+
+FORMAT = 1
+RECORD, FRAMES = "labels.json", "frames.csv"
+UNSURE = "unsure"
+HEADER = ("frame_id", "scene", "timestamp_us", "lidar_path", "n_points", "n_labelled")
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_labels` did: the folder, its record, whether it was there before, and where an older one lies now."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    kept: bool = False
+    aside: Path | None = None
+
+
+@dataclass
+class Tally:
+    """Sums over frames: points, labelled ones, those that were not sure enough, and points by class."""
+
+    n_classes: int
+    frames: int = 0
+    points: int = 0
+    unsure: int = 0
+    by_class: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_class = np.zeros(self.n_classes, np.int64)
+
+    def add(self, sweep: LabelledSweep) -> None:
+        """Count a frame."""
+        self.frames += 1
+        self.points += len(sweep.label)
+        self.unsure += sweep.n_below
+        self.by_class += np.bincount(sweep.label, minlength=self.n_classes)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A frame without labels, and why it has none."""
+
+    frame_id: str
+    reason: str
+
+
+def write_labels(recipe: Recipe, out: Path, track: Track = lambda items, what: items) -> Written:
+    """Write the labels that section `[labels]` asks for below `out`.
+
+    Raises StoreError for a table that is missing, old or damaged, and ConfigError for a folder that is there and not
+    ours, a split that there is not, or one that cannot be written.
+    """
+    store = Store.open(recipe.run.store)
+    source = Source.of_recipe(store, recipe)
+    identity = identity_of(recipe, source)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with sole_writer(out):
+            before = earlier(out)
+            if before is not None and before["identity"] == identity and whole(out, before):
+                return Written(out, before, kept=True)
+            scratch = out.with_name(f".{out.name}.{secrets.token_hex(6)}")
+            try:
+                record = fill(recipe, source, scratch, identity, track)
+                aside = moved_aside(out) if before is not None else None
+                scratch.rename(out)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+    return Written(out, record, aside=aside)
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The tables that labels are read from, `index` and `points` among them, and the shards of the split."""
+
+    of: str
+    store: Store
+    tables: Mapping[str, TableRef]
+    shards: tuple[str, ...]
+    excluded: frozenset[str]
+    weights: str | None
+
+    @classmethod
+    def of_recipe(cls, store: Store, recipe: Recipe) -> Source:
+        """Return the tables of `labels.of`; raises StoreError and ConfigError like `write_labels`."""
+        of = recipe.labels.of
+        names = {"correct": [corrected_table(recipe), "correct"]}.get(of, [of])
+        made_here = [name for name in names if name not in ("refine", "predict")]
+        ref = tables_of(store, recipe, ["index", "points", *made_here])
+        tables = {name: ref.table(name) for name in ("index", "points", *made_here)}
+        weights, split = None, ALL
+        if of == "predict":
+            tables["predict"], manifest = predictions_of(store, recipe, ref.table("points"))
+            weights, split = checked_weights(recipe, manifest), recipe.predict.split
+        elif of == "refine":
+            tables["refine"], _ = refined_of(store, recipe, ref)
+            split = refine_split(recipe)
+            if recipe.refine.of == "prediction":
+                weights = checked_weights(recipe, predictions_of(store, recipe, ref.table("points"))[1])
+        shards = shards_of_split(tables["index"], split, recipe)
+        for name, table in tables.items():
+            lacking = set(shards) - {shard.shard for shard in table.shards}
+            if lacking:
+                raise StoreError(
+                    f"table `{name}` of recipe {recipe.name} lacks shard {min(lacking)} of split {split!r}; run: "
+                    f"{recipe.make(name)}"
+                )
+        return cls(of, store, tables, shards, frozenset({*ref.excluded, *recipe.data.exclude}), weights)
+
+    def contents(self) -> dict[str, str]:
+        """Return a digest of the shards that are read of each table."""
+        return {
+            name: digest([[one.shard, one.sha256] for one in table.shards if one.shard in self.shards])
+            for name, table in self.tables.items()
+        }
+
+    def rows(self, shard: str) -> Iterator[dict[str, Row]]:
+        """Yield the rows of a shard by table, frame by frame; raises StoreError for tables out of step."""
+        readers = {}
+        for name, table in self.tables.items():
+            file = next(one for one in table.shards if one.shard == shard)
+            readers[name] = self.store.open_shard(name, table.fingerprint, file)
+        for rows in zip(*readers.values(), strict=True):
+            if len({row["frame_id"] for row in rows}) != 1:
+                raise StoreError(f"the tables {', '.join(readers)} are out of step in shard {shard}; build them again")
+            yield dict(zip(readers, rows, strict=True))
+
+
+def shards_of_split(index: TableRef, split: str, recipe: Recipe) -> tuple[str, ...]:
+    """Return the shards of a split, in the order of the data set; raises ConfigError if there is no such split."""
+    scenes = tuple(dict.fromkeys(scene_of(shard.shard) for shard in index.shards))
+    try:
+        wanted = load_split(split, recipe.data.dataset, scenes)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    return tuple(shard.shard for shard in index.shards if scene_of(shard.shard) in wanted)
+
+
+def labels_in(of: str, rows: Mapping[str, Row]) -> tuple[Labels, Labels, dict[str, Labels]]:
+    """Return class and confidence in 1/255 of every point (n,), and further columns, from a frame's rows."""
+    if of == "correct":
+        before = next(row for name, row in rows.items() if name in ("vote", "group"))
+        return (*corrected(before["confidence"], rows["correct"]), {})
+    row = rows[of]
+    more = {name: row[name] for name in ("runner_up", "runner_up_confidence", "origin") if of == "refine"}
+    return row["label"], row["confidence"], more
+
+
+def identity_of(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Return what the content of a folder depends on."""
+    identity: dict[str, Any] = plain(
+        {
+            "format": FORMAT,
+            "of": source.of,
+            "tables": {name: table.fingerprint for name, table in source.tables.items()},
+            "contents": source.contents(),
+            "excluded": sorted(source.excluded),
+            "dictionary": [[one.name, list(one.rgb)] for one in recipe.ontology.classes],
+            "raw": recipe.ontology.raw_content(),
+            "formats": list(recipe.labels.formats),
+            "min_confidence": recipe.labels.min_confidence,
+            "below": recipe.labels.below,
+        }
+    )
+    return identity
+
+
+def classes_of(recipe: Recipe) -> list[LabelClass]:
+    """Return the classes of the dictionary, and `unsure` behind them where the recipe wants one."""
+    thing = recipe.ontology.thing_of_class
+    found = [LabelClass(n, one.name, one.rgb, bool(thing[n])) for n, one in enumerate(recipe.ontology.classes)]
+    if recipe.labels.below == UNSURE:
+        if any(one.name == UNSURE for one in found) or len(found) > 255:
+            raise ConfigError(
+                f'labels.below is "{UNSURE}", but dictionary {recipe.ontology.name} has a class of that name, or 256 '
+                'classes; set labels.below = "none"'
+            )
+        found.append(LabelClass(len(found), UNSURE, (255, 255, 255)))
+    return found
+
+
+def raw_numbers(ontology: Ontology, n_classes: int) -> NDArray[np.uint32]:
+    """Return the numbers that stand for classes in KITTI files, (n_classes,): the data set's own where each has one.
+
+    `unsure` gets the first number behind all that the dictionary knows.
+    """
+    try:
+        raw = ontology.raw_of_class()
+    except ValueError:
+        raw = np.arange(len(ontology.classes), dtype=np.uint32)
+    known = [int(raw.max()), *(number for fine in ontology.fine for number in fine.raw)]
+    return np.append(raw, np.arange(n_classes - len(raw), dtype=np.uint32) + max(known) + 1).astype(np.uint32)
+
+
+def writer_of(name: str, folder: Path, recipe: Recipe, classes: Sequence[LabelClass]) -> Writer:
+    """Return what writes a layout."""
+    if name == "kitti":
+        return Kitti(folder, classes, raw_numbers(recipe.ontology, len(classes)))
+    if name == "lidarseg":
+        return Lidarseg(folder, classes, recipe.data.version)
+    plain_writers: Mapping[str, Callable[[Path, Sequence[LabelClass]], Writer]] = {
+        "npy": Npy,
+        "pcd": Pcd,
+        "ply": Ply,
+        "parquet": Parquet,
+    }
+    return plain_writers[name](folder, classes)
+
+
+def fill(recipe: Recipe, source: Source, folder: Path, identity: Mapping[str, Any], track: Track) -> dict[str, Any]:
+    """Write all files into a new folder, and return what its record says; raises like `write_labels`."""
+    classes, settings = classes_of(recipe), recipe.labels
+    tally = Tally(len(classes))
+    failed: dict[str, str] = {}
+    folder.mkdir(parents=True)
+    writers: dict[str, Writer] = {name: writer_of(name, folder / name, recipe, classes) for name in settings.formats}
+    with (folder / FRAMES).open("w", newline="", encoding="utf-8") as table:
+        lines = csv.writer(table)
+        lines.writerow([*HEADER, *writers])
+        for one in sweeps(recipe, source, classes, track):
+            if isinstance(one, LeftOut):
+                failed[one.frame_id] = one.reason
+                continue
+            tally.add(one)
+            files = [f"{name}/{writer.put(one)}" for name, writer in writers.items()]
+            about = (one.frame_id, one.scene, one.timestamp_us, one.lidar_path, len(one.label))
+            lines.writerow([*about, int(np.count_nonzero(one.label)), *files])
+    for writer in writers.values():
+        writer.finish()
+    if not tally.frames:
+        raise StoreError(
+            f"no frame of recipe {recipe.name} has labels in table `{source.of}`: {len(failed)} failed or are excluded"
+        )
+    layouts = {name: writer.about() for name, writer in writers.items()}
+    record = record_of(recipe, source, identity, classes, tally, failed, layouts)
+    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    return record
+
+
+def sweeps(
+    recipe: Recipe, source: Source, classes: Sequence[LabelClass], track: Track
+) -> Iterator[LabelledSweep | LeftOut]:
+    """Yield every frame with its labels, or why there are none; raises StoreError for tables that do not fit."""
+    scenes = list(dict.fromkeys(map(scene_of, source.shards)))
+    numbers = {scene: int(scene) if all(map(is_sequence, scenes)) else n for n, scene in enumerate(scenes)}
+    counters = {scene: count() for scene in scenes}
+    least = int(np.ceil(recipe.labels.min_confidence * 255))
+    replaced_by = classes[-1].number if recipe.labels.below == UNSURE else 0
+    for shard in track(source.shards, "labels"):
+        scene = scene_of(shard)
+        for rows in source.rows(shard):
+            index, name = rows["index"], rows["index"]["frame_id"]
+            reason = why_not(rows, source.excluded)
+            if reason is not None:
+                yield LeftOut(name, reason)
+                continue
+            label, confidence, more = labels_in(source.of, rows)
+            if len(label) != len(rows["points"]["xyz_m"]):
+                raise StoreError(f"frame {name} has {len(label)} labels for {len(rows['points']['xyz_m'])} points")
+            below = (label > 0) & (confidence < least)
+            kitti_stem = Path(index["lidar_path"]).stem
+            number = next(counters[scene])
+            yield LabelledSweep(
+                frame_id=name,
+                scene=scene,
+                name=name.removeprefix(f"{scene}/"),
+                number=int(kitti_stem) if recipe.data.dataset == "semantic_kitti" else number,
+                scene_number=numbers[scene],
+                timestamp_us=index["timestamp_us"],
+                lidar_token=index["lidar_token"],
+                lidar_path=index["lidar_path"],
+                world_from_lidar=index["world_from_lidar"],
+                xyz_m=rows["points"]["xyz_m"],
+                intensity=rows["points"]["intensity"],
+                label=np.where(below, replaced_by, label).astype(np.uint8),
+                confidence=confidence,
+                n_below=int(below.sum()),
+                more=more,
+            )
+
+
+def is_sequence(scene: str) -> bool:
+    """Return whether a scene is named as KITTI names them: two digits."""
+    return len(scene) == 2 and scene.isascii() and scene.isdigit()
+
+
+def why_not(rows: Mapping[str, Row], excluded: Collection[str]) -> str | None:
+    """Return why a frame has no labels; None if it has."""
+    if next(iter(rows.values()))["frame_id"] in excluded:
+        return "excluded by data.exclude"
+    return next((f"{name}: {row['reason']}" for name, row in rows.items() if row["status"] != "ok"), None)
+
+
+def record_of(
+    recipe: Recipe,
+    source: Source,
+    identity: Mapping[str, Any],
+    classes: Sequence[LabelClass],
+    tally: Tally,
+    failed: Mapping[str, str],
+    layouts: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the content of `labels.json`."""
+    by_class = {one.name: int(tally.by_class[one.number]) for one in classes}
+    refined = {"of": recipe.refine.of, "by": recipe.refine.by} if source.of == "refine" else None
+    return {
+        "recipe": recipe.name,
+        "dataset": recipe.data.dataset,
+        "version": recipe.data.version,
+        "dictionary": recipe.ontology.name,
+        "of": source.of,
+        "refined": refined,
+        "weights": source.weights,
+        "min_confidence": recipe.labels.min_confidence,
+        "below": recipe.labels.below,
+        "classes": [
+            {"number": one.number, "name": one.name, "colour": hex_colour(one.rgb), "thing": one.thing}
+            for one in classes
+        ],
+        "layouts": layouts,
+        "counts": {
+            "frames": tally.frames,
+            "points": tally.points,
+            "labelled": int(tally.points - tally.by_class[0]),
+            "not_sure_enough": tally.unsure,
+            "by_class": by_class,
+        },
+        "without_labels": dict(failed),
+        "identity": identity,
+    }
+
+
+def hex_colour(rgb: Sequence[int]) -> str:
+    """Return a colour as dictionaries write it."""
+    return "#" + bytes(rgb).hex()
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Keep other writers of the same folder out, and remove what a killed one left behind."""
+    lock = out.with_name(f".{out.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out} is being written by another run; wait for it, or name another folder") from None
+        for left in out.parent.glob(f".{out.name}.????????????"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def earlier(out: Path) -> dict[str, Any] | None:
+    """Return the record of a folder of labels; None if there is no folder, or an empty one.
+
+    Raises ConfigError for a folder that is not ours.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        record = json.loads((out / RECORD).read_bytes())
+        if not isinstance(record["identity"], dict) or "layouts" not in record:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(
+            f"{out} is there and holds no {RECORD} of labels; name another folder for them: OUT=... (--out)"
+        ) from None
+    found: dict[str, Any] = record
+    return found
+
+
+def whole(out: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether all files that a folder of labels lists are there."""
+    layouts = list(record["layouts"])
+    try:
+        with (out / FRAMES).open(newline="", encoding="utf-8") as table:
+            rows = list(csv.DictReader(table))
+        names = [row[layout] for row in rows for layout in layouts]
+    except (OSError, KeyError, ValueError, csv.Error):
+        return False
+    return len(rows) == record["counts"]["frames"] and all((out / name).is_file() for name in dict.fromkeys(names))
+
+
+def moved_aside(out: Path) -> Path:
+    """Give a folder of labels another name, and return it: somebody may have worked on what is in it."""
+    names = (out.with_name(f"{out.name}-before-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    out.rename(aside)
+    return aside
