@@ -23,7 +23,8 @@ from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from pipeline.__main__ import app as pipeline
-from pipeline.datasets.clouds import read_cloud, read_point_labels
+from pipeline.datasets.clouds import read_cloud
+from pipeline.datasets.formats import read_point_labels
 from pipeline.exchange import labels as module
 from pipeline.exchange.labels import raw_numbers, write_labels
 from tests.fixed_rows import recipe_over, write_log
@@ -102,9 +103,9 @@ def test_point_clouds_are_read_by_our_reader_and_by_open3d(place: Place, written
     points, rows = place.rows("points"), place.rows("refine")
     for frame in frames_of(written):
         path, name = written / frame[layout], frame["frame_id"]
-        xyz, intensity = read_cloud(path, path.read_bytes())
-        np.testing.assert_array_equal(xyz, points[name]["xyz_m"])
-        np.testing.assert_array_equal(intensity, points[name]["intensity"])
+        ours = read_cloud(path.name, path.read_bytes(), None, place.recipe().data)
+        np.testing.assert_array_equal(ours.xyz_m, points[name]["xyz_m"])
+        np.testing.assert_array_equal(ours.intensity, points[name]["intensity"])
         cloud = open3d.t.io.read_point_cloud(str(path))
         np.testing.assert_array_equal(cloud.point.positions.numpy(), points[name]["xyz_m"])
         np.testing.assert_array_equal(cloud.point["label"].numpy().ravel(), rows[name]["label"])
