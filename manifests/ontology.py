@@ -16,7 +16,7 @@ import html
 import re
 import tomllib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -277,14 +277,15 @@ class Ontology:
                 )
         return np.array([0, *(raw[name][0] for name in self.class_names[1:])], np.uint32)
 
-    def duplicates(self) -> tuple[Duplicate, ...]:
+    def duplicates(self, read: Callable[[str], Hashable] = as_tokenized) -> tuple[Duplicate, ...]:
         """The texts that occur more than once, in order of their first prompt id.
 
-        Texts are equal if CLIP's tokenizer reads them alike and so gives them one vector: only the first can ever win.
+        Texts are equal if the tokenizer reads them alike and so gives them one vector: only the first can ever win.
+        `read` is what a tokenizer makes of a text, CLIP's as far as it can be told without it.
         """
-        found: dict[str, list[int]] = {}
+        found: dict[Hashable, list[int]] = {}
         for i, prompt in enumerate(self.prompts):
-            found.setdefault(as_tokenized(prompt), []).append(i)
+            found.setdefault(read(prompt), []).append(i)
         return tuple(
             Duplicate(self.prompts[ids[0]], tuple(ids), tuple(self.groups[self.group_of_prompt[i]].name for i in ids))
             for ids in found.values()

@@ -136,11 +136,6 @@ def encoder_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in ("teacher", "templates")}
 
 
-def similarity_ref(recipe: str, slug: str) -> str:
-    """Return the name of the ref of a query's table `similarity` and the points it was made of."""
-    return f"runs/{recipe}-similarity-{slug}"
-
-
 def cleaned(phrase: str) -> str:
     """Return a phrase with single spaces; raises ConfigError if there are no words in it, or too many letters."""
     words = " ".join("".join(letter if letter.isprintable() else " " for letter in phrase).split())

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.fingerprint import canonical, digest, sha256_file
+from manifests.fingerprint import digest, sha256_file
+from manifests.storage.seen import SeenFile, SeenFiles, looks_of
 from pipeline.frame import Frame, FrameError, inside
 
 Digests = Mapping[str, str | None]
@@ -38,10 +39,19 @@ class FrameFiles:
 
 @dataclass(frozen=True)
 class Looked:
-    """What the files of some frames look like (`stats`), and their digests, frame by frame."""
+    """How the files of some frames look, by name and in one digest (`stats`), and their digests, frame by frame.
+
+    The look of a file that is not there is None.
+    """
 
     stats: str
+    looks: Mapping[str, str | None]
     digests: tuple[Digests, ...]
+
+    def by_file(self, place: str) -> SeenFiles:
+        """Return looks and digests file by file."""
+        digests = {name: sha256 for one in self.digests for name, sha256 in one.items()}
+        return SeenFiles(place, {name: SeenFile(self.looks[name], sha256) for name, sha256 in digests.items()})
 
     @property
     def content(self) -> str:
@@ -55,14 +65,15 @@ def key_with(key: str, content: str) -> str:
 
 
 def stats_of(root: Path, names: Sequence[str]) -> str:
-    """Return a digest of how files look from outside, without opening them: size and times of change.
+    """Return a digest of how files look from outside, without opening them."""
+    return stats_digest((name, _looks(root, name)) for name in names)
 
-    Beside the time of modification, which copying tools restore, it is the time of the last change of the entry, which
-    nobody can set.
-    """
+
+def stats_digest(looks: Iterable[tuple[str, str | None]]) -> str:
+    """Return a digest of files, by name, and of how they look."""
     total = hashlib.sha256()
-    for name in names:
-        total.update(f"{name}:{_stat(root, name)}\n".encode())
+    for name, look in looks:
+        total.update(f"{name}:{look}\n".encode())
     return total.hexdigest()
 
 
@@ -73,9 +84,9 @@ def look(files: FrameFiles, frames: Sequence[Frame]) -> Looked:
     """
     names = [files.names(frame) for frame in frames]
     every = [name for some in names for name in some]
-    before = stats_of(files.root, every)
+    before = {name: _looks(files.root, name) for name in every}
     found = tuple({name: sha256_of(files.root, name) for name in some} for some in names)
-    return Looked(before, found)
+    return Looked(stats_digest((name, before[name]) for name in every), before, found)
 
 
 def sha256_of(root: Path, name: str) -> str | None:
@@ -84,21 +95,20 @@ def sha256_of(root: Path, name: str) -> str | None:
     What is wrong with such a file is said by whoever needs it. Raises FrameError if it keeps changing meanwhile.
     """
     for _ in range(TRIES):
-        before = _stat(root, name)
+        before = _looks(root, name)
         if before is None:
             return None
         try:
             found = sha256_file(inside(root, name))
         except OSError:
             return None
-        if _stat(root, name) == before:
+        if _looks(root, name) == before:
             return found
     raise FrameError(f"{name} changes while it is read; run again when it is written to its end")
 
 
-def _stat(root: Path, name: str) -> str | None:
+def _looks(root: Path, name: str) -> str | None:
     try:
-        status = inside(root, name).stat() if name else None
-    except (FrameError, OSError, ValueError):  # ValueError: a name with a zero byte in it
+        return looks_of(inside(root, name)) if name else None
+    except FrameError:
         return None
-    return status and canonical([status.st_size, status.st_mtime_ns, status.st_ctime_ns])

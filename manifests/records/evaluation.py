@@ -12,6 +12,25 @@ Contents = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
+class Compared:
+    """How far the files behind tables were compared with what they were when these were made.
+
+    `files` are those that were compared, `read` those of them that had to be read for it, and `not_compared` says, in
+    sentences, what was not.
+    """
+
+    files: int = 0
+    read: int = 0
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """A sentence for the user on what was not compared; empty where all was."""
+        told = "; ".join(self.not_compared)
+        return f"not compared with the files behind the tables: {told}" if told else ""
+
+
+@dataclass(frozen=True)
 class PartScores:
     """IoU in 0..1 over some of the points, by class (class 1 first) and in summary; None is a score of nothing.
 
@@ -87,7 +106,8 @@ class EvaluationRecord(Origin):
 
     `shards` are the scenes and `left_out` the frames that were not scored, by the reason; `tables` the identities of
     all that was read, and `contents` its very shards, which versions up to 0.9 did not write. `split_content` is a
-    digest of what a split says that is a file. `confusion` counts points by truth (rows) and answer, class 0 first.
+    digest of what a split says that is a file, `sources` how far the files behind the tables were compared. `confusion`
+    counts points by truth (rows) and answer, class 0 first.
     Only refined labels have scores from before.
     """
 
@@ -102,6 +122,7 @@ class EvaluationRecord(Origin):
     commit: str | None = None
     tables: Mapping[str, str]
     contents: Contents | None = None
+    sources: Compared | None = None
     classes: tuple[str, ...]
     scores: Mapping[str, PartScores]
     confusion: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manifests.records.codec import REST, Settings
-from manifests.records.evaluation import JudgedEvaluation
+from manifests.records.evaluation import Compared, JudgedEvaluation
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class StartLine(RunDescription):
     epoch: int = 0
     batch: int = 0
     frames: int
+    sources: Compared | None = None
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -256,6 +257,7 @@ class RunRecord:
     seed: int
     epochs: int
     frames: LearntFrames
+    sources: Compared | None = None
     config: Mapping[str, Settings]
     written: Mapping[str, Settings]
     initial: Ancestor | None

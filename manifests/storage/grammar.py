@@ -5,7 +5,7 @@ refs/<name>[.<generation>].json                     a ref
 <stage>/<fingerprint>/manifest.json                 a manifest, of a stage that there is
 <stage>/<fingerprint>/<shard>.<key>.json            a sidecar
 <stage>/<fingerprint>/<shard>.<key>.<content>.parquet
-seen/<shard>.<digest>.json                          a note on files outside the store
+seen/<shard>.<digest>.json                          notes on files outside the store
 refs/[<recipe>/].tmp-<random>, seen/.tmp-<random>, <stage>/<fingerprint>/.tmp-<random>   what a killed writer leaves
 """
 

@@ -1,7 +1,7 @@
 """A look at everything a run depends on before it starts: seconds now instead of a night that ends in an error.
 
 Nothing is built, written or downloaded. Each idea has a file beside this one: `sweeps`, `times`, `poses`, `mounting`
-and `calibration` look at sensors, `weights`, `machine` and `trainer` at what computes.
+and `calibration` look at sensors, `weights`, `machine` and `trainer` at what computes, `prompts` at words.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.checks.findings import Finding
 from pipeline.checks.looks import MOST_STEP_S, Look, look_at, motions
 from pipeline.checks.machine import check_disk, check_memory
 from pipeline.checks.poses import Step, check_poses
+from pipeline.checks.prompts import check_prompts
 from pipeline.checks.sweeps import check_sweeps
 from pipeline.checks.times import check_times
 from pipeline.checks.trainer import check_trainer
@@ -54,6 +55,7 @@ def examine(
         yield from check_times(frames)
         yield from check_files(recipe, frames, n_frames)
     yield from check_teacher(recipe, evenly(frames, n_frames))
+    yield from check_prompts(recipe)
     if frames:
         yield from check_disk(runner)
     yield from check_memory(recipe)

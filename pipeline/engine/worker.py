@@ -17,7 +17,7 @@ from manifests.provenance import origin_of
 from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
 from manifests.storage.errors import StoreError, is_full
-from manifests.storage.seen import Seen, write_seen
+from manifests.storage.seen import Seen, write_files, write_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.engine.tasks import Failure, Outcome, Task
@@ -94,7 +94,7 @@ class Worker:
             key = key_with(task.key, looked.content)
             done = task.committed.get(key)
             if done and not task.again and self._excluded.issuperset(done.failed):
-                self._note(task, files, looked)
+                self._note(task, files, looked, done)
                 return Outcome(done, looked=True)
         if self._function is None:
             self._function = stage.open(self._recipe)
@@ -114,11 +114,12 @@ class Worker:
                 return Outcome(None, tuple(failures))
             shard = writer.commit()
         if files and looked:
-            self._note(task, files, looked)
+            self._note(task, files, looked, shard)
         return Outcome(shard, device=self._device(stage), batch=self._function.batch)
 
-    def _note(self, task: Task, files: FrameFiles, looked: Looked) -> None:
-        """Spare the next plan a look at the files; only after the shard made of them is there."""
+    def _note(self, task: Task, files: FrameFiles, looked: Looked, shard: ShardFile) -> None:
+        """Spare the next plan a look at the files, and let readers compare; only after the shard of them is there."""
+        write_files(self._store, task.stage, shard.shard, shard.key, looked.by_file(files.place))
         write_seen(self._store, files.place, task.shard, task.key, Seen(looked.stats, looked.content))
 
     def one_row(self, task: Task, position: int) -> Row:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.asked import tables_of
+from manifests.asked import pin, tables_of
 from manifests.config import ConfigError
 from manifests.fingerprint import differences
 from manifests.query import (
@@ -28,7 +28,6 @@ from manifests.query import (
     rank,
     read_query,
     read_ranking,
-    similarity_ref,
     write_query,
     write_ranking,
 )
@@ -207,7 +206,7 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
     folder = queries_folder(runs, browser.recipe.name)
     for path in query_files(folder):
         try:
-            one = read_asked(path, store, ref)
+            one = read_asked(path, store, ref, browser.recipe)
         except ConfigError as error:
             sentences.append(str(error))
             continue
@@ -221,14 +220,14 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
     return found, sentences
 
 
-def read_asked(path: Path, store: Store, ref: Ref) -> Asked:
+def read_asked(path: Path, store: Store, ref: Ref, recipe: Recipe) -> Asked:
     """Return what was asked in a file; raises ConfigError for files that are no queries or rankings."""
     query = read_query(path)
     tables: dict[By, TableRef] = {}
     rivals = np.zeros((0, len(query.vector)), np.float32)
     if "text" not in ref.tables or ref.tables["text"].fingerprint != query.text:
         return Asked(query, {}, {}, rivals, store)
-    similar = made_of_points(store, ref, "similarity", similarity_ref(ref.recipe, query.slug))
+    similar = made_of_points(store, ref, "similarity", pin(recipe, f"similarity-{query.slug}"))
     candidates: dict[By, TableRef | None] = {"masks": ref.tables.get("pairs"), "tmp": similar}
     rankings: dict[By, Ranking] = {}
     for by, table in candidates.items():

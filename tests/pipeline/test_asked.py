@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.query import queries_folder, read_query, similarity_ref, write_ranking
+from manifests.asked import pin
+from manifests.query import queries_folder, read_query, write_ranking
 from manifests.recipe import Recipe, load_recipe
 from manifests.rows import to_table
 from manifests.schema import TABLES
@@ -59,7 +60,7 @@ def add_features(recipe: Recipe) -> None:
     made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "cosine": value, "margin": value}
     written = store.write("similarity", "5a", shard.shard, "1b", to_table([made], TABLES["similarity"]))
     table = TableRef("similarity", "5a", (written,))
-    store.write_ref(similarity_ref("tiny", query.slug), Ref("tiny", {"points": points, "similarity": table}))
+    store.write_ref(pin(recipe, f"similarity-{query.slug}"), Ref("tiny", {"points": points, "similarity": table}))
     frame = replace(masks.frames[0], margin=ALL_HOT)
     write_ranking(folder, query, replace(masks, by="tmp", table="5a", low=0.0, high=ALL_HOT, frames=(frame,)))
 

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.asked import tables_of
 from manifests.recipe import Recipe, load_recipe
+from manifests.records.evaluation import Compared
 from manifests.rows import column_digests
+from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from pipeline.engine import planner
 from pipeline.engine.keys import digest_table
@@ -29,6 +32,7 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.stages.registry import STAGES
 from tests.pipeline.unsteady import halve_segments
+from trainer.data.sources import compare_files
 
 SCENES = {"day": 3, "night": 2}
 TARGETS = ("points", "pairs", "target", "label")
@@ -153,6 +157,13 @@ def rows(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def compared(recipe: Recipe) -> Compared:
+    """What the trainer makes of the files behind the tables."""
+    store = Store.open(recipe.run.store)
+    ref = tables_of(store, recipe, ["points", "target", "label"])
+    return compare_files(store, recipe, ref, {shard.shard for shard in ref.tables["points"].shards}, ["label"])
+
+
 def fresh(recipe_of: Callable[..., Recipe], folder: Path, *overrides: str) -> dict[str, str]:
     """What the recipe's tables hold where they are built from nothing."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -179,14 +190,20 @@ def test_a_replaced_file_rebuilds_what_was_made_from_it_and_restored_it_rebuilds
     recipe = recipe_of()
     build(recipe)
     before = rows(recipe)
+    assert compared(recipe) == Compared(files=len(log.files()))
     name = log.files_of("night", 1)[kind]
     content = (log.root / name).read_bytes()
     log.replace(name, 1)
+    with pytest.raises(StoreError, match=rf"/{name} holds something else than when .* run: make pack label RECIPE="):
+        compared(recipe)
     changed = build(recipe)
+    assert compared(recipe).not_compared == ()
     assert changed.built and all(one.endswith("/night") for one in changed.built)
     assert ("points/night" in changed.built) == (kind == 0)
     assert rows(recipe) == fresh(recipe_of, tmp_path / "fresh") != before
     (log.root / name).write_bytes(content)
+    with pytest.raises(StoreError, match=f"/{name} holds something else"):
+        compared(recipe)
     restored = build(recipe)
     assert (restored.built, restored.looked) == ([], ["index/night"])
     assert rows(recipe) == before
@@ -197,14 +214,19 @@ def test_a_data_set_that_was_moved_copied_or_touched_is_looked_at_once_and_rebui
     log: Log, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     build(recipe_of())
+    n_files = len(log.files())
     log.root.rename(tmp_path / "moved")
+    assert compared(recipe_of()).not_compared == (f"{log.root} is not on this machine",)
     shutil.copytree(tmp_path / "moved", tmp_path / "copied")
     for place in ("moved", "copied"):
         recipe = recipe_of(f"data.root={tmp_path / place}")
         assert build(recipe).built == []
         assert build(recipe).looked == []
+        assert compared(recipe) == Compared(files=n_files)
     (tmp_path / "moved" / log.files()[0]).touch()
     recipe = recipe_of(f"data.root={tmp_path / 'moved'}")
+    # what was noted last is how the copies look: all were read, and hold the same
+    assert compared(recipe) == Compared(files=n_files, read=n_files)
     touched = build(recipe)
     assert (touched.built, touched.looked) == ([], ["index/day"])
     assert build(recipe).looked == []
@@ -259,8 +281,8 @@ def test_bytes_that_the_index_does_not_know_are_never_kept_and_the_advice_heals(
     """The worst case: another file of the same size and times, after the index was made and before it is used."""
     from pipeline import sources
 
-    stat = sources._stat
-    monkeypatch.setattr(sources, "_stat", lambda root, name: (stat(root, name) or "").rpartition(",")[0] or None)
+    looks_of = sources.looks_of
+    monkeypatch.setattr(sources, "looks_of", lambda path: (looks_of(path) or "").rpartition(",")[0] or None)
     recipe = recipe_of()
     build(recipe, ["index"])
     path = log.root / log.files_of("night", 1)[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import RunConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
@@ -21,6 +23,7 @@ from pipeline.__main__ import app
 from pipeline.checks import trainer
 from pipeline.checks.doctor import examine
 from pipeline.checks.findings import Finding
+from pipeline.checks.prompts import check_prompts
 from pipeline.checks.trainer import check_gpus, check_splits, check_trainer
 from pipeline.checks.weights import check_teacher, check_weights
 
@@ -203,3 +206,35 @@ def test_the_command_ends_with_0_or_1(tiny: Any, tmp_path: Path, monkeypatch: py
     done = CliRunner().invoke(app, ["doctor", str(path), "--set", f"data.root={tmp_path / 'nowhere'}"])
     assert done.exit_code == 1 and "2 problems" in done.output
     assert load_recipe(path).teacher.name == "clip_dense"
+
+
+LONG = " ".join(["ground that may be driven over by a car or by a truck and that is not a road"] * 6)
+ALIKE = [
+    (unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")),
+    ("car &amp; van", "car & van"),
+    ("car", "ＣＡＲ"),
+    ("builder’s hut", "builder's hut"),
+    (f"{LONG} of grass", f"{LONG} of sand"),
+    # 35 pieces of many tokens each, which only the tokenizer itself can tell to be too many
+    (" ".join(["zyxwvutsrq"] * 40) + " of grass", " ".join(["zyxwvutsrq"] * 40) + " of sand"),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE)
+def test_prompts_that_the_tokenizer_reads_alike_are_named(
+    recipe_over: Callable[..., Recipe], tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    def findings(*prompts: str) -> list[Finding]:
+        classes = [{"name": name, "colour": f"#00000{i}"} for i, name in enumerate(("ignore", "a", "b"))]
+        groups = [
+            {"name": name, "fine": name, "thing": True, "prompts": [prompt]}
+            for name, prompt in zip("ab", prompts, strict=True)
+        ]
+        table = {"name": "x", "version": 1, "class": classes, "group": groups}
+        teacher = ClipDenseConfig(model="tiny", weights="random:0")
+        return list(check_prompts(recipe_over(tmp_path, ontology=parse_ontology(table), teacher=teacher)))
+
+    [told] = findings(*pair)
+    assert told.level == "note" and "occurs at 0 (a), 1 (b); only the first can win" in told.text
+    [right] = findings("grass", "sand")
+    assert right.level == "ok" and "no two of 2 prompts are the same to the tokenizer" in right.text

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
 from manifests.storage.errors import StoreError
@@ -40,7 +41,7 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
     query = asked(fleet, "a car, perhaps", fleet.text[0] + 0.1 * fleet.text[2])
     ranking = search(recipe, "a car,  perhaps", 2, console)
 
-    table = fleet.store.expect_ref(f"runs/street-similarity-{query.slug}").tables["similarity"]
+    table = fleet.store.expect_ref(pin(fleet.recipe(), f"similarity-{query.slug}")).tables["similarity"]
     rows = {
         row["frame_id"]: row
         for shard in table.shards
@@ -71,13 +72,15 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
 
 
 def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
-    recipe = fleet.recipe()
-    with pytest.raises(TrainerError, match=r"car\.json is not there.*make query RECIPE=\S*street\S* WORDS=car"):
+    recipe = fleet.recipe("pretrain.epochs=1")
+    with pytest.raises(TrainerError, match=r"car\.json is not there.*make query RECIPE=\S*street.* WORDS=car"):
         search(recipe, "car", 1, console)
     asked(fleet, "car", fleet.text[0])
     with pytest.raises(TrainerError, match="no checkpoint, so there are no TMP features to ask; run: make pretrain"):
         search(recipe, "car", 1, console)
-    train(fleet.recipe("pretrain.epochs=1"), "pretrain", console)
+    train(recipe, "pretrain", console)
+    with pytest.raises(TrainerError, match=r"(?s)of another recipe .*pretrain.epochs: 1 -> 2.*Train it: make pretrain"):
+        search(fleet.recipe("pretrain.epochs=2"), "car", 1, console)
     asked(fleet, "car", np.ones(3))
     with pytest.raises(ConfigError, match=r"“car” has a vector of 3 numbers, and .*safetensors has 8"):
         search(recipe, "car", 1, console)

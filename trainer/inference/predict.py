@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.rows import failed_row
 from manifests.schema import PREDICT
+from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -31,6 +32,7 @@ from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import PointBatch
 from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
+from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device
@@ -109,13 +111,19 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
 
 def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store: Store) -> None:
     """Raise TrainerError if the recipe's own student learnt something else than it asks for now; one named is taken."""
-    changes = [] if recipe.predict.checkpoint else changes_since(document, recipe, recipe.predict.of, store)
+    if not recipe.predict.checkpoint:
+        named = ", or name the file to predict with as it is: predict.checkpoint"
+        check_run(path, document, recipe, recipe.predict.of, store, named)
+
+
+def check_run(path: Path, document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store, or_: str = "") -> None:
+    """Raise TrainerError if a run of the recipe learnt something else than it asks for now; `or_` is further advice."""
+    changes = changes_since(document, recipe, task, store)
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
             f"{path} is of another recipe than the one at hand, or of this one before it was changed:{listed}\n"
-            f"Train it: {recipe.make(recipe.predict.of, more=['--fresh'])} (the old run is moved aside), or name the "
-            "file to predict with as it is: predict.checkpoint"
+            f"Train it: {recipe.make(task, more=['--fresh'])} (which moves the old run aside){or_}"
         )
 
 
@@ -166,6 +174,9 @@ def run_over(
     progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
     console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
 
+    compared = compare_files(store, recipe, sweeps.ref, sweeps.shards, ["points"])
+    if compared.note:
+        console.print(compared.note)
     fingerprint = digest(identity)
     keys = {shard: predict_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
     committed = store.shards(stage, fingerprint)
@@ -184,7 +195,7 @@ def run_over(
                 committed[shard, keys[shard]] = writer.commit()
 
     table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
-    how = how_made(path, learnt, device) | made
+    how = how_made(path, learnt, device) | made | {"sources": asdict(compared)}
     store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
     points = sweeps.ref.table("points")
     seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))

@@ -26,7 +26,6 @@ from manifests.query import (
     queries_folder,
     rank,
     read_query,
-    similarity_ref,
     slug_of,
     write_ranking,
 )
@@ -37,7 +36,7 @@ from manifests.storage.store import Store
 from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.inference.predict import Columns, Sweeps, load_learnt, n_outputs_of, run_over
+from trainer.inference.predict import Columns, Sweeps, check_run, load_learnt, n_outputs_of, run_over
 from trainer.loop.learner import N_INPUTS
 from trainer.network.minkunet import build_network
 
@@ -49,9 +48,9 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     """Write the similarity to a phrase of every point in `predict.split`; return the `n_frames` frames most like it.
 
     The phrase's vector is that of the query which the pipeline wrote; the features are those of the recipe's finished
-    pre-training, a point's being that of its voxel, seen by a camera or not. The ref `runs/<recipe>-similarity-<slug>`
-    names the table. Raises ConfigError for a vector of another size than the features, StoreError for tables that are
-    missing or damaged, and TrainerError where the phrase was not asked yet or no finished pre-training fits.
+    pre-training, a point's being that of its voxel, seen by a camera or not. The pin `similarity-<slug>` keeps the
+    table. Raises ConfigError for a vector of another size than the features, StoreError for tables that are missing or
+    damaged, and TrainerError where the phrase was not asked yet or no finished pre-training of the recipe fits.
     """
     folder = queries_folder(recipe.run.runs, recipe.name)
     path = folder / f"{slug_of(cleaned(phrase))}.json"
@@ -66,11 +65,12 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     check_encoder(recipe, query, sweeps.store)
 
     learnt = load_learnt(network_path, recipe, console)
+    check_run(network_path, learnt.document, recipe, "pretrain", sweeps.store)
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
     weights = learnt.document["weights"]
     identity = network_identity("similarity", VERSION, SIMILARITY, recipe, weights, sweeps.points, query=query.identity)
-    name, columns = similarity_ref(recipe.name, query.slug), similarity_to(query, sweeps)
+    name, columns = pin(recipe, f"similarity-{query.slug}"), similarity_to(query, sweeps)
     table = run_over(sweeps, network_path, learnt, network, SIMILARITY, identity, name, columns, console)
     ranking = rank_by_features(query, sweeps.store, table, {*sweeps.ref.excluded, *recipe.data.exclude}, n_frames)
     write_ranking(folder, query, ranking)

@@ -16,6 +16,7 @@ from manifests.fingerprint import differences, digest, plain
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import Settings, as_document
+from manifests.records.evaluation import Compared
 from manifests.records.run import (
     Ancestor,
     Dictionary,
@@ -58,6 +59,7 @@ class Run:
     selection: Selection
     excluded: frozenset[str]
     used: Mapping[str, TableRef]
+    compared: Compared
     initial: Path | None
     ancestor: Ancestor | None
     teacher: Settings | None
@@ -82,7 +84,7 @@ class Run:
         )
 
     def start(self, epoch: int, batch: int) -> StartLine:
-        """Return what the log says of a start: the document, from which state, and with which frames."""
+        """Return what the log says of a start: the document, from which state, with which frames and files."""
         described = self.document()
         return StartLine(
             **{item.name: getattr(described, item.name) for item in fields(described)},
@@ -91,6 +93,7 @@ class Run:
             epoch=epoch,
             batch=batch,
             frames=len(self.selection.frames),
+            sources=self.compared,
             left_out={reason: tuple(names) for reason, names in self.selection.dropped.items()},
         )
 

@@ -28,6 +28,7 @@ from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import Batch
 from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_batches
+from trainer.data.sources import compare_files
 from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device
@@ -74,6 +75,8 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
                 record.write_record(run.recipe, task, store)
             return earlier.path
         console.print(f"{task}: {run.selection.sentence()}, on {run.place()}")
+        if run.compared.note:
+            console.print(run.compared.note)
         if ranks.is_first:
             store.write_ref(pin(recipe, task), Ref(recipe.name, run.used, tuple(sorted(run.excluded))))
         try:
@@ -100,6 +103,8 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     selection = select_frames(tables, objective.settings.split, recipe.data.dataset, excluded, objective.every)
     used = tables.used(selection.frames) | {stage: ref.table(stage) for stage in objective.broadcast}
+    shards = {frame.shard for frame in selection.frames}
+    compared = ranks.from_first(lambda: compare_files(store, recipe, ref, shards, objective.stages))
     initial = initial_checkpoint(asked, task, objective.init, store)
     ancestor = record.ancestor(initial, official.read_document(initial)) if initial else None
     return Run(
@@ -113,6 +118,7 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
         selection=selection,
         excluded=excluded,
         used=used,
+        compared=compared,
         initial=initial,
         ancestor=ancestor,
         teacher=record.teacher_of(store, ref, ancestor),

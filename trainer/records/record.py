@@ -161,6 +161,7 @@ def assemble(folder: Path, store: Store) -> RunRecord | None:
         seed=start.seed,
         epochs=start.epochs,
         frames=LearntFrames(start.identity.frames.number, start.identity.frames.digest, start.left_out),
+        sources=start.sources,
         config=start.config,
         written=start.written,
         initial=start.initial,

@@ -19,7 +19,7 @@ from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
-from manifests.records.evaluation import EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
+from manifests.records.evaluation import Compared, EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
 from manifests.sample import sweep_of
 from manifests.sections.training import Improvement, Refinement
 from manifests.splits import split_content
@@ -28,6 +28,7 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from superpixels.metrics import Confusion, Scores, scores
+from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.refine import Answered, Labels
 from trainer.inference.refined_table import refine_each
@@ -109,6 +110,8 @@ def evaluate_each(
         judged = judged_labels(recipe, store, ref, source, table)
         found[name] = evaluate_one(recipe, console, store, judged, of, name)
     console.print(judged.selection.sentence())
+    if judged.compared.note:
+        console.print(judged.compared.note)
     if not judged.sees:
         console.print(f"seen and unseen points apart need table `target`; run: {recipe.make('target')}")
     return found
@@ -133,13 +136,15 @@ def evaluate_one(
 @dataclass(frozen=True, eq=False)
 class Judged:
     """Labels to score: the tables that are read, the frames of the split, the labels as they are (`source`), and the
-    table that they were refined into, if they were."""
+    table that they were refined into, if they were; `compared` is how far the files behind the tables were.
+    """
 
     tables: Tables
     points: TableRef
     selection: Selection
     source: Source
     refined: TableRef | None
+    compared: Compared
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -166,12 +171,13 @@ def judged_labels(recipe: Recipe, store: Store, ref: Ref, source: Source, refine
     excluded = frozenset(ref.excluded) | frozenset(recipe.data.exclude)
     before = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
     selection = select_frames(before, recipe.evaluate.split, recipe.data.dataset, excluded)
+    compared = compare_files(store, recipe, ref, before.shards, list(joined))
     if refined is None:
-        return Judged(before, ref.table("points"), selection, source, None)
+        return Judged(before, ref.table("points"), selection, source, None, compared)
     check_refined(recipe, store, selection, refined)
     joined["refine"] = refined
     tables = Tables(store, Ref(recipe.name, joined, words=recipe.words), list(joined))
-    return Judged(tables, ref.table("points"), selection, source, refined)
+    return Judged(tables, ref.table("points"), selection, source, refined, compared)
 
 
 def check_refined(recipe: Recipe, store: Store, selection: Selection, refined: TableRef) -> None:
@@ -248,6 +254,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally) -> Evaluat
         commit=git_commit(),
         tables={table.stage: table.fingerprint for table in judged.tables.tables},
         contents=contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
+        sources=judged.compared,
         classes=recipe.ontology.class_names[1:],
         scores=part_scores(tally, recipe),
         confusion=confusions(tally),

@@ -54,6 +54,11 @@ class ArtifactsConfig(TeacherSection):
             raise ValueError(f'fcclip_feature is "in", but layout "{self.layout}" has one vector per segment')
 
     @property
+    def reads_files(self) -> bool:
+        """Segments are files."""
+        return True
+
+    @property
     def templates(self) -> str:
         """Prompts have no sentences here."""
         return ""

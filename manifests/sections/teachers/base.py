@@ -32,6 +32,11 @@ class TeacherSection:
         """Return the settings that differ from their default and can change a row."""
         return {key: value for key, value in changed_values(self).items() if key not in self.idle()}
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether segments are made from files beside the images."""
+        return False
+
     def needs(self) -> tuple[str, ...]:
         """Return further tables, whose columns of the frame stage `segment` hands to the teacher."""
         return ()

@@ -158,6 +158,11 @@ class OracleConfig(TeacherSection):
             values["source"] = self.source
         return {**values, "name": self.name, "simulated": True}
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether class maps are read."""
+        return self.source == "maps"
+
     def needs(self) -> tuple[str, ...]:
         """Return the tables that the truth is read from."""
         return TRUTH if self.source == "points" else ()

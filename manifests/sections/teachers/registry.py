@@ -38,6 +38,11 @@ class TeacherConfig(Protocol):
     @property
     def simulated(self) -> bool: ...
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether segments are made from files beside the images."""
+        ...
+
     def needs(self) -> tuple[str, ...]:
         """See TeacherSection."""
 

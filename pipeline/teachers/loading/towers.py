@@ -120,6 +120,21 @@ def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, de
     return Towers(clip.requires_grad_(False).eval().to(target), tokenizer, target)
 
 
+def clip_tokenizer(model: str) -> Any | None:
+    """Return the tokenizer of a model of open_clip (or "tiny"); None where that is unknown or would have to be fetched.
+
+    It makes of a list of texts a tensor with a row of tokens each.
+    """
+    ensure_torchvision()
+    import open_clip
+
+    if model in TINY_CONFIGS:
+        return open_clip.SimpleTokenizer()
+    config = open_clip.get_model_config(model)
+    known = config is not None and "hf_tokenizer_name" not in config.get("text_cfg", {})
+    return open_clip.get_tokenizer(model) if known else None
+
+
 def build_clip(model: str, quick_gelu: bool | None = None, seed: int = 0) -> tuple[Any, Any]:
     """Return a CLIP model of open_clip (or "tiny") with random weights on the CPU, and its tokenizer.
 
