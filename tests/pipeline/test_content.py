@@ -194,7 +194,7 @@ def test_a_replaced_file_rebuilds_what_was_made_from_it_and_restored_it_rebuilds
     name = log.files_of("night", 1)[kind]
     content = (log.root / name).read_bytes()
     log.replace(name, 1)
-    with pytest.raises(StoreError, match=rf"/{name} holds something else than when .* run: make pack label RECIPE="):
+    with pytest.raises(StoreError, match=rf"/{name} holds something else than when .* run: make pack RECIPE="):
         compared(recipe)
     changed = build(recipe)
     assert compared(recipe).not_compared == ()
