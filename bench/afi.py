@@ -201,7 +201,8 @@ def way(name: str) -> Callable[..., npt.NDArray[np.uint8]]:
 @dataclass(frozen=True)
 class Cost:
     """What one way takes for a sweep: CPU seconds, least and median over the repeats, and the peak of its memory above
-    what its imports take, MB."""
+    what its imports take, MB.
+    """
 
     way: str
     cpu_min_s: float
@@ -213,7 +214,8 @@ class Cost:
 class AfiReport:
     """What the ways cost on one sweep, and how far they agree: `agreement` is the share of the points that the dense
     way and parity mode call the same, `golden` that which the dense way and the reference do, None without golden
-    files."""
+    files.
+    """
 
     source: str
     n_points: int

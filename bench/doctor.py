@@ -181,7 +181,7 @@ def scaled(bed: Bed, rng: np.random.Generator) -> Bed:
 
 
 def yawed(bed: Bed, rng: np.random.Generator) -> Bed:
-    """A camera is turned about the vehicle's up by 5 to 180 degrees, or the LiDAR is."""
+    """Return a camera is turned about the vehicle's up by 5 to 180 degrees, or the LiDAR is."""
     names, angle = some_cameras(bed, rng), rng.uniform(5, 180) * rng.choice([-1, 1])
     of_lidar = len(names) > 1
 

@@ -125,7 +125,7 @@ def between_markers(text: str, generated: str) -> str:
     Raises ConfigError unless both markers stand there once, in order.
     """
     before, begun, rest = text.partition(BEGIN)
-    old, ended, after = rest.partition(END)
+    _old, ended, after = rest.partition(END)
     if not begun or not ended or BEGIN in rest or END in after:
         raise ConfigError(f"the page of results needs the two lines `{BEGIN}` and `{END}`, once each and in this order")
     return f"{before}{BEGIN}\n\n{generated.strip()}\n\n{END}{after}"

@@ -218,7 +218,7 @@ def bare(one: Learner, batch: TargetBatch) -> None:
 
 
 def step(one: Learner, batch: TargetBatch) -> None:
-    """What the loop of training does with a batch: loss, gradients, a look at the loss, a step of the optimiser."""
+    """Do what the loop of training does with a batch: loss, gradients, a look at the loss, a step of the optimiser."""
     whole, _ = agree(ALONE, [batch], False)
     one.backward([batch], whole)
     one.optimizer_step()

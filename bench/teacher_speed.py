@@ -1,6 +1,7 @@
 """How fast a teacher is, part by part, on images made of noise and with random weights.
 
-`python -m bench.teacher_speed NAME` prints it."""
+`python -m bench.teacher_speed NAME` prints it.
+"""
 
 from __future__ import annotations
 

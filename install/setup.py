@@ -113,19 +113,19 @@ def state_key(place: Place) -> str:
 
 
 def requirements(place: Place) -> list[Path]:
-    """The lists of what to install: what running needs, and the extras that tests need."""
+    """Return the lists of what to install: what running needs, and the extras that tests need."""
     return [place.install / f"requirements{extra}.txt" for extra in ("", *(f"-{extra}" for extra in EXTRAS))]
 
 
 def package_of(place: Place) -> dict[str, object]:
-    """What pyproject.toml says of the package and how it is installed; empty without that file."""
+    """Return what pyproject.toml says of the package and how it is installed; empty without that file."""
     path = place.root / "pyproject.toml"
     document = tomllib.loads(path.read_text()) if path.is_file() else {}
     return {name: document.get(name, {}) for name in ("build-system", "project")}
 
 
 def is_up_to_date(place: Place, thorough: bool = False) -> bool:
-    """True when the last run ended well, with the same inputs, and what it installed is still there.
+    """Return True when the last run ended well, with the same inputs, and what it installed is still there.
 
     The stamp lists the top of site-packages, where each package has a folder named after its version: a package that
     was removed or replaced by another version (a torch of the user's own, say) shows in one directory listing.
@@ -262,7 +262,7 @@ def run(place: Place, command: Sequence[str | Path], **extra_environment: str) -
 
 
 def ask(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What the virtual environment's Python answers; a code other than 0 when it does not start at all."""
+    """Return what the virtual environment's Python answers; a code other than 0 when it does not start at all."""
     command = [str(place.python), "-I", *arguments]
     try:
         return subprocess.run(
@@ -277,7 +277,7 @@ def last_line(text: str) -> str:
 
 
 def venv_is_sound(place: Place) -> bool:
-    """True when the interpreter runs, is of our version, and its scripts call it and not one they were copied from."""
+    """Return whether the interpreter runs, is of our version, and its scripts call it and not one they came from."""
     pip = place.venv / "bin" / "pip"
     probe = f"import sys; sys.exit(sys.version_info[:2] != {PYTHON_VERSION} or sys.prefix == sys.base_prefix)"
     has_own_scripts = not pip.exists() or str(place.venv) in pip.read_text(errors="replace")
@@ -285,7 +285,7 @@ def venv_is_sound(place: Place) -> bool:
 
 
 def damaged_packages(site: Path) -> list[Path]:
-    """The .dist-info folders whose list of files is missing, or names a file that is missing or has another size.
+    """Return the .dist-info folders whose list of files is missing, or names a file missing or of another size.
 
     Compiled .pyc files are left out: Python writes them anew.
     """
@@ -315,7 +315,7 @@ def forget_damaged(site: Path) -> None:
 
 
 def make_venv(place: Place) -> None:
-    """A virtual environment with a working pip, keeping what an existing one holds if its interpreter is sound."""
+    """Make a virtual environment with a working pip, keeping what one holds whose interpreter is sound."""
     if not venv_is_sound(place):
         say(f"making {place.venv}")
         # The base interpreter: the one running this may belong to the very environment that is about to be cleared.
@@ -349,7 +349,7 @@ def engine_error(place: Place) -> str | None:
 
 
 def is_whole_wheel(path: Path) -> bool:
-    """True for a zip archive whose members all have the right checksum and among which is the compiled engine."""
+    """Return whether it is a zip archive whose members have the right checksums, the compiled engine among them."""
     try:
         with zipfile.ZipFile(path) as archive:
             has_engine = any(name.startswith("MinkowskiEngineBackend/_C.") for name in archive.namelist())
@@ -359,12 +359,12 @@ def is_whole_wheel(path: Path) -> bool:
 
 
 def cached_wheel(folder: Path) -> Path | None:
-    """The engine's wheel in the folder, or None; a wheel that is cut short or damaged is passed over."""
+    """Return the engine's wheel in the folder, or None; a wheel that is cut short or damaged is passed over."""
     return next((path for path in sorted(folder.glob("*.whl")) if is_whole_wheel(path)), None)
 
 
 def will_build_engine(place: Place) -> bool:
-    """True when a compiler will be needed, as far as can be told before torch is installed."""
+    """Return True when a compiler will be needed, as far as can be told before torch is installed."""
     pin = re.search(r"^torch==(\S+)$", (place.install / "constraints.txt").read_text(), re.MULTILINE)
     folders = place.wheels(f"{pin[1]}*" if pin else "*")
     has_wheel = any(cached_wheel(folder) for folder in folders.parent.glob(folders.name))

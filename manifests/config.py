@@ -153,7 +153,7 @@ def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
         raise ConfigError(f"[{name}]: {error}") from None
 
 
-def convert(where: str, value: Any, kind: Any) -> Any:
+def convert(where: str, value: Any, kind: Any) -> Any:  # noqa: C901 (a case for every kind of type)
     """Return a TOML value as the annotated type: bool, int, float, str, Literal, dataclasses, tuples and unions."""
     if isinstance(value, str) and "://" in value and where not in URIS:
         raise ConfigError(
@@ -185,9 +185,9 @@ def convert(where: str, value: Any, kind: Any) -> Any:
         if not math.isfinite(value):
             raise ConfigError(f"{where} is {value}; expected a finite number")
         return float(value)
-    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif kind in (bool, str) and isinstance(value, kind):
+    elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        kind in (bool, str) and isinstance(value, kind)
+    ):
         return value
     elif kind is type(None) and value is None:
         return None

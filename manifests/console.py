@@ -269,7 +269,7 @@ class LogFile(RotatingFileHandler):
         except (OSError, UnicodeError) as error:
             self._fail(error)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)
+    def handleError(self, record: logging.LogRecord) -> None:
         """Tell that the log cannot be written, once."""
         self._fail(sys.exc_info()[1])
 

@@ -86,7 +86,7 @@ def as_tokenized(text: str) -> str:
     Source: open_clip's `SimpleTokenizer`, its pattern, and its `basic_clean`, which is ftfy and two `html.unescape`.
     """
     plain = html.unescape(html.unescape(text)).translate(_STRAIGHT)
-    narrow = (unicodedata.normalize("NFKC", c) if "\ufb00" <= c <= "\ufb06" or "\uff01" <= c else c for c in plain)
+    narrow = (unicodedata.normalize("NFKC", c) if "\ufb00" <= c <= "\ufb06" or c >= "\uff01" else c for c in plain)
     composed = " ".join(unicodedata.normalize("NFC", "".join(narrow)).lower().split())
     return " ".join(_PIECE.findall(composed)[:MOST_TOKENS])
 
@@ -119,7 +119,7 @@ class Ontology:
     groups: tuple[Group, ...]
     raw_mask: int | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901 (one check after another)
         what = f"ontology {self.name!r}"
         class_names = _unique([c.name for c in self.classes], f"{what}: class")
         fine_names = _unique([f.name for f in self.fine], f"{what}: fine class")
@@ -263,7 +263,7 @@ class Ontology:
         return np.where(none, np.uint8(0), self.class_of_fine[np.where(none, 0, fine)])
 
     def raw_of_class(self) -> npt.NDArray[np.uint32]:
-        """The label that stands for each class in files, (n_classes,); 0 for class 0.
+        """Return the label that stands for each class in files, (n_classes,); 0 for class 0.
 
         It is the one raw label of the fine class that bears the class's own name. Raises ValueError where there is
         none.
@@ -278,7 +278,7 @@ class Ontology:
         return np.array([0, *(raw[name][0] for name in self.class_names[1:])], np.uint32)
 
     def duplicates(self, read: Callable[[str], Hashable] = as_tokenized) -> tuple[Duplicate, ...]:
-        """The texts that occur more than once, in order of their first prompt id.
+        """Return the texts that occur more than once, in order of their first prompt id.
 
         Texts are equal if the tokenizer reads them alike and so gives them one vector: only the first can ever win.
         `read` is what a tokenizer makes of a text, CLIP's as far as it can be told without it.
@@ -293,15 +293,15 @@ class Ontology:
         )
 
     def prompt_content(self) -> list[str]:
-        """What prompt vectors depend on, as plain JSON: the ordered prompts."""
+        """Return what prompt vectors depend on, as plain JSON: the ordered prompts."""
         return list(self.prompts)
 
     def concept_content(self) -> list[list[Any]]:
-        """What masks made from concepts depend on, as plain JSON: the groups that have any, in order, and theirs."""
+        """Return what masks made from concepts depend on, as plain JSON: the groups that have any, in order."""
         return [[g.name, list(g.concepts)] for g in self.groups if g.concepts]
 
     def label_content(self) -> dict[str, Any]:
-        """What labels made from prompts depend on, as plain JSON: classes, fine classes, and the maps to them."""
+        """Return what labels made from prompts depend on, as plain JSON: classes, fine classes, maps to them."""
         return {
             "classes": list(self.class_names),
             "fine": [f.name for f in self.fine],
@@ -312,7 +312,7 @@ class Ontology:
         }
 
     def raw_content(self) -> dict[str, Any]:
-        """What labels read from a data set depend on, as plain JSON: names and the map from raw labels."""
+        """Return what labels read from a data set depend on, as plain JSON: names and the map from raw labels."""
         return {
             "classes": list(self.class_names),
             "fine": [[f.name, f.coarse, sorted(f.raw)] for f in self.fine],
@@ -321,7 +321,7 @@ class Ontology:
 
 
 def load_ontology(name_or_path: str | Path) -> Ontology:
-    """The class dictionary of that name ("nuscenes", "semantic_kitti"), or of a user's own ``.toml`` file.
+    """Return the class dictionary of that name ("nuscenes", "semantic_kitti"), or of a user's own ``.toml`` file.
 
     Raises ValueError for an unknown name or a file that is no valid dictionary (which, where, and what was expected),
     FileNotFoundError for a path that is not there.
@@ -341,7 +341,7 @@ def load_ontology(name_or_path: str | Path) -> Ontology:
 
 
 def parse_ontology(table: Mapping[str, Any]) -> Ontology:
-    """The class dictionary held in a parsed TOML document; raises ValueError naming the key that is wrong."""
+    """Return the class dictionary held in a parsed TOML document; raises ValueError naming the key that is wrong."""
     top = _Reader(table, "the file", {"name", "version", "raw_mask", "class", "fine", "group"})
     classes = []
     for entry in top.tables("class", {"name", "colour", "ground"}):

@@ -37,12 +37,12 @@ _SCENES_SHOWN = 8
 
 
 def split_names(dataset: str) -> tuple[str, ...]:
-    """The splits of a data set by name; a data set without official lists has "all" only."""
+    """Return the splits of a data set by name; a data set without official lists has "all" only."""
     return (ALL, *_SPLITS.get(dataset, {}))
 
 
 def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str, ...]:
-    """The scenes of a split that are there, in the order of ``available`` (which is the order of the data set).
+    """Return the scenes of a split that are there, in the order of ``available`` (which is the order of the data set).
 
     ``split`` is a name of ``split_names(dataset)``, or the path of a ``.txt`` file with one scene per line, in which
     empty lines and what follows a "#" do not count. Of an official list, scenes that are not there are left out, since
@@ -83,7 +83,7 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
 
 
 def split_content(path: str) -> list[str]:
-    """The scenes that a ``.txt`` file names, sorted; none if it is not there, which whoever reads it will say."""
+    """Return the scenes that a ``.txt`` file names, sorted; none if it is not there, as whoever reads it says."""
     file = Path(path).expanduser()
     return sorted(_read(file)) if file.is_file() else []
 

@@ -41,7 +41,7 @@ class Projection:
 
 
 def pose_matrix(rotation_wxyz: npt.ArrayLike, translation_m: npt.ArrayLike) -> Float64:
-    """The 4 x 4 matrix that rotates by a quaternion (w, x, y, z), of any length but 0, and then translates.
+    """Return the 4 x 4 matrix that rotates by a quaternion (w, x, y, z), of any length but 0, and then translates.
 
     Raises ValueError if a value is not finite, a shape is wrong, or the quaternion is 0.
     """
@@ -60,7 +60,7 @@ def pose_matrix(rotation_wxyz: npt.ArrayLike, translation_m: npt.ArrayLike) -> F
 
 
 def rotation_of(w: float, x: float, y: float, z: float) -> list[list[float]]:
-    """The rotation matrix (3, 3) of a quaternion of any length but 0, bit for bit as SciPy has it."""
+    """Return the rotation matrix (3, 3) of a quaternion of any length but 0, bit for bit as SciPy has it."""
     largest = max(abs(x), abs(y), abs(z), abs(w))
     if not 1e-150 < largest < 1e150:  # or its square is 0 or infinite
         w, x, y, z = w / largest, x / largest, y / largest, z / largest
@@ -74,7 +74,7 @@ def rotation_of(w: float, x: float, y: float, z: float) -> list[list[float]]:
 
 
 def chained(*matrices: Float64) -> Float64:
-    """The product of matrices, from the left to the right, the same bits on every processor (``@`` calls BLAS)."""
+    """Return the product of matrices, from left to right, the same bits on every processor (``@`` calls BLAS)."""
     product, *others = matrices
     for matrix in others:
         total = product[:, :1] * matrix[:1]
@@ -110,7 +110,7 @@ def compose_cam_from_lidar(
 
 
 def check_intrinsics(intrinsics: npt.ArrayLike) -> Float64:
-    """The camera matrix as float64 (3, 3); raises ValueError if it is singular, not finite, or no camera matrix."""
+    """Return the camera matrix, float64 (3, 3); raises ValueError if singular, not finite, or no camera matrix."""
     matrix = np.asarray(intrinsics, dtype=np.float64)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         raise ValueError(f"intrinsics are {matrix.tolist()}; expected 3 x 3 finite numbers")
@@ -130,7 +130,7 @@ def project(
     height_px: int,
     min_depth_m: float = 1.0,
 ) -> Projection:
-    """The points that land inside an image, with pixel and depth.
+    """Return the points that land inside an image, with pixel and depth.
 
     ``xyz_m`` (n, 3) are points in the lidar frame; those with a value that is not finite, and pulses that came back
     from nothing (0, 0, 0), are not seen. A point is kept iff depth > ``min_depth_m``, 0 < u < width - 1 and 0 < v <

@@ -42,7 +42,7 @@ class Superpoints:
 
 
 def superpoints(point: Integers, view: Integers, segment: Integers) -> Superpoints:
-    """The superpoints of a frame from its pairs: point of the sweep, view, segment it hits there or 0; each (p,).
+    """Return the superpoints of a frame from pairs: point of the sweep, view, segment it hits there or 0; each (p,).
 
     A point occurs at most once per view. Raises ValueError for arrays of different length or values out of range.
     """
@@ -74,7 +74,7 @@ def resolve(
     pair_axis_distance: Floats | None = None,
     pair_occluded: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int32]:
-    """The superpoint of each of ``n_points`` points, (n_points,), -1 where it has none.
+    """Return the superpoint of each of ``n_points`` points, (n_points,), -1 where it has none.
 
     Superpoints are numbered by view, as ``superpoints`` does, and all arrays of pairs are aligned, (q,). Where a
     point has several superpoints the ``policy`` decides:

@@ -50,7 +50,7 @@ class MaskQueries:
 
     def strips(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield the soft masks of a few pixel rows at a time: the rows, and sigmoid(m) as float32 (rows * W, q)."""
-        height, width = self.size_px
+        height, _width = self.size_px
         rows, columns = self.rows.astype(np.float32), self.columns.astype(np.float32)
         for top in range(0, height, _STRIP_ROWS):
             strip = slice(top, min(top + _STRIP_ROWS, height))
@@ -77,7 +77,7 @@ def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> 
 
 
 def prompt_argmax(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
-    """The prompt of each pixel, (H, W): the largest of R(p) = sum_q probability[q] * sigmoid(m_q(p)).
+    """Return the prompt of each pixel, (H, W): the largest of R(p) = sum_q probability[q] * sigmoid(m_q(p)).
 
     `probability` (q, t) says how likely a query shows each prompt. Of equal sums the first prompt wins. This is
     "semantic inference" of MaskFormer (Cheng et al., "Per-Pixel Classification is Not All You Need").

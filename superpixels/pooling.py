@@ -25,7 +25,7 @@ def bilinear_taps(size: int, grid: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def bilinear_matrix(size: int, grid: int) -> npt.NDArray[np.float64]:
-    """The (size, grid) matrix of one-dimensional bilinear upsampling; rows sum to 1."""
+    """Return the (size, grid) matrix of one-dimensional bilinear upsampling; rows sum to 1."""
     first, second, weight = bilinear_taps(size, grid)
     matrix = np.zeros((size, grid), dtype=np.float64)
     output = np.arange(size)
@@ -71,7 +71,7 @@ def segment_weights(label_map: npt.NDArray[np.integer[Any]], n: int, grid_h: int
 def pool_grid(
     features: npt.NDArray[np.floating[Any]], label_map: npt.NDArray[np.integer[Any]], n: int
 ) -> npt.NDArray[np.float32]:
-    """The unit vector of each segment, (n, d): normalised sum over its pixels of the bilinearly upsampled features.
+    """Return the unit vector of each segment, (n, d): normalised sum over its pixels of bilinearly upsampled features.
 
     ``features`` (d, h, w) are on any grid, ``label_map`` (H, W) holds 0..n with 0 for no segment. The caller chooses
     whether features have length 1 per cell before. Up to rounding this equals pooling the dense map (d, H, W). A
@@ -89,7 +89,7 @@ def pool_grid(
 def mean_score(
     score_map: npt.NDArray[np.floating[Any]], label_map: npt.NDArray[np.integer[Any]], n: int
 ) -> npt.NDArray[np.float32]:
-    """The mean of a score map (H, W) over the pixels of each segment, (n,); 0 for a segment without pixels."""
+    """Return the mean of a score map (H, W) over the pixels of each segment, (n,); 0 for a segment without pixels."""
     if score_map.shape != label_map.shape:
         raise ValueError(f"score map {score_map.shape} and label map {label_map.shape} differ in shape")
     total = np.bincount(label_map.ravel(), weights=score_map.ravel(), minlength=n + 1)
@@ -100,7 +100,7 @@ def mean_score(
 def strip_argmax(
     cosine: npt.NDArray[np.floating[Any]], height_px: int, width_px: int, rows_per_strip: int = 4
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32]]:
-    """The best prompt of each pixel, (H, W), and its score, (H, W), of scores (T, h, w) upsampled bilinearly.
+    """Return the best prompt of each pixel, (H, W), and its score, (H, W), of scores (T, h, w) upsampled bilinearly.
 
     Exactly the argmax of the upsampled scores (T, H, W), which are made for ``rows_per_strip`` rows at a time only.
     Of equal scores the first prompt wins; prompts with equal scores on the grid stay equal, as every prompt is mixed

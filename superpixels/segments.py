@@ -88,11 +88,11 @@ class Segments:
         return segments
 
     def label_map(self) -> LabelMap:
-        """The label map (height_px, width_px): 0 where there is no segment, k inside segment k."""
+        """Return the label map (height_px, width_px): 0 where there is no segment, k inside segment k."""
         return np.repeat(self.run_value, self.run_length).reshape(self.height_px, self.width_px)
 
     def lookup(self, row_px: npt.NDArray[np.integer[Any]], col_px: npt.NDArray[np.integer[Any]]) -> LabelMap:
-        """The segment id at each pixel, (p,); raises ValueError if a pixel is outside the image."""
+        """Return the segment id at each pixel, (p,); raises ValueError if a pixel is outside the image."""
         outside = (row_px < 0) | (row_px >= self.height_px) | (col_px < 0) | (col_px >= self.width_px)
         if outside.any():
             raise ValueError(
@@ -102,7 +102,7 @@ class Segments:
         return np.asarray(self.label_map()[row_px, col_px])
 
     def check(self) -> None:
-        """Raises ValueError, saying what is wrong, unless all that the class promises holds."""
+        """Raise ValueError, saying what is wrong, unless all that the class promises holds."""
         n = len(self.prompt_id)
         expected = {
             "run_value": (np.uint16, (len(self.run_value),)),
@@ -150,7 +150,7 @@ def compact(
     split: Split = "prompt",
     min_area_px: int = 1,
 ) -> tuple[LabelMap, npt.NDArray[np.int32]]:
-    """A label map (H, W) with ids 1..n and the prompt id of each segment (n,), from the best prompt of each pixel.
+    """Return a label map (H, W) with ids 1..n and each segment's prompt id (n,), from the best prompt of each pixel.
 
     With ``split="prompt"`` all pixels of a prompt are one segment, in order of prompt id, as the AFOV reference
     implementation has it. With "component" every 4-connected region of one prompt is a segment, ordered by prompt id

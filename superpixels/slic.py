@@ -17,7 +17,7 @@ _ITERATIONS = 5  # of k-means; the result hardly moves after that, and time is p
 
 
 def slic_superpixels(rgb: npt.NDArray[np.uint8], side_px: float, *, compactness: float = 10.0) -> npt.NDArray[np.int32]:
-    """The superpixel of each pixel, (H, W), numbered from 0, of an image (H, W, 3).
+    """Return the superpixel of each pixel, (H, W), numbered from 0, of an image (H, W, 3).
 
     SLIC (Achanta et al., "SLIC Superpixels Compared to State-of-the-art Superpixel Methods"): k-means over colour and
     place. Superpixels are connected and about ``side_px`` x ``side_px`` pixels large; a larger ``compactness`` follows
@@ -38,7 +38,7 @@ def slic_superpixels(rgb: npt.NDArray[np.uint8], side_px: float, *, compactness:
 
 
 def majority_labels(superpixel: Integers, row_px: Integers, col_px: Integers, label: Integers) -> npt.NDArray[np.int32]:
-    """The most frequent label among the pixels given in each superpixel, (n,); -1 where none is given.
+    """Return the most frequent label among the pixels given in each superpixel, (n,); -1 where none is given.
 
     ``superpixel`` (H, W) holds 0..n-1; ``row_px``, ``col_px`` and ``label`` (0 or more) are aligned, (p,). Of labels
     that are equally frequent the smallest wins.

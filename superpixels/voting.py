@@ -132,7 +132,8 @@ class Ballot:
 class Voted:
     """Aligned with the sweep (n,): ``label`` uint8, 0 none; ``confidence`` 0..1, 0 where there is no label; ``changed``
     says where the label is not the one it was, or there was none. ``runner_up`` has the most votes after the label, the
-    lowest of several, 0 where nobody votes for another one; ``runner_up_confidence`` is its share."""
+    lowest of several, 0 where nobody votes for another one; ``runner_up_confidence`` is its share.
+    """
 
     label: npt.NDArray[np.uint8]
     confidence: npt.NDArray[np.float32]

@@ -51,7 +51,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
-    """moto's S3 server, started for the first test that wants it."""
+    """Moto's S3 server, started for the first test that wants it."""
     from tests.manifests.s3_server import run_moto
 
     with run_moto(tmp_path_factory.mktemp("s3")) as server:

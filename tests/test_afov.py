@@ -131,7 +131,7 @@ def test_the_demo_ends_with_the_step_that_failed_and_leaves_no_process(monkeypat
 
     monkeypatch.setattr(demo, "call", call)
     monkeypatch.setattr(demo, "start", start)
-    with pytest.raises(RunError, match="trainer pretrain city .*ended with exit code 7"):
+    with pytest.raises(RunError, match=r"trainer pretrain city .*ended with exit code 7"):
         demo.demo("tiny", ["a.b=1"], lambda text: None)
     assert calls[0] == ("bench.city", "data/city", "--size", "tiny") and calls[-1][-2:] == ("--set", "a.b=1")
     assert started[0].poll() is not None

@@ -128,7 +128,7 @@ def test_results_that_differ_are_refused(both: tuple[UsualWay, OurWay]) -> None:
     with pytest.raises(DifferentResults, match="vectors of superpoints"):
         check_pairs(usual, first, batch)
     np.save(usual.label_file(first), usual.point_labels(second)[: len(usual.point_labels(first))])
-    with pytest.raises(DifferentResults, match="classes of .* voxels differ"):
+    with pytest.raises(DifferentResults, match=r"classes of .* voxels differ"):
         check_targets(usual, first, ours.target_batch(0, AS_REFERENCE, None))
 
 

@@ -226,7 +226,8 @@ RAW_OF_CLASS = (
 
 def official_iou(written: Path, root: Path, scans: list[str]) -> list[float]:
     """Return IoU by class straight from the files of sequence 08, as evaluate_semantics.py of semantic-kitti-api
-    defines it: points whose label is in no class do not count, and nothing in nothing is 0."""
+    defines it: points whose label is in no class do not count, and nothing in nothing is 0.
+    """
     labels = [np.fromfile(root / f"sequences/08/labels/{scan}.label", "<u4") & 0xFFFF for scan in scans]
     answers = [np.fromfile(written / f"sequences/08/predictions/{scan}.label", "<u4") for scan in scans]
     truth, answer = np.concatenate(labels), np.concatenate(answers)

@@ -115,8 +115,7 @@ def _imports(node: ast.AST, package: tuple[str, ...], when: str) -> Iterator[Imp
         "import_module",
         "importlib.import_module",
     ):
-        if node.args and isinstance(node.args[0], ast.Constant):
-            yield Import(str(node.args[0].value), node.lineno, when)
+        yield from (Import(str(one.value), node.lineno, when) for one in node.args[:1] if isinstance(one, ast.Constant))
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
         for statement in node.body:
             yield from _imports(statement, package, "types")

@@ -9,6 +9,7 @@ reason why there are none. (A file replaced since then is the next build's to no
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import tempfile
@@ -156,10 +157,8 @@ class Reuse(RuleBasedStateMachine):
     @rule(name=st.sampled_from("ab"), after=st.integers(0, 12))
     def build_and_be_killed(self, name: str, after: int) -> None:
         recipe = self.recipe(name)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             Runner(recipe).run(TARGETS, Killed(recipe, after))
-        except KeyboardInterrupt:
-            pass
         self.made.setdefault(ref_of(recipe), []).append((name, self.snapshot(name)))
 
     @precondition(lambda self: (self.folder / "store").exists())

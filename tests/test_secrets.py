@@ -79,7 +79,7 @@ def test_commands_of_the_trainer_keep_the_secret(
     fleet: Any,  # noqa: F811
     tmp_path: Path,
     s3: Server,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bucket = s3.bucket()
     for path in fleet.store.local.rglob("*"):

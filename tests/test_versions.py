@@ -220,7 +220,7 @@ def unheld_settings(measured: Measured, only: tuple[str, ...] = ()) -> set[tuple
     unheld, named = set(), set()
     for key, stage, recipe, rows in cases(measured):
         for read in measured.reads[key][stage]:
-            if only and (stage, read[1]) != only or read[0].startswith("ontology") or read[1] in PLACES | LISTED:
+            if (only and (stage, read[1]) != only) or read[0].startswith("ontology") or read[1] in PLACES | LISTED:
                 continue
             for other in other_recipes(recipe, read):
                 name = (recipe.teacher.name, stage, read)

@@ -96,7 +96,8 @@ def pretrain(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
     """Contrastive pre-training (TMP) on the tables points, pairs and text; reads the sections voxels, network, augment
-    and pretrain."""
+    and pretrain.
+    """
     run_training("pretrain", recipe, override, resume, fresh)
 
 
@@ -106,7 +107,8 @@ def distill(
     recipe: RecipeArgument, override: SetOption = None, resume: ResumeOption = Resume.auto, fresh: FreshOption = False
 ) -> None:
     """Learn the pseudo-labels in the tables points and target, from the pre-trained weights unless distill.init says
-    otherwise."""
+    otherwise.
+    """
     run_training("distill", recipe, override, resume, fresh)
 
 
@@ -225,7 +227,8 @@ def scores(
     override: SetOption = None,
 ) -> None:
     """Print all scores of some recipes in one table: pseudo-labels, students and yardsticks, seen and unseen points
-    apart."""
+    apart.
+    """
     with reported() as console:
         loaded = [load(recipe, override) for recipe in recipes]
         from trainer.scoring.scoreboard import class_tables, read_lines, summary_table

@@ -523,7 +523,7 @@ class _Builder:
         return front + 6.0
 
     def waterfront(self, side: int) -> None:
-        """A promenade and a river along a whole side, houses on the far bank."""
+        """Return a promenade and a river along a whole side, houses on the far bank."""
         rng, front = self.rng, self.front[side]
         self.patches.append(Patch("stone", (-HALF_M, HALF_M), self.span(side, front, front + 4)))
         self.patches.append(Patch("water", (-HALF_M, HALF_M), self.span(side, front + 4, front + 38)))
@@ -541,7 +541,7 @@ class _Builder:
         self.notes.append("river")
 
     def close_views(self) -> None:
-        """Buildings and trees behind everything, so that no street ends in the open."""
+        """Put buildings and trees behind everything, so that no street ends in the open."""
         rng = self.rng
 
         def stand(s: float, d: float, turn: float) -> None:
@@ -559,7 +559,7 @@ class _Builder:
                 stand(s, end * (max(self.front[end] + 60, 72.0) + rng.uniform(-3, 3)), self.facing(end))
 
     def furnish(self, side: int) -> None:
-        """Lamps, trees, signs, bins, benches and shelters along the kerb."""
+        """Put lamps, trees, signs, bins, benches and shelters along the kerb, and what stands by the walls."""
         rng = self.rng
         verge = self.walk_in[side] - self.kerb[side]
         line = side * (self.kerb[side] + (verge / 2 if verge else 0.45))
@@ -589,6 +589,12 @@ class _Builder:
             shelter = side * (self.front[side] + 0.2)
             if abs(s - self.cross_s) > clear + 3 and self.claim((s - 2.2, s + 2.2), (shelter - 0.8, shelter + 0.8)):
                 self.put(things.bus_shelter(rng), s, shelter, self.facing(side))
+        self.park_cycles(side, clear)
+        self.put_lights(side)
+
+    def park_cycles(self, side: int, clear: float) -> None:
+        """Park bicycles and motorcycles in groups along the walls, `clear` of the crossing."""
+        rng = self.rng
         for group in range(int(rng.integers(1, 4))):
             kind = ("vehicle.bicycle", "vehicle.motorcycle")[int(rng.integers(2))]
             start = rng.uniform(-40, 60)
@@ -597,6 +603,10 @@ class _Builder:
                 if abs(s - self.cross_s) > clear:
                     turn = self.facing(side) + 0.2 * rng.normal() + (np.pi if group else 0)
                     self.add(kind, self.vehicle(kind, False), s, d, turn, "cycle.without_rider", margin=0.0)
+
+    def put_lights(self, side: int) -> None:
+        """Put traffic lights before the crossing, both of them from one side of the street."""
+        rng = self.rng
         corner = self.cross_s - (self.cross_half + 0.9)
         if corner < HALF_M and side < 0:
             mast = things.traffic_light(rng, min(self.kerb[side] - 1.5, 4.0)).turned("z", np.pi)

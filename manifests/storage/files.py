@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -182,7 +183,7 @@ class Scratch:
     def __enter__(self) -> tuple[BinaryIO, Any]:
         try:
             if self._files.local is None:
-                self._stream: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+                self._stream: BinaryIO = tempfile.TemporaryFile()
             else:
                 folder = (self._files.local / self._path).parent
                 folder.mkdir(parents=True, exist_ok=True)
@@ -205,10 +206,8 @@ class Scratch:
         self._scratch = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        try:
+        with suppress(OSError):  # a full disk shows once more here; the first error is the one to tell
             self._stream.close()
-        except OSError:  # a full disk shows once more here; the first error is the one to tell
-            pass
         if self._scratch is not None:
             self._scratch.unlink(missing_ok=True)
         if isinstance(error, OSError | pa.ArrowException) and not isinstance(error, StoreError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -127,10 +128,8 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._parquet.is_open:
-            try:
+            with suppress(OSError, pa.ArrowException):  # the file is discarded; the error under way is the one to tell
                 self._parquet.close()
-            except (OSError, pa.ArrowException):  # the file is discarded; the error under way is the one to tell
-                pass
         self._scratch.__exit__(kind, error, None)
 
 

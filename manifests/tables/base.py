@@ -10,6 +10,7 @@ that. A class `of` another one reads some of its columns alone; it repeats their
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
@@ -47,7 +48,7 @@ class About:
 def own_columns(cls: type[Record]) -> tuple[Column, ...]:
     """Return the columns that a class declares itself; raises TypeError for one that says nothing of itself."""
     hints = get_type_hints(cls, include_extras=True)
-    return tuple(column_of(cls, name, hints[name]) for name in cls.__dict__.get("__annotations__", {}))
+    return tuple(column_of(cls, name, hints[name]) for name in inspect.get_annotations(cls))
 
 
 def column_of(cls: type[Record], name: str, hint: Any) -> Column:
@@ -76,7 +77,7 @@ def part_columns(cls: type[Record], of: type[Record]) -> tuple[Column, ...]:
     """Return some columns of another table; raises TypeError unless that has them, and of the same types."""
     hints, whole = get_type_hints(cls), get_type_hints(of)
     by_name = {column.name: column for column in of.columns}
-    names = tuple(cls.__dict__.get("__annotations__", {}))
+    names = tuple(inspect.get_annotations(cls))
     for name in names:
         if name not in by_name or hints[name] != whole[name]:
             raise TypeError(f"{cls.__name__}.{name} is not {of.__name__}.{name}, of which it is to be a part")

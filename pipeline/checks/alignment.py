@@ -77,7 +77,8 @@ def correlate(view: View) -> Array:
 
 def _cells(view: View, marks: Marks, poses: Array, intrinsics: Array) -> tuple[Array, Array, Array]:
     """Return row and column of the cell, (k, n), that each mark falls into by each of k calibrations, and whether that
-    is in the image."""
+    is in the image.
+    """
     matrices = (intrinsics @ poses[:, :3, :3]).astype(np.float32)
     offsets = np.einsum("kij,kj->ki", intrinsics, poses[:, :3, 3]).astype(np.float32)
     across, down, depth = np.moveaxis(marks.xyz_m @ matrices.transpose(0, 2, 1) + offsets[:, None], -1, 0)
@@ -178,7 +179,8 @@ def turns_deg() -> Array:
 
 def turn(view: View, up: Array) -> Array:
     """Return for every turn of the camera about `up` (3,), LiDAR frame, the sum of each layer under its marks and the
-    weight of those marks, (2, 2, tilts, turns); see `turns_deg`. Tilts are small ones, down."""
+    weight of those marks, (2, 2, tilts, turns); see `turns_deg`. Tilts are small ones, down.
+    """
     level = level_frame(view.camera, up)
     layers, mask, lowest = _panorama(view, level)
     rows, columns = mask.shape
@@ -225,7 +227,8 @@ def level_frame(camera: Camera, up: Array) -> Array:
 
 def _panorama(view: View, level: Array) -> tuple[Array, Array, float]:
     """Return the layers by elevation, ascending, and azimuth to the right, (2, rows, turns), where there is image at
-    all, and the least elevation in degrees."""
+    all, and the least elevation in degrees.
+    """
     elevations = np.arange(-_MOST_ELEVATION_DEG, _MOST_ELEVATION_DEG, _STEP_DEG) + _STEP_DEG / 2
     azimuth, elevation = np.meshgrid(np.radians(turns_deg()), np.radians(elevations))
     ray = np.stack([np.cos(elevation) * np.cos(azimuth), -np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])

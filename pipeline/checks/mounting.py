@@ -23,7 +23,8 @@ _DIRECTIONS = 36
 
 def check_mounting(name: str, looks: Sequence[tuple[Look, View]], aligned: bool) -> Iterator[Finding]:
     """Yield what is wrong with how a camera stands, by its views in some frames; `aligned` is what its edges say, which
-    overrule what is merely unusual."""
+    overrule what is merely unusual.
+    """
     yield from check_upright(name, looks, aligned)
     yield from check_middle(name, looks, aligned)
     yield from check_share(name, looks)

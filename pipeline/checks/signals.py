@@ -91,7 +91,8 @@ def _usable(xyz_m: Array, intensity: Array) -> tuple[Array, Array]:
 
 def find_ends(xyz_m: npt.NDArray[np.float32], eye_m: Array) -> Marks:
     """Return where things end in a sweep float32 (n, 3) seen from `eye_m` (3,): points whose neighbour on the ring is
-    much farther away."""
+    much farther away.
+    """
     seen = xyz_m - np.asarray(eye_m, np.float32)
     range_m = np.linalg.norm(seen, axis=1)
     if len(xyz_m) < 3:

@@ -166,7 +166,8 @@ def ground_faults(xyz_m: Array, up: Array) -> Iterator[_Fault]:
 
 def largest_plane(xyz_m: Array, up: Array) -> tuple[Array, float, float]:
     """Return the normal (3,) of the plane that most points lie on, their share, and the share on the best plane that is
-    level by `up`: out of planes through three points that chance picks, always the same."""
+    level by `up`: out of planes through three points that chance picks, always the same.
+    """
     rng = np.random.default_rng(0)
     some = xyz_m[rng.integers(len(xyz_m), size=_POINTS)]
     corner = some[rng.integers(_POINTS, size=(_TRIES, 3))]

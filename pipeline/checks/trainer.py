@@ -107,7 +107,7 @@ def check_splits(
             else:
                 sizes[task] = 0
     shown = [
-        f"{task} {sizes[task]}" for task in splits if sizes.get(task) or task not in TRAINER_TASKS and task in sizes
+        f"{task} {sizes[task]}" for task in splits if sizes.get(task) or (task not in TRAINER_TASKS and task in sizes)
     ]
     if shown:
         yield Finding("ok", "split", f"frames: {', '.join(shown)}")

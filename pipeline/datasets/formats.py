@@ -60,7 +60,8 @@ def read_npy(content: bytes) -> Columns | npt.NDArray[Any]:
 
 def read_npz(content: bytes) -> Columns | npt.NDArray[Any]:
     """Return what a .npz file holds: one array as in .npy; arrays x, y, z and others (n,); or xyz (n, 3 or more) and
-    others (n,). Raises ValueError."""
+    others (n,). Raises ValueError.
+    """
     arrays = load_npz(content)
     tables = [name for name, array in arrays.items() if array.ndim == 2]
     if len(arrays) == 1 and not tables:
@@ -264,7 +265,8 @@ READERS: Mapping[str, Callable[[bytes], Columns | npt.NDArray[Any]]] = {
 
 def read_point_labels(path: Path, content: bytes) -> npt.NDArray[np.uint16]:
     """Return a label per point, (n,): .npy of whole numbers, .bin of bytes, .label of uint32 whose upper half is an
-    instance, as in SemanticKITTI. Raises ValueError saying what is wrong."""
+    instance, as in SemanticKITTI. Raises ValueError saying what is wrong.
+    """
     if path.suffix == ".npy":
         labels = load_npy(content)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":

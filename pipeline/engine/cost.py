@@ -71,7 +71,6 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
 
 def uses_network(runner: Runner) -> bool:
     """Whether the recipe's teacher computes segments, instead of reading them."""
-
     return not runner.recipe.teacher.ready_made
 
 

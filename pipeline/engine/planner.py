@@ -193,6 +193,27 @@ class Planner:
             return "its inputs changed" if looked else "its files changed, or lie in another folder: to be looked at"
         return "new, or deleted"
 
+    def _fused(
+        self,
+        name: str,
+        shard: str,
+        index: tuple[str, ShardFile],
+        kept: Mapping[tuple[str, str], ShardFile],
+    ) -> str | list[str]:
+        """Return what a key says of a table that its stage makes on its way: the shard that is there, or its key."""
+        table = STAGES[name]
+        seen = self._index_digest(*index, table.seen_of_index(self.recipe))
+        key = digest({"table": digest(self.identity(table)), "index": seen})
+        made = kept.get((shard, key))
+        return [made.key, made.sha256] if made else key
+
+    def _build_task(self, stage: Stage, fingerprint: str, shard: str) -> Task:
+        """Return the task of a stage that builds one table for all frames."""
+        content = stage.content(self.recipe)
+        files = {"content": digest(dict(content))} if content else {}  # the fingerprint has the rest
+        settings = digest(dict(stage.depends(self.recipe)))
+        return Task(stage.name, fingerprint, shard, digest({"table": fingerprint, **files}), 0, settings=settings)
+
     def _task(
         self,
         stage: Stage,
@@ -209,11 +230,7 @@ class Planner:
         """
         depends: dict[str, Any] = {"table": fingerprint}
         if stage.build:
-            content = stage.content(self.recipe)
-            if content:  # files; the fingerprint has the rest
-                depends["content"] = digest(dict(content))
-            settings = digest(dict(stage.depends(self.recipe)))
-            return Task(stage.name, fingerprint, shard, digest(depends), 0, settings=settings)
+            return self._build_task(stage, fingerprint, shard)
         if stage.name == "index":
             depends["listing"] = self._listing_digest(stage, shard, frames)
             return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
@@ -226,12 +243,8 @@ class Planner:
         rows["index"] = upstream["index"].fingerprint, index
         depends["index"] = self._index_digest(upstream["index"].fingerprint, index, stage.seen_of_index(self.recipe))
         for need in stage.needs(self.recipe):
-            if need.how == "fused":  # the key that its shard would have
-                table = STAGES[need.table]
-                seen = self._index_digest(upstream["index"].fingerprint, index, table.seen_of_index(self.recipe))
-                key = digest({"table": digest(self.identity(table)), "index": seen})
-                made = kept.get(need.table, {}).get((shard, key))
-                depends[need.table] = [made.key, made.sha256] if made else key
+            if need.how == "fused":
+                depends[need.table] = self._fused(need.table, shard, rows["index"], kept.get(need.table, {}))
                 continue
             source = upstream[need.table].done.get(ALL if need.how == "broadcast" else shard)
             if source is None:

@@ -179,13 +179,13 @@ class Watcher(Protocol):
     """Whoever wants to follow a run: the progress display, or a test."""
 
     def stage_started(self, plan: StagePlan, n_frames: int) -> None:
-        """A stage begins to build shards with `n_frames` frames in all."""
+        """Return a stage begins to build shards with `n_frames` frames in all."""
 
     def shard_finished(self, task: Task, outcome: Outcome) -> None:
         """One shard was built or failed."""
 
     def stage_finished(self, plan: StagePlan) -> None:
-        """A stage is done."""
+        """Return a stage is done."""
 
 
 def given_up(queue: Queue, stages: Sequence[str], cause: str) -> Iterator[tuple[Task, Outcome]]:

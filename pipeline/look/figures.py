@@ -149,7 +149,8 @@ def show_heat(item: FrameRows, asked: Asked, place: Place, recipe: Recipe, folde
 
 def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> list[Panel]:
     """Return views from above of what flat interaction changes: in pseudo-labels where table `correct` is there or they
-    were scored so ("pseudo" in `refined`), and in predictions where they were ("prediction")."""
+    were scored so ("pseudo" in `refined`), and in predictions where they were ("prediction").
+    """
     rows, found = item.rows, []
     truth = rows["label"]["label"] if "label" in rows else None
 

@@ -149,7 +149,8 @@ def fused(
     mask: torch.Tensor, logit: torch.Tensor, presence: torch.Tensor, semantic: torch.Tensor, min_score: float
 ) -> torch.Tensor:
     """Return P (n, h, w) from SAM 3's outputs for n concepts: masks (n, q, h, w), object logits (n, q), presence (n, 1)
-    and semantic masks (n, 1, h, w), all as logits; see Sam3."""
+    and semantic masks (n, 1, h, w), all as logits; see Sam3.
+    """
     mask, logit, presence, semantic = (one.float() for one in (mask, logit, presence, semantic))
     there = presence.sigmoid()
     score, best = (logit.sigmoid() * there).topk(min(_SAM3_OBJECTS, logit.shape[1]), dim=1)

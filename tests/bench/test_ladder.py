@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -142,7 +143,7 @@ def prepared(plan: Plan, seeds: Sequence[int] = (0,), machine: Machine | None = 
 def test_the_rungs_that_come_with_it_are_whole() -> None:
     rungs = read_rungs()
     parts = [line.part for rung in rungs.values() for line in rung.lines()]
-    assert len(dict.fromkeys(parts)) == 1 + sum(one != other for one, other in zip(parts, parts[1:], strict=False))
+    assert len(dict.fromkeys(parts)) == 1 + sum(one != other for one, other in itertools.pairwise(parts))
     titles = [(line.part, line.title) for rung in rungs.values() for line in rung.lines()]
     assert len(set(titles)) == len(titles)
     plan = Plan("san_like", Path("runs"), rungs)

@@ -110,7 +110,7 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_no_file(packed: Path, 
     store = Store.open(tmp_path / "from")
     with pytest.raises(StoreError, match="exists already"):
         pack(store, "recipe", ["target"], "", packed)
-    with pytest.raises(StoreError, match="make points RECIPE=..."):
+    with pytest.raises(StoreError, match=r"make points RECIPE=..."):
         pack(store, "recipe", ["points"], "", tmp_path / "b.tar")
     shard = next(iter(store.shards("target", FINGERPRINT).values()))
     path = tmp_path / "from" / "target" / FINGERPRINT / shard.name
@@ -307,6 +307,6 @@ def test_an_archive_damaged_anywhere_is_a_sentence_or_the_same_tables(
 
 def test_a_store_that_cannot_be_written_gets_nothing(packed: Path, tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(b"x" * (56 << 10))
-    with pytest.raises(StoreError, match="GB free|disk is full"):
+    with pytest.raises(StoreError, match=r"GB free|disk is full"):
         unpack(packed, Store.open(small_disk / "to"))
     assert not list((small_disk / "to").rglob("*.parquet")) and os.path.exists(packed)

@@ -100,7 +100,7 @@ def test_a_missing_recipe_lists_the_built_in_ones() -> None:
 
 
 def test_a_data_set_needs_a_root() -> None:
-    with pytest.raises(ConfigError, match="data.root is empty"):
+    with pytest.raises(ConfigError, match=r"data.root is empty"):
         RecipeFile("x").section("data", DataConfig)
 
 

@@ -312,14 +312,16 @@ def test_a_dictionary_with_too_many_classes_or_no_prompt_is_an_error() -> None:
         parse_ontology(table | {"class": [*table["class"], *many]})  # type: ignore[misc]
     with pytest.raises(ValueError, match="100 fine classes; at most 99"):
         parse_ontology(table | {"class": [*table["class"], *many[:99]]})  # type: ignore[misc]
-    with pytest.raises(ValueError, match="there is no .*group"):
+    with pytest.raises(ValueError, match=r"there is no .*group"):
         parse_ontology(table | {"class": [*table["class"], *many[:1]], "group": []})  # type: ignore[misc]
 
 
 def test_an_unknown_name_lists_the_known_ones_and_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown ontology 'waymo'; expected nuscenes, semantic_kitti or a .toml file"):
+    with pytest.raises(
+        ValueError, match=r"unknown ontology 'waymo'; expected nuscenes, semantic_kitti or a .toml file"
+    ):
         load_ontology("waymo")
     with pytest.raises(ValueError, match="unknown ontology"):
         load_ontology("../ontologies/nuscenes")
-    with pytest.raises(FileNotFoundError, match="nowhere.toml: there is no such ontology file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.toml: there is no such ontology file"):
         load_ontology("nowhere.toml")

@@ -270,7 +270,7 @@ def test_a_server_that_ignores_conditions_is_refused(s3: Server, monkeypatch: py
         return True
 
     monkeypatch.setattr(conditional.Bucket, "_put", deaf)
-    with pytest.raises(StoreError, match="cannot keep apart two runs .* takes no notice of `If-None-Match") as caught:
+    with pytest.raises(StoreError, match=r"cannot keep apart two runs .* takes no notice of `If-None-Match") as caught:
         store.update_ref(NAME, with_table("points"))
     assert "secret" not in str(caught.value)
 

@@ -361,7 +361,7 @@ def test_two_writers_of_one_shard_leave_a_whole_one(bucket: Bucket) -> None:
         try:
             for index in range(4):
                 write(store, f"scene-{index}", seed=seed)
-        except BaseException as error:  # noqa: BLE001 - it is shown by the test, not by the thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in (0, 0, 1, 1)]

@@ -99,12 +99,12 @@ def test_an_unknown_split_lists_the_known_ones() -> None:
         load_split("trian", "nuscenes", ALL_NUSCENES)
     with pytest.raises(ValueError, match="unknown split 'verify' of semantic_kitti"):
         load_split("verify", "semantic_kitti", ALL_SEQUENCES)
-    with pytest.raises(ValueError, match="unknown split '../splits/nuscenes_train'"):
+    with pytest.raises(ValueError, match=r"unknown split '../splits/nuscenes_train'"):
         load_split("../splits/nuscenes_train", "nuscenes", ALL_NUSCENES)
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.txt: there is no such split file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.txt: there is no such split file"):
         load_split("nowhere.txt", "nuscenes", ALL_NUSCENES)
 
 

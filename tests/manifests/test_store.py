@@ -189,9 +189,9 @@ def test_names_of_refs_stay_in_their_folder(store: Store, name: str) -> None:
 
 
 def test_a_missing_ref_names_the_make_target(store: Store) -> None:
-    with pytest.raises(StoreError, match="make pack RECIPE=..."):
+    with pytest.raises(StoreError, match=r"make pack RECIPE=..."):
         store.expect_ref("mine")
-    with pytest.raises(StoreError, match="make target RECIPE=..."):
+    with pytest.raises(StoreError, match=r"make target RECIPE=..."):
         Ref("mine", {}).table("target")
 
 
@@ -301,7 +301,7 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk: Path) -> None:
     store = Store.open(small_disk)
     first = write(store)
     rows = [target_row(f"big/{index}", 30_000, index) for index in range(3)]
-    with pytest.raises(StoreError, match="the disk is full. Finished shards are safe"):
+    with pytest.raises(StoreError, match=r"the disk is full. Finished shards are safe"):
         store.write("target", FINGERPRINT, "big", KEY, to_table(rows, TARGET))
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
     assert not [name for name in os.listdir(folder(store)) if name.startswith(".tmp-")]
@@ -394,7 +394,7 @@ def test_an_unknown_kind_of_store_gives_a_sentence() -> None:
 def test_rows_that_do_not_fit_the_schema_are_refused(store: Store) -> None:
     with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
         wrong_type = target_row("a") | {"label": np.zeros(100, np.int32)}
-        with pytest.raises(ValueError, match="element type <i4, expected |u1"):
+        with pytest.raises(ValueError, match=r"element type <i4, expected |u1"):
             writer.append(wrong_type)
         with pytest.raises(ValueError, match="shape"):
             writer.append(target_row("a") | {"seen": np.zeros(7, bool)})

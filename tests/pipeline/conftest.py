@@ -91,7 +91,8 @@ def tiny(shared: Path, mirror: Callable[..., Root]) -> Root:
 @pytest.fixture
 def folder_layout(tmp_path: Path) -> Callable[[Path, str], Path]:
     """Makes a root for data set `folder` out of one in nuScenes layout: the same files under other names, and the
-    tables' calibrations and poses, number by number, as one scene.toml for each scene."""
+    tables' calibrations and poses, number by number, as one scene.toml for each scene.
+    """
 
     def pose(row: Mapping[str, Any]) -> str:
         return f"{{ rotation = {row['rotation']}, translation = {row['translation']} }}"

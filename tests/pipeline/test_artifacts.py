@@ -99,7 +99,7 @@ def test_a_last_row_for_void_is_dropped_where_it_is_said_that_there_is_one_and_n
     with pytest.raises(ConfigError, match=r'has 4 rows, .* has 3 prompts; .* stands for "void", set teacher.void = tr'):
         teacher(folder).text(ONTOLOGY.prompts)
     torch.save(torch.eye(3, 2) + 1, folder / "text_embedding.pt")
-    with pytest.raises(ConfigError, match="has 3 rows, .* has 3 prompts, and by teacher.void or its layout the last"):
+    with pytest.raises(ConfigError, match=r"has 3 rows, .* has 3 prompts, and by teacher.void or its layout the last"):
         teacher(folder, void=True).text(ONTOLOGY.prompts)
 
 
@@ -114,9 +114,11 @@ def test_files_made_with_other_prompts_are_refused_as_soon_as_a_plan_is_made(
         STAGES["text"].depends(recipe_over(folder, teacher=config, ontology=ONTOLOGY))
 
     plan("\ufeffcar\r\nvan\r\nbus\r\n")
-    with pytest.raises(ConfigError, match="has 4 prompts, data.ontology 3; the first that differs is number 1, 'taxi'"):
+    with pytest.raises(
+        ConfigError, match=r"has 4 prompts, data.ontology 3; the first that differs is number 1, 'taxi'"
+    ):
         plan("car\ntaxi\nvan\nbus\n")
-    with pytest.raises(ConfigError, match="has 2 prompts, data.ontology 3; name the dictionary"):
+    with pytest.raises(ConfigError, match=r"has 2 prompts, data.ontology 3; name the dictionary"):
         plan("car\nvan\n")
     with pytest.raises(ConfigError, match=r"these are those of AFOV for nuScenes, not the 3 of data.ontology") as told:
         plan()
@@ -345,7 +347,7 @@ def test_images_of_one_frame_must_come_from_one_teacher(folder: Path) -> None:
         (folder / f"b.{suffix}").write_bytes((folder / f"a.{suffix}").read_bytes())
     torch.save([torch.load(folder / "a.pt")] * 2, folder / "b.pt")
     text = teacher(folder).text(ONTOLOGY.prompts)
-    with pytest.raises(FrameError, match="some .pt files hold one matrix and some two"):
+    with pytest.raises(FrameError, match=r"some .pt files hold one matrix and some two"):
         teacher(folder).segment(frame_of("a", "b"), {}, text)
     with pytest.raises(FrameError, match=r'a\.pt: holds 1 matrices; layout "fcclip" has 2'):
         teacher(folder, layout="fcclip").segment(frame_of("a", "b"), {}, text)
@@ -412,7 +414,7 @@ def test_the_key_of_text_holds_the_digest_of_its_vectors_and_no_identity_where_t
 
 def test_a_folder_without_text_vectors_is_named_when_planning(tmp_path: Path, recipe_over: Callable[..., Any]) -> None:
     config = ArtifactsConfig(folder=str(tmp_path), prompts_sha256=prompts_digest(ONTOLOGY.prompts))
-    with pytest.raises(ConfigError, match="text_embedding.pt: No such file"):
+    with pytest.raises(ConfigError, match=r"text_embedding.pt: No such file"):
         STAGES["text"].content(recipe_over(tmp_path, teacher=config, ontology=ONTOLOGY))
 
 

@@ -93,7 +93,7 @@ def test_images_of_other_shapes_have_batches_of_their_own() -> None:
 
 def test_a_rare_shape_does_not_hold_up_the_rest() -> None:
     teacher, seen = Adder(), 0
-    many = [frame_of("1", camera("A"), camera("wide", 6))] + frames(200, "A")
+    many = [frame_of("1", camera("A"), camera("wide", 6)), *frames(200, "A")]
 
     def counted() -> Any:
         nonlocal seen
@@ -116,7 +116,7 @@ def test_a_bad_image_fails_its_frame_and_no_other() -> None:
         "odd.png: nothing in it",
         "",
     ]
-    with pytest.raises(FrameError, match="bad.png"):
+    with pytest.raises(FrameError, match=r"bad.png"):
         encode_frame(Adder(), todo[2])
 
 

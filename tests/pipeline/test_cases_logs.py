@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,8 @@ def test_c26_timestamps_in_nanoseconds_are_told_by_name(made: Made, caplog: pyte
     with caplog.at_level(logging.WARNING):
         frames = list(open_dataset(load_recipe(recipe).data).frames())
     assert "sample_data.json go up to" in caplog.text and "taken for ns" in caplog.text
-    assert [round((b.timestamp_us - a.timestamp_us) / 1e6) for a, b in zip(frames, frames[1:], strict=False)] == [1, 1]
-    with pytest.raises(ConfigError, match="sample_data.json go up to .*, which are too many us"):
+    assert [round((b.timestamp_us - a.timestamp_us) / 1e6) for a, b in itertools.pairwise(frames)] == [1, 1]
+    with pytest.raises(ConfigError, match=r"sample_data.json go up to .*, which are too many us"):
         list(open_dataset(load_recipe(recipe, ["data.time_unit=us"]).data).frames())
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -259,8 +259,8 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
     class Collector:
         """Runs what `gc --delete` runs, from a machine of its own, whenever a shard is finished."""
 
-        found: list[str] = []
-        started: list[float] = []
+        found: ClassVar[list[str]] = []
+        started: ClassVar[list[float]] = []
 
         def __init__(self, recipe: Recipe) -> None:
             self.store = Store.open(recipe.run.store)
@@ -447,7 +447,7 @@ def test_a_stage_without_gpus_ends_the_run_with_a_sentence_and_the_others_keep_t
     on_cluster: Callable[..., Recipe], expected: dict[str, str]
 ) -> None:
     recipe = on_cluster("run.gpus_per_worker=2")
-    with RayPool(recipe, fake_gpu(0)) as pool, pytest.raises(RuntimeError, match="encode wants 2.0 GPUs a worker"):
+    with RayPool(recipe, fake_gpu(0)) as pool, pytest.raises(RuntimeError, match=r"encode wants 2.0 GPUs a worker"):
         Runner(recipe).run(["encode"], pool)
     written = shards_of(recipe)
     assert written and written.items() < expected.items()

@@ -231,7 +231,7 @@ def test_a_late_clock_changes_images_and_not_what_the_tables_tell(small: Path, t
         )
         for token in images
     ]
-    assert 0 < min(moved) and np.median(moved) < 0.5
+    assert min(moved) > 0 and np.median(moved) < 0.5
 
 
 def test_names_of_fine_classes_are_those_of_the_class_dictionary() -> None:

@@ -243,7 +243,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, street: Frame)
     teacher = ClipDense.load(recipe_at(tmp_path), "encode")
     assert teacher.dense is not None
     teacher.dense.visual.proj[0, 0] = float("nan")
-    with pytest.raises(FrameError, match="FRONT.png: the features of tiny hold values that are not finite"):
+    with pytest.raises(FrameError, match=r"FRONT.png: the features of tiny hold values that are not finite"):
         teacher.encode(street)
 
 

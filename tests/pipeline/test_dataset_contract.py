@@ -49,7 +49,7 @@ def test_listing_what_is_not_there_is_a_config_error() -> None:
 
 
 def test_an_unknown_data_set_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match='data.dataset is "lyft"; there are .*nuscenes'):
+    with pytest.raises(ConfigError, match=r'data.dataset is "lyft"; there are .*nuscenes'):
         open_dataset(DataConfig(dataset="lyft", root="/nowhere"))
 
 

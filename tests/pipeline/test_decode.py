@@ -66,7 +66,7 @@ def test_what_is_decoded_is_never_smaller_than_what_is_wanted(street: Path, heig
 def test_a_truncated_file_is_found_at_any_size(street: Path) -> None:
     (street / "cut.jpg").write_bytes((street / "C.jpg").read_bytes()[:-600])
     for wanted in ((224, 400), (20, 30)):
-        with pytest.raises(FrameError, match="cut.jpg: cannot be decoded as an image: .*truncated"):
+        with pytest.raises(FrameError, match=r"cut.jpg: cannot be decoded as an image: .*truncated"):
             read_image_for(street, camera_of("cut.jpg"), lambda *full, wanted=wanted: wanted, scaled=True)
 
 

@@ -357,7 +357,7 @@ def test_affinity_to_a_network_that_sees_no_difference_is_the_mean_over_the_imag
 def test_affinity_needs_a_second_network(towers: Towers) -> None:
     with pytest.raises(ConfigError, match="needs a second network; set dino and dino_weights"):
         DenseTower(towers, "affinity")
-    with pytest.raises(ConfigError, match='teacher.dino is "resnet50"; expected a vision transformer of timm'):
+    with pytest.raises(ConfigError, match=r'teacher.dino is "resnet50"; expected a vision transformer of timm'):
         load_dino("resnet50", Weights("random:0"), device="cpu")
 
 
@@ -370,7 +370,7 @@ def test_a_network_of_timm_comes_back_as_it_was_saved(tmp_path: Path, dino: Imag
 
 
 def test_too_many_patches_are_refused_before_they_fill_the_memory(towers: Towers) -> None:
-    with pytest.raises(ConfigError, match="100 x 100 are too many .*set window_px and stride_px"):
+    with pytest.raises(ConfigError, match=r"100 x 100 are too many .*set window_px and stride_px"):
         run(DenseTower(towers, "sc"), images(800, 800, n=1))
 
 
@@ -407,7 +407,9 @@ def test_windows_of_affinity_have_the_finer_grid(towers: Towers, dino: ImageNetw
 
 
 def test_windows_are_made_of_whole_patches(towers: Towers) -> None:
-    with pytest.raises(ConfigError, match="teacher.window_px is 28, which is no multiple of the patch of 8 x 8 pixels"):
+    with pytest.raises(
+        ConfigError, match=r"teacher.window_px is 28, which is no multiple of the patch of 8 x 8 pixels"
+    ):
         DenseTower(towers, window_px=28, stride_px=8)
 
 
@@ -450,9 +452,9 @@ def test_a_convnext_cell_is_what_the_head_gives_for_an_image_of_that_cell(convne
 
 
 def test_a_mode_that_the_tower_cannot_do_is_refused(towers: Towers, convnext: Towers) -> None:
-    with pytest.raises(ConfigError, match='teacher.model is a ConvNeXt; set mode = "convnext"'):
+    with pytest.raises(ConfigError, match=r'teacher.model is a ConvNeXt; set mode = "convnext"'):
         DenseTower(convnext, "sc")
-    with pytest.raises(ConfigError, match="teacher.model is a vision transformer; choose another mode"):
+    with pytest.raises(ConfigError, match=r"teacher.model is a vision transformer; choose another mode"):
         DenseTower(towers, "convnext")
 
 

@@ -109,7 +109,7 @@ def test_each_stage_depends_on_its_own_settings_only() -> None:
 def test_a_reach_that_keeps_all_has_an_identity() -> None:
     config = parse_section("teacher", {"name": "fcclip", "weights": "random:0", "reach": KEEPS_ALL}, FcClipConfig)
     assert '"reach":1000000' in canonical(dict(config.settings("encode"))).replace(" ", "")
-    with pytest.raises(ConfigError, match="teacher.reach is inf; expected a finite number"):
+    with pytest.raises(ConfigError, match=r"teacher.reach is inf; expected a finite number"):
         parse_section("teacher", {"name": "fcclip", "weights": "random:0", "reach": float("inf")}, FcClipConfig)
 
 
@@ -293,7 +293,9 @@ def test_a_clip_that_is_not_pinned_is_refused_with_the_line_to_add(tmp_path: Pat
 def test_a_head_without_clip_says_which_file_is_wanting(tmp_path: Path) -> None:
     network, _ = build_fcclip("tiny-convnext", seed=7)
     two_files(tmp_path, network)
-    with pytest.raises(ConfigError, match="tensors of the CLIP under them are not in it; .* give that as clip_weights"):
+    with pytest.raises(
+        ConfigError, match=r"tensors of the CLIP under them are not in it; .* give that as clip_weights"
+    ):
         FcClip.load(recipe_at(tmp_path, **pinned(tmp_path / "head.pth")), "encode")
 
 
@@ -326,7 +328,7 @@ def test_a_fault_of_the_head_s_file_is_told_of_the_head_s_file(tmp_path: Path) -
     head = torch.load(tmp_path / "head.pth")
     del head["model"]["sem_seg_head.predictor.logit_scale"]
     torch.save(head, tmp_path / "head.pth")
-    with pytest.raises(ConfigError, match="teacher.weights: .*head.pth is not .* 1 missing, such as logit_scale$"):
+    with pytest.raises(ConfigError, match=r"teacher.weights: .*head.pth is not .* 1 missing, such as logit_scale$"):
         FcClip.load(recipe_at(tmp_path, **settings | pinned(tmp_path / "head.pth")), "text")
 
 
@@ -433,7 +435,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) 
     teacher = FcClip.load(recipe_at(tmp_path), "encode")
     assert teacher.network is not None
     teacher.network.void_embedding.weight[0, 0] = float("nan")
-    with pytest.raises(FrameError, match="FRONT.png: masks or vectors of tiny-convnext hold values that are not"):
+    with pytest.raises(FrameError, match=r"FRONT.png: masks or vectors of tiny-convnext hold values that are not"):
         teacher.encode(street)
 
 

@@ -437,7 +437,7 @@ def test_a_camera_or_a_scene_that_is_not_there_is_said(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.cameras names left; the scenes of .* have front, rear"):
         frames_of(root, "left")
     (root / "drive/scene.toml").unlink()
-    with pytest.raises(ConfigError, match="holds no scene; expected a folder for each, with a file scene.toml in it"):
+    with pytest.raises(ConfigError, match=r"holds no scene; expected a folder for each, with a file scene.toml in it"):
         frames_of(root)
 
 

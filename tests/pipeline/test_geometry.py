@@ -211,5 +211,5 @@ def test_unusable_arguments_are_an_error() -> None:
         project(np.ones((1, 4)), IDENTITY, INTRINSICS, WIDTH, HEIGHT)
     with pytest.raises(ValueError, match="expected 4 x 4 finite numbers"):
         project(np.ones((1, 3)), IDENTITY[:3], INTRINSICS, WIDTH, HEIGHT)
-    with pytest.raises(ValueError, match="min_depth_m is -1.0"):
+    with pytest.raises(ValueError, match=r"min_depth_m is -1.0"):
         project(np.ones((1, 3)), IDENTITY, INTRINSICS, WIDTH, HEIGHT, min_depth_m=-1.0)

@@ -160,7 +160,7 @@ def test_a_batch_that_the_gpu_has_no_room_for_is_halved(tmp_path: Path, monkeypa
         assert isinstance(one, dict)
         assert all(cosines(one[name], part).min() > 0.99999 for name, part in expected.items())
     total *= 4
-    with pytest.raises(ConfigError, match="one image of .* needs more memory than cuda has"):
+    with pytest.raises(ConfigError, match=r"one image of .* needs more memory than cuda has"):
         list(Batches(teacher, 2, 2)([frame_of("FRONT")]))
 
 

@@ -35,7 +35,7 @@ def frame(tmp_path: Path) -> Frame:
     rng = np.random.default_rng(0)
     cameras = []
     for number, size in enumerate([(160, 90), (160, 90), (90, 120)]):
-        Image.fromarray(rng.integers(0, 256, size[::-1] + (3,), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
         cameras.append(Camera(f"C{number}", "t", f"{number}.png", 0, np.eye(3), np.eye(4), 0, *size))
     return Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), tuple(cameras))
 

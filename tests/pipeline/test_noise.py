@@ -245,7 +245,7 @@ def test_a_table_of_confusions_is_checked() -> None:
         share_table([("ignore", "car", 0.3)], names)
     with pytest.raises(ValueError, match="expected two classes and 0 < share <= 1"):
         share_table([("car", "car", 0.3)], names)
-    with pytest.raises(ValueError, match='the shares of class "car" in confused sum to 1.2 > 1'):
+    with pytest.raises(ValueError, match=r'the shares of class "car" in confused sum to 1.2 > 1'):
         share_table([("car", "bus", 0.6), ("car", "bus", 0.6)], names)
 
 

@@ -113,7 +113,7 @@ def test_cameras_that_are_named_are_the_only_ones_in_the_usual_order(tiny: Any) 
 
     two = listed("CAM_BACK", "CAM_FRONT")
     assert [[camera.name for camera in frame.cameras] for frame in two] == [["CAM_FRONT", "CAM_BACK"]] * 3
-    with pytest.raises(ConfigError, match="data.cameras names LIDAR_TOP, which is no camera in .*sensor.json"):
+    with pytest.raises(ConfigError, match=r"data.cameras names LIDAR_TOP, which is no camera in .*sensor.json"):
         listed("CAM_FRONT", "LIDAR_TOP")
 
 
@@ -272,7 +272,7 @@ def test_a_row_that_lacks_a_column_is_an_error_that_names_the_column(tiny: Any, 
 
 def test_a_value_of_another_type_is_an_error(tiny: Any) -> None:
     tiny.change("sample_data", of_channel(tiny, "LIDAR_TOP"), timestamp="noon")
-    with pytest.raises(ConfigError, match="sample_data.json: a timestamp is 'noon'; expected a number"):
+    with pytest.raises(ConfigError, match=r"sample_data.json: a timestamp is 'noon'; expected a number"):
         tiny.frames()
 
 
@@ -311,7 +311,7 @@ def test_a_file_name_that_leaves_the_root_is_refused(tiny: Any, name: str) -> No
 
 def test_reading_labels_of_a_frame_without_any_is_an_error(shared: Path) -> None:
     data = NuScenesDataset(DataConfig(root=str(shared / "data" / "nuscenes-real"), version="v1.0-mini"))
-    with pytest.raises(FrameError, match="no table `lidarseg` of v1.0-mini names a label file for sweep"):
+    with pytest.raises(FrameError, match=r"no table `lidarseg` of v1.0-mini names a label file for sweep"):
         data.read_labels(next(iter(data.frames())))
 
 

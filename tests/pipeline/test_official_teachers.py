@@ -157,7 +157,7 @@ def test_fcclip_in_parity_gives_the_official_masks_names_and_vectors(shared: Pat
     file = golden(shared, tmp_path, name, "fcclip_tiny")
     teacher = fcclip(file, parity=True)
     assert teacher.network is not None
-    [camera] = file.frame.cameras
+    [_camera] = file.frame.cameras
     text = teacher.text(file.prompts)
     np.testing.assert_allclose(text, file["text"][:-1], atol=1e-6)
     encoding = teacher.encode(file.frame)

@@ -174,7 +174,7 @@ def test_a_thing_that_is_missed_for_good_is_missed_in_every_image(root: Path) ->
 
 
 def test_what_lasts_needs_maps_of_places(root: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder .*placemaps"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*placemaps"):
         see(recipe_at(root, persistence=0.5))
     places_of(root, "b")
     with pytest.raises(FrameError, match=r"^placemaps/v1\.0-city/a\.png: No such file"):
@@ -382,7 +382,7 @@ def test_a_token_does_not_leave_the_root(root: Path) -> None:
 
 
 def test_a_root_without_maps_is_told_about_the_other_source(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='there is no folder .*classmaps.* teacher.source = "points"'):
+    with pytest.raises(ConfigError, match=r'there is no folder .*classmaps.* teacher.source = "points"'):
         Oracle.load(recipe_at(tmp_path), "segment")
     assert Oracle.load(recipe_at(tmp_path), "text").text(NUSCENES.prompts).shape == (175, 64)
 

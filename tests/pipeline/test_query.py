@@ -111,7 +111,7 @@ def test_a_teacher_without_an_encoder_says_which_prompts_are_near(street: Callab
     for part in ("oracle has no text encoder", "the 4 prompts", "near are “street wall”.", "clip_dense", "san"):
         assert part in str(said.value)
     assert "artifacts" not in str(said.value)
-    with pytest.raises(ConfigError, match="not “zebra”. Any phrase"):
+    with pytest.raises(ConfigError, match=r"not “zebra”. Any phrase"):
         ask(street(), "zebra", 1)
 
 
@@ -159,6 +159,6 @@ def test_the_command_prints_a_ranking_and_writes_into_its_folder_only(
     put(Store.open(tmp_path / "store"), street(), {**PROMPTS, "../../[red]x": CAR}, FRAMES)
     result = CliRunner().invoke(app, ["query", str(tmp_path / "street.toml"), "../../[red]x"])
     assert result.exit_code == 0 and "“../../[red]x”" in result.output
-    (path,) = (tmp_path / "runs/street/queries").glob("red-x-*.masks.json")
+    (_path,) = (tmp_path / "runs/street/queries").glob("red-x-*.masks.json")
     result = CliRunner().invoke(app, ["query", str(tmp_path / "street.toml"), "?"])
     assert result.exit_code == 2 and "there are no words" in result.output

@@ -85,9 +85,9 @@ def test_a_size_that_fits_other_columns_says_so() -> None:
     content = street(7)[:, :4].astype("<f4").tobytes()
     with pytest.raises(ValueError, match=r"were it 4, \[data\] columns would name them"):
         read_cloud("a.pcd.bin", content, None, PLAIN)
-    with pytest.raises(ValueError, match="it has 5 columns, but data.columns names 4"):
+    with pytest.raises(ValueError, match=r"it has 5 columns, but data.columns names 4"):
         read_cloud("a.npy", npy(street()), None, DataConfig(root="-", columns=("x", "y", "z", "i")))
-    with pytest.raises(ValueError, match="it has no column remission, which data.columns names; it has x, y, z, i"):
+    with pytest.raises(ValueError, match=r"it has no column remission, which data.columns names; it has x, y, z, i"):
         declared = DataConfig(root="-", columns=("x", "y", "z", "remission"))
         read_cloud("a.pcd", pcd(["x", "y", "z", "i"], street()[:, :4]), None, declared)
 
@@ -145,7 +145,7 @@ def test_of_several_intensities_one_is_taken_and_told_and_another_can_be_chosen(
 def test_an_npz_of_something_else_is_one_sentence(arrays: dict[str, np.ndarray], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_cloud("a.npz", npz(**arrays), None, PLAIN)
-    with pytest.raises(ValueError, match="this is no whole .npz file"):
+    with pytest.raises(ValueError, match=r"this is no whole .npz file"):
         read_cloud("a.npz", npz(xyz=street()[:, :3])[:-40], None, PLAIN)
     np.testing.assert_array_equal(read_cloud("a.npz", npz(anything=street()), None, PLAIN).intensity, street()[:, 3])
 

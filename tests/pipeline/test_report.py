@@ -469,7 +469,7 @@ def test_the_viewer_says_how_it_is_installed_and_that_it_needs_a_screen(
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(ConfigError, match="no screen here.*--out frames.rrd"):
+    with pytest.raises(ConfigError, match=r"no screen here.*--out frames.rrd"):
         view_frames(recipe_in(folder), 1, lambda items, _: items)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setitem(sys.modules, "rerun", None)

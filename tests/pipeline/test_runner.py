@@ -152,7 +152,7 @@ def test_excluding_a_frame_rebuilds_nothing_and_the_ref_says_so(
 
 
 def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[..., Recipe]) -> None:
-    with pytest.raises(ConfigError, match="data.exclude names frame nobody"):
+    with pytest.raises(ConfigError, match=r"data.exclude names frame nobody"):
         Runner(recipe_of('data.exclude=["nobody"]')).plan(PACKED)
 
 
@@ -267,7 +267,7 @@ def test_changed_inputs_never_leave_a_stale_table_in_the_ref(packed: Recipe, rec
 def test_an_empty_split_and_an_unknown_one_are_errors(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("scene-9999\n")
     for split in ("mini_val", "nonsense", str(tmp_path / "none.txt")):
-        with pytest.raises(ConfigError, match="data.split"):
+        with pytest.raises(ConfigError, match=r"data.split"):
             Runner(recipe_of(f"data.split={split}")).plan(PACKED)
 
 
@@ -490,7 +490,7 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run_once(recipe_of: Callable[.
 @pytest.mark.usefixtures("ray_stopped_afterwards")
 def test_more_workers_than_gpus_is_a_sentence_and_no_endless_wait(recipe_of: Callable[..., Recipe]) -> None:
     recipe = recipe_of("run.pool=ray", "run.workers=2", "run.gpus_per_worker=64")
-    with RayPool(recipe) as pool, pytest.raises(RuntimeError, match="wants 64.0 GPUs a worker"):
+    with RayPool(recipe) as pool, pytest.raises(RuntimeError, match=r"wants 64.0 GPUs a worker"):
         list(pool.run(Queue([Task("encode", "00", "scene", "00", 0)])))
 
 
@@ -622,5 +622,5 @@ def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: 
     recipe = street("teacher.model=ViT-B-16-quickgelu", "teacher.weights=hub:own/name/w.pt", *pins)
     plan = {item.stage.name: item for item in Runner(recipe).plan(["segment"])}
     assert plan["encode"].identity["settings"]["teacher"]["weights"] == f"sha256:{'ab' * 32}"
-    with pytest.raises(ConfigError, match="w.pt of own/name could not be fetched"):
+    with pytest.raises(ConfigError, match=r"w.pt of own/name could not be fetched"):
         Runner(recipe).run(["encode"], InlinePool(recipe))

@@ -152,7 +152,7 @@ def test_every_tensor_that_is_missing_or_not_expected_is_told(shared: Path, capl
         del official[f"clip_rec_head.resblocks.{i}.ln_1.bias"]
     official["optimizer.state"] = torch.empty(1, device="meta")
     network = meta_network(LARGE)
-    with pytest.raises(ConfigError, match="5 missing, such as .*; 1 not expected, such as optimizer.state"):
+    with pytest.raises(ConfigError, match=r"5 missing, such as .*; 1 not expected, such as optimizer.state"):
         fill(network, from_official(official, network.shape), "test", ignored=UNUSED)
     assert all(f"clip.visual.transformer.resblocks.{18 + i}.ln_1.bias" in caplog.text for i in range(5))
 
@@ -160,7 +160,7 @@ def test_every_tensor_that_is_missing_or_not_expected_is_told(shared: Path, capl
 def test_a_base_file_in_a_large_recipe_is_refused() -> None:
     base = dict(meta_network(BASE).state_dict())
     network = meta_network(LARGE)
-    with pytest.raises(ConfigError, match="missing, such as .*of another shape, such as"):
+    with pytest.raises(ConfigError, match=r"missing, such as .*of another shape, such as"):
         fill(network, from_official(base, network.shape), "san.pth is not a checkpoint of SAN beside " + LARGE)
 
 

@@ -122,7 +122,7 @@ def test_an_identity_holds_the_sentences_and_the_prompts(tmp_path: Path) -> None
     settings = text.STAGE.settings(recipe_at(tmp_path, clip(), text=TextConfig("single")))
     assert settings["templates"] == ["a photo of a {}."]
     assert settings["prompts"] == ["car", "van", "bus"]
-    with pytest.raises(ConfigError, match='text.templates is "vild"'):
+    with pytest.raises(ConfigError, match=r'text.templates is "vild"'):
         text.STAGE.settings(recipe_at(tmp_path, clip(), text=TextConfig("vild")))
 
 

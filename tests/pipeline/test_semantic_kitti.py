@@ -205,7 +205,7 @@ def test_a_pose_that_is_no_rotation_is_refused(root: Path) -> None:
 
 
 def test_what_concerns_the_whole_folder_is_a_config_error(root: Path) -> None:
-    with pytest.raises(ConfigError, match="data.cameras names CAM_FRONT; SemanticKITTI has image_0, image_1, image_2"):
+    with pytest.raises(ConfigError, match=r"data.cameras names CAM_FRONT; SemanticKITTI has image_0, image_1, image_2"):
         frames_of(root, "CAM_FRONT")
     (root / "sequences/08/velodyne/copy of 1.bin").touch()
     with pytest.raises(ConfigError, match=r"velodyne/copy of 1.bin is no scan of SemanticKITTI"):

@@ -160,7 +160,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, tiny: towers.Towers, 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tower.pt"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="teacher.weights: .*tower.pt"):
+    with pytest.raises(ConfigError, match=r"teacher.weights: .*tower.pt"):
         load_towers(TINY, Weights(str(path), digest(path)), quick_gelu=True, device="cpu")
 
 
@@ -178,7 +178,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     for path, write in ((tmp_path / "a.pt", save), (tmp_path / "b.pt", pickle_to)):
         write({"state_dict": Intruder(trace)}, path)
-        with pytest.raises(ConfigError, match="holds more than tensors|is a plain pickle"):
+        with pytest.raises(ConfigError, match=r"holds more than tensors|is a plain pickle"):
             load_towers(TINY, Weights(str(path), digest(path)), quick_gelu=True, device="cpu")
     assert not trace.exists()
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, tiny: t
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match="there is no file nowhere/tower.pt"):
+    with pytest.raises(ConfigError, match=r"there is no file nowhere/tower.pt"):
         load_towers(TINY, Weights("nowhere/tower.pt", "0" * 64), quick_gelu=True, device="cpu")
 
 
@@ -238,7 +238,7 @@ def test_the_models_that_the_recipes_name_are_known() -> None:
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match='"ViT-B-17", which open_clip .* does not know'):
+    with pytest.raises(ConfigError, match=r'"ViT-B-17", which open_clip .* does not know'):
         load_towers("ViT-B-17", Weights("openai"), device="cpu")
 
 
@@ -265,9 +265,9 @@ def test_weights_and_model_must_agree_on_the_activation(model: str, tag: str, ad
 def test_a_device_is_checked() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ConfigError, match='run.device is "gpu"; choose'):
+    with pytest.raises(ConfigError, match=r'run.device is "gpu"; choose'):
         pick_device("gpu")
-    with pytest.raises(ConfigError, match='run.device is "cuda:99", but torch sees'):
+    with pytest.raises(ConfigError, match=r'run.device is "cuda:99", but torch sees'):
         pick_device("cuda:99")
 
 
@@ -313,11 +313,13 @@ def test_the_file_of_a_published_digest_is_fetched_from_its_link(
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", fetch)
     pinned = pinned_by_publication(Weights("openai"), "ViT-B-16-quickgelu")
-    with pytest.raises(ConfigError, match="but teacher.weights_sha256 is 5806e77c.*the file is damaged or another one"):
+    with pytest.raises(
+        ConfigError, match=r"but teacher.weights_sha256 is 5806e77c.*the file is damaged or another one"
+    ):
         towers.fetch_tag("ViT-B-16-quickgelu", pinned, quick_gelu=True)
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", lambda *_: 1 / 0)
     with pytest.raises(
-        ConfigError, match="machine with network access: fetch https://openaipublic.* into .*cache/clip"
+        ConfigError, match=r"machine with network access: fetch https://openaipublic.* into .*cache/clip"
     ):
         towers.fetch_tag("ViT-B-16-quickgelu", pinned, quick_gelu=True)
     [(link, folder)] = asked

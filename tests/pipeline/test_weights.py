@@ -74,7 +74,7 @@ def test_a_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f'"openai" is not pinned.*weights_sha256 = "{pinned}"'):
         verified(Weights("openai"), path)
     assert verified(Weights("openai", pinned), path) == path
-    with pytest.raises(ConfigError, match="there is no file nowhere/w.pt$"):
+    with pytest.raises(ConfigError, match=r"there is no file nowhere/w.pt$"):
         weights_file(Weights("nowhere/w.pt", SHA))
     with pytest.raises(
         ConfigError, match=r"nowhere/san_vit_b_16.pth; https://huggingface.co/Mendel192/san/.* \(MIT, about"
@@ -311,7 +311,7 @@ def test_a_file_is_read_by_what_it_holds_whatever_its_name(tmp_path: Path) -> No
 @pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"a": 3}, torch.ones(1)])
 def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match="teacher.dino: .*w.pt cannot be read as a checkpoint: it holds no dict"):
+    with pytest.raises(ConfigError, match=r"teacher.dino: .*w.pt cannot be read as a checkpoint: it holds no dict"):
         read_tensors(tmp_path / "w.pt", "teacher.dino")
 
 
@@ -334,9 +334,9 @@ def test_half_precision_fills_a_network_and_what_is_no_weight_does_not() -> None
     for dtype in (torch.float16, torch.bfloat16):
         fill(network, {"weight": torch.tensor([[1.5, -2]], dtype=dtype), "bias": torch.zeros(1, dtype=dtype)}, "w.pt")
         assert network.weight.tolist() == [[1.5, -2]] and network.weight.dtype == torch.float32
-    with pytest.raises(ConfigError, match="1 of another kind, such as weight torch.int8 instead of torch.float32"):
+    with pytest.raises(ConfigError, match=r"1 of another kind, such as weight torch.int8 instead of torch.float32"):
         fill(network, {"weight": torch.ones((1, 2), dtype=torch.int8), "bias": torch.zeros(1)}, "w.pt")
     for value in (float("nan"), float("inf"), -float("inf"), 1e300):
         bias = torch.tensor([value], dtype=torch.float64)
-        with pytest.raises(ConfigError, match="w.pt: of 2 tensors, 1 with values that are not finite, such as bias$"):
+        with pytest.raises(ConfigError, match=r"w.pt: of 2 tensors, 1 with values that are not finite, such as bias$"):
             fill(network, {"weight": torch.ones(1, 2), "bias": bias}, "w.pt")

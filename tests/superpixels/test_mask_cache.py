@@ -50,7 +50,7 @@ def test_masks_are_exact_where_they_could_win_and_coarse_below_the_bound_elsewhe
 def test_parts_that_do_not_fit_together_are_refused() -> None:
     near = np.ones((2, 2, 4), np.bool_)
     bound = np.zeros((2, 4), np.float32)
-    with pytest.raises(ValueError, match="15 mask logits, .* do not fit 16 cells"):
+    with pytest.raises(ValueError, match=r"15 mask logits, .* do not fit 16 cells"):
         restored(near, np.ones(15, np.float32), np.ones((2, 1, 1), np.float32), bound, np.arange(2))
 
 

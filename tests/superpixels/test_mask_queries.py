@@ -82,7 +82,7 @@ def test_what_does_not_fit_the_masks_is_refused() -> None:
     masks = masks_of(random_masks(0), 8, 8)
     with pytest.raises(ValueError, match=r"shape \(5, 3\); expected \(6, 1 to 65535 prompts\)"):
         prompt_argmax(masks, np.ones((5, 3)))
-    with pytest.raises(ValueError, match="hold ids 0..1"):
+    with pytest.raises(ValueError, match=r"hold ids 0..1"):
         query_shares(masks, np.full((8, 8), 2), 1)
 
 

@@ -77,7 +77,7 @@ def test_shards_add_up_to_the_whole(pairs: list[tuple[int, int]], cut: int) -> N
 
 def test_what_does_not_fit_is_refused() -> None:
     confusion = Confusion(2)
-    with pytest.raises(ValueError, match="labels run from 0 to 3; expected 0..2"):
+    with pytest.raises(ValueError, match=r"labels run from 0 to 3; expected 0..2"):
         confusion.add(np.array([0, 3]), np.array([0, 0]))
     with pytest.raises(ValueError, match="predictions run from -1 to 0"):
         confusion.add(np.array([0, 0]), np.array([0, -1]))

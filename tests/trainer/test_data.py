@@ -78,7 +78,7 @@ def test_a_split_without_frames_here_is_a_sentence(fleet: Any) -> None:
         select_frames(tables, "trian", "nuscenes", ())
     with pytest.raises(ConfigError, match="no such split file"):
         select_frames(tables, "mine.txt", "nuscenes", ())
-    with pytest.raises(StoreError, match='no frame of split "val" can be used: 0 frames.*2 excluded'):
+    with pytest.raises(StoreError, match=r'no frame of split "val" can be used: 0 frames.*2 excluded'):
         select_frames(tables, "val", "nuscenes", ["v0", "v1"])
 
 
@@ -87,7 +87,7 @@ def test_a_missing_table_or_shard_names_the_make_target(fleet: Any) -> None:
         tables_of(fleet, "points", "segment")
     target = fleet.ref().tables["target"]
     fleet.set_table(TableRef("target", target.fingerprint, target.shards[:1]))
-    with pytest.raises(StoreError, match="shard scene-0655.*make target RECIPE="):
+    with pytest.raises(StoreError, match=r"shard scene-0655.*make target RECIPE="):
         tables_of(fleet, "points", "target")
 
 

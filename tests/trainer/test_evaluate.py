@@ -202,7 +202,7 @@ def test_things_in_images_are_merged_into_predictions_before_they_are_refined(pa
     assert document.confusion["unseen"] == unseen, "the draws are seeded"
     other = evaluate(patchy.recipe(*settings, "refine.merge_seed=1"), console).document
     assert other.confusion["seen"] != document.confusion["seen"]
-    with pytest.raises(ConfigError, match='set of = "prediction" and by = "afi" or "vote.afi"'):
+    with pytest.raises(ConfigError, match=r'set of = "prediction" and by = "afi" or "vote.afi"'):
         patchy.recipe("refine.merge=true", "refine.by=vote")
 
 
@@ -301,7 +301,7 @@ def test_labels_of_another_dictionary_are_refused(scored: Any, console: Console)
 def test_scenes_that_were_not_predicted_are_not_passed_over(fleet: Any, console: Console) -> None:
     train(fleet.recipe(), "distill", console)
     predict(fleet.recipe(), console)
-    with pytest.raises(StoreError, match="`predict` .* does not hold the 3 frames of shard scene-0061.*make predict"):
+    with pytest.raises(StoreError, match=r"`predict` .* does not hold the 3 frames of shard scene-0061.*make predict"):
         evaluate(fleet.recipe("evaluate.split=all"), console)
 
 

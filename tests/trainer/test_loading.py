@@ -126,7 +126,7 @@ def test_processes_that_cannot_be_started_are_a_sentence(fleet: Any, monkeypatch
 
     monkeypatch.setattr(multiprocessing.context.ForkContext, "Queue", full, raising=False)
     with (
-        pytest.raises(TrainerError, match="processes of the loader cannot be started: .*No space left"),
+        pytest.raises(TrainerError, match=r"processes of the loader cannot be started: .*No space left"),
         load_batches(samples(fleet), KEYS, 1, pin=False) as loader,
     ):
         next(iter(loader))

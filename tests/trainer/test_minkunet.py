@@ -226,7 +226,7 @@ def test_every_stage_of_the_full_network_lives_on_the_reference_implementations_
         return lambda module, arguments, output: seen.update({name: output})
 
     for name, module in network.named_children():
-        if isinstance(module, BatchNorm) or isinstance(module, nn.Sequential):
+        if isinstance(module, BatchNorm | nn.Sequential):
             module.register_forward_hook(remember(name))
     with torch.no_grad():
         output = network(torch.from_numpy(golden["coords"]), torch.from_numpy(golden["feats"]) / 255)

@@ -60,7 +60,7 @@ def test_labels_that_weigh_nothing_are_nothing(fleet: Any, console: Console) -> 
 
 def test_what_is_left_out_is_said(fleet: Any, console: Console) -> None:
     fleet.put("target", lambda name: unlabelled(fleet.target_row(name)))
-    with pytest.raises(TrainerError, match="3 frames of 2 scenes; left out: 2 excluded by data.exclude, in tables"):
+    with pytest.raises(TrainerError, match=r"3 frames of 2 scenes; left out: 2 excluded by data.exclude, in tables"):
         train(fleet.packed("data.exclude=['a0', 'b0']"), "distill", console)
 
 
@@ -73,9 +73,9 @@ def test_a_run_whose_loss_never_had_a_term_is_refused_at_its_end(
     with pytest.raises(TrainerError, match="the loss never had a term: no point of split"):
         train(fleet.recipe(), "distill", console)
     assert runs(fleet) == ["epoch-0001.safetensors"], "of the epochs before, which say that they learnt nothing"
-    with pytest.raises(TrainerError, match="epoch-0001.safetensors has learnt nothing"):
+    with pytest.raises(TrainerError, match=r"epoch-0001.safetensors has learnt nothing"):
         predict(fleet.recipe(), console)
-    with pytest.raises(TrainerError, match="epoch-0001.safetensors has learnt nothing"):
+    with pytest.raises(TrainerError, match=r"epoch-0001.safetensors has learnt nothing"):
         path = fleet.folder / "runs/street/distill/epoch-0001.safetensors"
         train(fleet.recipe(f"supervised.init={path}"), "supervised", console)
 

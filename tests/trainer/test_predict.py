@@ -161,7 +161,7 @@ def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -
     train(fleet.recipe(), "distill", console)
     with pytest.raises(TrainerError, match=r"voxels.size_m: 0.4 -> 0.1"):
         predict(fleet.recipe("voxels.size_m=0.1"), console)
-    with pytest.raises(TrainerError, match="(?s)is of another recipe than the one at hand.*network.name"):
+    with pytest.raises(TrainerError, match=r"(?s)is of another recipe than the one at hand.*network.name"):
         predict(fleet.recipe("network.name=minkunet34c"), console)
     with pytest.raises(TrainerError, match="dictionary nuscenes has barrier"):
         named = f"predict.checkpoint={fleet.folder / 'runs/street/distill'}"
@@ -173,7 +173,7 @@ def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -
 def test_a_student_of_tables_that_were_made_anew_since_does_not_predict(fleet: Any, console: Console) -> None:
     train(fleet.recipe(), "distill", console)
     fleet.put("target", lambda name: fleet.target_row(name) | {"seen": np.ones(1000, np.bool_)})
-    with pytest.raises(TrainerError, match="(?s)table `target`: shard .* was made anew from other files since"):
+    with pytest.raises(TrainerError, match=r"(?s)table `target`: shard .* was made anew from other files since"):
         predict(fleet.recipe(), console)
     named = f"predict.checkpoint={fleet.folder / 'runs/street/distill'}"
     assert predict(fleet.recipe(named), console), "asked for by name it is taken as it is"
@@ -202,7 +202,7 @@ def test_a_student_of_other_initial_weights_does_not_predict(fleet: Any, console
     train(started, "pretrain", console)
     train(started, "distill", console)
     assert predict(started, console)
-    with pytest.raises(TrainerError, match="(?s)is of another recipe than the one at hand.*distill.init: .*pretrain"):
+    with pytest.raises(TrainerError, match=r"(?s)is of another recipe than the one at hand.*distill.init: .*pretrain"):
         predict(fleet.recipe(), console)
     train(fleet.recipe("pretrain.seed=3"), "pretrain", console, fresh=True)
     with pytest.raises(TrainerError, match="it started from other weights of `pretrain` than those in"):

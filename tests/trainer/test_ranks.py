@@ -198,7 +198,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
 def test_half_an_environment_of_torchrun_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedulers of clusters set WORLD_SIZE for reasons of their own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainerError, match="WORLD_SIZE is 2 .*RANK, MASTER_ADDR, MASTER_PORT not set"), joined():
+    with pytest.raises(TrainerError, match=r"WORLD_SIZE is 2 .*RANK, MASTER_ADDR, MASTER_PORT not set"), joined():
         pass
 
 

@@ -240,7 +240,7 @@ def test_pseudo_labels_are_not_put_to_the_vote_twice(fleet: Any, console: Consol
     yes = np.ones(3, np.bool_)
     fleet.put("vote", lambda name: row(name, label=np.array(RIGHT, np.uint8), confidence=of_three_sure(), changed=yes))
     voted = fleet.packed("target.labels=vote")
-    with pytest.raises(StoreError, match="have been put to the vote by stage `vote` already; .*make target"):
+    with pytest.raises(StoreError, match=r"have been put to the vote by stage `vote` already; .*make target"):
         evaluate_each(voted, console, "pseudo", ["vote"])
     found = evaluate_each(voted, console, "pseudo", ["afi", "vote+afi"])
     assert found["vote+afi"].document.confusion == found["afi"].document.confusion

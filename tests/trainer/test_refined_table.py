@@ -260,7 +260,7 @@ def test_old_refined_labels_are_not_taken_for_those_of_now(fleet: Any, console: 
     with pytest.raises(StoreError, match=r"are others \(settings.vote.own: \(default\) -> 2.0\); run: make refine"):
         read("vote.own=2")
     fill(fleet, {**MIDDLE_ERRS, "v2": [CAR, CAR, CAR]})
-    with pytest.raises(StoreError, match="refined labels of shard scene-0103.0000 were made from is another by now"):
+    with pytest.raises(StoreError, match=r"refined labels of shard scene-0103.0000 were made from is another by now"):
         read()
 
 

@@ -47,7 +47,7 @@ def test_a_replaced_file_stops_whoever_reads_its_shard(noted: Any, console: Cons
     assert compared(noted, "scene-0103") == Compared(files=1)
     with pytest.raises(StoreError, match=r"scene-0061.bin holds something else .* run: make pack RECIPE=\S*street"):
         compared(noted)
-    with pytest.raises(StoreError, match="scene-0061.bin holds something else"):
+    with pytest.raises(StoreError, match=r"scene-0061.bin holds something else"):
         train(noted.recipe("distill.epochs=1"), "distill", console)
 
 

@@ -37,7 +37,7 @@ class _Wrong(Minkowski):
 
 
 def test_a_build_that_computes_wrong_numbers_is_found_out() -> None:
-    with pytest.raises(RuntimeError, match="'minkowski' on cpu differs from dense convolutions by .* wrong numbers"):
+    with pytest.raises(RuntimeError, match=r"'minkowski' on cpu differs from dense convolutions by .* wrong numbers"):
         check_engine(_Wrong())
 
 

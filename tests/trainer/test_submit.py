@@ -105,7 +105,7 @@ def test_the_inverse_learning_map_is_the_official_one() -> None:
 
 def test_what_the_benchmarks_know_is_what_they_publish() -> None:
     assert load_ontology("nuscenes").class_names[1:] == LIDARSEG_CLASSES
-    assert sum(KITTI_SCANS[name] for name in ("00 01 02 03 04 05 06 07 09 10").split()) == 19130
+    assert sum(KITTI_SCANS[name] for name in ["00", "01", "02", "03", "04", "05", "06", "07", "09", "10"]) == 19130
     assert sum(KITTI_SCANS[f"{number}"] for number in range(11, 22)) == 20351
 
 
@@ -114,7 +114,7 @@ def test_a_submission_that_would_not_be_complete_is_refused(
 ) -> None:
     monkeypatch.setitem(module.LIDARSEG_FRAMES, "val", 6019)
     folder = fleet.folder / "runs/street/submission-val"
-    with pytest.raises(StoreError, match="not be complete: the split has 6019 frames, 2 are here.*--partial"):
+    with pytest.raises(StoreError, match=r"not be complete: the split has 6019 frames, 2 are here.*--partial"):
         submit(fleet.recipe(), console)
     assert not folder.exists()
     submit(fleet.recipe(), console, partial=True)
@@ -163,7 +163,7 @@ def test_names_from_tables_stay_in_the_folder(fleet: Any, console: Console, pred
 def test_what_cannot_be_submitted_is_said(
     fleet: Any, console: Console, predicted: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match='predict.split is "all"; nuScenes takes the splits train, val, test'):
+    with pytest.raises(ConfigError, match=r'predict.split is "all"; nuScenes takes the splits train, val, test'):
         submit(fleet.recipe("predict.split=all"), console)
     with pytest.raises(ConfigError, match="data set folder has no benchmark to submit to"):
         submit(fleet.recipe("data.dataset=folder"), console)

@@ -125,7 +125,7 @@ def test_a_part_of_a_split_is_taken_by_scene_or_by_scan(fleet: Any) -> None:
 
 
 def test_too_few_scenes_for_one_percent_are_a_sentence(fleet: Any, console: Console, distilled: Path) -> None:
-    with pytest.raises(ConfigError, match='"train" has 2 scenes here.*set every_scene to 2 or less'):
+    with pytest.raises(ConfigError, match=r'"train" has 2 scenes here.*set every_scene to 2 or less'):
         train(fleet.recipe(), "finetune", console)
 
 

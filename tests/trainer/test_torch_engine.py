@@ -236,6 +236,6 @@ def test_without_minkowskiengine_a_recipe_for_it_names_the_other_engine(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "MinkowskiEngine" else found(name, *rest)
     )
-    with pytest.raises(ConfigError, match='set network.engine to "torch"'):
+    with pytest.raises(ConfigError, match=r'set network.engine to "torch"'):
         train(fleet.recipe(), "distill", console)
     assert isinstance(train(fleet.recipe("network.engine=torch"), "distill", console), Path)

@@ -365,7 +365,7 @@ def test_what_random_views_do_with_pairs_is_nothing_to_distillation(fleet: Any, 
     assert train(fleet.recipe("augment.crop_min_pairs=51", "augment.cuboids=false"), "distill", console) == path
     assert "is finished" in capsys.readouterr().out
     assert not any("augment" in line for line in checkpoint.read_document(path)["departures"])
-    with pytest.raises(TrainerError, match="augment.flip"):
+    with pytest.raises(TrainerError, match=r"augment.flip"):
         train(fleet.recipe("augment.flip=false"), "distill", console)
 
 
@@ -429,7 +429,7 @@ def test_fresh_moves_the_old_run_aside_with_its_tables(fleet: Any, console: Cons
 
 def test_resume_never_refuses_a_folder_in_use(fleet: Any, console: Console) -> None:
     train(fleet.recipe(), "distill", console, resume="never")
-    with pytest.raises(TrainerError, match="epoch-0002.safetensors already"):
+    with pytest.raises(TrainerError, match=r"epoch-0002.safetensors already"):
         train(fleet.recipe(), "distill", console, resume="never")
 
 
@@ -478,7 +478,7 @@ def test_another_dictionary_than_the_tables_is_refused(fleet: Any, console: Cons
 
 def test_a_device_that_is_not_there_is_a_sentence() -> None:
     assert resolve_device("auto", Minkowski()).type in ("cpu", "cuda")
-    with pytest.raises(ConfigError, match='run.device is "gpu"'):
+    with pytest.raises(ConfigError, match=r'run.device is "gpu"'):
         resolve_device("gpu", Minkowski())
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="has no GPU here"):

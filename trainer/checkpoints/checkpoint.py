@@ -63,7 +63,8 @@ class Checkpoint:
 @dataclass(frozen=True)
 class InitialWeights:
     """What a network took over from a checkpoint: tensors loaded, those of another shape or unknown to the network,
-    and those of the network that the checkpoint does not have; and settings that the checkpoint does not tell."""
+    and those of the network that the checkpoint does not have; and settings that the checkpoint does not tell.
+    """
 
     loaded: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -145,7 +146,7 @@ def load(path: Path) -> Checkpoint:
     try:
         is_sealed = sealed.check_file(path)
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file}
     except sealed.Damaged as error:
         raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
     except SafetensorError as error:

@@ -69,7 +69,7 @@ def augment(
 
 
 def rotated(xyz_m: NDArray[np.float32], angle_rad: float) -> NDArray[np.float32]:
-    """The points turned about z, counter-clockwise seen from above, (n, 3) float32."""
+    """Return the points turned about z, counter-clockwise seen from above, (n, 3) float32."""
     cos, sin = np.cos(angle_rad), np.sin(angle_rad)
     rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     turned: NDArray[np.float32] = (xyz_m @ rotation.T).astype(np.float32)
@@ -77,7 +77,7 @@ def rotated(xyz_m: NDArray[np.float32], angle_rad: float) -> NDArray[np.float32]
 
 
 def flipped(xyz_m: NDArray[np.float32], flip_x: bool, flip_y: bool) -> NDArray[np.float32]:
-    """The points with the sign of x and of y changed where asked, (n, 3)."""
+    """Return the points with the sign of x and of y changed where asked, (n, 3)."""
     return xyz_m * np.array([-1 if flip_x else 1, -1 if flip_y else 1, 1], xyz_m.dtype)
 
 
@@ -106,7 +106,7 @@ def outside_cuboid(xyz_m: NDArray[np.float32], centre: int, share: float) -> NDA
 def _dropped_unless_scarce(
     pairs: SuperpointPairs, kept: NDArray[np.bool_], min_pairs: int
 ) -> tuple[SuperpointPairs, NDArray[np.bool_]]:
-    """The pairs of the kept points, renumbered, and ``kept``; or everything, if a camera would keep too few pairs.
+    """Return the pairs of kept points, renumbered, and ``kept``; or everything, if a camera would keep too few.
 
     A camera that has no pairs at all is no reason: it would forbid every drop.
     """
@@ -136,7 +136,7 @@ def _random_crop(pairs: SuperpointPairs, config: AugmentConfig, rng: np.random.G
 
 
 def _filtered(pairs: SuperpointPairs, mask: NDArray[np.bool_]) -> SuperpointPairs:
-    """The pairs where ``mask`` (m,) is true."""
+    """Return the pairs where ``mask`` (m,) is true."""
     aligned = {name: getattr(pairs, name)[mask] for name in ("point", "superpoint", "row_px", "col_px")}
     return replace(pairs, **aligned)
 
@@ -146,7 +146,7 @@ def _pairs_per_view(pairs: SuperpointPairs) -> NDArray[np.int64]:
 
 
 def _random_box(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> Box:
-    """A box of uniform area and log-uniform aspect at a uniform place; the whole image if ten of them stick out."""
+    """Draw a box of uniform area and log-uniform aspect, uniformly placed; the whole image if ten stick out."""
     for _ in range(10):
         area = height * width * rng.uniform(*config.crop_area)
         aspect = np.exp(rng.uniform(*np.log(config.crop_aspect)))

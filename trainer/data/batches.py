@@ -64,7 +64,8 @@ class Batch:
 @dataclass(frozen=True)
 class PairBatch(Batch):
     """For contrastive pre-training: aligned with pairs, `pair_voxel` and `pair_superpoint` (m,) int64; aligned with
-    superpoints, `superpoint_vector` (s, d) float16, `superpoint_prompt` and `superpoint_frame` (s,) int64."""
+    superpoints, `superpoint_vector` (s, d) float16, `superpoint_prompt` and `superpoint_frame` (s,) int64.
+    """
 
     pair_voxel: Tensor = field(metadata=OF_VOXEL)
     pair_superpoint: Tensor = field(metadata=OF_SUPERPOINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import signal
@@ -73,7 +74,8 @@ class BatchDataset(Dataset[Batch | Exception]):
 @dataclass(frozen=True)
 class Part:
     """Frames that go through the network at once. `silent`: they are there for company only and teach nothing, where a
-    batch has fewer frames than there are processes to share them."""
+    batch has fewer frames than there are processes to share them.
+    """
 
     numbers: tuple[int, ...]
     silent: bool = False
@@ -132,7 +134,7 @@ class EpochOrder(Sampler[BatchKey]):
 def cut(numbers: tuple[int, ...], n_parts: int) -> list[tuple[int, ...]]:
     """Return the numbers in parts, in order, of which none is more than one longer than another."""
     ends = [len(numbers) * part // n_parts for part in range(n_parts + 1)]
-    return [numbers[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [numbers[start:end] for start, end in itertools.pairwise(ends)]
 
 
 POLL_S = 1.0

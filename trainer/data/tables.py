@@ -61,7 +61,7 @@ class Tables:
     """
 
     def __init__(self, store: Store, ref: Ref, stages: Sequence[str]) -> None:
-        """Raises StoreError if the ref lacks a table, or a table a shard of another; it names the make target."""
+        """Raise StoreError if the ref lacks a table, or a table a shard of another; it names the make target."""
         self.store = store
         self.tables = tuple(ref.table(stage) for stage in stages)
         self._shards: dict[str, tuple[ShardFile, ...]] = {}

@@ -27,7 +27,7 @@ class Voxels:
 
 
 def voxelise(xyz_m: NDArray[np.float32], intensity: NDArray[np.float32], config: VoxelConfig) -> Voxels:
-    """The voxels of a sweep: ``xyz_m`` (n, 3) in the lidar frame, ``intensity`` (n,) as stored.
+    """Return the voxels of a sweep: ``xyz_m`` (n, 3) in the lidar frame, ``intensity`` (n,) as stored.
 
     Cells are the floor of (radius / size, azimuth / angle, z / size) or of xyz / size, in float32 as in the reference
     implementation: float64 moves about one point in 30,000 into another cell.
@@ -103,7 +103,7 @@ def voxel_confidences(
 
 
 def _cells(xyz_m: NDArray[np.float32], config: VoxelConfig) -> list[NDArray[np.int32]]:
-    """The cell of every point, one (n,) int32 array per axis: contiguous axes are faster than (n, 3)."""
+    """Return the cell of every point, one (n,) int32 array per axis: contiguous axes are faster than (n, 3)."""
     x, y, z = np.ascontiguousarray(xyz_m.T)
     size = np.float32(config.size_m)
     if config.coordinates == "cylindrical":
@@ -137,7 +137,7 @@ def _packed(axes: list[NDArray[np.int32]]) -> NDArray[np.int64]:
 
 
 def _grouped(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The stable order that sorts the keys, and, aligned with it, whether a new key starts.
+    """Return the stable order that sorts the keys, and, aligned with it, whether a new key starts.
 
     A radix sort by 16-bit digits: for 35,000 points three times as fast as ``np.unique``, and without dependencies.
     """

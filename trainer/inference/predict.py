@@ -60,7 +60,7 @@ class Sweeps:
 
     @classmethod
     def open(cls, recipe: Recipe) -> Sweeps:
-        """Raises StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
+        """Raise StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
         store = Store.open(recipe.run.store)
         ref = tables_of(store, recipe, ["points"])
         engine = open_engine(recipe.network.engine)

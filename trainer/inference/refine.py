@@ -119,7 +119,8 @@ def places_near(
 @dataclass(frozen=True, eq=False)
 class Named:
     """Columns of table `refine`, (n,) each: class, second choice, the confidence of both in 1/255, where the class
-    comes from; and sentences about steps that were left out."""
+    comes from; and sentences about steps that were left out.
+    """
 
     label: Labels
     confidence: Labels

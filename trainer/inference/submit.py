@@ -72,7 +72,8 @@ _TOKEN = re.compile(r"[0-9A-Za-z_-]+")
 @dataclass(frozen=True)
 class Lidarseg:
     """nuScenes lidarseg: `lidarseg/<split>/<sweep token>_lidarseg.bin`, one uint8 a point, and
-    `<split>/submission.json`. Source: README.md of the development kit's folder `eval/lidarseg`."""
+    `<split>/submission.json`. Source: README.md of the development kit's folder `eval/lidarseg`.
+    """
 
     split: str
     use_camera: bool = False
@@ -129,7 +130,8 @@ _SCAN = re.compile(r"sequences/(\d\d)/velodyne/(\d{6})\.bin")
 @dataclass(frozen=True)
 class SemanticKitti:
     """SemanticKITTI: `sequences/XX/predictions/NNNNNN.label`, one uint32 a point, the label as the label files store it
-    (the lower 16 bits; the instance above them is 0). Source: README.md of semantic-kitti-api."""
+    (the lower 16 bits; the instance above them is 0). Source: README.md of semantic-kitti-api.
+    """
 
     scans: Mapping[str, int]
     raw_of_class: NDArray[np.uint32]

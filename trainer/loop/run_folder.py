@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -242,8 +242,6 @@ def move_aside(store: Store, run: Run) -> None:
     number = 1
     while (aside := run.folder.with_name(f"{run.folder.name}.old-{number}")).exists():
         number += 1
-    try:
+    with suppress(StoreError):  # it never came to pin a table, or the store is another one
         store.write_ref(pin(run.recipe, aside.name), store.expect_ref(pin(run.recipe, run.folder.name)))
-    except StoreError:
-        pass  # it never came to pin a table, or the store is another one
     run.folder.rename(aside)

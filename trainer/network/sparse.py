@@ -148,7 +148,8 @@ class Minkowski:
     def require_deterministic(self) -> None:
         """MinkowskiEngine adds up in the order in which its threads finish, and reads their number when it is imported;
         ``torch.set_num_threads(1)`` comes too late. One thread costs nothing: its CPU kernels gain almost nothing from
-        a second."""
+        a second.
+        """
         threads = os.environ.get("OMP_NUM_THREADS")
         if threads != "1":
             loaded = "is already loaded" if "MinkowskiEngine" in sys.modules else "is about to be loaded"
@@ -162,7 +163,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {"minkowski": Minkowski, "torch": Tor
 
 
 def open_engine(name: str) -> Engine:
-    """The engine of that name, the value of ``network.engine`` in a recipe.
+    """Return the engine of that name, the value of ``network.engine`` in a recipe.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def open_engine(name: str) -> Engine:
 
 
 def check_engine(engine: Engine, device: torch.device | str = "cpu", tolerance: float = 1e-4) -> float:
-    """The largest relative error of the engine against dense convolutions in float64, if it is tolerable.
+    """Return the largest relative error of the engine against dense convolutions in float64, if it is tolerable.
 
     A 3x3x3, a strided and a transposed convolution on half-filled cubes on both sides of zero, features and all
     gradients. Builds for new CUDA versions are unofficial, and some compute wrong numbers without failing: run this
@@ -230,7 +231,7 @@ def check_engine(engine: Engine, device: torch.device | str = "cpu", tolerance: 
 
 
 def _dense_rows(grid: Tensor, side: int, features: Tensor, *kernels: Tensor) -> Tensor:
-    """What :func:`check_engine`'s three layers give on a dense grid, at the occupied cells ``grid`` (v, 4)."""
+    """Return what :func:`check_engine`'s three layers give on a dense grid, at the occupied cells ``grid`` (v, 4)."""
     frame, x, y, z = grid.T
     n_frames, n_channels = int(frame.max()) + 1, features.shape[1]
 

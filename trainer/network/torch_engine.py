@@ -81,13 +81,13 @@ class Level:
         self._coarser: dict[int, tuple[Level, KernelMap]] = {}
 
     def same(self, size: int) -> KernelMap:
-        """The map of a convolution of odd size and stride 1."""
+        """Return the map of a convolution of odd size and stride 1."""
         if size not in self._same:
             self._same[size] = _same_map(self.cells, size)
         return self._same[size]
 
     def coarser(self, factor: int) -> "tuple[Level, KernelMap]":
-        """The voxels of a convolution whose size and stride are ``factor``, and its map."""
+        """Return the voxels of a convolution whose size and stride are ``factor``, and its map."""
         if factor not in self._coarser:
             cells, kernel_map = _strided(self.cells, factor)
             self._coarser[factor] = Level(cells, self.stride * factor, self), kernel_map
@@ -97,7 +97,8 @@ class Level:
 @dataclass(frozen=True, eq=False)
 class Voxels:
     """Features (v, c) on the voxels of a level; ``given`` (v,) holds the row that each given voxel has become,
-    None where their order was kept."""
+    None where their order was kept.
+    """
 
     F: Tensor
     level: Level
@@ -168,6 +169,8 @@ class _Layer(nn.Module):
 
 
 class Convolution(_Layer):
+    """A convolution of odd size, or one of equal size and stride, which makes voxels coarser."""
+
     def __init__(self, n_inputs: int, n_outputs: int, kernel_size: int, stride: int) -> None:
         if kernel_size % 2 == 0 if stride == 1 else kernel_size != stride:
             raise ValueError(
@@ -186,6 +189,8 @@ class Convolution(_Layer):
 
 
 class TransposedConvolution(_Layer):
+    """The convolution back to the finer voxels that one of equal size and stride came from."""
+
     def __init__(self, n_inputs: int, n_outputs: int, kernel_size: int, stride: int) -> None:
         if kernel_size != stride or stride == 1:
             raise ValueError(
@@ -289,7 +294,7 @@ def _sum_dtype(rows: Tensor) -> torch.dtype:
 
 
 def _start(rows: Tensor, kernels: tuple[Tensor, ...], centre: int | None, shape: tuple[int, ...]) -> Tensor:
-    """What the sums of a convolution start from: the products of the centre, which need no gathering, or zeros."""
+    """Return what sums of a convolution start from: the products of the centre, which need no gathering, or zeros."""
     dtype = _sum_dtype(rows)
     return rows.new_zeros(shape, dtype=dtype) if centre is None else torch.mm(rows, kernels[centre]).to(dtype)
 
@@ -321,7 +326,7 @@ def _keys(cells: Tensor, reach: int) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 def _same_map(cells: Tensor, size: int) -> KernelMap:
-    """The map of odd ``size`` on ascending ``cells``: row i meets output o at offset j where cells[i] = cells[o] + j.
+    """Return the map of odd ``size`` on ascending ``cells``: row i meets output o at offset j: cells[i] = cells[o] + j.
 
     Only half of the offsets, those after the centre in the order of the cells, are searched: at -j the same pairs meet
     with inputs and outputs exchanged. One search finds a whole run along the last axis, whose places have consecutive
@@ -354,7 +359,7 @@ def _same_map(cells: Tensor, size: int) -> KernelMap:
 
 
 def _strided(cells: Tensor, factor: int) -> tuple[Tensor, KernelMap]:
-    """The coarse cells of ascending ``cells``, ascending, and the map of size and stride ``factor``.
+    """Return the coarse cells of ascending ``cells``, ascending, and the map of size and stride ``factor``.
 
     Each cell meets its coarse cell at the offset of its place in it.
     """
@@ -372,7 +377,7 @@ def _strided(cells: Tensor, factor: int) -> tuple[Tensor, KernelMap]:
 
 
 def _joined(pairs: list[tuple[Tensor, Tensor]], centre: int, n_inputs: int, n_outputs: int) -> KernelMap:
-    """A map of input and output rows per offset."""
+    """Return a map of input and output rows per offset."""
     inputs, outputs = (torch.cat(rows) for rows in zip(*pairs, strict=True))
     bounds = tuple(accumulate((len(rows) for rows, _ in pairs), initial=0))
     return KernelMap(inputs, outputs, bounds, centre, n_inputs, n_outputs)

@@ -24,8 +24,9 @@ class Counts(NamedTuple):
 
 
 def counts(frame_of_row: Tensor, weight_of_row: Tensor | None = None) -> Counts:
-    """The counts of one part of a batch; ``frame_of_row`` (k,) int64 is the frame of every row that teaches, and
-    ``weight_of_row`` (k,) its weight, a whole number."""
+    """Return the counts of one part of a batch; ``frame_of_row`` (k,) int64 is the frame of every row that teaches, and
+    ``weight_of_row`` (k,) its weight, a whole number.
+    """
     n_frames = int(torch.bincount(frame_of_row).count_nonzero())
     weight = 0 if weight_of_row is None else int(weight_of_row.sum())
     return Counts(len(frame_of_row), n_frames, int(len(frame_of_row) > 0), weight)
@@ -64,7 +65,7 @@ class SegmentationTerms(NamedTuple):
 def pool_superpoints(
     voxel_features: Tensor, pair_voxel: Tensor, pair_superpoint: Tensor, n_superpoints: int
 ) -> tuple[Tensor, Tensor]:
-    """The mean feature of every superpoint over its pairs, (s, d) float32, and the number of pairs, (s,) int64.
+    """Return the mean feature of every superpoint over its pairs, (s, d) float32, and the number of pairs, (s,) int64.
 
     A pair says that a point, which lies in row ``pair_voxel`` of ``voxel_features`` (v, d), belongs to the superpoint
     in row ``pair_superpoint``; both are (m,) int64, in any order. A superpoint without pairs is a zero row. The 1e-6
@@ -142,7 +143,7 @@ def tmp_loss(
 def soft_text_target(
     text: Tensor, group_of_prompt: Tensor, weight: float = 0.2, power: float = 1.0, clamp: bool = True
 ) -> Tensor:
-    """The distribution over prompts that each prompt's superpoints should show, (p, p); rows sum to 1.
+    """Return the distribution over prompts that each prompt's superpoints should show, (p, p); rows sum to 1.
 
     Row-normalised ``weight * I + (1 - weight) * cosine ** power`` between prompts of the same group (category), 0
     elsewhere: synonyms are no mistakes. ``text`` (p, d) need not be of unit length; ``group_of_prompt`` (p,) int64.
@@ -208,7 +209,7 @@ def segmentation_loss(
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The Lovász extension of 1 - IoU, mean over the classes present in ``labels``.
+    """Return the Lovász extension of 1 - IoU, mean over the classes present in ``labels``.
 
     ``probabilities`` (n, c), ``labels`` (n,) int64, n at least 1; ``weight`` (n,) int64, above 0, is how many rows each
     counts for, which keeps the set function submodular. Berman, Triki, Blaschko, "The Lovász-Softmax loss",

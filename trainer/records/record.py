@@ -84,7 +84,8 @@ def processor() -> str:
 
 def ancestor(path: Path, document: Mapping[str, object]) -> Ancestor:
     """Return what is known of a checkpoint that a run starts from: of its `document`, in which what it started from
-    itself is described alike."""
+    itself is described alike.
+    """
     known = {item.name for item in fields(Ancestor)} & document.keys()
     try:
         return as_record(Ancestor, {**{name: document[name] for name in known}, "file": str(path)})

@@ -81,7 +81,7 @@ class ClipDenseConfig(TeacherSection):
     decode: str = "scaled"
     logit_scale: float = 40.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901 (one check after another)
         if self.name != "clip_dense":
             raise ValueError(f'name is "{self.name}"; these are the settings of "clip_dense"')
         implied = implies_quick_gelu(self.model)
