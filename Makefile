@@ -17,6 +17,8 @@ TABLES ?= pack
 ARCHIVE ?=
 WORDS ?=
 SIZE ?= demo
+A ?=
+B ?=
 NETWORK_ARGS ?=
 # What a variable holds is text: make expands nothing in it ($(value)), and recipes get it from the environment, where a
 # shell expands nothing in it either.
@@ -33,24 +35,26 @@ AS ?=
 override OF := $(value OF)
 override AS := $(value AS)
 OUT_ASKED := $(filter-out undefined,$(origin OUT))
+override A := $(value A)
+override B := $(value B)
 ifeq ($(origin OUT),undefined)
 OUT := export/$(RECIPE)
 endif
 override OUT := $(value OUT)
-export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT OF AS
+export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT OF AS A B
 PY := .venv/bin/python
 # What a message advises is then a make command.
 export AFOV_ADVICE := make
 AFOV := $(PY) -m afov
 
 STAGES := index points project text encode segment group vote correct pairs target label pack
-QUESTIONS := doctor plan status verify gc why
+QUESTIONS := show doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs clean recipe city demo export labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs recipes diff clean recipe city demo export labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,7 +83,7 @@ ladder: setup ## what each part of the method adds, on the synthetic city; goes 
 	@$(PY) -m bench.city data/city_bench --size bench
 	@PYTHONPATH=. $(PY) -m bench.ladder $(ARGS)
 
-docs: setup ## write docs/data.md anew from the table schemas
+docs: setup ## write docs/data.md and docs/settings.md anew from the code
 	@$(AFOV) docs
 
 clean: ## remove caches; .venv, tables and checkpoints stay
@@ -124,6 +128,7 @@ receive: archive setup ## check such a file and take its tables in; ARGS="--into
 	@$(AFOV) receive "$$ARCHIVE" $(ARGS)
 
 ##@ Asking about tables
+show: ## the recipe as it takes effect, and where each value comes from
 doctor: ## files, calibration, disk, memory, GPU, weights: what would stop a run, in seconds
 plan: ## what would run, why, and how many GB
 status: ## how far the tables are, from the store alone
@@ -132,6 +137,9 @@ gc: ## tables that nothing names any more
 why: ## what changed since the tables were built
 $(QUESTIONS): recipe setup
 	@$(AFOV) $@ "$$RECIPE" $(ARGS)
+
+recipes: setup ## the built-in recipes
+	@$(AFOV) recipes
 
 ##@ Looking at it
 report: ## one offline page: frames, scores, curves, identities
@@ -155,6 +163,10 @@ refine: ## labels made better at the end, by the sweeps before and after and fla
 submit: ## predictions as files for the server of nuScenes or SemanticKITTI
 evaluate: ## IoU per class, where there is ground truth
 scores: ## all scores of a recipe in one table
+diff: setup ## what differs between two runs: make diff A=runs/city/distill B=runs/city_scratch/distill
+	@test -n "$$A" -a -n "$$B" || { echo "make: this target needs two runs, for example: make diff A=runs/city/distill B=runs/city_scratch/distill" >&2; exit 2; }
+	@$(AFOV) diff "$$A" "$$B" $(ARGS)
+
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.
 $(TRAINER): export OMP_NUM_THREADS = 1
 $(TRAINER): recipe setup

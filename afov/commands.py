@@ -12,6 +12,7 @@ from afov import demo as demonstration
 from afov.programs import call
 from manifests.config import RECIPES, ConfigError, read_recipe
 from manifests.console import RecipeArgument, SetOption, debuggable, plain_console, sentences
+from manifests.effective import DEFAULT, as_toml, effective
 from manifests.stages import SPECS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -112,6 +113,31 @@ def demo(
     """Run the main job, end to end, on a synthetic city, in the working folder; needs no data set and no weights."""
     with sentences():
         demonstration.demo(size, set_ or (), lambda text: console.print(text, soft_wrap=True))
+
+
+@app.command()
+@debuggable
+def show(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Leave out what has its default.")] = False,
+) -> None:
+    """Print the recipe as it takes effect, as TOML, and where each value comes from; docs/settings.md explains them."""
+    with sentences():
+        found = [one for one in effective(recipe, set_ or ()) if not (changed and one.origin == DEFAULT)]
+        console.print(as_toml(found), soft_wrap=True)
+
+
+@app.command()
+@debuggable
+def docs(folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path("docs")) -> None:
+    """Write the pages that are made from the code: data.md, of all tables, and settings.md, of all settings."""
+    from afov.settings import settings_document
+    from pipeline.commands.look import docs as tables
+
+    tables(folder / "data.md")
+    (folder / "settings.md").write_text(settings_document(), encoding="utf-8")
+    console.print(f"wrote {folder / 'settings.md'}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     "Start here": {
         "demo": "afov",
         "recipes": "afov",
+        "show": "afov",
         "doctor": "pipeline",
         "plan": "pipeline",
     },
@@ -60,12 +61,12 @@ JOBS: Mapping[str, Mapping[str, str]] = {
         "check-teacher": "pipeline",
         "check": "trainer",
         "city": "pipeline",
-        "docs": "pipeline",
+        "docs": "afov",
     },
 }
 """Verbs by job, in the order of the help: the program, and the verb's name there where it has another."""
 
-ELSEWHERE = {"pipeline": {"run", "debug-frame", "query", "store"}, "trainer": {"query", "import", "export"}}
+ELSEWHERE = {"pipeline": {"run", "debug-frame", "query", "store", "docs"}, "trainer": {"query", "import", "export"}}
 """Verbs of a program that `afov` has in another form: the recipe first, or two programs in one."""
 
 

@@ -54,53 +54,96 @@ class RecipeFile:
         return parse_section(name, self.sections.get(name, {}), kind)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place: `origin` is a file, or what was typed behind `--set`."""
+
+    origin: str
+    sections: Mapping[str, Mapping[str, Any]]
+
+
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
-    """Return the recipe at a path, or the built-in one of that name, with `section.key=value` overrides applied.
+    """Return the recipe at a path, or the built-in one of that name, with its local file and overrides applied.
 
     A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings
     it differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
     malformed file, an unknown section, or an override that is not `section.key=value`.
     """
+    sections: dict[str, dict[str, Any]] = {}
+    for layer in read_layers(recipe, overrides):
+        for name, values in layer.sections.items():
+            sections[name] = laid_over(sections.get(name, {}), values)
+    return RecipeFile(find_recipe(recipe).stem, sections)
+
+
+def read_layers(recipe: str | Path, overrides: Sequence[str] = ()) -> list[Layer]:
+    """Return what a recipe is made of, each laid over those before: bases, the recipe, its local file, overrides."""
     path = find_recipe(recipe)
-    sections = read_sections(path, ())
+    layers, local = layers_of(path, ()), local_file(path)
+    if local.is_file():
+        document = parsed(local)
+        if BASE in document:
+            raise ConfigError(f"{local}: a local file is laid over recipe {path.stem} and has no {BASE} of its own")
+        layers.append(Layer(str(local), checked_sections(document, local)))
+    settings: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        settings = {**settings, **{name: laid_over(settings.get(name, {}), of) for name, of in layer.sections.items()}}
     for override in overrides:
         name, key, value = parse_override(override)
         *parents, last = key.split(".")
-        table = sections.setdefault(name, {})
+        table: Any = settings.get(name, {})
         for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
+            table = table.get(parent, {})
+            if not isinstance(table, Mapping):
                 raise ConfigError(f"--set {override}: {name}.{parent} is a value and holds no settings")
-        table[last] = value
-    return RecipeFile(path.stem, sections)
+        nested: dict[str, Any] = {last: value}
+        for parent in reversed(parents):
+            nested = {parent: nested}
+        layers.append(Layer(f"--set {override}", {name: nested}))
+        settings[name] = laid_over(settings.get(name, {}), nested)
+    return layers
 
 
-def read_sections(path: Path, derived: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
-    """Return the sections of a recipe file, laid over those of its base; `derived` are the files that build on it.
+def local_file(path: Path) -> Path:
+    """Return where settings of one's own are laid over a recipe: NAME.local.toml beside it, of a built-in one here."""
+    name = f"{path.stem}.local.toml"
+    return Path(name) if path.parent == RECIPES else path.with_name(name)
+
+
+def layers_of(path: Path, derived: tuple[Path, ...]) -> list[Layer]:
+    """Return a recipe file and the bases below it, undermost first; `derived` are the files that build on it.
 
     Raises ConfigError for a malformed file, an unknown section, or a base that is missing or builds on itself.
     """
     if path.resolve() in derived:
         raise ConfigError(f"{path}: its base builds on this recipe again; a recipe cannot be its own base")
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    sections: dict[str, dict[str, Any]] = {}
+    document, below = parsed(path), []
     base = document.pop(BASE, None)
     if base is not None:
         if not isinstance(base, str) or Path(base).name != base:
             raise ConfigError(f"{path}: {BASE} is {base!r}; name a built-in recipe, or a .toml file in the same folder")
         beside = path.with_name(base if base.endswith(".toml") else f"{base}.toml")
         found = beside if beside.is_file() else find_recipe(base)
-        sections = read_sections(found, (*derived, path.resolve()))
+        below = layers_of(found, (*derived, path.resolve()))
+    return [*below, Layer(str(path), checked_sections(document, path))]
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says; raises ConfigError where it is none."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def checked_sections(document: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a file; raises ConfigError for one that no recipe has, or a value outside of them."""
     for name, values in document.items():
         check_section_name(name, str(path))
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one of {listing(SECTIONS)}")
-        sections[name] = laid_over(sections.get(name, {}), values)
-    return sections
+    return dict(document)
 
 
 def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

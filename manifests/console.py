@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from manifests.advice import filled
-from manifests.config import RECIPES, ConfigError, read_recipe
+from manifests.config import RECIPES, ConfigError, find_recipe, local_file, read_recipe
 from manifests.endings import Ending, ending_of, summary, trace_of
 from manifests.sections.data import RunConfig
 from manifests.shown import shown_text
@@ -44,7 +44,7 @@ _log = logging.getLogger(FOR_THE_LOG)
 def matching_recipes(incomplete: str) -> list[str]:
     """Return the built-in recipes, and the .toml files here, that begin so."""
     names = [*sorted(file.stem for file in RECIPES.glob("*.toml")), *sorted(map(str, Path().glob("*.toml")))]
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and not name.endswith(".local.toml")]
 
 
 RecipeArgument = Annotated[
@@ -140,11 +140,19 @@ def sentences(program: str = "error", kept: str = "finished shards are kept, the
     forgiving_streams()
     with interruptible(), logged(asked) as log:
         try:
+            tell_of_local_file(asked)
             yield
         except (typer.Exit, typer.Abort, SystemExit):
             raise
         except BaseException as error:
             end(error, program, kept, asked.debug, log)
+
+
+def tell_of_local_file(asked: Asked) -> None:
+    """Print which file is laid over the command's recipe, if one is."""
+    with suppress(ConfigError):  # the command itself says what is wrong with its recipe
+        if asked.recipe is not None and (local := local_file(find_recipe(asked.recipe))).is_file():
+            tell(f"note: {local} is laid over recipe {asked.recipe}")
 
 
 def end(error: BaseException, program: str, kept: str, debug: bool, log: Path | None) -> NoReturn:

@@ -80,7 +80,8 @@ class FlatInteractionConfig:
     itself and give no evidence. Points of the ground plane between `ring_inner_m` and `ring_outer_m` end in a ground
     class or in none; `ring` says which of them lose their label for that: "all", those whose label is "contradicted"
     because it is no ground class, or, with "off", none, and the plane is not looked for. Candidates lie less than
-    `ring_clearance_m` above the ground that the height lets expect; the plane is RANSAC's with the other constants.
+    `ring_clearance_m` above the ground that the height lets expect; the plane is RANSAC's: of `ring_trials`
+    planes through `ring_min_samples` points, drawn with `ring_seed`, the one with most points within `ring_residual_m`.
     Where something stands on the ground, its foot lies on the plane too: points of the ring are left alone that have
     another within `standing_radius_m` (horizontally) and `standing_low_m` to `standing_high_m` above the plane (radius
     0: no such test).

@@ -50,7 +50,7 @@ ORDER = {
         ("query", "rows", "sample", "sections"),
         ("recipe", "storage"),
         ("endings", "stages"),
-        ("asked", "console"),
+        ("asked", "console", "effective"),
         ("labels",),
     ),
     "superpixels": (

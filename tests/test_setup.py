@@ -18,7 +18,18 @@ import pytest
 from install import setup
 from install.setup import Place, SetupError
 
-VARIABLES = ("RECIPE", "ARGS", "OUT", "TABLES", "ARCHIVE", "WORDS", "SIZE", "PYTHON")  # that `make test` hands on
+VARIABLES = (
+    "RECIPE",
+    "ARGS",
+    "OUT",
+    "TABLES",
+    "ARCHIVE",
+    "WORDS",
+    "SIZE",
+    "A",
+    "B",
+    "PYTHON",
+)  # that `make test` hands on
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "minkowskiengine-0.5.4-cp311-cp311-linux_x86_64.whl"
 
@@ -448,6 +459,9 @@ def test_stages_and_training_run_in_the_order_they_are_named_even_in_parallel(
     ]
 
 
+NAMED = {"export": ["OUT"], "query": ["WORDS"], "share": ["ARCHIVE"], "receive": ["ARCHIVE"], "diff": ["A", "B"]}
+"""Targets with variables of their own that hold text."""
+
 HOSTILE = [
     "$(touch {mark})",
     "$(shell touch {mark})",
@@ -462,14 +476,15 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("target", ["pack", "distill", "export", "query", "share", "receive", "plan", "report"])
+@pytest.mark.parametrize("target", ["pack", "distill", "plan", "report", "show", *NAMED])
 def test_what_a_variable_holds_is_text_that_nothing_runs(
     making: Callable[..., list[list[str]]], tmp_path: Path, target: str, hostile: str
 ) -> None:
     mark = tmp_path / "mark"
     text = hostile.format(mark=mark)
-    names = {"export": ["OUT"], "query": ["WORDS"], "share": ["ARCHIVE"], "receive": ["ARCHIVE"]}.get(target, [])
-    called = making(target, *(f"{name}={text}" for name in ("RECIPE", *names)))
+    names = NAMED.get(target, [])
+    recipe = () if target == "diff" else ("RECIPE",)
+    called = making(target, *(f"{name}={text}" for name in (*recipe, *names)))
     assert not mark.exists()
     assert all(text in words for words in called[1:]) and len(called) > 1
 

@@ -16,6 +16,10 @@ NO_CAMERAS = ("none",)
 class DataConfig:
     """Section `[data]`: which logs, read how, and which of their frames take part.
 
+    `dataset` is who reads the logs: "nuscenes", "semantic_kitti" or "folder". `root` is the folder that holds them, and
+    `version` which version of them (nuScenes: the folder of tables below `root`). `ontology` is the class dictionary: a
+    built-in one, or the path of a .toml file. `split` names the scenes that are packed: a split of the data set, "all",
+    or a .txt file with the name of a scene on each line. `exclude` leaves frames out by their ids.
     `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones; "none" alone:
     none. `lidar` names the LiDARs in the same way, which matters where there are several: they are joined to one sweep.
     `columns` names the columns of a sweep's file in order, or chooses among those that it names: x, y, z, one of
@@ -70,6 +74,14 @@ class DataConfig:
 class RunConfig:
     """Section `[run]`: where things are kept and with what they are computed. Never part of an identity.
 
+    `store` is where tables lie, a folder or the URI of a bucket, and `runs` the folder of checkpoints, logs and scores.
+    `pool` is who builds tables: "inline", this process, or "ray"; `workers` is how many of Ray's build at once, at
+    `ray_address`: "local", a cluster of this run's own, or the address of one. `gpus_per_worker` is the share of a GPU
+    that Ray gives each of them for the teacher's network. `device` is what networks run on: "auto" (a GPU if there is
+    one), "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a network of the trainer predicts at once, and
+    `loader_workers` how many processes load frames for training and prediction; 0 loads in the main process.
+    `deterministic` asks for the same bits in every run, at the cost of some speed on a GPU. `progress` shows bars on a
+    terminal.
     `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a

@@ -17,7 +17,10 @@ Lovasz = Literal["batch", "scan"]
 class TmpConfig:
     """Tri-modal contrastive pre-training; the defaults but ``clamp_cosines`` are the reference implementation's.
 
-    ``temperature`` of both softmaxes; ``image_weight`` and ``text_weight`` of the two terms.
+    ``temperature``
+        Of both softmaxes.
+    ``image_weight``, ``text_weight``
+        Weights of the two terms of the loss.
 
     ``negatives``
         What a superpoint is told from. ``"frame"``: those of its own frame, and the loss is the mean over frames.
@@ -152,6 +155,7 @@ class PretrainConfig(TmpConfig, SgdConfig):
 
     Defaults are the paper's (arXiv 2405.15286) and the reference implementation's, which puts one frame on each of four
     devices: a superpoint is told from those of its own frame. Full parity needs ``clamp_cosines = false`` too.
+    ``lr`` is the learning rate of the first step.
     """
 
     split: str = "parametrize"
@@ -255,7 +259,10 @@ class LabelledConfig(ClassesConfig):
 
 @dataclass(frozen=True)
 class ProbeConfig(LabelledConfig):
-    """Section ``[probe]``: linear probing. Only the layer ``final`` learns; all statistics of batch norm stay."""
+    """Section ``[probe]``: linear probing.
+
+    Only the layer ``final`` learns, at the rate ``lr``; all statistics of batch norm stay.
+    """
 
     lr: float = 0.05
 
@@ -297,9 +304,10 @@ class SupervisedConfig(FinetuneConfig):
 class PredictConfig:
     """Section ``[predict]``: the scenes to predict, and with what.
 
-    ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a file instead, ours or an official one,
-    or the folder of a run for its newest. ``views`` is over how many views of each sweep, turned and mirrored, the
-    probabilities of a point are averaged; it takes as many times as long, and 1 is the sweep itself.
+    ``split`` names the scenes to predict. ``of`` is the task whose newest checkpoint predicts; ``checkpoint`` names a
+    file instead, ours or an official one, or the folder of a run for its newest. ``views`` is over how many views of
+    each sweep, turned and mirrored, the probabilities of a point are averaged; it takes as many times as long, and 1 is
+    the sweep itself.
     """
 
     split: str = "val"
@@ -353,6 +361,7 @@ class RefineConfig:
 class EvaluateConfig:
     """Section ``[evaluate]``: the scenes to score, and what a class without points and predictions counts.
 
+    ``split`` names the scenes to score.
     ``absent``: "exclude" (nuScenes devkit), "one" (parity with the reference implementation) or "zero" (SemanticKITTI).
     ``refine``: "none", or what labels are scored before and after: "afi", flat interaction with the constants of
     ``[correct]``; "vote", the vote of the sweeps before and after with those of ``[vote]``; "vote+afi", first the vote.

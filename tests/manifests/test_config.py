@@ -68,6 +68,32 @@ def test_overrides_replace_values_and_bare_words_are_strings(tmp_path: Path) -> 
     assert file.section("run", RunConfig).workers == 3
 
 
+def test_a_local_file_is_laid_over_a_recipe_and_below_overrides(tmp_path: Path) -> None:
+    path = recipe(tmp_path, '[data]\nroot = "/r"\nversion = "v1.0-mini"\n[group]\nmin_points = 2\n')
+    (tmp_path / "mine.local.toml").write_text('[data]\nroot = "/here"\n[run]\nworkers = 4\n')
+    file = read_recipe(path, ["run.workers=5"])
+    assert file.name == "mine" and file.sections["group"] == {"min_points": 2}
+    assert file.section("data", DataConfig) == DataConfig(root="/here", version="v1.0-mini")
+    assert file.section("run", RunConfig).workers == 5
+    (tmp_path / "theirs.toml").write_text('base = "mine"\n')
+    assert read_recipe(tmp_path / "theirs.toml").sections["data"]["root"] == "/r", "only that of the recipe itself"
+    (tmp_path / "mine.local.toml").write_text('base = "city"\n')
+    with pytest.raises(ConfigError, match="mine.local.toml: a local file .* has no base"):
+        read_recipe(path)
+    (tmp_path / "mine.local.toml").write_text("[grup]\n")
+    with pytest.raises(ConfigError, match=r"mine.local.toml: there is no section \[grup\]"):
+        read_recipe(path)
+
+
+def test_the_local_file_of_a_built_in_recipe_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "city.local.toml").write_text("[group]\nmin_points = 7\n")
+    assert read_recipe("city").sections["group"]["min_points"] == 7
+    assert read_recipe("city_scratch").sections.get("group", {}).get("min_points") != 7
+
+
 def test_values_of_overrides_are_toml_where_they_can_be() -> None:
     assert parse_override("group.min_points=5") == ("group", "min_points", 5)
     assert parse_override("group.policy=confidence") == ("group", "policy", "confidence")

@@ -21,9 +21,10 @@ OFFICIAL_PROMPTS = "9a31aab24abf73ed0e0b666ee820535ca560ce1b65f136b002eb611b49d6
 class ArtifactsConfig(TeacherSection):
     """Section `[teacher]` with `name = "artifacts"`.
 
-    `layout` says who wrote the files: "san", "catseg" (one matrix per image) or "fcclip" (two); "auto" looks at each
-    file and only demands that the images of a frame agree. `fcclip_feature` picks FC-CLIP's vectors: "out", pooled
-    from CLIP's own features, which the official pre-training uses, or "in", of its trained decoder.
+    `folder` holds the files. `layout` says who wrote them: "san", "catseg" (one matrix per image) or "fcclip" (two);
+    "auto" looks at each file and only demands that the images of a frame agree. `fcclip_feature` picks FC-CLIP's
+    vectors: "out", pooled from CLIP's own features, which the official pre-training uses, or "in", of its trained
+    decoder.
 
     Segments and text vectors name prompts by their position, so the prompts must be those that the files were made
     with. The files do not say which; where there is no `prompts.txt` beside them (one prompt a line), `prompts_sha256`

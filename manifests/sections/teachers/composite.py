@@ -169,7 +169,8 @@ class ProposerConfig:
 class SlicConfig:
     """Section `[teacher.slic]`: superpixels from colour alone, the baseline of masks that nothing was learnt for.
 
-    `side_px` is the size of a superpixel in an image whose shorter side is 450 px; see superpixels.slic.
+    `side_px` is the size of a superpixel in an image whose shorter side is 450 px; a larger `compactness` follows
+    colour less and the grid more (see superpixels.slic).
     """
 
     side_px: float = 24.0

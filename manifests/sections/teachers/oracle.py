@@ -74,7 +74,7 @@ class OracleConfig(TeacherSection):
     What they are called. `confusion` times the share in `confused`, rows of (class, taken for, share): a region is
     taken for another class. `synonyms`: it gets another prompt than the first of its fine class, any of its class (of
     its fine class, where that is ignored). `drop`: it is lost in its surroundings, the likelier the smaller it is, by
-    a factor exp(-area / drop_area_px); areas in square pixels of the image. `merge`: a larger neighbour of another
+    a factor exp(-area / `drop_area_px`); areas in square pixels of the image. `merge`: a larger neighbour of another
     class swallows it. `persistence` is the share of things and places about which confusion, drop and merge are decided
     once for a drive, not anew in each image: a teacher that takes a truck for a bus is mostly wrong again half a second
     later. It needs source "maps", whose maps of places tell what is the same; a region is then of one place, and there
