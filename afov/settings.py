@@ -149,6 +149,8 @@ def united(told: Iterable[str]) -> str:
     """Return what several values of a setting are part of as one cell."""
     names = {name: None for cell in told for name in cell.split(", ") if name}
     names = {name: None for name in names if name != "nothing" or len(names) == 1}
+    if not names:
+        return "not tried"
     return ", ".join(sorted(names, key=lambda name: (list(SPECS).index(name) if name in SPECS else len(SPECS), name)))
 
 
@@ -296,7 +298,8 @@ def other_values(key: str, hint: Any, default: Any, refused: Callable[[Any], str
         numbers = [
             tuple(type(one)(one * by) if isinstance(one, int | float) else one for one in default) for by in (2, 0.5)
         ]
-        candidates = [*numbers, default[:1]] if default else [("another",)]
+        candidates = [*numbers, default[:1]] if default else [("another",), ("x", "y", "z", "intensity")]
+        candidates += [(one,) for inner in typing.get_args(hint) for one in typing.get_args(inner)]
     others = [one for one in dict.fromkeys(candidates) if one != default]
     return [*(one for one in others if not refused(one)), *(one for one in others if refused(one))]
 

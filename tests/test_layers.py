@@ -78,7 +78,7 @@ ORDER = {
         ("machine", "scoring"),
         ("__main__",),
     ),
-    "afov": (("programs", "verbs"), ("demo",), ("commands",), ("__main__",)),
+    "afov": (("programs", "settings", "verbs"), ("demo",), ("commands",), ("__main__",)),
 }
 MOST_ON_TOP = 14  # entries of pipeline and of trainer: more, and a newcomer reads a list instead of a plan
 LABEL_NAMES = {"manifests.schema.LABEL", "manifests.tables.labels.Label"}
