@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,26 @@ def show(value: Any) -> str:
         return "(default)"
     text = canonical(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def looks_of(path: Path) -> str | None:
+    """Return how a file looks from outside, without opening it: size and times of change; None if it is not there.
+
+    Beside the time of modification, which copying tools restore, it is the time of the last change of the entry, which
+    nobody can set.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
+        return None
+    return canonical([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+
+
+def sha256_as_it_looks(path: Path) -> str:
+    """Return the hex sha256 of a file, which is read once as long as it looks the same; raises OSError."""
+    return _sha256_of(path, looks_of(path))
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: Path, looks: str | None) -> str:
+    return sha256_file(path)

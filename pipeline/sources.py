@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.fingerprint import digest, sha256_file
-from manifests.storage.seen import SeenFile, SeenFiles, looks_of
+from manifests.fingerprint import digest, looks_of, sha256_file
+from manifests.storage.seen import SeenFile, SeenFiles
 from pipeline.frame import Frame, FrameError, inside
 
 Digests = Mapping[str, str | None]

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from manifests.fingerprint import canonical, digest
+from manifests.fingerprint import digest
 from manifests.storage.documents import decode, put_json, read_bytes
 from manifests.storage.errors import Malformed
 from manifests.storage.names import SEEN, checked, checked_hex
@@ -45,19 +44,6 @@ class SeenFiles:
 
     place: str
     files: Mapping[str, SeenFile]
-
-
-def looks_of(path: Path) -> str | None:
-    """Return how a file looks from outside, without opening it: size and times of change; None if it is not there.
-
-    Beside the time of modification, which copying tools restore, it is the time of the last change of the entry, which
-    nobody can set.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
-        return None
-    return canonical([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
 
 
 def files_path(stage: str, shard: str, key: str) -> str:

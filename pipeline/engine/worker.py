@@ -16,6 +16,7 @@ from manifests.fingerprint import digest
 from manifests.provenance import origin_of
 from manifests.recipe import Recipe
 from manifests.rows import Row, failed_row
+from manifests.stages import fingerprint
 from manifests.storage.errors import StoreError, is_full
 from manifests.storage.seen import Seen, write_files, write_seen
 from manifests.storage.shards import ShardFile
@@ -98,6 +99,7 @@ class Worker:
                 return Outcome(done, looked=True)
         if self._function is None:
             self._function = stage.open(self._recipe)
+            check_loaded(self._recipe, task)
         failures: list[Failure] = []
         origin = origin_of(self._device(stage), self._function.batch)
         place = task.stage, task.fingerprint, task.shard, key
@@ -206,6 +208,17 @@ class Worker:
         if name not in self._broadcast or self._broadcast[name][0] != shard.key:
             self._broadcast[name] = shard.key, self._store.rows(name, fingerprint, shard)
         return list(self._broadcast[name][1])
+
+
+def check_loaded(recipe: Recipe, task: Task) -> None:
+    """Raise StoreError if what a teacher was just loaded from is no longer what the table is known by.
+
+    Weights are checked as they are read; the small files beside them (a tokenizer, a configuration) stand in the
+    table's identity, which was digested when the run was planned.
+    """
+    loaded = task.stage in ("encode", "segment") and not (recipe.teacher.ready_made or recipe.teacher.simulated)
+    if loaded and fingerprint(recipe, task.stage) != task.fingerprint:
+        raise StoreError(f"a file beside the weights of `{task.stage}` was replaced since the run began; run again")
 
 
 class ShardInputs:

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from manifests import fingerprint
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.recipe import Recipe
+from manifests.sections.teachers.composite import CompositeConfig, TipsConfig
 from manifests.sections.teachers.weights import Weights, check_weights, weights_identity
+from manifests.stages import fingerprint as table_fingerprint
+from manifests.storage.errors import StoreError
+from pipeline.engine.tasks import Task
+from pipeline.engine.worker import check_loaded
 from pipeline.teachers.loading.pretrained import load_network, load_pixels, load_tokenizer
 from pipeline.teachers.mask_sources import SAM3_CLASSES
 from tests.pipeline.tiny_networks import save_network
@@ -69,17 +76,34 @@ def test_the_layout_in_which_sam3_is_published_is_taken_apart(tmp_path: Path) ->
     assert state.keys() == tensors.keys() and all(torch.equal(state[name], tensors[name]) for name in tensors)
 
 
-def test_the_files_beside_the_weights_are_part_of_the_identity(folder: Path) -> None:
+def test_the_files_beside_the_weights_are_part_of_the_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    digest_of = fingerprint.sha256_file
+    monkeypatch.setattr(fingerprint, "sha256_file", lambda path: read.append(path.name) or digest_of(path))
     before = weights_identity(pinned(folder))
+    assert weights_identity(pinned(folder)) == before and len(read) == len(set(read)) > 2, "each is read once"
     assert before["files"].keys() >= {"config.json", "preprocessor_config.json", "tokenizer.json"}
     assert str(folder) not in str(before)
     (folder / "preprocessor_config.json").write_text("{}")
-    assert weights_identity(pinned(folder)) != before
+    assert weights_identity(pinned(folder)) != before and read[-1] == "preprocessor_config.json"
+    assert len(read) == len(set(read)) + 1, "and again only if it looks otherwise"
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"has no config.json"):
         weights_identity(pinned(folder))
     hub = Weights("hub:google/tipsv2-b14/model.safetensors", "0" * 64, "1" * 40)
     assert weights_identity(hub) == {"weights": f"sha256:{'0' * 64}", "revision": "1" * 40}
+
+
+def test_a_shard_fails_where_a_file_beside_the_weights_was_replaced_since_the_plan(
+    folder: Path, recipe_over: Callable[..., Recipe]
+) -> None:
+    section = TipsConfig(weights=str(folder / "model.safetensors"), weights_sha256="0" * 64)
+    recipe = recipe_over(folder, teacher=CompositeConfig(masks="slic", features="tipsv2", tipsv2=section))
+    task = Task("encode", table_fingerprint(recipe, "encode"), "scene", "0" * 12, 1)
+    check_loaded(recipe, task)
+    (folder / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(StoreError, match="beside the weights of `encode` was replaced since the run began; run again"):
+        check_loaded(recipe, task)
 
 
 @pytest.mark.parametrize("source", ["random:0", "some_tag", "folder/pytorch_model.bin"])

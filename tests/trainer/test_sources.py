@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import looks_of, sha256_file
 from manifests.records.evaluation import Compared
 from manifests.rows import failed_row
 from manifests.storage.errors import StoreError
-from manifests.storage.seen import SeenFile, SeenFiles, looks_of, write_files
+from manifests.storage.seen import SeenFile, SeenFiles, write_files
 from trainer.data import sources
 from trainer.data.sources import compare_files
 from trainer.loop.train import train

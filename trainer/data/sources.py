@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from manifests.asked import place_of
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Compared
 from manifests.stages import SPECS, with_needs
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref
-from manifests.storage.seen import SeenFile, looks_of, read_files
+from manifests.storage.seen import SeenFile, read_files
 from manifests.storage.store import Store
 
 MOST_READ = 256  # files that look otherwise, as after a copy, are read to be sure; of more, so many

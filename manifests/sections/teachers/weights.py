@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import sha256_as_it_looks
 
 HUB = "hub:"
 
@@ -121,7 +121,7 @@ def weights_identity(weights: Weights) -> dict[str, Any]:
     if weights.is_hub:
         return {"weights": weights.identity, "revision": weights.revision}
     folder = Path(weights.source).parent
-    files = {path.name: sha256_file(path) for pattern in SMALL_FILES for path in sorted(folder.glob(pattern))}
+    files = {path.name: sha256_as_it_looks(path) for pattern in SMALL_FILES for path in sorted(folder.glob(pattern))}
     if "config.json" not in files:
         raise ConfigError(
             f"teacher.{weights.key}: {folder} has no config.json; give the folder as transformers saves it"
