@@ -37,6 +37,7 @@ RELIABILITY = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
 FRAMES = 4  # half as many as the doctor opens by itself: harder, and sooner done
 CITY = SIZES["demo"]
 FAST_M_S = 5.0
+LEAST_TURN_DEG = 5.0
 MARK = "doctor: written by bench/doctor.py"
 
 
@@ -119,10 +120,20 @@ def other_axes(bed: Bed, rng: np.random.Generator) -> Bed:
 
 
 def wrong_matrix(spoil: Callable[[Array], Array]) -> Fault:
-    """Return the fault of a matrix that is spoilt: cam_from_lidar or ego_from_cam, of one camera or of all."""
+    """Return the fault of a matrix that is spoilt: cam_from_lidar or ego_from_cam, of one camera or of all.
+
+    Some matrices are hardly spoilt: the quaternion of a camera that looks ahead, 0.5, -0.5, 0.5, -0.5, is the same turn
+    read either way, but for the degree by which it looks elsewhere. Faults turn a camera by `LEAST_TURN_DEG` or more.
+    """
 
     def fault(bed: Bed, rng: np.random.Generator) -> Bed:
-        bed = other_axes(bed, rng) if rng.random() < 0.5 else bed
+        while True:
+            right = other_axes(bed, rng) if rng.random() < 0.5 else bed
+            wrong = spoilt(right, rng)
+            if most_turn_deg(right, wrong) >= LEAST_TURN_DEG:
+                return wrong
+
+    def spoilt(bed: Bed, rng: np.random.Generator) -> Bed:
         names, of_ego = some_cameras(bed, rng), rng.random() < 0.5
 
         def change(look: Look, view: View) -> View:
@@ -136,6 +147,16 @@ def wrong_matrix(spoil: Callable[[Array], Array]) -> Fault:
         return with_views(bed, change)
 
     return fault
+
+
+def most_turn_deg(right: Bed, wrong: Bed) -> float:
+    """Return by how much a camera is turned at most, in degrees."""
+    turns = [
+        before.camera.cam_from_lidar[:3, :3].T @ after.camera.cam_from_lidar[:3, :3]
+        for one, other in zip(right.looks, wrong.looks, strict=True)
+        for before, after in zip(one.views, other.views, strict=True)
+    ]
+    return float(np.degrees(Rotation.from_matrix(turns).magnitude().max()))
 
 
 def transposed(pose: Array) -> Array:

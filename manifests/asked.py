@@ -118,8 +118,11 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
     packed = {"text", *with_needs(recipe, ["points", "pairs", "target"])}
     command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
     if candidates:
-        lacking = [stage for stage in stages if stage not in candidates[0].tables]
-        raise StoreError(f"recipe {recipe.name} has no table `{lacking[0]}` yet; run: {recipe.make(lacking[0])}")
+        lacking = next(stage for stage in stages if stage not in candidates[0].tables)
+        raise StoreError(
+            unfinished(store, recipe, lacking)
+            or f"recipe {recipe.name} has no table `{lacking}` yet; run: {recipe.make(lacking)}"
+        )
     if not near:
         raise StoreError(f"store {store.place} holds nothing of recipe {recipe.name} yet; run: {command}")
     nearest = min(near, key=len)
@@ -129,6 +132,22 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
         f"store {store.place} holds no tables of recipe {recipe.name} as it is now; the nearest differ in:"
         f"{listed}{more}\nTake the change back, or build them: {command}"
     )
+
+
+def unfinished(store: Store, recipe: Recipe, stage: str) -> str:
+    """Return why a table is not finished, where the last run that made it, or what it needs, failed on some scenes."""
+    for name in with_needs(recipe, [stage]):
+        manifest = store.read_manifest(name, fingerprint(recipe, name))
+        failed = manifest.made.get("failures", []) if manifest else []
+        if failed:
+            scenes = list(dict.fromkeys(scene_of(shard) for shard, *_ in failed))
+            named = ", ".join(scenes[:3]) + (f" and {len(scenes) - 3} more" if len(scenes) > 3 else "")
+            return (
+                f"table `{stage}` of recipe {recipe.name} is not finished: `{name}` failed in {named} "
+                f"({str(failed[0][2])[:200]}). Mend these scenes, exclude frames with data.exclude, or take the scenes "
+                f'that are whole with [data] incomplete = "leave out"; then run: {recipe.make(stage)}'
+            )
+    return ""
 
 
 def contents_of(tables: Iterable[TableRef], scenes: Collection[str]) -> dict[str, dict[str, str]]:

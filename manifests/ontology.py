@@ -262,6 +262,27 @@ class Ontology:
             )
         return np.where(none, np.uint8(0), self.class_of_fine[np.where(none, 0, fine)])
 
+    def renumbering(self, names: Mapping[int, str]) -> npt.NDArray[np.uint16] | None:
+        """Return the dictionary's raw label of each number that a data set gives a class, by that number.
+
+        ``names`` are its fine classes by number; numbers without a name stay. None where the numbers are the
+        dictionary's already, or the names are of other classes altogether. Raises ValueError for a class that it does
+        not know beside others that it does.
+        """
+        known = {fine.name: fine.raw[0] for fine in self.fine if len(fine.raw) == 1}
+        if all(known.get(name, number) == number for number, name in names.items()):
+            return None
+        unknown = sorted(set(names.values()) - known.keys())
+        if unknown:
+            raise ValueError(
+                f"classes are numbered otherwise than in dictionary {self.name}, which does not know {unknown[0]!r}, "
+                "so they cannot be brought to it; use a dictionary of these classes"
+            )
+        table = np.arange(max(0xFF, *names) + 1, dtype=np.uint16)
+        for number, name in names.items():
+            table[number] = known[name]
+        return table
+
     def raw_of_class(self) -> npt.NDArray[np.uint32]:
         """Return the label that stands for each class in files, (n_classes,); 0 for class 0.
 

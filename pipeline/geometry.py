@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.lenses import PINHOLE, Lens, bend
 from superpixels.returns import is_return
 
 Float64 = npt.NDArray[np.float64]
@@ -129,12 +130,14 @@ def project(
     width_px: int,
     height_px: int,
     min_depth_m: float = 1.0,
+    lens: Lens = PINHOLE,
 ) -> Projection:
     """Return the points that land inside an image, with pixel and depth.
 
     ``xyz_m`` (n, 3) are points in the lidar frame; those with a value that is not finite, and pulses that came back
     from nothing (0, 0, 0), are not seen. A point is kept iff depth > ``min_depth_m``, 0 < u < width - 1 and 0 < v <
-    height - 1; its pixel is (v, u) rounded half to even. This is the rule of the AFOV reference implementation; the
+    height - 1; its pixel is (v, u) rounded half to even. With a ``lens``, (u, v) is in its raw image, and what the lens
+    is not valid for is not seen. This is the rule of the AFOV reference implementation; the
     nuScenes devkit asks for u > 1 and v > 1, and is otherwise the same. Everything is computed in float64. Raises
     ValueError for unusable intrinsics, shapes or a negative ``min_depth_m``.
     """
@@ -152,8 +155,12 @@ def project(
         depth = affine(along, xyz)
         ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf) & is_return(xyz_m))  # first: nothing is / 0
         depth, xyz = depth[ahead], xyz[:, ahead]
-        u, v = affine(across, xyz) / depth, affine(down, xyz) / depth
-        inside = np.flatnonzero((u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))
+        if lens.straight:
+            u, v = affine(across, xyz) / depth, affine(down, xyz) / depth
+            seen = np.ones(len(u), np.bool_)
+        else:
+            u, v, seen = through(lens, check_intrinsics(intrinsics), cam_from_lidar, xyz)
+        inside = np.flatnonzero(seen & (u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))
     u, v, depth = u[inside], v[inside], depth[inside]
     return Projection(
         point=ahead[inside].astype(np.int32),
@@ -163,6 +170,16 @@ def project(
         row_px=np.rint(v).astype(np.int32),
         col_px=np.rint(u).astype(np.int32),
     )
+
+
+def through(
+    lens: Lens, intrinsics: Float64, cam_from_lidar: Float64, xyz: Float64
+) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:
+    """Where points (3, n) ahead of a camera land through its lens, u and v in pixels, and for which it is valid."""
+    right, down, depth = (affine(row, xyz) for row in cam_from_lidar[:3].tolist())
+    x, y, valid = bend(lens, right / depth, down / depth)
+    (fx, skew, cx), (shear, fy, cy), _ = intrinsics.tolist()
+    return fx * x + skew * y + cx, shear * x + fy * y + cy, valid
 
 
 def affine(row: list[float], xyz: Float64) -> Float64:

@@ -58,6 +58,7 @@ ORDER = {
         ("flat_interaction", "mask_cache", "mask_queries", "segments", "voting", "windows"),
     ),
     "pipeline": (
+        ("lenses",),
         ("frame", "geometry"),
         ("sources",),
         ("datasets", "teachers"),

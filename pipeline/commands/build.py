@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -15,18 +16,21 @@ from manifests.advice import HEAL
 from manifests.asked import variants
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.errors import StoreError
+from manifests.storage.names import scene_of
 from manifests.storage.sealed import damaged_files
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
 from pipeline.checks.doctor import FRAMES, examine
 from pipeline.checks.weights import weights_of
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
+from pipeline.engine.absent import absent_files, only_absent
 from pipeline.engine.cost import Cost, costs
 from pipeline.engine.pools import make_pool
 from pipeline.engine.progress import has_data, progress_of
 from pipeline.engine.refs import MANY_FAILURES
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
+from pipeline.frame import Frame
 from pipeline.stages.registry import PACKED, STAGES
 
 
@@ -81,11 +85,12 @@ def run(
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         targets = expand(target.split(","))
+        runner = Runner(loaded)
         watcher = ProgressWatcher(loaded.run.progress and console.is_terminal)
         with watcher.progress, make_pool(loaded) as pool:
-            failures = Runner(loaded).run(targets, pool, watcher, targets if again else ())
+            failures = runner.run(targets, pool, watcher, targets if again else ())
         if failures:
-            print_failures(failures, loaded)
+            print_failures(failures, loaded, runner.listing())
             raise typer.Exit(Ending.FAILED)
         if not watcher.built:
             console.print(f"{target}: everything is built already")
@@ -325,14 +330,37 @@ def print_costs(found: list[Cost], recipe: Recipe) -> None:
     )
 
 
-def print_failures(failures: list[Failure], recipe: Recipe) -> None:
+def without_absent(
+    failures: list[Failure], recipe: Recipe, listing: Mapping[str, Sequence[Frame]]
+) -> tuple[list[Failure], int]:
+    """Return what failed with one line for each scene of which files are not on disk, and how many scenes these are."""
+    broken = {scene_of(failure.shard) for failure in failures if failure.stage == "index" and failure.frame_id}
+    lines = []
+    for scene in broken:
+        frames = (frame for shard, part in listing.items() if scene_of(shard) == scene for frame in part)
+        absent = absent_files(frames, recipe.data)
+        if absent.n_absent:
+            lines.append(Failure("index", scene, None, absent.sentence(scene)))
+    others = [one for one in failures if one.stage != "index" or not only_absent(one.cause)]
+    return [*sorted(lines, key=lambda one: one.shard), *others], len(lines)
+
+
+def print_failures(failures: list[Failure], recipe: Recipe, listing: Mapping[str, Sequence[Frame]]) -> None:
     """Print what failed and what can be done about it."""
+    failures, n_partial = without_absent(failures, recipe, listing)
     table = Table("stage", "shard", "frame", Column("cause", overflow="fold"))
     for failure in failures[:MANY_FAILURES]:
         table.add_row(failure.stage, failure.shard, failure.frame_id or "-", failure.cause)
     console.print(table)
     if len(failures) > MANY_FAILURES:
         console.print(f"... and {len(failures) - MANY_FAILURES} more")
+    if n_partial:
+        console.print(
+            f"files of {n_partial} scenes are not on disk: fetch them, or take the scenes that are whole, in training "
+            'too, with\n[data] incomplete = "leave out"\nWithout images, points and predictions are made with\n[data] '
+            'cameras = ["none"]',
+            markup=False,
+        )
     frames = sorted({failure.frame_id for failure in failures if failure.frame_id})
     if frames:
         console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -40,6 +40,13 @@ class Dataset(Protocol):
 
     def notes(self, frame: Frame) -> tuple[str, ...]:
         """Return what was taken for what in the frame's sweep, as sentences without an end: `doctor` tells them."""
+        ...
+
+    def label_names(self) -> tuple[str, Mapping[int, str]] | None:
+        """Return the file that numbers the classes of true labels, relative to the root, and their names by number.
+
+        None where the data set has none: the numbers are those of the class dictionary then.
+        """
         ...
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:

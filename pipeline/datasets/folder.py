@@ -122,6 +122,9 @@ class FolderDataset:
         """Return what was taken for what in a sweep; see Dataset.notes."""
         return read_sweep(frame, self.config).notes
 
+    def label_names(self) -> None:
+        """Return None: labels are the numbers of the class dictionary; see Dataset.label_names."""
+
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the label of each point, uint16 (n,); see Dataset.read_labels."""
         if frame.label_path is None:

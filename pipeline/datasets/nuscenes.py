@@ -28,6 +28,8 @@ LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 """The order of views in all tables; cameras of other names follow in alphabetical order."""
 
+MOST_LABEL = 255  # a byte a point
+
 TableRow = dict[str, Any]
 
 _log = logging.getLogger(__name__)
@@ -89,6 +91,18 @@ class NuScenesDataset:
     def notes(self, frame: Frame) -> tuple[str, ...]:
         """Return what was taken for what in a sweep; see Dataset.notes."""
         return read_sweep(frame, self.config, WITH_RING).notes
+
+    def label_names(self) -> tuple[str, Mapping[int, str]] | None:
+        """Return what table `category` numbers, where it has a column `index`; see Dataset.label_names."""
+        folder = self.root / self.version
+        if not (folder / "category.json").exists():
+            return None
+        with broken_tables_explained(folder):
+            names = {row["index"]: str(row["name"]) for row in read_table(folder, "category") if "index" in row}
+        odd = [number for number in names if type(number) is not int or not 0 <= number <= MOST_LABEL]
+        if odd:
+            raise ConfigError(f"{folder}/category.json: an index is {odd[0]!r}; expected 0..{MOST_LABEL}")
+        return (f"{self.version}/category.json", names) if names else None
 
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the lidarseg index of each point, uint16 (n,); see Dataset.read_labels."""

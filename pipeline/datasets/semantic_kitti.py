@@ -271,6 +271,9 @@ class SemanticKittiDataset:
         """Return what was taken for what in a scan; see Dataset.notes."""
         return read_sweep(frame, self.config, WITHOUT_RING).notes
 
+    def label_names(self) -> None:
+        """Return None: labels are the numbers of the class dictionary; see Dataset.label_names."""
+
     def read_labels(self, frame: Frame) -> npt.NDArray[np.uint16]:
         """Return the class of each point as stored, without its instance, uint16 (n,); see Dataset.read_labels."""
         if frame.label_path is None:

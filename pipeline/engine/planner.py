@@ -22,6 +22,7 @@ from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.datasets.registry import open_dataset
+from pipeline.engine.absent import whole_scenes
 from pipeline.engine.keys import digest_rows, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
@@ -83,6 +84,8 @@ class Planner:
             for frame_id in data.exclude:
                 if frame_id in unknown:
                     raise ConfigError(f"data.exclude names frame {frame_id}, which the data set does not have")
+            if data.incomplete == "leave out":
+                chosen = whole_scenes({scene: scenes[scene] for scene in chosen}, data)
             self._listing = {}
             for scene in chosen:
                 for number, part in enumerate(scenes[scene]):

@@ -9,12 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.rows import Row
 from manifests.stages import SPECS
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError, inside, read_file
+from pipeline.sources import FrameFiles
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
@@ -25,6 +28,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     does not know.
     """
     dataset, root = open_dataset(recipe.data), Path(recipe.data.root)
+    numbered = renumbering(recipe)
 
     def read(inputs: FrameInput) -> Row:
         frame = inputs.frame
@@ -36,6 +40,10 @@ def prepare(recipe: Recipe) -> FrameFunction:
         if frame.lidar_sha256 and frame.label_sha256 is None:  # indexed, without labels; none may be read unchecked
             read_file(root, frame.label_path, None)
         raw = dataset.read_labels(frame)
+        if numbered is not None:
+            for name, sha256 in frame.files.items():
+                read_file(root, name, sha256)  # what numbers the classes is what the key of the shard says
+            raw = numbered[raw]
         if len(raw) != frame.n_points:
             raise FrameError(f"{frame.label_path}: {len(raw)} labels for a sweep of {frame.n_points} points")
         try:
@@ -44,6 +52,27 @@ def prepare(recipe: Recipe) -> FrameFunction:
             raise FrameError(f"{frame.label_path}: {error}") from None
 
     return read
+
+
+def renumbering(recipe: Recipe) -> npt.NDArray[np.uint16] | None:
+    """Return the dictionary's label of each stored one, where the data set numbers its classes otherwise; else None.
+
+    Raises ConfigError where it has classes that the dictionary does not know.
+    """
+    found = open_dataset(recipe.data).label_names()
+    try:
+        return None if found is None else recipe.ontology.renumbering(found[1])
+    except ValueError as error:
+        assert found is not None
+        raise ConfigError(f"{recipe.data.root}/{found[0]}: {error}") from None
+
+
+def numbered_by(recipe: Recipe) -> FrameFiles | None:
+    """Return the file that numbers the classes of true labels, where that is not as the dictionary has it."""
+    found = open_dataset(recipe.data).label_names()
+    if found is None or renumbering(recipe) is None:
+        return None
+    return FrameFiles(Path(recipe.data.root), lambda frame: (found[0],))
 
 
 def refuse(recipe: Recipe, frames: Iterable[Frame]) -> str | None:
@@ -63,6 +92,7 @@ STAGE = Stage(
     prepare=prepare,
     index_columns=("lidar_token", "n_points", "label_path", "label_sha256"),
     refuse=refuse,
+    files=numbered_by,
     count=lambda row: {"points": len(row["label"]), "labelled_points": int(np.count_nonzero(row["label"]))},
     kilobytes_per_frame=lambda recipe: 12.0,
 )

@@ -78,7 +78,7 @@ def test_a_local_file_is_laid_over_a_recipe_and_below_overrides(tmp_path: Path) 
     (tmp_path / "theirs.toml").write_text('base = "mine"\n')
     assert read_recipe(tmp_path / "theirs.toml").sections["data"]["root"] == "/r", "only that of the recipe itself"
     (tmp_path / "mine.local.toml").write_text('base = "city"\n')
-    with pytest.raises(ConfigError, match="mine.local.toml: a local file .* has no base"):
+    with pytest.raises(ConfigError, match=r"mine.local.toml: a local file .* has no base"):
         read_recipe(path)
     (tmp_path / "mine.local.toml").write_text("[grup]\n")
     with pytest.raises(ConfigError, match=r"mine.local.toml: there is no section \[grup\]"):

@@ -5,29 +5,73 @@ from __future__ import annotations
 import codecs
 import itertools
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from manifests.asked import tables_of
 from manifests.config import ConfigError
+from manifests.ontology import load_ontology
 from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig
+from manifests.storage.errors import StoreError
+from manifests.storage.store import Store
+from pipeline.commands.build import without_absent
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.datasets.registry import open_dataset
+from pipeline.engine.absent import whole_scenes
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
-from pipeline.frame import Camera, FrameError, read_image
+from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.stages.index import check_frame
 from tests.pipeline.conftest import Made, Root
+from tests.refs import newest
 
 
 def causes(recipe_path: Path, *targets: str, settings: Sequence[str] = ()) -> list[str]:
     """Build tables of a recipe and return why frames failed."""
     recipe = load_recipe(recipe_path, settings)
     return [failure.cause for failure in Runner(recipe).run(targets, InlinePool(recipe))]
+
+
+def labels_of(recipe_path: Path) -> list[dict[int, int]]:
+    """Build table `label` and return how many points have each class, frame by frame."""
+    assert causes(recipe_path, "label") == []
+    recipe = load_recipe(recipe_path)
+    store = Store.open(recipe.run.store)
+    table = newest(store, recipe.name).tables["label"]
+    rows = [row for shard in table.shards for row in store.rows("label", table.fingerprint, shard)]
+    counts = [np.unique(row["label"], return_counts=True) for row in rows]
+    return [dict(zip(labels.tolist(), many.tolist(), strict=True)) for labels, many in counts]
+
+
+@given(st.permutations(range(32)))
+def test_classes_are_brought_to_the_dictionary_by_name_however_they_are_numbered(order: list[int]) -> None:
+    ontology = load_ontology("nuscenes")
+    table = ontology.renumbering({number: ontology.fine[fine].name for number, fine in enumerate(order)})
+    if order == sorted(order):
+        assert table is None
+    else:
+        assert table is not None and [ontology.fine[order[number]].raw for number in range(32)] == [
+            (int(table[number]),) for number in range(32)
+        ]
+    assert ontology.renumbering({7: "of another data set", 9: "altogether"}) is None
+
+
+def test_c01_labels_are_named_by_the_category_table_of_the_version(made: Made) -> None:
+    case = made("c01_category_index")
+    expected = {0: 21323, 1: 288, 2: 1, 3: 3, 4: 79, 5: 4, 7: 109, 8: 13, 10: 502, 11: 12366}
+    assert expected in labels_of(case / "r.toml")
+    table = case / "data/v1.0-semireal/category.json"
+    table.write_text(table.read_text().replace('"vehicle.car"', '"vehicle.flying"'))  # no row of before is taken again
+    with pytest.raises(ConfigError, match=r"category.json: classes are numbered otherwise .* know 'vehicle.flying'"):
+        causes(case / "r.toml", "label")
 
 
 def test_c03_four_columns_in_nuscenes_layout_are_refused_or_declared(made: Made) -> None:
@@ -77,6 +121,48 @@ def test_c26_timestamps_in_nanoseconds_are_told_by_name(made: Made, caplog: pyte
     assert [round((b.timestamp_us - a.timestamp_us) / 1e6) for a, b in itertools.pairwise(frames)] == [1, 1]
     with pytest.raises(ConfigError, match=r"sample_data.json go up to .*, which are too many us"):
         list(open_dataset(load_recipe(recipe, ["data.time_unit=us"]).data).frames())
+
+
+def test_c27_of_a_partial_download_the_whole_scenes_are_used_and_the_others_told(
+    made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = made("c27_one_blob_part") / "r.toml"
+    recipe = load_recipe(path)
+    runner = Runner(recipe)
+    failures = runner.run(["points"], InlinePool(recipe))
+    [line], n_partial = without_absent(failures, recipe, runner.listing())
+    assert n_partial == 1 and line.frame_id is None
+    assert line.cause.startswith("none of the 7 sweeps and images of scene-0003 is on disk (the first is samples/LIDAR")
+    with pytest.raises(
+        StoreError, match=r"table `points` .* is not finished: `index` failed in scene-0003 .*leave out"
+    ):
+        tables_of(runner.store, recipe, ["points"])
+    whole = load_recipe(path, ["data.incomplete=leave out"])
+    runner = Runner(whole)
+    assert runner.run(["points"], InlinePool(whole)) == []
+    assert "1 of 2 scenes are left out, since files of them are not on disk: none of the 7 sweeps" in caplog.text
+    assert [shard.shard for shard in tables_of(runner.store, whole, ["points"]).tables["points"].shards] == [
+        "scene-0061"
+    ]
+
+
+@given(gone=st.sets(st.integers(0, 5)))
+def test_scenes_that_lack_a_file_are_left_out_whichever_it_is(gone: set[int]) -> None:
+    """Three scenes of two frames of one sweep each."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in set(range(6)) - gone:
+            Path(folder, f"{number}.bin").touch()
+        pose = np.eye(4)
+        scenes = {
+            f"s{scene}": [[Frame(f"f{i}", f"s{scene}", i, f"t{i}", f"{i}.bin", None, pose, pose, ()) for i in part]]
+            for scene, part in enumerate(((0, 1), (2, 3), (4, 5)))
+        }
+        whole = [f"s{scene}" for scene in range(3) if not {2 * scene, 2 * scene + 1} & gone]
+        if whole:
+            assert list(whole_scenes(scenes, DataConfig(root=folder))) == whole
+        else:
+            with pytest.raises(ConfigError, match="3 of 3 scenes are left out, .*; there is no other"):
+                whole_scenes(scenes, DataConfig(root=folder))
 
 
 # -- more of nuScenes layout -----------------------------------------------------------------------
