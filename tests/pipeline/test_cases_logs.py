@@ -161,7 +161,7 @@ def test_scenes_that_lack_a_file_are_left_out_whichever_it_is(gone: set[int]) ->
         if whole:
             assert list(whole_scenes(scenes, DataConfig(root=folder))) == whole
         else:
-            with pytest.raises(ConfigError, match="3 of 3 scenes are left out, .*; there is no other"):
+            with pytest.raises(ConfigError, match=r"3 of 3 scenes are left out, .*; there is no other"):
                 whole_scenes(scenes, DataConfig(root=folder))
 
 
