@@ -146,7 +146,7 @@ def load(path: Path) -> Checkpoint:
     try:
         is_sealed = sealed.check_file(path)
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except sealed.Damaged as error:
         raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
     except SafetensorError as error:
