@@ -14,7 +14,9 @@ from rich.text import Text
 
 from manifests.advice import HEAL
 from manifests.asked import variants
+from manifests.config import find_recipe, local_file
 from manifests.recipe import Recipe, load_recipe
+from manifests.stages import with_needs
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.sealed import damaged_files
@@ -32,6 +34,7 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.frame import Frame
 from pipeline.stages.registry import PACKED, STAGES
+from pipeline.teachers.loading.pinning import pinned_on_first_use
 
 
 def plan(
@@ -57,7 +60,8 @@ def plan(
         for weights in weights_of(runner.recipe.teacher):
             if not weights.sha256 and weights.seed is None:
                 console.print(
-                    f"note: {weights.source} is not pinned; the first run that needs it says the line to add",
+                    f"note: {weights.source} is not pinned; the first run that needs it does that, in "
+                    f"{local_file(find_recipe(recipe))}",
                     markup=False,
                 )
         for twin in runner.recipe.ontology.duplicates():
@@ -83,8 +87,9 @@ def run(
 ) -> None:
     """Build what is missing of a table and of all that it needs. Kill it at any time and start it again."""
     with sentences():
-        loaded = load_recipe(recipe, set_ or ())
-        targets = expand(target.split(","))
+        loaded, targets = load_recipe(recipe, set_ or ()), expand(target.split(","))
+        if {"text", "encode", "segment"}.intersection(with_needs(loaded, targets)):
+            loaded = pinned_on_first_use(loaded, lambda text: console.print(text, soft_wrap=True))
         runner = Runner(loaded)
         watcher = ProgressWatcher(loaded.run.progress and console.is_terminal)
         with watcher.progress, make_pool(loaded) as pool:

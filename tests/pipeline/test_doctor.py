@@ -146,11 +146,14 @@ def test_weights_are_verified_and_never_fetched(tmp_path: Path) -> None:
     assert check_weights(Weights(str(path), sha256_file(path))).level == "ok"
     assert check_weights(Weights(str(tmp_path / "none.pth"), right)).level == "problem"
     hub = check_weights(Weights("hub:nobody/nothing/w.safetensors", right, "0" * 40))
-    assert hub.level == "note" and "not in the cache" in hub.text
-    assert "not pinned" in check_weights(Weights("laion2b_s34b_b88k")).text
-    assert "not pinned" in check_weights(Weights(str(path))).text
+    assert hub.level == "note" and "not on this machine: a run fetches it from the hub" in hub.text
+    assert "not pinned: the first run does that" in check_weights(Weights("laion2b_s34b_b88k")).text
+    unpinned = check_weights(Weights(str(path)))
+    assert unpinned.level == "note" and f"weights_sha256 = {sha256_file(path)}" in unpinned.text
+    known = check_weights(Weights("laion2b_s29b_b131k_ft_soup")).text
+    assert "about 14" in known and "MB, MIT" in known and "https://huggingface.co/laion/" in known
     published = check_weights(ClipDenseConfig().pinned)
-    assert "fetched from https://openaipublic" in published.text or "has the pinned" in published.text
+    assert "fetches it from https://openaipublic" in published.text or "has the pinned" in published.text
 
 
 def test_a_store_without_space_and_workers_without_memory(

@@ -30,6 +30,14 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _log = logging.getLogger(__name__)
 
 
+class NotPinned(ConfigError):
+    """Weights that are here, and that nothing pins; `settings` of `[teacher]` would pin them, by their dotted keys."""
+
+    def __init__(self, message: str, settings: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.settings = dict(settings)
+
+
 def weights_file(weights: Weights) -> Path:
     """Return the verified file of a path or a hub name, fetched if it is not in the hub's cache.
 
@@ -70,14 +78,16 @@ def verified(weights: Weights, path: Path) -> Path:
         raise ConfigError(f"teacher.{weights.key}: there is no file {path}{told}")
     found = sha256_file(path)
     if not weights.sha256:
-        lines = f'{weights.key}_sha256 = "{found}"'
+        settings = {f"{weights.key}_sha256": found}
         commit = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())  # where the hub's cache keeps it
         if weights.is_hub and not weights.revision and commit:
-            lines += f' and {weights.key}_revision = "{commit[1]}"'
-        raise ConfigError(
+            settings[f"{weights.key}_revision"] = commit[1]
+        lines = " and ".join(f'{key} = "{value}"' for key, value in settings.items())
+        raise NotPinned(
             f'teacher.{weights.key} "{weights.source}" is not pinned, so that tomorrow\'s tables could come from '
             f"another file under the same name; the file at hand{_form(weights, path)} is pinned by writing {lines} "
-            "into section [teacher]"
+            "into section [teacher]",
+            settings,
         )
     if found != weights.sha256:
         raise ConfigError(
