@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.packed import official_labels
 from bench.usual import Sample, Target, UsualWay
-from manifests.rows import Row
+from manifests.tables.superpoints import Group
 from trainer.data.batches import PairBatch, TargetBatch
 
 ROUNDED_POINTS = 5
@@ -24,7 +24,7 @@ class DifferentResults(RuntimeError):
     """The ways disagree, so their times cannot be compared."""
 
 
-def check_labels(usual: UsualWay, frame_id: str, group: Row) -> None:
+def check_labels(usual: UsualWay, frame_id: str, group: Group) -> None:
     """Raise DifferentResults unless a row of table `group` has the labels of the usual way.
 
     Computed in float64 all must be equal; in float32, the usual precision, up to `ROUNDED_POINTS` may differ.

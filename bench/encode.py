@@ -17,6 +17,7 @@ import numpy as np
 from bench.checks import DifferentResults
 from bench.teacher_speed import bench_recipe, write_frames
 from manifests.storage.store import Store
+from manifests.tables.teacher import Encode
 from pipeline.stages import encode
 from pipeline.stages.base import FrameInput
 
@@ -75,12 +76,12 @@ def measure(repeats: int = 2, images: int = IMAGES, tower: dict[str, object] | N
 
         def whole() -> None:
             kept.clear()
-            with store.writer("encode", "00", "noise", "00", encode.STAGE.schema) as writer:
+            with store.writer("encode", "00", "noise", "00", Encode.schema) as writer:
                 for frame, row in zip(frames, stage(FrameInput(frame) for frame in frames), strict=True):
                     if isinstance(row, Exception):
                         raise RuntimeError(f"frame {frame.frame_id}: {row}")
-                    writer.append({"frame_id": frame.frame_id, "status": "ok", "reason": None, **row})
-                    kept.extend(row["encoding"][f"{camera.name}/grid"] for camera in frame.cameras)
+                    writer.append(row)
+                    kept.extend(row.encoding[f"{camera.name}/grid"] for camera in frame.cameras)
                 writer.commit()
 
         with torch.inference_mode():

@@ -16,21 +16,25 @@ import pyarrow as pa
 from manifests.asked import tables_of
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import TEXT, ArtifactsConfig
 from manifests.storage.refs import Ref, TableRef
-from manifests.storage.shards import ShardFile
+from manifests.storage.shards import ShardFile, ShardReader
 from manifests.storage.store import Store
+from manifests.tables.base import F, Rows
+from manifests.tables.sensors import Coordinates, Index
+from manifests.tables.superpoints import Group
+from manifests.tables.teacher import SegmentMaps
 from pipeline.datasets.registry import open_dataset
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Task
 from pipeline.engine.worker import Worker
-from pipeline.frame import Frame, frame_of, read_file
-from pipeline.stages.base import FrameFunction, FrameInput
+from pipeline.frame import Frame, read_file
+from pipeline.stages import group, project
+from pipeline.stages.base import FrameInput
 from pipeline.stages.project import visible_pairs
 from pipeline.stages.registry import PACKED, STAGES
 from pipeline.teachers.artifacts import read_bytes, read_matrices
@@ -62,7 +66,7 @@ class Loaded:
 
     frame: Frame
     xyz_m: npt.NDArray[np.float32]
-    segment: Row
+    segment: SegmentMaps
 
 
 def recipe_for(source: Source, folder: Path, scenes: Sequence[str]) -> Recipe:
@@ -100,8 +104,8 @@ class OurWay:
         self._store = Store.open(recipe.run.store)
         self._worker = Worker(recipe)
         self._dataset = open_dataset(recipe.data)
-        self._project, self._group = (prepared(name, recipe) for name in ("project", "group"))
-        self._default_group = prepared("group", replace(recipe, group=GroupConfig()))
+        self._project, self._group = project.prepare(recipe), group.prepare(recipe)
+        self._default_group = group.prepare(replace(recipe, group=GroupConfig()))
         self._index, self._points, self._segment = (
             self._store.open_shard(name, *self.shard(name)) for name in ("index", "points", "segment")
         )
@@ -117,11 +121,8 @@ class OurWay:
         store = Store.open(recipe.run.store)
         ref = tables_of(store, recipe, PACKED)
         long = replace(recipe, run=replace(recipe.run, store=str(folder / "scene")))
-        rows = [
-            row["frame_id"]
-            for shard in ref.table("index").shards
-            for row in store.rows("index", ref.table("index").fingerprint, shard, ("frame_id",))
-        ]
+        index = ref.table("index")
+        rows = [state.frame_id for shard in index.shards for state in store.states("index", index.fingerprint, shard)]
         return cls(long, as_one_scene(store, ref, Store.open(long.run.store)), rows)
 
     def shard(self, name: str) -> tuple[str, ShardFile]:
@@ -136,31 +137,29 @@ class OurWay:
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
-    def _segment_row(self, number: int) -> Row:
-        """Return what stage `group` reads of a row of table `segment`."""
-        (columns,) = (need.read for need in STAGES["group"].needs(self._recipe) if need.table == "segment")
-        return self._segment.row(number, columns)
+    def _frame(self, number: int) -> Frame:
+        return Frame.of(row_of(self._index, number, Index))
 
-    def group_row(self, number: int, parity: bool = True) -> Row:
-        """Return the columns of table `group` of a frame: sweep from table `points`, masks from table `segment`.
+    def group_row(self, number: int, parity: bool = True) -> Group:
+        """Return the row of table `group` of a frame: sweep from table `points`, masks from table `segment`.
 
         Without `parity` the labels are those of our own default settings.
         """
-        frame = frame_of(self._index.row(number))
-        points = {"points": self._points.row(number, ("xyz_m",))}
-        rows = {"project": self._project(FrameInput(frame, points)), "segment": self._segment_row(number)}
+        frame, points = self._frame(number), Rows(row_of(self._points, number, Coordinates))
+        pairs = self._project(FrameInput(frame, points))
+        rows = Rows(pairs, row_of(self._segment, number, SegmentMaps))
         return (self._group if parity else self._default_group)(FrameInput(frame, rows))
 
     def load(self, number: int) -> Loaded:
         """Return what `group_loaded` takes."""
-        frame = frame_of(self._index.row(number))
+        frame = self._frame(number)
         xyz_m, _ = self._dataset.read_points(frame)
-        return Loaded(frame, xyz_m, self._segment_row(number))
+        return Loaded(frame, xyz_m, row_of(self._segment, number, SegmentMaps))
 
-    def group_loaded(self, loaded: Loaded) -> Row:
-        """Return the columns of table `group` of a frame that is in memory."""
+    def group_loaded(self, loaded: Loaded) -> Group:
+        """Return the row of table `group` of a frame that is in memory."""
         pairs = visible_pairs(loaded.frame, loaded.xyz_m, self._recipe.project)
-        return self._group(FrameInput(loaded.frame, {"project": pairs, "segment": loaded.segment}))
+        return self._group(FrameInput(loaded.frame, Rows(pairs, loaded.segment)))
 
     def run_stages(self, stages: Sequence[str] = ("project", "group")) -> int:
         """Build tables anew as a worker of the pipeline does; return for how many frames."""
@@ -177,12 +176,12 @@ class OurWay:
 
     def sweep_file(self, number: int) -> bytes:
         """Return the file of a frame's sweep."""
-        return read_file(Path(self._recipe.data.root), frame_of(self._index.row(number)).lidar_path)
+        return read_file(Path(self._recipe.data.root), self._frame(number).lidar_path)
 
-    def stored_group_row(self, number: int) -> Row:
+    def stored_group_row(self, number: int) -> Group:
         """Return a frame's row of table `group` as it lies in the store now."""
         [shard] = self._store.shards("group", self.shard("group")[0]).values()
-        return self._store.open_shard("group", self.shard("group")[0], shard).row(number)
+        return row_of(self._store.open_shard("group", self.shard("group")[0], shard), number, Group)
 
     # -- samples ------------------------------------------------------------------------------------------------------
 
@@ -209,11 +208,11 @@ class OurWay:
         return batch
 
 
-def prepared(name: str, recipe: Recipe) -> FrameFunction:
-    """Return the frame function of a stage."""
-    prepare = STAGES[name].prepare
-    assert prepare is not None
-    return prepare(recipe)
+def row_of(reader: ShardReader, number: int, kind: type[F]) -> F:
+    """Return the row of a frame that did not fail."""
+    row = reader.record(number, kind)
+    assert isinstance(row, kind)
+    return row
 
 
 def as_one_scene(store: Store, ref: Ref, target: Store) -> Ref:
@@ -230,6 +229,6 @@ def as_one_scene(store: Store, ref: Ref, target: Store) -> Ref:
     return Ref(ref.recipe, tables)
 
 
-def official_labels(row: Row) -> npt.NDArray[np.int32]:
+def official_labels(row: Group) -> npt.NDArray[np.int32]:
     """Return the labels in a row of table `group` in the format of the reference's files."""
-    return official_point_labels(row["point_superpoint"], row["superpoint_fine"])
+    return official_point_labels(row.point_superpoint, row.superpoint_fine)

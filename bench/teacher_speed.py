@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 from manifests.config import ConfigError, parse_override, parse_section
@@ -23,6 +24,7 @@ from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
+from manifests.tables.teacher import Encode
 from pipeline.commands.console import SetOption, console, sentences
 from pipeline.engine.worker import device_name
 from pipeline.frame import Camera, Frame
@@ -178,12 +180,12 @@ def measure(recipe: Recipe, frames: Sequence[Frame], batch: int | None) -> Speed
     )
 
 
-def encodings(stream: StreamFunction, frames: Sequence[Frame]) -> Iterator[Mapping[str, Any]]:
+def encodings(stream: StreamFunction[Encode], frames: Sequence[Frame]) -> Iterator[Mapping[str, NDArray[Any]]]:
     """Yield the encoding of every frame; raises what went wrong with one."""
     for row in stream(FrameInput(frame) for frame in frames):
         if isinstance(row, Exception):
             raise row
-        yield row["encoding"]
+        yield row.encoding
 
 
 def bench_teacher(

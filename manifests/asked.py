@@ -15,7 +15,6 @@ from typing import Any
 from manifests.config import ConfigError
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
-from manifests.schema import signature
 from manifests.splits import split_content
 from manifests.stages import SPECS, fingerprint, with_needs
 from manifests.storage.errors import StoreError
@@ -45,7 +44,7 @@ def asked(recipe: Recipe) -> dict[str, Any]:
                 "fingerprint": fingerprint(recipe, name),
                 "version": spec.version,
                 "settings": dict(spec.settings(recipe)),
-                "columns": digest(signature(spec.schema)),
+                "columns": digest(spec.kind.signature()),
             }
         except ConfigError:
             continue

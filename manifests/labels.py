@@ -10,14 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import pyarrow as pa
-
 from manifests.asked import pin
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.recipe import Recipe
-from manifests.rows import column_digests
-from manifests.schema import PREDICT, REFINE, signature
 from manifests.sections.network import NetworkConfig, without_labels
 from manifests.sections.training import Improvement
 from manifests.splits import ALL
@@ -28,6 +24,9 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict, Refine
+from manifests.tables.arrow import column_digests
+from manifests.tables.base import FrameRecord
 
 PREDICT_VERSION = 1
 """Raised when the code changes what a prediction is."""
@@ -48,18 +47,18 @@ POSES = ("frame_id", "status", "timestamp_us", "ego_from_lidar", "world_from_lid
 def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
     """Return what a table of predictions depends on: weights, and the table of points."""
     views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
-    return network_identity("predict", PREDICT_VERSION, PREDICT, recipe, weights, points, **views)
+    return network_identity(Predict, PREDICT_VERSION, recipe, weights, points, **views)
 
 
 def network_identity(
-    stage: str, version: int, schema: pa.Schema, recipe: Recipe, weights: str, points: str, **more: Any
+    kind: type[FrameRecord], version: int, recipe: Recipe, weights: str, points: str, **more: Any
 ) -> dict[str, Any]:
     """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
     identity: dict[str, Any] = plain(
         {
-            "stage": stage,
+            "stage": kind.table,
             "version": version,
-            "columns": signature(schema),
+            "columns": kind.signature(),
             "settings": {
                 "weights": weights,
                 "voxels": changed_values(without_labels(recipe.voxels)),
@@ -179,7 +178,7 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
         {
             "stage": "refine",
             "version": REFINE_VERSION,
-            "columns": signature(REFINE),
+            "columns": Refine.signature(),
             "settings": found,
             "needs": dict(needs),
         }

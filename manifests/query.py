@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from manifests.config import ConfigError
 from manifests.fingerprint import digest, plain
+from manifests.tables.teacher import Text
 
 By = Literal["masks", "tmp"]
 """What was compared with the phrase: the cached vectors of masks, or the features of a network after pre-training."""
@@ -59,13 +60,13 @@ class Query:
         """A digest of what answers depend on."""
         return digest([self.vector.tolist(), self.text])
 
-    def rivals(self, rows: Iterable[Mapping[str, Any]]) -> NDArray[np.float32]:
+    def rivals(self, rows: Iterable[Text]) -> NDArray[np.float32]:
         """Return the vectors of a dictionary's other prompts, (p, d), from the rows of table `text`.
 
         Left out are the phrase itself and prompts that mean exactly the same to the encoder. Raises ConfigError if the
         table has vectors of another size.
         """
-        vectors = [row["vector"] for row in rows if normal(row["prompt"]) != normal(self.phrase)]
+        vectors = [row.vector for row in rows if normal(row.prompt) != normal(self.phrase)]
         kept = np.stack(vectors).astype(np.float32) if vectors else np.zeros((0, len(self.vector)), np.float32)
         check_width(self, kept.shape[1], "table `text`")
         return np.asarray(kept[kept @ self.vector < _SAME])

@@ -10,32 +10,43 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import digest
 from manifests.recipe import Recipe
-from manifests.schema import TABLES, signature
+from manifests.tables.base import EVERY_ROW, Record
+from manifests.tables.labels import Correct, Label, Target, Vote
+from manifests.tables.sensors import Coordinates, Index, PointOfPair, Points, Project
+from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
+from manifests.tables.teacher import Encode, Segment, SegmentMaps, Text
 from manifests.templates import templates_of
 
 
 @dataclass(frozen=True)
 class Need:
-    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); all columns unless named.
+    """An upstream table: its row of the same frame (`row`), or all its rows (`broadcast`); `kind` says which columns.
 
     `window`: that row, and those of up to `reach` frames of the same scene before and after, in the next shards too.
     `fused`: the stage makes that row itself on its way. The table's identity counts, and no table is read or written.
     """
 
-    table: str
+    kind: type[Record]
     how: Literal["row", "broadcast", "fused", "window"] = "row"
-    columns: tuple[str, ...] | None = None
     reach: int = 0
 
     @property
+    def table(self) -> str:
+        """The name of the table."""
+        return self.kind.table
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns that are read of a row, beside those that every row has; None for all."""
+        return None if self.kind.whole else tuple(name for name in self.kind.schema.names if name not in EVERY_ROW)
+
+    @property
     def read(self) -> tuple[str, ...] | None:
-        """The columns to read of a row: those named, and those that every row has; None for all."""
-        return None if self.columns is None else ("frame_id", "status", "reason", *self.columns)
+        """The columns to read of a row; None for all."""
+        return None if self.kind.whole else tuple(self.kind.schema.names)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class TableSpec:
     `affects` names settings that change some columns alone: whoever needs none of these does not depend on them.
     """
 
-    name: str
+    kind: type[Record]
     version: int
     needs: Callable[[Recipe], tuple[Need, ...]]
     settings: Callable[[Recipe], Mapping[str, Any]]
@@ -55,9 +66,9 @@ class TableSpec:
     affects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
-    def schema(self) -> pa.Schema:
-        """The columns of the table."""
-        return TABLES[self.name]
+    def name(self) -> str:
+        """The name of the table."""
+        return self.kind.table
 
 
 def no_needs(recipe: Recipe) -> tuple[Need, ...]:
@@ -104,8 +115,8 @@ def text_settings(recipe: Recipe) -> Mapping[str, Any]:
 def segment_needs(recipe: Recipe) -> tuple[Need, ...]:
     """Return the tables that segments are made from: the encode half if any, the prompts, and what else is needed."""
     teacher = recipe.teacher
-    encoding = (Need("encode", "fused" if fused(recipe) else "row"),) if teacher.has_encode else ()
-    return (*encoding, Need("text", "broadcast"), *map(Need, teacher.needs()))
+    encoding = (Need(Encode, "fused" if fused(recipe) else "row"),) if teacher.has_encode else ()
+    return (*encoding, Need(Text, "broadcast"), *map(Need, teacher.needs()))
 
 
 def fused(recipe: Recipe) -> bool:
@@ -128,34 +139,19 @@ def segment_settings(recipe: Recipe) -> Mapping[str, Any]:
 
 def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
     """Return the tables that are read of a frame and of those around it."""
-    columns = {
-        "points": ("xyz_m",),
-        "project": ("point",),
-        "group": ("superpoint_prompt", "pair", "pair_superpoint", "label", "confidence"),
-    }
-    return tuple(Need(name, "window", chosen, recipe.vote.reach) for name, chosen in columns.items())
+    return tuple(Need(kind, "window", recipe.vote.reach) for kind in (Coordinates, PointOfPair, NamedPoints))
 
 
-def corrected_table(recipe: Recipe) -> str:
+def corrected_table(recipe: Recipe) -> type[Group] | type[Vote]:
     """Return the table whose labels stage `correct` corrects."""
-    return "vote" if recipe.target.labels == "vote+correct" else "group"
+    return Vote if recipe.target.labels == "vote+correct" else Group
 
-
-# vectors are three quarters of a row of `segment`, and grouping needs none
-SEGMENTS_WITHOUT_VECTORS = tuple(
-    name for name in TABLES["segment"].names if name not in ("frame_id", "status", "reason", "vector")
-)
-
-SUPERPOINTS = tuple(
-    name for name in TABLES["group"].names if name.startswith("superpoint") or name in ("pair", "pair_superpoint")
-)
-"""The columns of `group` that say which points belong together, whatever these are called in the end."""
 
 TARGET_NEEDS = {
-    "group": (Need("group"),),
-    "vote": (Need("vote"),),
-    "correct": (Need("group"), Need("correct")),
-    "vote+correct": (Need("vote"), Need("correct")),
+    "group": (Need(Group),),
+    "vote": (Need(Vote),),
+    "correct": (Need(Group), Need(Correct)),
+    "vote+correct": (Need(Vote), Need(Correct)),
 }
 """What each choice of `target.labels` needs: labels that flat interaction does not touch keep their confidence."""
 
@@ -163,36 +159,36 @@ SPECS: dict[str, TableSpec] = {
     spec.name: spec
     for spec in (
         TableSpec(
-            name="index",
+            kind=Index,
             version=2,
             needs=no_needs,
             settings=lambda recipe: {**sweep_settings(recipe), "version": recipe.data.version},
         ),
-        TableSpec("points", 1, no_needs, sweep_settings),
+        TableSpec(Points, 1, no_needs, sweep_settings),
         TableSpec(
-            name="project",
+            kind=Project,
             version=2,
-            needs=lambda recipe: (Need("points", columns=("xyz_m",)),),
+            needs=lambda recipe: (Need(Coordinates),),
             settings=lambda recipe: changed_values(recipe.project),
         ),
         TableSpec(
-            name="label",
+            kind=Label,
             version=1,
             needs=no_needs,
             settings=lambda recipe: {"dataset": recipe.data.dataset, "ontology": recipe.ontology.raw_content()},
         ),
-        TableSpec("text", 1, no_needs, text_settings, alone=True),
-        TableSpec("encode", 5, no_needs, lambda recipe: teacher_settings(recipe, "encode")),
-        TableSpec("segment", 1, segment_needs, segment_settings),
+        TableSpec(Text, 1, no_needs, text_settings, alone=True),
+        TableSpec(Encode, 5, no_needs, lambda recipe: teacher_settings(recipe, "encode")),
+        TableSpec(Segment, 1, segment_needs, segment_settings),
         TableSpec(
-            name="group",
+            kind=Group,
             version=1,
-            needs=lambda recipe: (Need("project"), Need("segment", columns=SEGMENTS_WITHOUT_VECTORS)),
+            needs=lambda recipe: (Need(Project), Need(SegmentMaps)),
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
             affects={"policy": ("point_superpoint", "label", "confidence")},
         ),
         TableSpec(
-            name="vote",
+            kind=Vote,
             version=2,
             needs=vote_needs,
             settings=lambda recipe: {
@@ -201,9 +197,9 @@ SPECS: dict[str, TableSpec] = {
             },
         ),
         TableSpec(
-            name="correct",
+            kind=Correct,
             version=4,
-            needs=lambda recipe: (Need("points"), Need(corrected_table(recipe))),
+            needs=lambda recipe: (Need(Points), Need(corrected_table(recipe))),
             settings=lambda recipe: {
                 **changed_values(recipe.correct),
                 "n_classes": len(recipe.ontology.classes) - 1,
@@ -211,15 +207,15 @@ SPECS: dict[str, TableSpec] = {
             },
         ),
         TableSpec(
-            name="pairs",
+            kind=Pairs,
             version=1,
-            needs=lambda recipe: (Need("project"), Need("group", columns=SUPERPOINTS), Need("segment")),
+            needs=lambda recipe: (Need(Project), Need(Superpoints), Need(Segment)),
             settings=lambda recipe: {},
         ),
         TableSpec(
-            name="target",
+            kind=Target,
             version=1,
-            needs=lambda recipe: (*TARGET_NEEDS[recipe.target.labels], Need("project")),
+            needs=lambda recipe: (*TARGET_NEEDS[recipe.target.labels], Need(Project)),
             settings=lambda recipe: changed_values(recipe.target),
         ),
     )
@@ -238,7 +234,7 @@ def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) 
     return {
         "stage": name,
         "version": spec.version,
-        "columns": signature(spec.schema),
+        "columns": spec.kind.signature(),
         "settings": {key: value for key, value in spec.settings(recipe).items() if key not in of_others},
         "needs": {need.table: fingerprint(recipe, need.table, need.columns) for need in spec.needs(recipe)},
     }

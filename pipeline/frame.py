@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.endings import RunError, summary
+from manifests.tables.sensors import Index
 
 
 class FrameError(RunError):
@@ -75,70 +76,67 @@ class Frame:
     files: Mapping[str, str | None] = field(default_factory=dict)
     posed: bool = True
 
-
-def frame_row(frame: Frame) -> dict[str, Any]:
-    """Return the frame as a row of table `index`, status "ok"."""
-    cameras = frame.cameras
-    return {
-        "frame_id": frame.frame_id,
-        "status": "ok",
-        "reason": None,
-        "scene": frame.scene,
-        "timestamp_us": frame.timestamp_us,
-        "lidar_token": frame.lidar_token,
-        "lidar_path": frame.lidar_path,
-        "lidar_bytes": frame.lidar_bytes,
-        "lidar_sha256": frame.lidar_sha256,
-        "n_points": frame.n_points,
-        "label_path": frame.label_path,
-        "label_sha256": frame.label_sha256,
-        "ego_from_lidar": frame.ego_from_lidar,
-        "world_from_lidar": frame.world_from_lidar,
-        "camera": [camera.name for camera in cameras],
-        "camera_token": [camera.token for camera in cameras],
-        "image_path": [camera.image_path for camera in cameras],
-        "image_sha256": [camera.image_sha256 for camera in cameras],
-        "image_bytes": np.array([camera.image_bytes for camera in cameras], np.int64),
-        "image_timestamp_us": np.array([camera.timestamp_us for camera in cameras], np.int64),
-        "width_px": np.array([camera.width_px for camera in cameras], np.int32),
-        "height_px": np.array([camera.height_px for camera in cameras], np.int32),
-        "intrinsics": np.array([camera.intrinsics for camera in cameras], np.float64).reshape(-1, 3, 3),
-        "cam_from_lidar": np.array([camera.cam_from_lidar for camera in cameras], np.float64).reshape(-1, 4, 4),
-    }
-
-
-def frame_of(row: Mapping[str, Any]) -> Frame:
-    """Return the frame stored in a row of table `index` whose status is "ok"."""
-    cameras = tuple(
-        Camera(
-            name=name,
-            token=row["camera_token"][view],
-            image_path=row["image_path"][view],
-            timestamp_us=int(row["image_timestamp_us"][view]),
-            intrinsics=row["intrinsics"][view],
-            cam_from_lidar=row["cam_from_lidar"][view],
-            image_bytes=int(row["image_bytes"][view]),
-            image_sha256=row["image_sha256"][view],
-            width_px=int(row["width_px"][view]),
-            height_px=int(row["height_px"][view]),
+    @classmethod
+    def of(cls, index: Index) -> Frame:
+        """Return the frame stored in a row of table `index`."""
+        cameras = tuple(
+            Camera(
+                name=name,
+                token=index.camera_token[view],
+                image_path=index.image_path[view],
+                timestamp_us=int(index.image_timestamp_us[view]),
+                intrinsics=index.intrinsics[view],
+                cam_from_lidar=index.cam_from_lidar[view],
+                image_bytes=int(index.image_bytes[view]),
+                image_sha256=index.image_sha256[view],
+                width_px=int(index.width_px[view]),
+                height_px=int(index.height_px[view]),
+            )
+            for view, name in enumerate(index.camera)
         )
-        for view, name in enumerate(row["camera"])
-    )
-    return Frame(
-        frame_id=row["frame_id"],
-        scene=row["scene"],
-        timestamp_us=row["timestamp_us"],
-        lidar_token=row["lidar_token"],
-        lidar_path=row["lidar_path"],
-        label_path=row["label_path"],
-        ego_from_lidar=row["ego_from_lidar"],
-        world_from_lidar=row["world_from_lidar"],
-        cameras=cameras,
-        lidar_bytes=row["lidar_bytes"],
-        lidar_sha256=row["lidar_sha256"],
-        n_points=row["n_points"],
-        label_sha256=row["label_sha256"],
-    )
+        return cls(
+            frame_id=index.frame_id,
+            scene=index.scene,
+            timestamp_us=index.timestamp_us,
+            lidar_token=index.lidar_token,
+            lidar_path=index.lidar_path,
+            label_path=index.label_path,
+            ego_from_lidar=index.ego_from_lidar,
+            world_from_lidar=index.world_from_lidar,
+            cameras=cameras,
+            lidar_bytes=index.lidar_bytes,
+            lidar_sha256=index.lidar_sha256,
+            n_points=index.n_points,
+            label_sha256=index.label_sha256,
+        )
+
+    def index(self) -> Index:
+        """Return the frame as a row of table `index`; what was found while listing has no place there."""
+        cameras = self.cameras
+        return Index(
+            frame_id=self.frame_id,
+            scene=self.scene,
+            timestamp_us=self.timestamp_us,
+            lidar_token=self.lidar_token,
+            lidar_path=self.lidar_path,
+            lidar_bytes=self.lidar_bytes,
+            lidar_sha256=self.lidar_sha256,
+            n_points=self.n_points,
+            label_path=self.label_path,
+            label_sha256=self.label_sha256,
+            ego_from_lidar=self.ego_from_lidar,
+            world_from_lidar=self.world_from_lidar,
+            camera=tuple(camera.name for camera in cameras),
+            camera_token=tuple(camera.token for camera in cameras),
+            image_path=tuple(camera.image_path for camera in cameras),
+            image_sha256=tuple(camera.image_sha256 for camera in cameras),
+            image_bytes=np.array([camera.image_bytes for camera in cameras], np.int64),
+            image_timestamp_us=np.array([camera.timestamp_us for camera in cameras], np.int64),
+            width_px=np.array([camera.width_px for camera in cameras], np.int32),
+            height_px=np.array([camera.height_px for camera in cameras], np.int32),
+            intrinsics=np.array([camera.intrinsics for camera in cameras], np.float64).reshape(-1, 3, 3),
+            cam_from_lidar=np.array([camera.cam_from_lidar for camera in cameras], np.float64).reshape(-1, 4, 4),
+        )
 
 
 def seen_by(frame: Frame, cameras: Collection[str]) -> Frame:

@@ -9,11 +9,13 @@ from typing import Any
 
 from manifests.fingerprint import canonical
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import Row, from_table, to_table
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, with_needs
+from manifests.tables.arrow import from_arrow, to_arrow
+from manifests.tables.base import Record
+from manifests.tables.base import Rows as RowsOfFrame
 from pipeline.datasets.registry import open_dataset
-from pipeline.frame import Frame, frame_of
+from pipeline.frame import Frame
 from pipeline.stages.base import FrameInput
 from pipeline.stages.registry import STAGES
 
@@ -79,7 +81,8 @@ def recipe_over(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(path, overrides)
 
 
-Rows = dict[str, list[Row]]
+Rows = dict[str, list[Any]]
+"""Records of every table by name."""
 
 
 def listed(recipe: Recipe) -> list[Frame]:
@@ -103,27 +106,27 @@ def rows_of(
     for name in names:
         rows[name] = rows_of_stage(recipe, name, frames, rows, watch(name, recipe))
         if name == "index":
-            frames = [frame_of(row) for row in rows["index"]]
+            frames = [Frame.of(row) for row in rows["index"]]
     return rows
 
 
-def rows_of_stage(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows, given: Recipe) -> list[Row]:
+def rows_of_stage(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows, given: Recipe) -> list[Any]:
     """Return the rows that a stage makes of a recipe, from the rows of others; raises what goes wrong with a frame."""
     stage = STAGES[name]
     files = stage.files(given)  # read settings too, and tell which files enter the keys of shards
     for frame in frames if files else ():
         assert files and files.names(frame)
     if stage.build:
-        made: list[Any] = stage.build(given)
+        made: list[Record] = list(stage.build(given))
         assert canonical(dict(stage.content(given)))
     else:
         done = list(stage.open(given)(iter(inputs_of(recipe, name, frames, rows))))
         for one in done:
             if isinstance(one, Exception):
                 raise one
-        heads = [{"frame_id": frame.frame_id, "status": "ok", "reason": None} for frame in frames]
-        made = [{**head, **one} for head, one in zip(heads, done, strict=True)]
-    return list(from_table(to_table(made, stage.schema)))
+        made = done
+        assert [row.frame_id for row in done] == [frame.frame_id for frame in frames]
+    return from_arrow(to_arrow(made, stage.table.kind), stage.table.kind)
 
 
 def inputs_of(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows) -> list[FrameInput]:
@@ -132,12 +135,8 @@ def inputs_of(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows) ->
     alone = [
         FrameInput(
             frame,
-            {
-                need.table: {key: rows[need.table][at][key] for key in need.read or rows[need.table][at]}
-                for need in needs
-                if need.how in ("row", "window")
-            },
-            {need.table: rows[need.table] for need in needs if need.how == "broadcast"},
+            RowsOfFrame(*(part_of(need.kind, rows[need.table][at]) for need in needs if need.how in ("row", "window"))),
+            [row for need in needs if need.how == "broadcast" for row in rows[need.table]],
         )
         for at, frame in enumerate(frames)
     ]
@@ -146,6 +145,11 @@ def inputs_of(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows) ->
         dataclasses.replace(one, around=(*alone[max(at - reach, 0) : at], *alone[at + 1 : at + 1 + reach]))
         for at, one in enumerate(alone)
     ]
+
+
+def part_of(kind: type[Any], row: Any) -> Any:
+    """Return the row as a stage gets it: only the columns that it named."""
+    return RowsOfFrame(row)[kind]
 
 
 CLIP = {"model": "tiny", "weights": "random:0", "short_side_px": 32}

@@ -22,13 +22,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from manifests.asked import ref_of, tables_of
 from manifests.config import ConfigError
+from manifests.fingerprint import digest
 from manifests.recipe import Recipe, load_recipe
 from manifests.storage.archive import pack, unpack
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Failed
 from pipeline.engine.inline_pool import InlinePool
-from pipeline.engine.keys import digest_rows
+from pipeline.engine.keys import digest_table
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Outcome, Queue, Task
 from tests.pipeline.test_content import Log
@@ -66,10 +69,10 @@ def rows_to_train_on(recipe: Recipe, task: str) -> dict[str, str]:
     found = {}
     for shard in tables.shards:
         for number, states in enumerate(tables.states(shard)):
-            name = states[0]["frame_id"]
-            if name not in ref.excluded and all(state["status"] == "ok" for state in states):
-                rows = tables.row(FrameRow(shard, number, name))
-                found[name] = digest_rows(rows, sorted({column for row in rows for column in row}))
+            name = states[0].frame_id
+            if name not in ref.excluded and not any(isinstance(state, Failed) for state in states):
+                rows = tables.rows(FrameRow(shard, number, name))
+                found[name] = digest([digest_table(to_arrow([row], type(row))) for row in rows])
     return found
 
 

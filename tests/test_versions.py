@@ -20,7 +20,7 @@ from manifests.fingerprint import canonical, differences
 from manifests.recipe import SECTION_CLASSES, Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, fingerprint, identity
-from pipeline.frame import FrameError, frame_of
+from pipeline.frame import Frame, FrameError
 from tests.fixed_rows import VARIANTS, Rows, listed, rows_of_stage
 from tests.pipeline.test_teachers import frame_of as teacher_frame
 from tests.reads import Read, other_dictionaries, other_recipes, section_of, touched, value_of, with_value
@@ -75,10 +75,10 @@ def test_variants_take_the_branches_that_they_are_for(measured: Measured) -> Non
     digests = {name: {digest_of(rows["group"]) for _, rows in [measured.stages[name]]} for name in measured.stages}
     assert len({next(iter(one)) for one in digests.values()}) == len(digests)
     rows = {name: one[1] for name, one in measured.stages.items()}
-    assert any(row["changed"].any() for row in rows["all in one"]["vote"])
-    assert any(row["changed"].any() for row in rows["last camera"]["correct"])
-    assert any(row["occluded"].any() for row in rows["default"]["project"])
-    assert all(len(set(row["superpoint_view"])) == 2 for row in rows["default"]["group"])
+    assert any(row.changed.any() for row in rows["all in one"]["vote"])
+    assert any(row.changed.any() for row in rows["last camera"]["correct"])
+    assert any(row.occluded.any() for row in rows["default"]["project"])
+    assert all(len(set(row.superpoint_view)) == 2 for row in rows["default"]["group"])
 
 
 # -- what is said of a difference
@@ -202,7 +202,7 @@ def same_identity(recipe: Recipe, other: Recipe, stage: str) -> bool:
 def same_rows(recipe: Recipe, other: Recipe, stage: str, rows: Rows) -> bool | None:
     """Whether a stage makes the same rows of two recipes, from the same rows of other stages; None if it refuses."""
     if "index" in rows:
-        frames = listed(recipe) if stage == "index" else [frame_of(row) for row in rows["index"]]
+        frames = listed(recipe) if stage == "index" else [Frame.of(row) for row in rows["index"]]
     else:
         frames = [teacher_frame("FRONT", "SIDE")]
     try:

@@ -29,9 +29,9 @@ from manifests import labels
 from manifests.config import TRAINER_TASKS
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
-from manifests.rows import Row
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS, with_needs
+from manifests.tables.base import Record
 from pipeline.frame import Frame
 from tests.fixed_rows import VARIANTS, Rows, recipe_over, rows_of, teacher_recipes, write_log
 from tests.reads import Read, watched_recipe
@@ -46,13 +46,15 @@ OF_THE_FILES = ("lidar_sha256", "image_sha256", "label_sha256", "lidar_bytes", "
 """Columns of `index` that hold what NumPy and Pillow made of the fixed inputs."""
 
 
-def digest_of(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Record]) -> str:
     """Return a digest of rows, alike on all machines; names of frames come from the data set, not from its place."""
     total = hashlib.sha256()
     for row in rows:
-        for name, value in row.items():
+        said = {"status": "ok", "reason": None, **vars(row)}
+        for name in row.schema.names:
             if name in OF_THE_FILES:
                 continue
+            value = said[name]
             for key, item in value.items() if isinstance(value, Mapping) else [("", value)]:
                 if isinstance(item, np.ndarray):
                     plain = np.round(item, 9) + 0.0 if item.dtype == np.float64 else item
@@ -75,23 +77,23 @@ def numbers_of(arrays: Sequence[np.ndarray]) -> list[float]:
 
 def numbers_of_teacher(rows: Rows) -> dict[str, list[float]]:
     """Return a few numbers of all that a teacher made: vectors, parts of encodings, which pixels have which name."""
-    found = {"text": numbers_of([row["vector"] for row in rows["text"]])}
+    found = {"text": numbers_of([row.vector for row in rows["text"]])}
     for row in rows.get("encode", ()):
         parts: dict[str, list[np.ndarray]] = {}
-        for name, array in row["encoding"].items():
+        for name, array in row.encoding.items():
             parts.setdefault(name.partition("/")[2], []).append(array)
         found |= {f"encode {name}": numbers_of(some) for name, some in sorted(parts.items())}
     for row in rows["segment"]:
         # one map of prompts over all views, 0 for none: its mean tells shares, its ramp where they are
-        segment = np.repeat(row["run_value"], row["run_length"]).astype(np.int64)
-        view = np.repeat(np.arange(len(row["height_px"])), row["height_px"] * row["width_px"])
-        first = np.cumsum([0, *row["segments_in_view"]])[view]
-        prompt = np.append(row["prompt_id"] + 1, 0)[np.where(segment > 0, first + segment - 1, -1)]
-        for number in range(int(row["prompt_id"].max(initial=0)) + 1):
+        segment = np.repeat(row.run_value, row.run_length).astype(np.int64)
+        view = np.repeat(np.arange(len(row.height_px)), row.height_px * row.width_px)
+        first = np.cumsum([0, *row.segments_in_view])[view]
+        prompt = np.append(row.prompt_id + 1, 0)[np.where(segment > 0, first + segment - 1, -1)]
+        for number in range(int(row.prompt_id.max(initial=0)) + 1):
             found[f"segment prompt {number}"] = numbers_of([prompt == number + 1])
-        area = row["area_px"].astype(np.float64)[:, None]  # small segments come and go with the last bits
-        found["segment vector"] = numbers_of([(row["vector"] * area).sum(axis=0) / max(area.sum(), 1)])
-        found["segment score"] = numbers_of([(row["score"] * area[:, 0]).sum(keepdims=True) / max(area.sum(), 1)])
+        area = row.area_px.astype(np.float64)[:, None]  # small segments come and go with the last bits
+        found["segment vector"] = numbers_of([(row.vector * area).sum(axis=0) / max(area.sum(), 1)])
+        found["segment score"] = numbers_of([(row.score * area[:, 0]).sum(keepdims=True) / max(area.sum(), 1)])
     return found
 
 

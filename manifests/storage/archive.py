@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 
 from manifests.advice import HEAL
 from manifests.fingerprint import digest
-from manifests.schema import TABLES, metadata, signature
 from manifests.shown import shown_values
 from manifests.storage.documents import MOST_JSON_BYTES, advising, expect_list
 from manifests.storage.errors import Malformed, StoreError, unwritable
@@ -50,6 +49,8 @@ from manifests.storage.tar import (
     pieces,
     tar_name,
 )
+from manifests.tables.arrow import metadata
+from manifests.tables.registry import TABLES
 
 CONTENTS = "afov.json"
 FORMAT = 2
@@ -354,7 +355,7 @@ def read_table(file: BinaryIO, named: Any, rest: Iterator[Member], where: str) -
         raise StoreError(
             f"{here}: the digest of its identity is {found or 'none'}, and its folder {fingerprint}; it was changed"
         )
-    if stage not in TABLES or identity.get("columns") != signature(TABLES[stage]):
+    if stage not in TABLES or identity.get("columns") != TABLES[stage].signature():
         raise StoreError(f"{here}: table `{stage}` has other columns in this version; it cannot be used here")
     shards = []
     for item in expect_list(document.get("shards"), here):
@@ -393,7 +394,7 @@ def check_shard(file: BinaryIO, shard: ShardFile, member: Member, stage: str, fi
         parquet = pq.ParquetFile(io.BytesIO(b"PAR1" + footer))
         schema = parquet.schema_arrow
         about = {key.decode(): text.decode() for key, text in (schema.metadata or {}).items()}
-        fits = columns_of(schema) == columns_of(TABLES[stage]) and parquet.num_row_groups == shard.rows
+        fits = columns_of(schema) == columns_of(TABLES[stage].schema) and parquet.num_row_groups == shard.rows
     except (OSError, pa.ArrowException, ValueError) as error:
         raise StoreError(f"{where}: it is no Parquet file ({error})") from None
     if not fits:

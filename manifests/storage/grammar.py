@@ -15,8 +15,8 @@ import re
 from typing import Literal
 
 from manifests.fingerprint import DIGITS
-from manifests.schema import TABLES
 from manifests.storage.names import MANIFEST, REFS, SEEN, TEMPORARY, is_word, ref_of
+from manifests.tables.registry import TABLES
 
 MARKER = "afov-store.json"
 Kind = Literal["marker", "ref", "manifest", "sidecar", "shard", "note", "temporary"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType, TracebackType
@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 
 from manifests.advice import HEAL
 from manifests.fingerprint import DIGITS
-from manifests.rows import Row, decode_row, digest_column, to_table
 from manifests.storage.documents import put_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
 from manifests.storage.names import checked, checked_hex, is_word, make_target, sidecar_name, table_folder
 from manifests.storage.remote import RangeFile, Unreachable
+from manifests.tables.arrow import digest_column, failed_row, record_of, to_arrow, unlike
+from manifests.tables.base import Failed, R, Record
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ class ShardWriter:
             raise self._scratch.refused(error) from None
         return self
 
-    def append(self, row: Row, counts: Mapping[str, int] | None = None) -> None:
-        """Add the next frame and its `counts`; raises ValueError if the row does not fit the schema."""
-        if row.get("status") == "failed":
-            self._failed.append(str(row["frame_id"]))
+    def append(self, row: Record | Failed, counts: Mapping[str, int] | None = None) -> None:
+        """Add the next frame and its `counts`; raises ValueError if the row does not fit its table."""
+        if isinstance(row, Failed):
+            self._failed.append(row.frame_id)
+            return self.append_table(failed_row(row, self._schema))
         for name, count in (counts or {}).items():
             self._counts[name] = self._counts.get(name, 0) + int(count)
-        self.append_table(to_table([row], self._schema))
+        return self.append_table(to_arrow([row], type(row)))
 
     def append_table(self, table: pa.Table) -> None:
         """Add the next frame, given as a table of one row."""
@@ -139,7 +141,8 @@ class ShardReader:
     def __init__(self, files: Files, folder: str, shard: ShardFile) -> None:
         self._where = files.show(folder, checked(shard.name))
         self._shard = shard
-        stage, fingerprint = folder.split("/")
+        self._alike: set[type[Record]] = set()
+        self._stage, fingerprint = folder.split("/")
         try:
             path = f"{folder}/{shard.name}"
             self._source = files.system.open_input_file(path) if files.local else RangeFile(files.system, path)
@@ -151,14 +154,14 @@ class ShardReader:
             # behind a network, neighbouring columns come in one request
             self._parquet = pq.ParquetFile(self._source, page_checksum_verification=True, pre_buffer=not files.local)
         except FileNotFoundError:
-            raise StoreError(f"{self._where} is missing; run: make {make_target(stage)} RECIPE=...") from None
+            raise StoreError(f"{self._where} is missing; run: make {make_target(self._stage)} RECIPE=...") from None
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
         self.schema: pa.Schema = self._parquet.schema_arrow
         about = {key.decode(): text.decode() for key, text in (self.schema.metadata or {}).items()}
-        if about.get("stage") != stage or about.get("fingerprint") != fingerprint or about.get("key") != shard.key:
+        if [about.get(name) for name in ("stage", "fingerprint", "key")] != [self._stage, fingerprint, shard.key]:
             raise StoreError(
-                f"{self._where} holds a shard of another identity; delete it and run: make {make_target(stage)} "
+                f"{self._where} holds a shard of another identity; delete it and run: make {make_target(self._stage)} "
                 "RECIPE=..."
             )
 
@@ -174,19 +177,43 @@ class ShardReader:
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
 
-    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return frame `index` as NumPy values; raises StoreError if a page is damaged."""
+    def record(self, index: int, kind: type[R]) -> R | Failed:
+        """Return frame `index` as a row of its table, or of a part of it; raises StoreError if a page is damaged.
+
+        Also where the shard has not the columns that are read, because another version of this program made it.
+        """
+        self._check(kind)
         try:
-            table = self._parquet.read_row_group(
-                index, columns=None if columns is None else list(columns), use_threads=False
-            )
+            table = self._parquet.read_row_group(index, columns=kind.schema.names, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from None
-        return decode_row({name: table.column(name)[0] for name in table.column_names}, table.schema)
+        return self._record_of(table, 0, kind)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for index in range(self.n_rows):
-            yield self.row(index)
+    def records(self, kind: type[R]) -> list[R | Failed]:
+        """Return all frames as `record` does."""
+        self._check(kind)
+        table = self.table(kind.schema.names)
+        return [self._record_of(table, number, kind) for number in range(table.num_rows)]
+
+    def _record_of(self, table: pa.Table, number: int, kind: type[R]) -> R | Failed:
+        try:
+            return record_of(table, number, kind)
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
+
+    def unlike(self, kind: type[Record]) -> list[str]:
+        """Return the columns that are to be read and that the shard has not, or has of another type or shape."""
+        lacking = [] if kind in self._alike else unlike(self.schema, kind)
+        if not lacking:
+            self._alike.add(kind)
+        return lacking
+
+    def _check(self, kind: type[Record]) -> None:
+        if lacking := self.unlike(kind):
+            raise StoreError(
+                f"{self._where} has no {', '.join(lacking)} of the type that is read: another version of this program "
+                f"made it; run: make {make_target(self._stage)} RECIPE=..."
+            )
 
     def _unreadable(self, error: Exception) -> StoreError:
         if isinstance(error, Unreachable):

@@ -28,7 +28,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL
-from manifests.rows import from_table
 from manifests.storage.documents import advising, put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
@@ -48,6 +47,7 @@ from manifests.storage.names import (
 from manifests.storage.refs import Building, Ref, read_ref, read_refs, this_process, update_ref
 from manifests.storage.remote import RangeFile
 from manifests.storage.shards import ShardFile, ShardReader, ShardWriter, damage, put_sidecar, sidecar_from
+from manifests.tables.base import F, Failed, FrameRecord, R
 
 
 class Store:
@@ -149,11 +149,18 @@ class Store:
         reader = self.open_shard(stage, fingerprint, shard)
         return reader.table(columns)
 
-    def rows(
-        self, stage: str, fingerprint: str, shard: ShardFile, columns: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """Return a shard's rows as NumPy values, in frame order; see `read`."""
-        return from_table(self.read(stage, fingerprint, shard, columns))
+    def records(self, kind: type[F], fingerprint: str, shard: ShardFile) -> list[F | Failed]:
+        """Return a shard's rows in frame order, as those of its table or of a part of it; see `ShardReader.record`."""
+        return self.open_shard(kind.table, fingerprint, shard).records(kind)
+
+    def every(self, kind: type[R], fingerprint: str, shards: Iterable[ShardFile]) -> list[R]:
+        """Return the rows of a table that is not one of frames; raises StoreError if a shard is missing or damaged."""
+        rows = (row for shard in shards for row in self.open_shard(kind.table, fingerprint, shard).records(kind))
+        return [row for row in rows if isinstance(row, kind)]
+
+    def states(self, stage: str, fingerprint: str, shard: ShardFile) -> list[FrameRecord | Failed]:
+        """Return, frame by frame, whether it failed in a table, and why."""
+        return self.open_shard(stage, fingerprint, shard).records(FrameRecord)
 
     def open_shard(self, stage: str, fingerprint: str, shard: ShardFile) -> ShardReader:
         """Return a reader of single rows; raises StoreError if the shard is missing, damaged or of another table."""

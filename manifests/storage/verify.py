@@ -16,7 +16,6 @@ import pyarrow.fs as pafs
 
 from manifests.advice import HEAL
 from manifests.fingerprint import DIGITS, digest
-from manifests.schema import TABLES
 from manifests.storage import marker
 from manifests.storage.documents import decode, has_digest, read_bytes
 from manifests.storage.errors import Malformed, StoreError
@@ -26,6 +25,7 @@ from manifests.storage.names import HEX, MANIFEST, SEEN, make_target, ref_path, 
 from manifests.storage.refs import Ref, TableRef, generations, ref_from
 from manifests.storage.shards import ShardFile, sidecar_from
 from manifests.storage.store import Store
+from manifests.tables.registry import TABLES
 
 
 @dataclass(frozen=True)

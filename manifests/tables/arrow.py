@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from manifests.fingerprint import DIGITS, canonical
 from manifests.tables.base import Failed, FrameRecord, R, Record
+from manifests.tables.columns import Column
 
 OK, FAILED = "ok", "failed"
 
@@ -21,14 +24,13 @@ def to_arrow(rows: Sequence[Record | Failed], kind: type[Record]) -> pa.Table:
     values: dict[str, list[Any]] = {column.name: [] for column in kind.columns}
     for row in rows:
         if isinstance(row, Failed):
-            said: Mapping[str, Any] = {"frame_id": row.frame_id, "status": FAILED, "reason": row.reason}
-            for name, column in values.items():
-                column.append(said.get(name))
+            for name, value in failed_row(row, kind.schema).to_pydict().items():
+                values[name] += value
             continue
         if type(row) is not kind:
             raise ValueError(f"a row of {type(row).__name__}, expected {kind.__name__}")
         lengths: dict[str, int] = {}
-        said = {"status": OK, "reason": None, **vars(row)}
+        said: dict[str, Any] = {"status": OK, "reason": None, **vars(row)}
         try:
             for one in kind.columns:
                 values[one.name].append(one.to_arrow(said[one.name], lengths))
@@ -36,6 +38,12 @@ def to_arrow(rows: Sequence[Record | Failed], kind: type[Record]) -> pa.Table:
             raise ValueError(f"table `{kind.table}`, {error}") from None
     arrays = [pa.array(values[column.name], type=column.type) for column in kind.columns]
     return pa.Table.from_arrays(arrays, schema=kind.schema)
+
+
+def failed_row(row: Failed, schema: pa.Schema) -> pa.Table:
+    """Return the row of a frame that failed, in a table of this schema: all but its name and the reason is null."""
+    said = {"frame_id": row.frame_id, "status": FAILED, "reason": row.reason}
+    return pa.table([pa.array([said.get(one.name)], type=one.type) for one in schema], schema=schema)
 
 
 def from_arrow(table: pa.Table, kind: type[R]) -> list[R | Failed]:
@@ -66,27 +74,39 @@ def record_of(table: pa.Table, number: int, kind: type[R]) -> R | Failed:
 
 def unlike(schema: pa.Schema, kind: type[Record]) -> list[str]:
     """Return the columns that a class reads and a stored table has not, or has of another type or shape."""
-    return [column.name for column in kind.columns if column.signature != stored_signature(schema, column.name)]
+    return [column.name for column in kind.columns if not alike(schema, column)]
 
 
-def stored_signature(schema: pa.Schema, name: str) -> list[str] | None:
-    """Return what enters identities of a stored column; None where there is none of that name."""
-    position = schema.get_field_index(name)
-    if position < 0:
-        return None
-    field = schema.field(position)
-    said = metadata(field)
-    return [name, str(field.type), said.get("dtype", ""), said.get("shape", "")]
-
-
-def signature(schema: pa.Schema) -> list[list[str]]:
-    """Return name, type, element type and shape of every column: the part of a schema that enters an identity.
-
-    Units and descriptions do not, so rewording one rebuilds nothing.
-    """
-    return [found for name in schema.names if (found := stored_signature(schema, name))]
+def alike(schema: pa.Schema, column: Column) -> bool:
+    """Return whether a stored table has a column, of the same type and shape; Parquet renames the items of lists."""
+    position = schema.get_field_index(column.name)
+    if position < 0 or schema.field(position).type != column.type:
+        return False
+    said = metadata(schema.field(position))
+    return all(said.get(key) == column.meaning.get(key) for key in ("dtype", "shape"))
 
 
 def metadata(column: pa.Field) -> dict[str, str]:
     """Return the metadata of a column as text."""
     return {key.decode(): text.decode() for key, text in (column.metadata or {}).items()}
+
+
+def digest_column(column: pa.ChunkedArray, total: hashlib._Hash) -> None:
+    """Add the values of a column to a digest; how Arrow lays them out does not matter."""
+    if pa.types.is_large_binary(column.type):
+        for value in column:
+            content = value.as_buffer() if value.is_valid else b""
+            total.update(f"{len(content)}:".encode() if value.is_valid else b"-:")
+            total.update(content)
+    else:
+        for value in column:
+            total.update(f"{canonical(value.as_py())}\n".encode())
+
+
+def column_digests(table: pa.Table) -> dict[str, str]:
+    """Return a digest of every column's values by name."""
+    found = {}
+    for name in table.column_names:
+        digest_column(table.column(name), total := hashlib.sha256())
+        found[name] = total.hexdigest()[:DIGITS]
+    return found

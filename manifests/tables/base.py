@@ -31,6 +31,9 @@ Float16: TypeAlias = NDArray[np.float16]
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
 
+EVERY_ROW = ("frame_id", "status", "reason")
+"""The columns of every table of frames."""
+
 NAMED_ARRAYS = Mapping[str, NDArray[Any]]
 SCALARS = {int: pa.int64(), str: pa.string()}
 
@@ -108,6 +111,11 @@ class Record:
         cls.columns = (*cls.columns, *(own_columns(cls) if of is None else part_columns(cls, of)), *also)
         cls.table, cls.whole = (table, True) if of is None else (of.table, False)
         cls.schema = pa.schema([column.field for column in cls.columns])
+
+    @classmethod
+    def signature(cls) -> list[list[str]]:
+        """Return the signatures of all columns: the part of a table that enters an identity."""
+        return [column.signature for column in cls.columns]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

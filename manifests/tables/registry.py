@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from manifests.tables.answers import Predict, Refine, Similarity
-from manifests.tables.base import Record
+from manifests.tables.base import FrameRecord, Record
 from manifests.tables.labels import Correct, Label, Target, Vote
 from manifests.tables.sensors import Index, Points, Project
 from manifests.tables.superpoints import Group, Pairs
@@ -16,3 +16,8 @@ TABLES: dict[str, type[Record]] = {
         *(Target, Label, Predict, Similarity, Vote, Correct, Refine),
     )
 }
+
+FRAME_TABLES: dict[str, type[FrameRecord]] = {
+    name: kind for name, kind in TABLES.items() if issubclass(kind, FrameRecord)
+}
+"""Those that hold a row for each frame."""

@@ -51,6 +51,14 @@ class Index(FrameRecord, table="index"):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Tokens(FrameRecord, of=Index):
+    """The data set's own names of what was recorded."""
+
+    lidar_token: str
+    camera_token: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Points(FrameRecord, table="points"):
     """The sweep, in the order of its file."""
 
@@ -59,6 +67,13 @@ class Points(FrameRecord, table="points"):
     intensity: Annotated[
         Float32, About("return strength as the data set stores it (nuScenes 0..255)", shape=("n_points",))
     ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Coordinates(FrameRecord, of=Points):
+    """Where the points of a sweep are."""
+
+    xyz_m: Float32
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,3 +88,10 @@ class Project(FrameRecord, table="project"):
     col_px: Annotated[UInt16, About("pixel column: u rounded half to even in float64", "px", shape=("n_pairs",))]
     depth_m: Annotated[Float32, About("distance along the optical axis", "m", shape=("n_pairs",))]
     occluded: Annotated[Bool, About("a nearer point lies in the same image cell", shape=("n_pairs",))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PointOfPair(FrameRecord, of=Project):
+    """Which points are seen."""
+
+    point: Int32

@@ -27,6 +27,30 @@ class Group(FrameRecord, table="group"):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Superpoints(FrameRecord, of=Group):
+    """Which points belong together, whatever these are called in the end."""
+
+    superpoint_view: UInt8
+    superpoint_segment: UInt16
+    superpoint_prompt: Int32
+    superpoint_fine: UInt8
+    superpoint_score: Float16
+    pair: Int32
+    pair_superpoint: Int32
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NamedPoints(FrameRecord, of=Group):
+    """Pseudo-labels, and what else cameras say of the same points."""
+
+    superpoint_prompt: Int32
+    pair: Int32
+    pair_superpoint: Int32
+    label: UInt8
+    confidence: UInt8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Pairs(FrameRecord, table="pairs"):
     """What contrastive pre-training reads: points and their superpoints, once per camera that sees them."""
 
@@ -39,3 +63,13 @@ class Pairs(FrameRecord, table="pairs"):
     vector: Annotated[Float16, About("unit vector of its segment in the text space", shape=("n_superpoints", "n_dims"))]
     height_px: Annotated[Int32, About("image heights", "px", shape=("n_views",))]
     width_px: Annotated[Int32, About("image widths", "px", shape=("n_views",))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairVectors(FrameRecord, of=Pairs):
+    """What it takes to compare points with a phrase."""
+
+    point: Int32
+    superpoint: Int32
+    superpoint_prompt: Int32
+    vector: Float16

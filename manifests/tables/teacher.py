@@ -53,3 +53,18 @@ class Segment(FrameRecord, table="segment"):
     score: Annotated[Float16, About("how sure the teacher is of the name, 0..1", shape=("n_segments",))]
     area_px: Annotated[Int32, About("pixels of each segment", "px", shape=("n_segments",))]
     vector: Annotated[Float16, About("unit vectors of the segments in the text space", shape=("n_segments", "n_dims"))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegmentMaps(FrameRecord, of=Segment):
+    """Segments without their vectors, which are three quarters of a row, and grouping needs none."""
+
+    height_px: Int32
+    width_px: Int32
+    run_value: UInt16
+    run_length: UInt32
+    runs_in_view: Int32
+    segments_in_view: Int32
+    prompt_id: Int32
+    score: Float16
+    area_px: Int32

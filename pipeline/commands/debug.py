@@ -40,7 +40,7 @@ def debug_frame(
             if pdb:
                 post_mortem(error)
             raise
-        for column, value in row.items():
+        for column, value in vars(row).items():
             console.print(f"{column:>20}  {described(value)}", soft_wrap=True)
 
 

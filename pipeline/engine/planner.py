@@ -23,10 +23,10 @@ from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.datasets.registry import open_dataset
 from pipeline.engine.absent import whole_scenes
-from pipeline.engine.keys import digest_rows, digest_table
+from pipeline.engine.keys import digest_listing, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
-from pipeline.frame import Frame, frame_row
+from pipeline.frame import Frame
 from pipeline.sources import FrameFiles, key_with, stats_of
 from pipeline.stages.base import Stage
 from pipeline.stages.registry import STAGES, with_upstream
@@ -42,7 +42,7 @@ class Found:
     `kept` are shards of the tables that the stage otherwise makes on its way. `again`: no built shard counts.
     """
 
-    stage: Stage
+    stage: Stage[Any]
     fingerprint: str
     identity: Mapping[str, Any]
     committed: Mapping[tuple[str, str], ShardFile]
@@ -100,22 +100,22 @@ class Planner:
             plans[stage.name] = self._plan_stage(stage, plans)
         return list(plans.values())
 
-    def identity(self, stage: Stage) -> dict[str, Any]:
+    def identity(self, stage: Stage[Any]) -> dict[str, Any]:
         """Return the readable identity of a stage's table; its digest names the folder."""
         return identity(self.recipe, stage.name)
 
-    def _plan_stage(self, stage: Stage, upstream: Mapping[str, Table]) -> StagePlan:
+    def _plan_stage(self, stage: Stage[Any], upstream: Mapping[str, Table]) -> StagePlan:
         found = self.look(stage, again=False)
         shards = tuple(self.plan_shard(found, shard, upstream) for shard in self.shards_of(stage))
         changes = () if found.committed else tuple(self._changes(stage, found.identity))
         size = stage.kilobytes_per_frame(self.recipe)
         return StagePlan(stage, found.fingerprint, found.identity, shards, changes, size)
 
-    def shards_of(self, stage: Stage) -> Mapping[str, Sequence[Frame]]:
+    def shards_of(self, stage: Stage[Any]) -> Mapping[str, Sequence[Frame]]:
         """Return the frames of a stage by shard."""
         return {ALL: ()} if stage.build else self.listing()
 
-    def look(self, stage: Stage, again: bool) -> Found:
+    def look(self, stage: Stage[Any], again: bool) -> Found:
         """Return what the store has of a stage's table; raises ConfigError where the data set cannot have it."""
         sentence = stage.refuse(self.recipe, (frame for frames in self.listing().values() for frame in frames))
         if sentence:
@@ -128,7 +128,7 @@ class Planner:
         fingerprint = digest(identity)
         return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
 
-    def _look_at_files(self, stage: Stage, fingerprint: str) -> None:
+    def _look_at_files(self, stage: Stage[Any], fingerprint: str) -> None:
         """Look at the files of all shards of `index` from outside, side by side: every look may cross a network."""
         files = stage.files(self.recipe)
         assert files is not None
@@ -210,7 +210,7 @@ class Planner:
         made = kept.get((shard, key))
         return [made.key, made.sha256] if made else key
 
-    def _build_task(self, stage: Stage, fingerprint: str, shard: str) -> Task:
+    def _build_task(self, stage: Stage[Any], fingerprint: str, shard: str) -> Task:
         """Return the task of a stage that builds one table for all frames."""
         content = stage.content(self.recipe)
         files = {"content": digest(dict(content))} if content else {}  # the fingerprint has the rest
@@ -219,7 +219,7 @@ class Planner:
 
     def _task(
         self,
-        stage: Stage,
+        stage: Stage[Any],
         fingerprint: str,
         shard: str,
         frames: Sequence[Frame],
@@ -235,7 +235,7 @@ class Planner:
         if stage.build:
             return self._build_task(stage, fingerprint, shard)
         if stage.name == "index":
-            depends["listing"] = self._listing_digest(stage, shard, frames)
+            depends["listing"] = self._listing_digest(shard, frames)
             return Task(stage.name, fingerprint, shard, digest(depends), len(frames), frames)
         rows: dict[str, tuple[str, ShardFile]] = {}
         broadcast: dict[str, tuple[str, ShardFile]] = {}
@@ -327,14 +327,13 @@ class Planner:
             self._index_digests[place] = digest_table(self.store.read("index", fingerprint, shard, wanted))
         return self._index_digests[place]
 
-    def _listing_digest(self, stage: Stage, shard: str, frames: Sequence[Frame]) -> str:
+    def _listing_digest(self, shard: str, frames: Sequence[Frame]) -> str:
         """Return a digest of what the data set says of the frames of a shard, before any file is opened."""
         if shard not in self._listing_digests:
-            rows = [frame_row(frame) | {"problems": list(frame.problems)} for frame in frames]
-            self._listing_digests[shard] = digest_rows(rows, [*stage.schema.names, "problems"])
+            self._listing_digests[shard] = digest_listing(frames)
         return self._listing_digests[shard]
 
-    def _changes(self, stage: Stage, identity: Mapping[str, Any]) -> list[str]:
+    def _changes(self, stage: Stage[Any], identity: Mapping[str, Any]) -> list[str]:
         """Return what differs from the nearest table that the recipe stood for, else from the newest of the stage."""
         refs = [self.read_ref(), *keyed_refs(self.store).values()]
         names = {ref.tables[stage.name].fingerprint for ref in refs if ref and stage.name in ref.tables}

@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import digest
@@ -86,7 +87,7 @@ def progress_in_store(runner: Runner, targets: Sequence[str]) -> Iterator[Progre
         )
 
 
-def fingerprint_in_store(runner: Runner, stage: Stage) -> str | None:
+def fingerprint_in_store(runner: Runner, stage: Stage[Any]) -> str | None:
     """Return the name of a stage's table: where that depends on files that are not here, as the recipe's ref has it."""
     try:
         return digest(runner.identity(stage))

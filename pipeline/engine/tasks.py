@@ -95,7 +95,7 @@ class ShardPlan:
 class StagePlan:
     """What a run would do for one stage."""
 
-    stage: Stage
+    stage: Stage[Any]
     fingerprint: str
     identity: Mapping[str, Any]
     shards: tuple[ShardPlan, ...]

@@ -15,14 +15,16 @@ from manifests.endings import Bug, is_bug, summary, trace_of
 from manifests.fingerprint import digest
 from manifests.provenance import origin_of
 from manifests.recipe import Recipe
-from manifests.rows import Row, failed_row
 from manifests.stages import fingerprint
 from manifests.storage.errors import StoreError, is_full
 from manifests.storage.seen import Seen, write_files, write_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.base import Failed, FrameRecord, Rows
+from manifests.tables.sensors import Index
+from manifests.tables.teacher import Text
 from pipeline.engine.tasks import Failure, Outcome, Task
-from pipeline.frame import Frame, FrameError, frame_of
+from pipeline.frame import Frame, FrameError
 from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 from pipeline.stages.registry import STAGES
@@ -35,12 +37,12 @@ class Worker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._stage: Stage | None = None
+        self._stage: Stage[Any] | None = None
         self._store = Store.open(recipe.run.store)
         self._traces: list[str] = []
         self._excluded = frozenset(recipe.data.exclude)
-        self._function: StreamFunction | None = None
-        self._broadcast: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._function: StreamFunction[FrameRecord] | None = None
+        self._text: tuple[str, Sequence[Text]] | None = None  # the shard's key, and its rows
 
     def run(self, task: Task) -> Outcome:
         """Build and commit one shard; failures become part of the outcome.
@@ -50,7 +52,7 @@ class Worker:
         every bad frame at once.
         """
         if self._stage is None or self._stage.name != task.stage:
-            self._stage, self._function, self._broadcast = STAGES[task.stage], None, {}
+            self._stage, self._function, self._text = STAGES[task.stage], None, None
         begun = time.monotonic()
         self._traces = []
         try:
@@ -73,22 +75,22 @@ class Worker:
         if len(self._traces) < MOST_TRACES:
             self._traces.append(trace_of(error))
 
-    def _build_table(self, task: Task, stage: Stage) -> Outcome:
+    def _build_table(self, task: Task, stage: Stage[Any]) -> Outcome:
         assert stage.build is not None
         rows = stage.build(self._recipe)
         if digest(dict(stage.depends(self._recipe))) != task.settings:
             raise StoreError(f"a file that `{stage.name}` is made from was replaced since the run began; run again")
         origin = origin_of(self._device(stage), None)
         place = task.stage, task.fingerprint, task.shard, task.key
-        with self._store.writer(*place, stage.schema, origin=origin) as writer:
+        with self._store.writer(*place, stage.table.kind.schema, origin=origin) as writer:
             for row in rows:
                 writer.append(row)
             return Outcome(writer.commit(), device=self._device(stage))
 
-    def _device(self, stage: Stage) -> str:
+    def _device(self, stage: Stage[Any]) -> str:
         return "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
 
-    def _build_frames(self, task: Task, stage: Stage) -> Outcome:
+    def _build_frames(self, task: Task, stage: Stage[Any]) -> Outcome:
         files, looked, key = stage.files(self._recipe), None, task.key
         if files:
             looked = look(files, task.frames)
@@ -103,11 +105,11 @@ class Worker:
         failures: list[Failure] = []
         origin = origin_of(self._device(stage), self._function.batch)
         place = task.stage, task.fingerprint, task.shard, key
-        with self._store.writer(*place, stage.schema, stage.apart, origin) as writer:
+        with self._store.writer(*place, stage.table.kind.schema, stage.apart, origin) as writer:
             for row in self._rows(task, stage, self._function, looked.digests if looked else ()):
-                if row["status"] == "failed":
-                    if row["frame_id"] not in self._excluded:
-                        failures.append(Failure(task.stage, task.shard, row["frame_id"], row["reason"]))
+                if isinstance(row, Failed):
+                    if row.frame_id not in self._excluded:
+                        failures.append(Failure(task.stage, task.shard, row.frame_id, row.reason))
                         continue
                     writer.append(row)
                 else:
@@ -124,26 +126,29 @@ class Worker:
         write_files(self._store, task.stage, shard.shard, shard.key, looked.by_file(files.place))
         write_seen(self._store, files.place, task.shard, task.key, Seen(looked.stats, looked.content))
 
-    def one_row(self, task: Task, position: int) -> Row:
-        """Return the stage's own columns of one frame of a task; commits nothing, and raises whatever goes wrong."""
+    def one_row(self, task: Task, position: int) -> FrameRecord:
+        """Return the row of one frame of a task; commits nothing, and raises whatever goes wrong."""
         stage = STAGES[task.stage]
         files = stage.files(self._recipe)
         digests = look(files, task.frames).digests if files else ()
         for one in self._inputs(task, stage, [position], digests):
             if not isinstance(one, FrameInput):
-                raise FrameError(f"an earlier stage failed on this frame: {one['reason']}")
-            [made] = stage.open(self._recipe)(iter([one]))
+                raise FrameError(f"an earlier stage failed on this frame: {one.reason}")
+            function: StreamFunction[FrameRecord] = stage.open(self._recipe)
+            [made] = function(iter([one]))
             if isinstance(made, Exception):
                 raise made
             return made
         raise AssertionError("one position gives one frame")
 
-    def _rows(self, task: Task, stage: Stage, function: StreamFunction, digests: Sequence[Digests]) -> Iterator[Row]:
+    def _rows(
+        self, task: Task, stage: Stage[Any], function: StreamFunction[FrameRecord], digests: Sequence[Digests]
+    ) -> Iterator[FrameRecord | Failed]:
         """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so.
 
         `digests` are those of the files that the stage reads, frame by frame; empty where it reads none.
         """
-        waiting: deque[Row | str] = deque()  # rows of frames that failed before, ids of those under way
+        waiting: deque[Failed | str] = deque()  # rows of frames that failed before, ids of those under way
 
         def noted() -> Iterator[FrameInput]:
             for one in self._inputs(task, stage, range(task.n_frames), digests):
@@ -162,27 +167,26 @@ class Worker:
                 if is_bug(made):
                     raise Bug.of(made, f"in stage {task.stage}, shard {task.shard}, frame {row}") from None
                 self._keep_trace(made)
-                yield failed_row(row, f"{task.stage}: {summary(made)}")
+                yield Failed(row, f"{task.stage}: {summary(made)}")
             else:
-                yield {"frame_id": row, "status": "ok", "reason": None, **made}
+                assert made.frame_id == row, f"stage {task.stage} made a row of {made.frame_id} for frame {row}"
+                yield made
         for row in waiting:
             assert not isinstance(row, str), "a stage made fewer rows than there are frames"
             yield row
 
     def _inputs(
-        self, task: Task, stage: Stage, positions: Iterable[int], digests: Sequence[Digests]
-    ) -> Iterator[FrameInput | Row]:
+        self, task: Task, stage: Stage[Any], positions: Iterable[int], digests: Sequence[Digests]
+    ) -> Iterator[FrameInput | Failed]:
         """Yield what the stage gets for frames of a task, by position, ascending; where one failed before, its row."""
-        broadcast = {name: self._broadcast_rows(name, *source) for name, source in task.broadcast.items()}
+        text = self._text_rows(*task.broadcast["text"]) if "text" in task.broadcast else ()
         needs = stage.needs(self._recipe)
-        columns = {need.table: need.read for need in needs}
+        kinds = {need.table: need.kind for need in needs if issubclass(need.kind, FrameRecord)}
         reach = max((need.reach for need in needs if need.how == "window"), default=0)
         listed = () if task.rows else task.frames
-        here = ShardInputs(self._store, task.rows, columns, listed, broadcast, digests)
-        before, after = (
-            ShardInputs(self._store, tables, columns, (), broadcast) for tables in (task.before, task.after)
-        )
-        near: dict[int, FrameInput | Row] = {}  # by position in this shard, below 0 in the one before
+        here = ShardInputs(self._store, task.rows, kinds, listed, text, digests)
+        before, after = (ShardInputs(self._store, tables, kinds, (), text) for tables in (task.before, task.after))
+        near: dict[int, FrameInput | Failed] = {}  # by position in this shard, below 0 in the one before
         first, stop = -min(reach, before.n_frames), task.n_frames + min(reach, after.n_frames)
         for position in positions:
             for other in range(max(position - reach, first), min(position + reach + 1, stop)):
@@ -204,10 +208,10 @@ class Worker:
                 one = replace(one, around=heard)
             yield one
 
-    def _broadcast_rows(self, name: str, fingerprint: str, shard: ShardFile) -> list[Row]:
-        if name not in self._broadcast or self._broadcast[name][0] != shard.key:
-            self._broadcast[name] = shard.key, self._store.rows(name, fingerprint, shard)
-        return list(self._broadcast[name][1])
+    def _text_rows(self, fingerprint: str, shard: ShardFile) -> Sequence[Text]:
+        if self._text is None or self._text[0] != shard.key:
+            self._text = shard.key, self._store.every(Text, fingerprint, [shard])
+        return self._text[1]
 
 
 def check_loaded(recipe: Recipe, task: Task) -> None:
@@ -228,38 +232,39 @@ class ShardInputs:
         self,
         store: Store,
         tables: Mapping[str, tuple[str, ShardFile]],
-        columns: Mapping[str, tuple[str, ...] | None],
+        kinds: Mapping[str, type[FrameRecord]],
         frames: Sequence[Frame],
-        broadcast: Mapping[str, list[Row]],
+        text: Sequence[Text],
         digests: Sequence[Digests] = (),
     ) -> None:
-        """`columns` are those to read of a table; `frames` stand for table `index` while that is being made.
+        """`kinds` say what to read of a table; `frames` stand for table `index` while that is being made.
 
         `digests` are those of the files that the stage reads, frame by frame, if it reads some.
         """
         self._readers = {name: store.open_shard(name, *source) for name, source in tables.items()}
-        self._columns, self._frames, self._broadcast = columns, tuple(frames), broadcast
+        self._kinds = {name: kinds.get(name, Index) for name in tables}
+        self._frames, self._text = tuple(frames), text
         self._digests = digests
         self.n_frames = tables["index"][1].rows if tables else len(frames)
 
-    def read(self, position: int) -> FrameInput | dict[str, Any]:
-        """Return a frame with its rows, or the failed row of one that failed before.
+    def read(self, position: int) -> FrameInput | Failed:
+        """Return a frame with its rows, or why it failed before.
 
         Raises StoreError if a shard is damaged, or if its rows are those of other frames.
         """
-        rows = {name: reader.row(position, self._columns.get(name)) for name, reader in self._readers.items()}
-        frame_id = self._frames[position].frame_id if self._frames else str(rows["index"]["frame_id"])
-        failed = None
+        rows = {name: reader.record(position, self._kinds[name]) for name, reader in self._readers.items()}
+        frame_id = self._frames[position].frame_id if self._frames else rows["index"].frame_id
         for name, row in rows.items():
-            if row["frame_id"] != frame_id:
-                raise StoreError(f"row {position} of `{name}` is frame {row['frame_id']}, expected {frame_id}")
-            failed = failed or (row["reason"] if row["status"] == "failed" else None)
-        if failed is not None:
-            return failed_row(frame_id, failed)
-        frame = self._frames[position] if self._frames else frame_of(rows["index"])
+            if row.frame_id != frame_id:
+                raise StoreError(f"row {position} of `{name}` is frame {row.frame_id}, expected {frame_id}")
+        for row in rows.values():
+            if isinstance(row, Failed):
+                return row
+        found = Rows(*(row for row in rows.values() if isinstance(row, FrameRecord)))
+        frame = self._frames[position] if self._frames else Frame.of(found[Index])
         if self._digests:
             frame = replace(frame, files=self._digests[position])
-        return FrameInput(frame, rows, self._broadcast)
+        return FrameInput(frame, found, self._text)
 
 
 def device_name(recipe: Recipe) -> str:

@@ -34,18 +34,19 @@ from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from pipeline.frame import Camera, Frame, frame_of
+from manifests.tables.base import Failed
+from manifests.tables.sensors import Index, Tokens
+from manifests.tables.superpoints import Group
+from manifests.tables.teacher import Segment, Text
+from pipeline.frame import Camera, Frame
 from pipeline.look.browse import Track
-from pipeline.stages.segment import segments_of
+from pipeline.stages.segment import views_of
 from pipeline.teachers.artifacts import PROMPTS, names_a_file
 from superpixels.lifting import official_point_labels
 from superpixels.segments import Segments
 
 LAYOUTS = ("san", "fcclip")
 MASKS, POINT_LABELS, RECORD = "superpixels", "lidarseg_ov", "export.json"
-
-RowOf = Callable[[str], dict[str, Any]]
-"""Reads a frame's row of the table named."""
 
 TABLES_READ = ("index", "text", "segment", "group")
 
@@ -127,15 +128,14 @@ def export(
                 most = max(most, int(before["most_segments"]))
                 continue
             most_here = 0
-            for frame, row in frames:
-                segment, group = row("segment"), row("group")
-                views = segments_of(segment)
+            for frame, read in frames:
+                segment, group = read()
+                views = views_of(segment)
                 most_here = max([most_here, *map(len, views)])
                 writer = ImageWriter(out / MASKS, layout, sixteen_bit, recipe.ontology, text.shape[1])
                 list(threads.map(writer, frame.cameras, views))
-                label = official_point_labels(
-                    group["point_superpoint"], group["superpoint_fine"], n_fine=len(recipe.ontology.fine)
-                )
+                n_fine = len(recipe.ontology.fine)
+                label = official_point_labels(group.point_superpoint, group.superpoint_fine, n_fine=n_fine)
                 put(point_label_path(out, frame), lambda file, label=label: np.save(file, label))  # type: ignore[misc]
             written += len(frames)
             most = max(most, most_here)
@@ -146,33 +146,35 @@ def export(
 
 def text_vectors(store: Store, table: TableRef, recipe: Recipe) -> npt.NDArray[np.float32]:
     """Return one vector per prompt; raises StoreError if the recipe's dictionary is not the one they were made for."""
-    rows = [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
-    if tuple(row["prompt"] for row in rows) != recipe.ontology.prompts:
+    rows = store.every(Text, table.fingerprint, table.shards)
+    if tuple(row.prompt for row in rows) != recipe.ontology.prompts:
         raise StoreError(f"the class dictionary has changed since `text` was built; run: {recipe.make('group')}")
-    vectors: npt.NDArray[np.float32] = np.stack([row["vector"] for row in rows])
+    vectors: npt.NDArray[np.float32] = np.stack([row.vector for row in rows])
     return vectors
 
 
 def frames_of(
     store: Store, tables: Mapping[str, TableRef], sources: Mapping[str, ShardFile], excluded: tuple[str, ...]
-) -> list[tuple[Frame, RowOf]]:
-    """Return the frames of a shard that did not fail, each with a function that reads its row of a table.
+) -> list[tuple[Frame, Callable[[], tuple[Segment, Group]]]]:
+    """Return the frames of a shard that did not fail, each with a function that reads its segments and labels.
 
     Raises StoreError for a frame whose tokens name no file.
     """
     readers = {name: store.open_shard(name, tables[name].fingerprint, source) for name, source in sources.items()}
     bad = set(excluded).union(*(source.failed for source in sources.values()))
-    found: list[tuple[Frame, RowOf]] = []
-    for position, row in enumerate(readers["index"]):
-        if row["frame_id"] in bad:
+    found: list[tuple[Frame, Callable[[], tuple[Segment, Group]]]] = []
+    for position, row in enumerate(readers["index"].records(Index)):
+        if isinstance(row, Failed) or row.frame_id in bad:
             continue
-        frame = frame_of(row)
+        frame = Frame.of(row)
         for token in (frame.lidar_token, *(camera.token for camera in frame.cameras)):
             if not names_a_file(token):
                 raise StoreError(f"frame {frame.frame_id}: token {token!r} is no file name, so it cannot be exported")
 
-        def read(table: str, position: int = position) -> dict[str, Any]:
-            return readers[table].row(position)
+        def read(position: int = position) -> tuple[Segment, Group]:
+            segment, group = readers["segment"].record(position, Segment), readers["group"].record(position, Group)
+            assert isinstance(segment, Segment) and isinstance(group, Group), "sidecars name frames that failed"
+            return segment, group
 
         found.append((frame, read))
     return found
@@ -182,15 +184,14 @@ def remove_excluded(out: Path, store: Store, index: TableRef, shard: ShardFile, 
     """Remove what an earlier export wrote of frames that are excluded by now; the images' PNGs go first."""
     if not excluded:
         return
-    columns = ["frame_id", "status", "lidar_token", "camera_token"]
-    for row in store.rows("index", index.fingerprint, shard, columns):
-        if row["frame_id"] in excluded and row["status"] == "ok":
-            tokens = [token for token in row["camera_token"] if names_a_file(token)]
+    for row in store.records(Tokens, index.fingerprint, shard):
+        if isinstance(row, Tokens) and row.frame_id in excluded:
+            tokens = [token for token in row.camera_token if names_a_file(token)]
             for kind in ("png", "json", "pt"):
                 for token in tokens:
                     (out / MASKS / f"{token}.{kind}").unlink(missing_ok=True)
-            if names_a_file(row["lidar_token"]):
-                (out / POINT_LABELS / f"{row['lidar_token']}_lidarseg.npy").unlink(missing_ok=True)
+            if names_a_file(row.lidar_token):
+                (out / POINT_LABELS / f"{row.lidar_token}_lidarseg.npy").unlink(missing_ok=True)
 
 
 def point_label_path(out: Path, frame: Frame) -> Path:

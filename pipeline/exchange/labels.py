@@ -31,13 +31,18 @@ from manifests.fingerprint import digest, plain
 from manifests.labels import checked_weights, predictions_of, refine_split, refined_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.splits import ALL, load_split
 from manifests.stages import corrected_table
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict, Refine
+from manifests.tables.base import Failed, FrameRecord, Rows
+from manifests.tables.labels import Correct, Target, Vote
+from manifests.tables.registry import FRAME_TABLES
+from manifests.tables.sensors import Index, Points
+from manifests.tables.superpoints import Group
 from pipeline.exchange.label_files import (
     Kitti,
     LabelClass,
@@ -144,7 +149,7 @@ class Source:
     def of_recipe(cls, store: Store, recipe: Recipe) -> Source:
         """Return the tables of `labels.of`; raises StoreError and ConfigError like `write_labels`."""
         of = recipe.labels.of
-        names = {"correct": [corrected_table(recipe), "correct"]}.get(of, [of])
+        names = {"correct": [corrected_table(recipe).table, "correct"]}.get(of, [of])
         made_here = [name for name in names if name not in ("refine", "predict")]
         ref = tables_of(store, recipe, ["index", "points", *made_here])
         tables = {name: ref.table(name) for name in ("index", "points", *made_here)}
@@ -174,16 +179,18 @@ class Source:
             for name, table in self.tables.items()
         }
 
-    def rows(self, shard: str) -> Iterator[dict[str, Row]]:
+    def rows(self, shard: str) -> Iterator[dict[str, FrameRecord | Failed]]:
         """Yield the rows of a shard by table, frame by frame; raises StoreError for tables out of step."""
         readers = {}
         for name, table in self.tables.items():
             file = next(one for one in table.shards if one.shard == shard)
             readers[name] = self.store.open_shard(name, table.fingerprint, file)
-        for rows in zip(*readers.values(), strict=True):
-            if len({row["frame_id"] for row in rows}) != 1:
+        n_rows = {reader.n_rows for reader in readers.values()}
+        for number in range(max(n_rows)):
+            rows = {name: reader.record(number, FRAME_TABLES[name]) for name, reader in readers.items()}
+            if len(n_rows) != 1 or len({row.frame_id for row in rows.values()}) != 1:
                 raise StoreError(f"the tables {', '.join(readers)} are out of step in shard {shard}; build them again")
-            yield dict(zip(readers, rows, strict=True))
+            yield rows
 
 
 def shards_of_split(index: TableRef, split: str, recipe: Recipe) -> tuple[str, ...]:
@@ -196,14 +203,16 @@ def shards_of_split(index: TableRef, split: str, recipe: Recipe) -> tuple[str, .
     return tuple(shard.shard for shard in index.shards if scene_of(shard.shard) in wanted)
 
 
-def labels_in(of: str, rows: Mapping[str, Row]) -> tuple[Labels, Labels, dict[str, Labels]]:
+def labels_in(rows: Rows) -> tuple[Labels, Labels, dict[str, Labels]]:
     """Return class and confidence in 1/255 of every point (n,), and further columns, from a frame's rows."""
-    if of == "correct":
-        before = next(row for name, row in rows.items() if name in ("vote", "group"))
-        return (*corrected(before["confidence"], rows["correct"]), {})
-    row = rows[of]
-    more = {name: row[name] for name in ("runner_up", "runner_up_confidence", "origin") if of == "refine"}
-    return row["label"], row["confidence"], more
+    if correct := rows.get(Correct):
+        before = rows.get(Vote) or rows[Group]
+        return (*corrected(before.confidence, correct), {})
+    if row := rows.get(Refine):
+        more = {"runner_up": row.runner_up, "runner_up_confidence": row.runner_up_confidence, "origin": row.origin}
+        return row.label, row.confidence, more
+    said = rows.get(Predict) or rows.get(Target) or rows.get(Vote) or rows[Group]
+    return said.label, said.confidence, {}
 
 
 def identity_of(recipe: Recipe, source: Source) -> dict[str, Any]:
@@ -308,17 +317,18 @@ def sweeps(
     replaced_by = classes[-1].number if recipe.labels.below == UNSURE else 0
     for shard in track(source.shards, "labels"):
         scene = scene_of(shard)
-        for rows in source.rows(shard):
-            index, name = rows["index"], rows["index"]["frame_id"]
-            reason = why_not(rows, source.excluded)
+        for of_tables in source.rows(shard):
+            name, reason = of_tables["index"].frame_id, why_not(of_tables, source.excluded)
             if reason is not None:
                 yield LeftOut(name, reason)
                 continue
-            label, confidence, more = labels_in(source.of, rows)
-            if len(label) != len(rows["points"]["xyz_m"]):
-                raise StoreError(f"frame {name} has {len(label)} labels for {len(rows['points']['xyz_m'])} points")
+            rows = Rows(*(row for row in of_tables.values() if isinstance(row, FrameRecord)))
+            index, points = rows[Index], rows[Points]
+            label, confidence, more = labels_in(rows)
+            if len(label) != len(points.xyz_m):
+                raise StoreError(f"frame {name} has {len(label)} labels for {len(points.xyz_m)} points")
             below = (label > 0) & (confidence < least)
-            kitti_stem = Path(index["lidar_path"]).stem
+            kitti_stem = Path(index.lidar_path).stem
             number = next(counters[scene])
             yield LabelledSweep(
                 frame_id=name,
@@ -326,12 +336,12 @@ def sweeps(
                 name=name.removeprefix(f"{scene}/"),
                 number=int(kitti_stem) if recipe.data.dataset == "semantic_kitti" else number,
                 scene_number=numbers[scene],
-                timestamp_us=index["timestamp_us"],
-                lidar_token=index["lidar_token"],
-                lidar_path=index["lidar_path"],
-                world_from_lidar=index["world_from_lidar"],
-                xyz_m=rows["points"]["xyz_m"],
-                intensity=rows["points"]["intensity"],
+                timestamp_us=index.timestamp_us,
+                lidar_token=index.lidar_token,
+                lidar_path=index.lidar_path,
+                world_from_lidar=index.world_from_lidar,
+                xyz_m=points.xyz_m,
+                intensity=points.intensity,
                 label=np.where(below, replaced_by, label).astype(np.uint8),
                 confidence=confidence,
                 n_below=int(below.sum()),
@@ -344,11 +354,11 @@ def is_sequence(scene: str) -> bool:
     return len(scene) == 2 and scene.isascii() and scene.isdigit()
 
 
-def why_not(rows: Mapping[str, Row], excluded: Collection[str]) -> str | None:
+def why_not(rows: Mapping[str, FrameRecord | Failed], excluded: Collection[str]) -> str | None:
     """Return why a frame has no labels; None if it has."""
-    if next(iter(rows.values()))["frame_id"] in excluded:
+    if next(iter(rows.values())).frame_id in excluded:
         return "excluded by data.exclude"
-    return next((f"{name}: {row['reason']}" for name, row in rows.items() if row["status"] != "ok"), None)
+    return next((f"{name}: {row.reason}" for name, row in rows.items() if isinstance(row, Failed)), None)
 
 
 def record_of(

@@ -11,19 +11,29 @@ import numpy as np
 
 from manifests.asked import pin, tables_of
 from manifests.recipe import Recipe
-from manifests.rows import Row
-from manifests.schema import TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from pipeline.frame import Frame, frame_of
+from manifests.tables.answers import Predict
+from manifests.tables.base import Failed, FrameRecord, Rows, UInt8
+from manifests.tables.labels import Correct, Label, Target, Vote
+from manifests.tables.sensors import Index, Points, Project
+from manifests.tables.superpoints import Group
+from manifests.tables.teacher import Segment
+from pipeline.frame import Frame
 
-NEEDED = ("index", "points", "project", "segment", "group", "target")
+SHOWN: tuple[type[FrameRecord], ...] = (Index, Points, Project, Segment, Group, Target)
+NEEDED = tuple(kind.table for kind in SHOWN)
 """What a frame must have to be shown; `make pack` builds all of it."""
 
-OPTIONAL = ("label", "predict", "vote", "correct")
+OPTIONAL: tuple[type[FrameRecord], ...] = (Label, Predict, Vote, Correct)
 """What is shown of a frame if it exists: true labels, predictions, pseudo-labels after a vote and flat interaction."""
+
+LABELLED: tuple[type[Group | Vote | Correct | Target | Predict | Label], ...] = (
+    *(Group, Vote, Correct, Target, Predict, Label),
+)
+"""Tables with a label for each point, in the order data flows; the truth last."""
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 """Hands on the items of a sequence one by one, and shows somebody how far it got; the text says with what."""
@@ -42,7 +52,13 @@ class FrameRows:
     """A frame and its rows by table; those of `OPTIONAL` only where they exist."""
 
     frame: Frame
-    rows: Mapping[str, Row]
+    rows: Rows
+
+    @property
+    def labels(self) -> dict[str, UInt8]:
+        """The labels of the points, (n,), by table, as far as there are some."""
+        rows = ((kind.table, self.rows.get(kind)) for kind in LABELLED)
+        return {name: row.label for name, row in rows if row is not None}
 
 
 @dataclass(frozen=True)
@@ -86,42 +102,46 @@ class Browser:
 
     def read(self, place: Place) -> FrameRows:
         """Return a frame with its rows; raises StoreError for a table that is damaged, old, or out of step."""
-        rows: dict[str, Row] = {}
-        for name in (*NEEDED, *OPTIONAL):
-            shard = self._shards[name].get(place.shard)
-            if shard is not None:
-                found = self.store.open_shard(name, self.tables[name].fingerprint, shard).row(place.row)
-                missing = sorted(set(TABLES[name].names) - found.keys())
-                if missing:
-                    raise StoreError(
-                        f"table `{name}` of recipe {self.recipe.name} has no {', '.join(missing)}: an older version of "
-                        f"this program made it; run: {self.recipe.make(name)}"
-                    )
-                if found["status"] == "ok":
-                    rows[name] = found
-        frame = frame_of(rows["index"])
-        for name, row in rows.items():
-            if row["frame_id"] != frame.frame_id:
+        rows: list[FrameRecord] = []
+        index = self._row(Index, place)
+        for kind in (*SHOWN, *OPTIONAL):
+            if place.shard not in self._shards[kind.table]:
+                continue
+            row = index if kind is Index else self._row(kind, place)
+            if row.frame_id != index.frame_id:
                 raise StoreError(
-                    f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table `{name}` and "
-                    f"{frame.frame_id} in `index`; run: {self.recipe.make(name)}"
+                    f"row {place.row} of shard {place.shard} is frame {row.frame_id} in table `{kind.table}` and "
+                    f"{index.frame_id} in `index`; run: {self.recipe.make(kind.table)}"
                 )
-        return FrameRows(frame, rows)
+            if isinstance(row, FrameRecord):
+                rows.append(row)
+        found = Rows(*rows)
+        return FrameRows(Frame.of(found[Index]), found)
+
+    def _row(self, kind: type[FrameRecord], place: Place) -> FrameRecord | Failed:
+        name = kind.table
+        reader = self.store.open_shard(name, self.tables[name].fingerprint, self._shards[name][place.shard])
+        if missing := reader.unlike(kind):
+            raise StoreError(
+                f"table `{name}` of recipe {self.recipe.name} has no {', '.join(missing)}: an older version of this "
+                f"program made it; run: {self.recipe.make(name)}"
+            )
+        return reader.record(place.row, kind)
 
     def _rows_of(self, shard: ShardFile) -> Sequence[int]:
         """Return which rows of a shard of `index` can be shown, ascending."""
         bad = self.excluded.union(*(self._shards[name][shard.shard].failed for name in NEEDED))
         if not bad:
             return range(shard.rows)
-        names = self.store.rows("index", self.tables["index"].fingerprint, shard, ["frame_id"])
-        return [row for row, name in enumerate(names) if name["frame_id"] not in bad]
+        states = self.store.states("index", self.tables["index"].fingerprint, shard)
+        return [row for row, state in enumerate(states) if state.frame_id not in bad]
 
     @cached_property
     def _shards(self) -> Mapping[str, Mapping[str, ShardFile]]:
         """The shards of every table by name; a table that there is not has none."""
         return {
             name: {shard.shard: shard for shard in self.tables[name].shards} if name in self.tables else {}
-            for name in (*NEEDED, *OPTIONAL)
+            for name in (kind.table for kind in (*SHOWN, *OPTIONAL))
         }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,11 @@ from manifests.query import By
 from manifests.recipe import Recipe
 from manifests.records.log import RunLog
 from manifests.stages import corrected_table
+from manifests.tables.answers import Predict
+from manifests.tables.base import UInt8
+from manifests.tables.labels import Correct, Label, Target
+from manifests.tables.sensors import Points, Project
+from manifests.tables.teacher import Segment
 from pipeline.look.browse import Browser, FrameRows, Place
 from pipeline.look.pictures import (
     Panel,
@@ -80,18 +84,18 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
     for view, (camera, picture) in enumerate(zip(frame.cameras, views, strict=True)):
         file = f"{PICTURES}/{number:03d}-view-{view}.jpg"
         save_image(folder / file, picture)
-        n_segments = int(rows["segment"]["segments_in_view"][view])
-        n_points = int(np.count_nonzero((rows["project"]["view"] == view) & ~rows["project"]["occluded"]))
+        n_segments = int(rows[Segment].segments_in_view[view])
+        n_points = int(np.count_nonzero((rows[Project].view == view) & ~rows[Project].occluded))
         about = f"{n_segments:,} segments, {n_points:,} points"
         alt = f"Image of {camera.name} with {about}, coloured by class"
         cameras.append(Picture(file, camera.name, about, alt))
     above = []
-    for place, panel in enumerate([*panels(rows, ontology), *refinements(item, recipe, refined)]):
+    for place, panel in enumerate([*panels(item.labels, ontology), *refinements(item, recipe, refined)]):
         file = f"{PICTURES}/{number:03d}-above-{place}.png"
-        save_panel(folder / file, rows["points"]["xyz_m"], panel, PANEL_PX)
+        save_panel(folder / file, rows[Points].xyz_m, panel, PANEL_PX)
         alt = f"{panel.title} of the points from above, 100 by 100 metres: {panel.about}"
         above.append(Picture(file, panel.title, panel.about, alt))
-    seen, label = rows["target"]["seen"], rows["target"]["label"]
+    seen, label = rows[Target].seen, rows[Target].label
     return ShownFrame(
         scene=frame.scene,
         frame_id=frame.frame_id,
@@ -100,7 +104,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
         f"{percent(np.count_nonzero(label), len(seen))} with a pseudo-label",
         cameras=tuple(cameras),
         panels=tuple(above),
-        classes=tuple(classes_in(rows)),
+        classes=tuple(classes_in(item.labels)),
     )
 
 
@@ -125,7 +129,7 @@ def show_query(asked: Asked, browser: Browser, recipe: Recipe, folder: Path, num
 
 def show_heat(item: FrameRows, asked: Asked, place: Place, recipe: Recipe, folder: Path, name: str) -> ShownFrame:
     """Draw how like a query the points of a frame are, in its images and from above."""
-    frame, xyz_m = item.frame, item.rows["points"]["xyz_m"]
+    frame, xyz_m = item.frame, item.rows[Points].xyz_m
     cameras, above, about = [], [], []
     for by, margin in asked.margins(place, frame.frame_id, len(xyz_m)).items():
         ranking = asked.rankings[by]
@@ -151,12 +155,12 @@ def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> li
     """Return views from above of what flat interaction changes: in pseudo-labels where table `correct` is there or they
     were scored so ("pseudo" in `refined`), and in predictions where they were ("prediction").
     """
-    rows, found = item.rows, []
-    truth = rows["label"]["label"] if "label" in rows else None
+    labels, found = item.labels, []
+    truth = labels.get(Label.table)
 
-    def after(label: Any) -> Any:
+    def after(label: UInt8) -> UInt8:
         return refine(
-            rows["points"]["xyz_m"],
+            item.rows[Points].xyz_m,
             label,
             recipe.correct,
             n_classes=len(recipe.ontology.classes) - 1,
@@ -165,12 +169,13 @@ def refinements(item: FrameRows, recipe: Recipe, refined: Collection[str]) -> li
         ).labels
 
     title = "Changed by flat interaction:"
-    if "correct" in rows or "pseudo" in refined:
-        before = rows[corrected_table(recipe) if "correct" in rows else "target"]["label"]
-        new = rows["correct"]["label"] if "correct" in rows else after(before)
+    correct = item.rows.get(Correct)
+    if correct or "pseudo" in refined:
+        before = labels[corrected_table(recipe).table] if correct else item.rows[Target].label
+        new = correct.label if correct else after(before)
         found.append(changes(before, new, truth, f"{title} pseudo-labels", recipe.ontology))
-    if "predict" in rows and "prediction" in refined:
-        before = rows["predict"]["label"]
+    if Predict.table in labels and "prediction" in refined:
+        before = labels[Predict.table]
         found.append(changes(before, after(before), truth, f"{title} predictions", recipe.ontology))
     return found
 

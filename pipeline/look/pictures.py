@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.storage.store import Store
+from manifests.tables.base import UInt8
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Points, Project
+from manifests.tables.teacher import Segment
 from pipeline.frame import Camera, read_image
 from pipeline.look.browse import Browser, FrameRows
-from pipeline.stages.segment import segments_of
+from pipeline.stages.segment import views_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,13 +64,13 @@ def camera_pictures(item: FrameRows, root: Path, ontology: Ontology, width_px: i
     otherwise stands out against its segment. Points behind something nearer are left out. Raises FrameError if an image
     cannot be read.
     """
-    project, label = item.rows["project"], item.rows["target"]["label"]
+    project, label = item.rows[Project], item.rows[Target].label
     pictures = []
-    for view, (camera, segments) in enumerate(zip(item.frame.cameras, segments_of(item.rows["segment"]), strict=True)):
+    for view, (camera, segments) in enumerate(zip(item.frame.cameras, views_of(item.rows[Segment]), strict=True)):
         image, scale = reduced(root, camera, width_px)
         picture = tint(image, segments.label_map(), ontology, segments.prompt_id)
-        seen = np.flatnonzero((project["view"] == view) & ~project["occluded"])
-        dot(picture, *pixels(project, seen, scale), ontology.rgb_of_class[label[project["point"][seen]]])
+        seen = np.flatnonzero((project.view == view) & ~project.occluded)
+        dot(picture, *pixels(project, seen, scale), ontology.rgb_of_class[label[project.point[seen]]])
         pictures.append(picture)
     return pictures
 
@@ -96,10 +99,12 @@ def tint(
     return tinted
 
 
-def pixels(project: Row, pair: NDArray[np.integer[Any]], scale: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pixels(
+    project: Project, pair: NDArray[np.integer[Any]], scale: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return row and column (p,) of some pairs of a row of `project` in an image reduced by `scale`."""
-    row = ((project["v_px"][pair] + 0.5) * scale).astype(int)  # pixel centres are whole numbers, edges halves
-    column = ((project["u_px"][pair] + 0.5) * scale).astype(int)
+    row = ((project.v_px[pair] + 0.5) * scale).astype(int)  # pixel centres are whole numbers, edges halves
+    column = ((project.u_px[pair] + 0.5) * scale).astype(int)
     return row, column
 
 
@@ -113,13 +118,15 @@ def dot(
         picture[row[inside] + down, column[inside] + right] = rgb[inside]
 
 
-def panels(rows: Mapping[str, Row], ontology: Ontology) -> list[Panel]:
+def panels(labels: Mapping[str, UInt8], ontology: Ontology) -> list[Panel]:
     """Return the views from above of a frame: pseudo-labels, predictions and truth as far as they exist, and errors.
+
+    `labels` are those of its points, (n,), by table.
 
     The last one compares predictions (without any: pseudo-labels) with the truth, or without truth the two others.
     """
     named = {"target": "Pseudo-labels", "predict": "Predictions", "label": "Truth"}
-    corrected = "group" in rows and not np.array_equal(rows["group"]["label"], rows["target"]["label"])
+    corrected = "group" in labels and not np.array_equal(labels["group"], labels["target"])
     about = {
         "target": "what the student learns: what the teacher's segments name, corrected"
         if corrected
@@ -128,17 +135,15 @@ def panels(rows: Mapping[str, Row], ontology: Ontology) -> list[Panel]:
         "label": "read for this report and for evaluation only",
     }
     found = [
-        Panel(title, about[name], ontology.rgb_of_class[rows[name]["label"]] / 255.0, rows[name]["label"] > 0)
+        Panel(title, about[name], ontology.rgb_of_class[labels[name]] / 255.0, labels[name] > 0)
         for name, title in named.items()
-        if name in rows
+        if name in labels
     ]
-    answer = "predict" if "predict" in rows else "target"
-    if "label" in rows:
-        found.append(errors(rows[answer]["label"], rows["label"]["label"], f"Errors of the {named[answer].lower()}"))
+    answer = "predict" if "predict" in labels else "target"
+    if "label" in labels:
+        found.append(errors(labels[answer], labels["label"], f"Errors of the {named[answer].lower()}"))
     elif answer == "predict":
-        found.append(
-            errors(rows["predict"]["label"], rows["target"]["label"], "Predictions against pseudo-labels", "as taught")
-        )
+        found.append(errors(labels["predict"], labels["target"], "Predictions against pseudo-labels", "as taught"))
     return found
 
 
@@ -197,14 +202,14 @@ def heat_pictures(
 
     Sizes, points behind something nearer, and errors as in `camera_pictures`. What is brighter lies on top.
     """
-    project, pictures = item.rows["project"], []
+    project, pictures = item.rows[Project], []
     colours = (255 * rgb).round().astype(np.uint8)
     for view, camera in enumerate(item.frame.cameras):
         image, scale = reduced(root, camera, width_px)
         picture = np.repeat((0.6 * image.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
-        seen = np.flatnonzero((project["view"] == view) & ~project["occluded"] & shown[project["point"]])
-        seen = seen[np.argsort(rgb[project["point"][seen]].sum(axis=1), kind="stable")]
-        dot(picture, *pixels(project, seen, scale), colours[project["point"][seen]])
+        seen = np.flatnonzero((project.view == view) & ~project.occluded & shown[project.point])
+        seen = seen[np.argsort(rgb[project.point[seen]].sum(axis=1), kind="stable")]
+        dot(picture, *pixels(project, seen, scale), colours[project.point[seen]])
         pictures.append(picture)
     return pictures
 
@@ -251,7 +256,7 @@ def save_frame(path: Path, item: FrameRows, root: Path, ontology: Ontology) -> N
     from matplotlib.lines import Line2D
 
     frame, rows = item.frame, item.rows
-    views, planes = camera_pictures(item, root, ontology, 960), panels(rows, ontology)
+    views, planes = camera_pictures(item, root, ontology, 960), panels(item.labels, ontology)
     columns = 3
     image_rows = max(1, -(-len(views) // columns))
     plane_inch = 18 / (len(planes) + 0.35)
@@ -265,15 +270,15 @@ def save_frame(path: Path, item: FrameRows, root: Path, ontology: Ontology) -> N
         axis.set_axis_off()
     below = np.atleast_1d(lower.subplots(1, len(planes) + 1, width_ratios=[1] * len(planes) + [0.35])).ravel()
     for axis, panel in zip(below, planes, strict=False):
-        draw_panel(axis, rows["points"]["xyz_m"], panel)
+        draw_panel(axis, rows[Points].xyz_m, panel)
         axis.set_title(panel.title, fontsize=9)
-    entries = [(ontology.class_names[one], ontology.rgb_of_class[one] / 255.0) for one in classes_in(rows)]
+    entries = [(ontology.class_names[one], ontology.rgb_of_class[one] / 255.0) for one in classes_in(item.labels)]
     if planes[-1].title not in ("Pseudo-labels", "Truth"):
         entries += [(name, rgb_of(colour)) for name, colour in VERDICTS.items()]
     handles = [Line2D([], [], marker="s", ls="", color=tuple(rgb), label=name) for name, rgb in entries]
     below[-1].legend(handles=handles, loc="center left", frameon=False, fontsize=9)
     below[-1].set_axis_off()
-    labelled = float((rows["target"]["label"] > 0).mean()) if frame.n_points else 0.0
+    labelled = float((rows[Target].label > 0).mean()) if frame.n_points else 0.0
     figure.suptitle(
         f"{frame.scene}  {frame.frame_id}   {frame.n_points:,} points, {labelled:.0%} with a pseudo-label",
         fontsize=11,
@@ -346,12 +351,12 @@ def save_confusion(path: Path, matrix: NDArray[np.int64], names: Sequence[str]) 
         figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
-def classes_in(rows: Mapping[str, Row]) -> list[int]:
-    """Return the classes that points of a frame bear in any table, ascending, 0 left out."""
+def classes_in(labels: Mapping[str, UInt8]) -> list[int]:
+    """Return the classes that points of a frame bear in any table that is drawn, ascending, 0 left out."""
     present: set[int] = set()
     for name in ("target", "predict", "label"):
-        if name in rows:
-            present.update(np.unique(rows[name]["label"]).tolist())
+        if name in labels:
+            present.update(np.unique(labels[name]).tolist())
     return sorted(present - {0})
 
 

@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
-from pipeline.look.browse import FrameRows
+from manifests.tables.answers import Predict
+from manifests.tables.base import UInt8
+from manifests.tables.labels import Label, Target
+from manifests.tables.sensors import PointOfPair, Points
+from manifests.tables.superpoints import Group, NamedPoints
+from pipeline.look.browse import LABELLED, FrameRows
 from pipeline.stages.group import agreement
 from superpixels.metrics import Confusion, Scores, scores
 from superpixels.voting import Ballot, seen_twice
@@ -36,10 +41,6 @@ class Quality:
     shared_of_class: Counts
     agreed_of_class: Counts
     points_of_class: dict[str, Counts] = field(default_factory=dict)
-
-
-LABEL_TABLES = ("group", "vote", "correct", "target", "predict")
-"""Tables with a label for each point, in the order data flows."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,20 @@ def label_quality(frames: Iterable[tuple[FrameRows, FrameRows | None]], ontology
     found: dict[str, LabelQuality] = {}
     differs = False
     for item, follower in frames:
-        rows, seen = item.rows, item.rows["target"]["seen"]
-        differs |= not np.array_equal(rows["group"]["label"], rows["target"]["label"])
-        for name in LABEL_TABLES:
-            if name not in rows:
-                continue
-            label = rows[name]["label"]
-            before = found.get(name) or empty_quality(name, n_classes, "label" in rows)
+        seen, labels = item.rows[Target].seen, item.labels
+        truth = labels.pop(Label.table, None)
+        differs |= not np.array_equal(item.rows[Group].label, item.rows[Target].label)
+        for name, label in labels.items():
+            before = found.get(name) or empty_quality(name, n_classes, truth is not None)
             met, same = before.met, before.same
-            if follower is not None and name in follower.rows:
-                now_met, now_same = seen_twice(as_ballot(item, item, name), as_ballot(follower, item, name), n_classes)
+            if follower is not None and (then := follower.labels.get(name)) is not None:
+                ballots = as_ballot(item, item, label), as_ballot(follower, item, then)
+                now_met, now_same = seen_twice(*ballots, n_classes)
                 met, same = met + now_met, same + now_same
-            if "label" in rows:
+            if truth is not None:
                 for part, points in (("seen", seen), ("unseen", ~seen), ("all", np.ones_like(seen))):
                     counts = before.confusion.setdefault(part, Confusion(n_classes))
-                    counts.add(rows["label"]["label"][points], label[points])
+                    counts.add(truth[points], label[points])
             found[name] = LabelQuality(
                 name,
                 before.n_frames + 1,
@@ -112,7 +112,8 @@ def label_quality(frames: Iterable[tuple[FrameRows, FrameRows | None]], ontology
                 same,
                 before.confusion,
             )
-    return [found[name] for name in LABEL_TABLES if name in found and (name != "group" or differs)]
+    order = (kind.table for kind in LABELLED)
+    return [found[name] for name in order if name in found and (name != Group.table or differs)]
 
 
 def empty_quality(table: str, n_classes: int, has_truth: bool) -> LabelQuality:
@@ -122,10 +123,9 @@ def empty_quality(table: str, n_classes: int, has_truth: bool) -> LabelQuality:
     return LabelQuality(table, 0, 0, 0, 0, 0, nothing, nothing, confusion)
 
 
-def as_ballot(item: FrameRows, here: FrameRows, table: str) -> Ballot:
-    """Return what a frame's table of labels says, in the LiDAR frame of another frame."""
-    label = item.rows[table]["label"]
-    return Ballot.cast(item.rows["points"]["xyz_m"], label, np.ones(len(label)), item.frame, here.frame)
+def as_ballot(item: FrameRows, here: FrameRows, label: UInt8) -> Ballot:
+    """Return what labels of a frame's points, (n,), say, in the LiDAR frame of another frame."""
+    return Ballot.cast(item.rows[Points].xyz_m, label, np.ones(len(label)), item.frame, here.frame)
 
 
 def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
@@ -135,17 +135,16 @@ def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
     shared_of_class, agreed_of_class = np.zeros((2, n_classes), np.int64)
     points_of_class: dict[str, Counts] = {}
     for item in frames:
-        rows = item.rows
+        target = item.rows[Target]
         n_frames += 1
-        n_points += len(rows["target"]["seen"])
-        n_seen += int(rows["target"]["seen"].sum())
-        shared, agreed = agreement(rows["project"], rows["group"], ontology)
-        shared_of_class += np.bincount(rows["target"]["label"][shared], minlength=n_classes)
-        agreed_of_class += np.bincount(rows["target"]["label"][agreed], minlength=n_classes)
-        for name in ("target", "label", "predict"):
-            if name in rows:
-                count = np.bincount(rows[name]["label"], minlength=n_classes)
-                points_of_class[name] = points_of_class.get(name, 0) + count
+        n_points += len(target.seen)
+        n_seen += int(target.seen.sum())
+        shared, agreed = agreement(item.rows[PointOfPair], item.rows[NamedPoints], ontology)
+        shared_of_class += np.bincount(target.label[shared], minlength=n_classes)
+        agreed_of_class += np.bincount(target.label[agreed], minlength=n_classes)
+        for name, label in item.labels.items():
+            if name in (Target.table, Label.table, Predict.table):
+                points_of_class[name] = points_of_class.get(name, 0) + np.bincount(label, minlength=n_classes)
     return Quality(
         n_frames=n_frames,
         n_points=n_points,

@@ -32,18 +32,19 @@ from manifests.query import (
     write_ranking,
 )
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import text_settings
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Similarity
+from manifests.tables.base import Failed, Float32
+from manifests.tables.superpoints import PairVectors
+from manifests.tables.teacher import Text
 from pipeline.look.browse import Browser, Place, Track, made_of_points
 from pipeline.teachers.registry import TEACHERS
-from superpixels.similarity import Similarity, similarity, spread, top_mean
-
-COLUMNS = ("frame_id", "status", "reason", "point", "superpoint", "superpoint_prompt", "vector")
-"""Of table `pairs`, what it takes to compare points with a phrase."""
+from superpixels.similarity import Similarity as SimilarityOfPoints
+from superpixels.similarity import similarity, spread, top_mean
 
 NEAR_PROMPTS = 5
 
@@ -66,7 +67,7 @@ def ask(recipe: Recipe, phrase: str, n_frames: int, track: Track = lambda items,
     return query, ranking
 
 
-def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
+def text_rows(store: Store, ref: Ref) -> list[Text]:
     """Return the rows of table `text`; raises StoreError unless the masks were named with these very vectors."""
     table, name = ref.table("text"), "pairs"
     fingerprint = ref.table(name).fingerprint
@@ -81,10 +82,10 @@ def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
                 f"the masks of recipe {ref.recipe} were named with other text vectors than table `text` has now; run: "
                 f"{ref.make('pairs')}"
             )
-    return [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
+    return store.every(Text, table.fingerprint, table.shards)
 
 
-def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequence[Row]) -> Query:
+def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequence[Text]) -> Query:
     """Return a phrase with its vector: that of a prompt of the dictionary, else what the teacher's text encoder says.
 
     `rows` are those of table `text`. Raises ConfigError if the phrase is no prompt, and the teacher has no encoder or
@@ -94,14 +95,14 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     manifest = store.read_manifest("text", table.fingerprint)
     made: Mapping[str, Any] = manifest.identity.get("settings", {}) if manifest else {}
     encoder = encoder_of(made)
-    known = {normal(row["prompt"]): row for row in rows}
+    known = {normal(row.prompt): row for row in rows}
     if normal(words) in known:
-        return Query(words, np.asarray(known[normal(words)]["vector"], np.float32), table.fingerprint, encoder)
+        return Query(words, np.asarray(known[normal(words)].vector, np.float32), table.fingerprint, encoder)
     if recipe.teacher.ready_made or recipe.teacher.simulated:
         able = [name for name, other in TEACHER_SECTIONS.items() if not (other.ready_made or other.simulated)]
         raise ConfigError(
             f"teacher {recipe.teacher.name} has no text encoder, so it knows the {len(known)} prompts of dictionary "
-            f"{recipe.ontology.name} and not “{words}”{near(words, [row['prompt'] for row in rows])}. Any phrase can "
+            f"{recipe.ontology.name} and not “{words}”{near(words, [row.prompt for row in rows])}. Any phrase can "
             f"be asked where the teacher is one of {', '.join(able)}"
         )
     changes = differences(encoder, encoder_of(text_settings(recipe))) if encoder else []
@@ -124,7 +125,7 @@ def near(phrase: str, prompts: Sequence[str]) -> str:
 
 
 def rank_by_masks(
-    query: Query, store: Store, ref: Ref, rivals: Any, excluded: Sequence[str], limit: int, track: Track
+    query: Query, store: Store, ref: Ref, rivals: Float32, excluded: Sequence[str], limit: int, track: Track
 ) -> Ranking:
     """Return the frames whose masks are most like a query; raises ConfigError if no frame has a mask."""
     table = ref.table("pairs")
@@ -132,26 +133,26 @@ def rank_by_masks(
     found: list[RankedFrame] = []
     medians: list[float] = []
     for shard in track(table.shards, "pairs"):
-        for number, row in enumerate(store.rows("pairs", table.fingerprint, shard, COLUMNS)):
-            if row["status"] != "ok" or row["frame_id"] in left_out or len(row["point"]) == 0:
+        for number, row in enumerate(store.records(PairVectors, table.fingerprint, shard)):
+            if isinstance(row, Failed) or row.frame_id in left_out or len(row.point) == 0:
                 continue
-            points = similarity_of_points(query, rivals, row, int(row["point"].max()) + 1)
+            points = similarity_of_points(query, rivals, row, int(row.point.max()) + 1)
             margin = points.margin[np.isfinite(points.margin)]
             scores = top_mean(margin), top_mean(points.cosine)
-            found.append(RankedFrame(row["frame_id"], shard.shard, number, *scores, len(margin)))
+            found.append(RankedFrame(row.frame_id, shard.shard, number, *scores, len(margin)))
             medians.append(float(np.median(margin)))
     return rank("masks", query, table.fingerprint, found, medians, limit)
 
 
-def similarity_of_points(query: Query, rivals: Any, pairs: Row, n_points: int) -> Similarity:
+def similarity_of_points(query: Query, rivals: Float32, pairs: PairVectors, n_points: int) -> SimilarityOfPoints:
     """Return the similarity of a frame's points to a query by the row of table `pairs`; NaN where no mask is seen.
 
     Raises ConfigError if the masks have vectors of another size.
     """
-    if len(pairs["vector"]):
-        check_width(query, pairs["vector"].shape[1], "table `pairs`")
-    found = similarity(pairs["vector"].reshape(-1, len(query.vector)), query.vector, rivals)
-    return spread(found, pairs["point"], pairs["superpoint"], n_points)
+    if len(pairs.vector):
+        check_width(query, pairs.vector.shape[1], "table `pairs`")
+    found = similarity(pairs.vector.reshape(-1, len(query.vector)), query.vector, rivals)
+    return spread(found, pairs.point, pairs.superpoint, n_points)
 
 
 # -- what was asked, to be shown ---------------------------------------------------------------------------------------
@@ -179,19 +180,18 @@ class Asked:
         for by, table in self.tables.items():
             for shard in table.shards:
                 if shard.shard == place.shard and place.row < shard.rows:
-                    row = self.store.open_shard(table.stage, table.fingerprint, shard).row(place.row)
-                    if row["frame_id"] != frame_id:
+                    kind = PairVectors if by == "masks" else Similarity
+                    row = self.store.open_shard(table.stage, table.fingerprint, shard).record(place.row, kind)
+                    if row.frame_id != frame_id:
                         raise StoreError(
-                            f"row {place.row} of shard {place.shard} is frame {row['frame_id']} in table "
+                            f"row {place.row} of shard {place.shard} is frame {row.frame_id} in table "
                             f"`{table.stage}` and {frame_id} in `index`; run: make query RECIPE=... "
                             f'WORDS="{self.query.phrase}"'
                         )
-                    if row["status"] == "ok":
-                        found[by] = (
-                            similarity_of_points(self.query, self.rivals, row, n_points).margin
-                            if by == "masks"
-                            else row["margin"].astype(np.float32)
-                        )
+                    if isinstance(row, PairVectors):
+                        found[by] = similarity_of_points(self.query, self.rivals, row, n_points).margin
+                    elif isinstance(row, Similarity):
+                        found[by] = row.margin.astype(np.float32)
         return found
 
 

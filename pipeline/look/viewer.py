@@ -21,11 +21,13 @@ from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.storage.store import Store
+from manifests.tables.sensors import Points
+from manifests.tables.teacher import Segment
 from pipeline.frame import read_image
 from pipeline.look.browse import Browser, FrameRows, Place, Track
 from pipeline.look.pictures import MASK_OPACITY, heat
 from pipeline.look.query import Asked, asked_of
-from pipeline.stages.segment import segments_of
+from pipeline.stages.segment import views_of
 from superpixels.segments import Segments
 
 LAYERS = {"target": "pseudo_labels", "predict": "predictions", "label": "truth"}
@@ -105,15 +107,16 @@ def log_frame(rerun: Any, recording: Any, item: FrameRows, recipe: Recipe) -> No
     Every class has an entity of its own, which names it where the mouse is and can be hidden. Rerun's own list of
     classes (AnnotationContext) is not used: in 0.23 it needs NumPy 2.
     """
-    frame, rows, ontology = item.frame, item.rows, recipe.ontology
+    frame, ontology, labels = item.frame, recipe.ontology, item.labels
+    xyz_m = item.rows[Points].xyz_m
     for name, layer in LAYERS.items():
-        label = rows[name]["label"] if name in rows else None
+        label = labels.get(name)
         for number, one in enumerate(ontology.classes):
-            chosen = rows["points"]["xyz_m"][label == number] if label is not None else np.empty((0, 3), np.float32)
+            chosen = xyz_m[label == number] if label is not None else np.empty((0, 3), np.float32)
             points = rerun.Points3D(chosen, colors=one.rgb, radii=POINT_RADIUS_M)
             recording.log(f"lidar/{layer}/{one.name}", points)
     root = Path(recipe.data.root)
-    for camera, segments in zip(frame.cameras, segments_of(rows["segment"]), strict=True):
+    for camera, segments in zip(frame.cameras, views_of(item.rows[Segment]), strict=True):
         path = f"lidar/{camera.name}"
         lidar_from_cam = np.linalg.inv(camera.cam_from_lidar)
         recording.log(path, rerun.Transform3D(translation=lidar_from_cam[:3, 3], mat3x3=lidar_from_cam[:3, :3]))
@@ -132,7 +135,7 @@ def asked_layer(asked: Asked, by: str) -> str:
 
 def log_heat(rerun: Any, recording: Any, item: FrameRows, place: Place, asked: Sequence[Asked]) -> None:
     """Log, for every query, the points that are more like it than ordinary ones, in the colours of the report."""
-    xyz_m = item.rows["points"]["xyz_m"]
+    xyz_m = item.rows[Points].xyz_m
     for one in asked:
         margins = one.margins(place, item.frame.frame_id, len(xyz_m))
         for by, ranking in one.rankings.items():

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import pyarrow as pa
+from typing import Any, Generic, Protocol, TypeVar
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.stages import Need, TableSpec
 from manifests.storage.errors import StoreError
+from manifests.tables.base import F, FrameRecord, Rows
+from manifests.tables.teacher import Text
 from pipeline.frame import Frame
 from pipeline.sources import FrameFiles
 
 
 @dataclass(frozen=True)
 class FrameInput:
-    """What a frame function gets: the frame, and per needed table the row of that frame, or all rows of a broadcast.
+    """What a frame function gets: the frame, its rows of the needed tables, and the prompts where it needs them.
 
     `around`: where the stage needs a window, the frames before and after in order of time, with their rows of the
     tables it is about; frames that failed are left out.
     """
 
     frame: Frame
-    rows: Mapping[str, Row] = field(default_factory=dict)
-    broadcast: Mapping[str, list[Row]] = field(default_factory=dict)
+    rows: Rows = field(default_factory=Rows)
+    text: Sequence[Text] = ()
     around: tuple[FrameInput, ...] = ()
 
 
-FrameFunction = Callable[[FrameInput], Row]
-"""Returns the stage's own columns of a frame's row (not frame_id, status, reason); raises FrameError if it can't."""
+Made = TypeVar("Made", bound=FrameRecord, covariant=True)
+
+FrameFunction = Callable[[FrameInput], F]
+"""Returns a frame's row of the stage's table; raises FrameError if it can't."""
 
 
-class StreamFunction(Protocol):
+class StreamFunction(Protocol[Made]):
     """Makes the rows of many frames, reading some ahead, so that several of them can be under way at once."""
 
-    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
-        """Yield, in order, the own columns of every frame's row, or why there are none.
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Made | Exception]:
+        """Yield, in order, every frame's row, or why there is none.
 
         Raises ConfigError where all frames would fail alike, StoreError, and whatever `inputs` raises.
         """
@@ -49,13 +50,13 @@ class StreamFunction(Protocol):
 
 
 @dataclass(frozen=True)
-class OneByOne:
+class OneByOne(Generic[F]):
     """The stream function of a stage that makes one row after the other."""
 
-    function: FrameFunction
+    function: FrameFunction[F]
     batch: int | None = None
 
-    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[F | Exception]:
         """Yield the row of every frame or why there is none; raises StoreError."""
         for one in inputs:
             try:
@@ -67,7 +68,7 @@ class OneByOne:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[F]):
     """A table and how one row of it is made.
 
     `table` is what both sides know of it: name, version, what it needs, which settings count. `index_columns` are the
@@ -84,9 +85,9 @@ class Stage:
     """
 
     table: TableSpec
-    prepare: Callable[[Recipe], FrameFunction] | None = None
-    stream: Callable[[Recipe], StreamFunction | None] = lambda recipe: None
-    build: Callable[[Recipe], list[dict[str, Any]]] | None = None
+    prepare: Callable[[Recipe], FrameFunction[F]] | None = None
+    stream: Callable[[Recipe], StreamFunction[F] | None] = lambda recipe: None
+    build: Callable[[Recipe], list[Text]] | None = None
     content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
     index_columns: tuple[str, ...] = ()
     more_index_columns: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
@@ -94,18 +95,13 @@ class Stage:
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
     gpus: Callable[[Recipe], float | None] = lambda recipe: None
     refuse: Callable[[Recipe, Iterable[Frame]], str | None] = lambda recipe, frames: None
-    count: Callable[[Row], Mapping[str, int]] = lambda row: {}
+    count: Callable[[F], Mapping[str, int]] = lambda row: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0
 
     @property
     def name(self) -> str:
         """The name of stage, table and make target."""
         return self.table.name
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the table."""
-        return self.table.schema
 
     def needs(self, recipe: Recipe) -> tuple[Need, ...]:
         """Return the tables that a row is made from."""
@@ -123,7 +119,7 @@ class Stage:
         """Return what the rows of a table for all frames depend on, files included."""
         return {**self.settings(recipe), **self.content(recipe)}
 
-    def open(self, recipe: Recipe) -> StreamFunction:
+    def open(self, recipe: Recipe) -> StreamFunction[F]:
         """Return what makes the rows of frames; loads what is heavy."""
         assert self.prepare is not None, f"stage {self.name} builds one table for all frames"
         return self.stream(recipe) or OneByOne(self.prepare(recipe))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.stages import SPECS, corrected_table
+from manifests.tables.base import UInt8
+from manifests.tables.labels import Correct
+from manifests.tables.sensors import Points
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.flat_interaction import FlatInteractionConfig, refine
@@ -16,28 +17,28 @@ from superpixels.ground import height_of_sensor_m
 from superpixels.unfit import Unfit
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Correct]:
     """Return the function that corrects the pseudo-labels of a frame."""
 
-    def correct(inputs: FrameInput) -> Row:
-        xyz_m, label = inputs.rows["points"]["xyz_m"], inputs.rows[corrected_table(recipe)]["label"]
+    def correct(inputs: FrameInput) -> Correct:
+        points, before = inputs.rows[Points], inputs.rows[corrected_table(recipe)]
         height_m = height_of_sensor_m(inputs.frame.ego_from_lidar)
-        return correct_frame(xyz_m, label, height_m, recipe.correct, recipe.ontology)
+        return correct_frame(points, before.label, height_m, recipe.correct, recipe.ontology)
 
     return correct
 
 
 def correct_frame(
-    xyz_m: npt.NDArray[np.float32],
-    label: npt.NDArray[np.uint8],
+    points: Points,
+    label: UInt8,
     height_m: float | None,
     config: FlatInteractionConfig,
     ontology: Ontology,
-) -> Row:
-    """Return the columns of table `correct` from a sweep and its pseudo-labels."""
+) -> Correct:
+    """Return the row of table `correct` from a sweep and its pseudo-labels, (n,)."""
     try:
         found = refine(
-            xyz_m,
+            points.xyz_m,
             label,
             config,
             n_classes=len(ontology.classes) - 1,
@@ -46,12 +47,13 @@ def correct_frame(
         )
     except Unfit as error:
         raise FrameError(str(error)) from error
-    return {
-        "label": found.labels,
-        "score": np.rint(np.clip(found.score, 0, 1) * 255).astype(np.uint8),
-        "changed": found.changed,
-        "note": "; ".join(found.notes) or None,
-    }
+    return Correct(
+        frame_id=points.frame_id,
+        label=found.labels,
+        score=np.rint(np.clip(found.score, 0, 1) * 255).astype(np.uint8),
+        changed=found.changed,
+        note="; ".join(found.notes) or None,
+    )
 
 
 STAGE = Stage(
@@ -59,9 +61,9 @@ STAGE = Stage(
     prepare=prepare,
     index_columns=("n_points", "ego_from_lidar"),
     count=lambda row: {
-        "points": len(row["label"]),
-        "changed_points": int(row["changed"].sum()),
-        "frames_without_ego_ring": int(row["note"] is not None),
+        "points": len(row.label),
+        "changed_points": int(row.changed.sum()),
+        "frames_without_ego_ring": int(row.note is not None),
     },
     kilobytes_per_frame=lambda recipe: 60.0,
 )

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.stages import SPECS
+from manifests.tables.teacher import Encode
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
 from pipeline.teachers.base import BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
 from pipeline.teachers.registry import TEACHERS
@@ -29,17 +29,17 @@ def load(recipe: Recipe) -> Teacher:
     return kind.load(recipe, "encode")
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Encode]:
     """Return the function that encodes the images of a frame; raises ConfigError if the teacher has no encode half."""
     return one_by_one(load(recipe))
 
 
-def one_by_one(teacher: Teacher) -> FrameFunction:
+def one_by_one(teacher: Teacher) -> FrameFunction[Encode]:
     """Return the function that encodes the images of a frame."""
-    return lambda inputs: {"encoding": teacher.encode(inputs.frame)}
+    return lambda inputs: Encode(frame_id=inputs.frame.frame_id, encoding=teacher.encode(inputs.frame))
 
 
-def stream(recipe: Recipe) -> StreamFunction:
+def stream(recipe: Recipe) -> StreamFunction[Encode]:
     """Return what encodes many frames, in batches across them where the teacher can; raises ConfigError."""
     teacher = load(recipe)
     if not isinstance(teacher, BatchTeacher | ComposedTeacher):
@@ -65,10 +65,14 @@ class InBatches:
         """How many images go through the network at once."""
         return self.batches.size
 
-    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Encode | Exception]:
         """Yield the row of every frame, or why there is none."""
-        for encoding in self.batches(one.frame for one in inputs):
-            yield encoding if isinstance(encoding, Exception) else {"encoding": encoding}
+        frames, again = tee(one.frame for one in inputs)
+        for encoding, frame in zip(self.batches(frames), again, strict=True):
+            if isinstance(encoding, Exception):
+                yield encoding
+            else:
+                yield Encode(frame_id=frame.frame_id, encoding=encoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +86,11 @@ class SideBySide:
         """How many images go through a network at once, the largest number of all."""
         return max(one.size for one in self.batches)
 
-    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Encode | Exception]:
         """Yield the row of every frame, or the first reason why there is none."""
-        frames = tee((one.frame for one in inputs), len(self.batches))
-        for encodings in zip(*(one(some) for one, some in zip(self.batches, frames, strict=True)), strict=True):
+        again, *frames = tee((one.frame for one in inputs), 1 + len(self.batches))
+        of_networks = zip(*(one(some) for one, some in zip(self.batches, frames, strict=True)), strict=True)
+        for encodings, frame in zip(of_networks, again, strict=True):
             parts: dict[str, NDArray[Any]] = {}
             failed = None
             for encoding in encodings:
@@ -93,7 +98,7 @@ class SideBySide:
                     failed = failed or encoding
                 else:
                     parts |= encoding
-            yield failed or {"encoding": parts}
+            yield failed or Encode(frame_id=frame.frame_id, encoding=parts)
 
 
 STAGE = Stage(

@@ -10,48 +10,50 @@ import numpy.typing as npt
 
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
-from manifests.rows import Row
-from manifests.schema import TABLES
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
+from manifests.tables.base import Bool, Float16, UInt8, UInt16
+from manifests.tables.sensors import PointOfPair, Project
+from manifests.tables.superpoints import Group, NamedPoints
+from manifests.tables.teacher import SegmentMaps
 from pipeline.frame import Camera
 from pipeline.geometry import axis_distance
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
-from pipeline.stages.segment import segments_of
+from pipeline.stages.segment import views_of
 from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints
 from superpixels.segments import Segments
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Group]:
     """Return the function that groups the pairs of a frame by the segment they hit."""
 
-    def group(inputs: FrameInput) -> Row:
-        frame, pairs = inputs.frame, inputs.rows["project"]
-        segments = segments_of(inputs.rows["segment"])
+    def group(inputs: FrameInput) -> Group:
+        frame, pairs = inputs.frame, inputs.rows[Project]
+        segments = views_of(inputs.rows[SegmentMaps])
         return group_frame(pairs, frame.cameras, segments, frame.n_points, recipe.group, recipe.ontology)
 
     return group
 
 
 def group_frame(
-    pairs: Row,
+    pairs: Project,
     cameras: Sequence[Camera],
     segments: Sequence[Segments],
     n_points: int,
     config: GroupConfig,
     ontology: Ontology,
-) -> Row:
-    """Return the columns of table `group` from the columns of `project` and the segments of each view.
+) -> Group:
+    """Return the row of table `group` from the row of `project` and the segments of each view.
 
     Occluded pairs are left out from the start unless `config.occluded` keeps them, so they count for no superpoint and
     reach neither stage `pairs` nor a label. A point whose winning superpoint is of an ignored class (sky, say) keeps
     its superpoint but has label 0. Confidence is the teacher's score of the winning segment in 1/255, at least 1 where
     that score is above 0; it is 0 where the label is 0, whatever the score.
     """
-    candidate = np.arange(len(pairs["point"])) if config.occluded else np.flatnonzero(~pairs["occluded"])
-    view = pairs["view"][candidate]
-    hit = segment_at(view, pairs["row_px"][candidate], pairs["col_px"][candidate], cameras, segments)
-    found = superpoints(pairs["point"][candidate], view, hit)
+    candidate = np.arange(len(pairs.point)) if config.occluded else np.flatnonzero(~pairs.occluded)
+    view = pairs.view[candidate]
+    hit = segment_at(view, pairs.row_px[candidate], pairs.col_px[candidate], cameras, segments)
+    found = superpoints(pairs.point[candidate], view, hit)
     large = found.n_points >= config.min_points
     kept = large[found.pair_superpoint]
     pair = candidate[hit > 0][kept]
@@ -64,7 +66,7 @@ def group_frame(
     score = np.concatenate([np.empty(0, np.float16), *(one.score for one in segments)])[of_segment]
 
     point_superpoint = resolve(
-        pairs["point"][pair],
+        pairs.point[pair],
         pair_superpoint,
         n_points,
         cast(Policy, config.policy),
@@ -77,27 +79,28 @@ def group_frame(
     confidence = np.zeros(n_points, np.uint8)
     confidence[has] = in_255ths(score)[point_superpoint[has]]
     confidence[label == 0] = 0
-    return {
-        "superpoint_view": superpoint_view,
-        "superpoint_segment": superpoint_segment,
-        "superpoint_prompt": prompt,
-        "superpoint_fine": ontology.fine_of_prompt[prompt].astype(np.uint8),
-        "superpoint_score": score,
-        "pair": pair.astype(np.int32),
-        "pair_superpoint": pair_superpoint.astype(np.int32),
-        "point_superpoint": point_superpoint,
-        "label": label,
-        "confidence": confidence,
-    }
+    return Group(
+        frame_id=pairs.frame_id,
+        superpoint_view=superpoint_view,
+        superpoint_segment=superpoint_segment,
+        superpoint_prompt=prompt,
+        superpoint_fine=ontology.fine_of_prompt[prompt].astype(np.uint8),
+        superpoint_score=score,
+        pair=pair.astype(np.int32),
+        pair_superpoint=pair_superpoint.astype(np.int32),
+        point_superpoint=point_superpoint,
+        label=label,
+        confidence=confidence,
+    )
 
 
 def segment_at(
-    view: npt.NDArray[np.uint8],
-    row_px: npt.NDArray[np.uint16],
-    col_px: npt.NDArray[np.uint16],
+    view: UInt8,
+    row_px: UInt16,
+    col_px: UInt16,
     cameras: Sequence[Camera],
     segments: Sequence[Segments],
-) -> npt.NDArray[np.uint16]:
+) -> UInt16:
     """Return the segment at each image pixel, (p,), 0 for none; pairs are sorted by view.
 
     A label map of lower resolution than its image is read at the map pixel that covers the image pixel.
@@ -111,31 +114,31 @@ def segment_at(
     return np.concatenate(found)
 
 
-def axis_distances(pairs: Row, pair: npt.NDArray[np.int64], cameras: Sequence[Camera]) -> npt.NDArray[np.float64]:
+def axis_distances(pairs: Project, pair: npt.NDArray[np.int64], cameras: Sequence[Camera]) -> npt.NDArray[np.float64]:
     """Return how far from the optical axis each of the chosen pairs is seen, as a tangent, (q,); sorted by view."""
-    bound = np.searchsorted(pairs["view"][pair], np.arange(len(cameras) + 1))
+    bound = np.searchsorted(pairs.view[pair], np.arange(len(cameras) + 1))
     distances = [np.empty(0)]
     for start, stop, camera in zip(bound[:-1], bound[1:], cameras, strict=True):
-        u_px, v_px = (pairs[name][pair[start:stop]].astype(np.float64) for name in ("u_px", "v_px"))
+        u_px, v_px = (pixel[pair[start:stop]].astype(np.float64) for pixel in (pairs.u_px, pairs.v_px))
         distances.append(axis_distance(u_px, v_px, camera.intrinsics))
     return np.concatenate(distances)
 
 
-def in_255ths(score: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
+def in_255ths(score: Float16) -> UInt8:
     """Return scores as whole 255ths: 0 for 0 and below, at least 1 for anything above, 255 from 1 upwards."""
     scaled = np.rint(np.clip(score.astype(np.float32), 0, 1) * 255)
     return np.where(score > 0, np.maximum(scaled, 1), 0).astype(np.uint8)
 
 
-def agreement(project: Row, group: Row, ontology: Ontology) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def agreement(project: PointOfPair, group: NamedPoints, ontology: Ontology) -> tuple[Bool, Bool]:
     """Return which points belong to superpoints of several cameras, and for which of them all are of one class, (n,).
 
     A point lies in at most one superpoint of a camera, so several superpoints are several cameras. Class 0 (sky, say)
     is a class like any other here: a point that is sky to one camera and a wall to another is disputed.
     """
-    n_points, n_classes = len(group["label"]), len(ontology.classes)
-    point: npt.NDArray[np.int64] = project["point"][group["pair"]].astype(np.int64)
-    named = ontology.class_of_prompt[group["superpoint_prompt"]][group["pair_superpoint"]]
+    n_points, n_classes = len(group.label), len(ontology.classes)
+    point: npt.NDArray[np.int64] = project.point[group.pair].astype(np.int64)
+    named = ontology.class_of_prompt[group.superpoint_prompt][group.pair_superpoint]
     n_superpoints = np.bincount(point, minlength=n_points)
     n_names = np.bincount(np.unique(point * n_classes + named) // n_classes, minlength=n_points)
     shared = n_superpoints > 1
@@ -145,12 +148,12 @@ def agreement(project: Row, group: Row, ontology: Ontology) -> tuple[npt.NDArray
 STAGE = Stage(
     table=SPECS["group"],
     prepare=prepare,
-    apart=tuple(name for name in TABLES["group"].names if name != "point_superpoint"),
+    apart=tuple(name for name in Group.schema.names if name != "point_superpoint"),
     index_columns=("n_points", "width_px", "height_px", "intrinsics"),
     count=lambda row: {
-        "superpoints": len(row["superpoint_view"]),
-        "pairs": len(row["pair"]),
-        "labelled_points": int(np.count_nonzero(row["label"])),
+        "superpoints": len(row.superpoint_view),
+        "pairs": len(row.pair),
+        "labelled_points": int(np.count_nonzero(row.label)),
     },
     kilobytes_per_frame=lambda recipe: 90.0,
 )

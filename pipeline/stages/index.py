@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
-from manifests.schema import TABLES
 from manifests.stages import SPECS
+from manifests.tables.sensors import Index
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import open_dataset
-from pipeline.frame import Camera, Frame, FrameError, frame_row, inside, read_file, read_image
+from pipeline.frame import Camera, Frame, FrameError, inside, read_file, read_image
 from pipeline.geometry import Float64, check_intrinsics
 from pipeline.sources import FrameFiles, sha256_of
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -22,14 +21,13 @@ ABSENT = "absent"  # in the place of a digest
 RIGID_TOLERANCE = 1e-3  # tables round quaternions; anything above is a typing error or a scaled matrix
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Index]:
     """Return the function that checks a listed frame and fills in what only its files tell: sizes and point count."""
     dataset = open_dataset(recipe.data)
     root = Path(recipe.data.root)
 
-    def check(inputs: FrameInput) -> Row:
-        row = frame_row(check_frame(dataset, root, inputs.frame))
-        return {name: row[name] for name in row if name not in ("frame_id", "status", "reason")}
+    def check(inputs: FrameInput) -> Index:
+        return check_frame(dataset, root, inputs.frame).index()
 
     return check
 
@@ -149,8 +147,8 @@ def pose_problems(pose: Float64) -> list[str]:
 STAGE = Stage(
     table=SPECS["index"],
     prepare=prepare,
-    apart=tuple(TABLES["index"].names),
+    apart=tuple(Index.schema.names),
     files=lambda recipe: FrameFiles(Path(recipe.data.root), files_of),
-    count=lambda row: {"points": int(row["n_points"]), "images": len(row["camera"])},
+    count=lambda row: {"points": row.n_points, "images": len(row.camera)},
     kilobytes_per_frame=lambda recipe: 10.0,
 )

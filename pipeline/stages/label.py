@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.stages import SPECS
+from manifests.tables.labels import Label
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError, inside, read_file
 from pipeline.sources import FrameFiles
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Label]:
     """Return the function that reads the labels of a frame and maps them to the classes of the dictionary.
 
     It raises FrameError for a frame without labels, a file that does not fit the sweep, and a label that the dictionary
@@ -30,7 +30,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
     dataset, root = open_dataset(recipe.data), Path(recipe.data.root)
     numbered = renumbering(recipe)
 
-    def read(inputs: FrameInput) -> Row:
+    def read(inputs: FrameInput) -> Label:
         frame = inputs.frame
         if frame.label_path is None:
             raise FrameError(
@@ -47,7 +47,7 @@ def prepare(recipe: Recipe) -> FrameFunction:
         if len(raw) != frame.n_points:
             raise FrameError(f"{frame.label_path}: {len(raw)} labels for a sweep of {frame.n_points} points")
         try:
-            return {"label": recipe.ontology.class_of_raw_labels(raw), "raw": raw}
+            return Label(frame_id=frame.frame_id, label=recipe.ontology.class_of_raw_labels(raw), raw=raw)
         except ValueError as error:
             raise FrameError(f"{frame.label_path}: {error}") from None
 
@@ -93,6 +93,6 @@ STAGE = Stage(
     index_columns=("lidar_token", "n_points", "label_path", "label_sha256"),
     refuse=refuse,
     files=numbered_by,
-    count=lambda row: {"points": len(row["label"]), "labelled_points": int(np.count_nonzero(row["label"]))},
+    count=lambda row: {"points": len(row.label), "labelled_points": int(np.count_nonzero(row.label))},
     kilobytes_per_frame=lambda recipe: 12.0,
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
 from manifests.stages import SPECS
+from manifests.tables.sensors import Points
 from pipeline.datasets.registry import DATASETS, open_dataset
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Points]:
     """Return the function that reads the sweep of a frame: coordinates and intensity, order of the file."""
     dataset = open_dataset(recipe.data)
 
-    def read(inputs: FrameInput) -> Row:
+    def read(inputs: FrameInput) -> Points:
         xyz_m, intensity = dataset.read_points(inputs.frame)
-        return {"n_points": len(xyz_m), "xyz_m": xyz_m, "intensity": intensity}
+        return Points(frame_id=inputs.frame.frame_id, n_points=len(xyz_m), xyz_m=xyz_m, intensity=intensity)
 
     return read
 

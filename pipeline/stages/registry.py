@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from manifests.recipe import Recipe
 from manifests.stages import with_needs
 from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
 from pipeline.stages.base import Stage
 
-STAGES: dict[str, Stage] = {
+STAGES: dict[str, Stage[Any]] = {
     stage.name: stage
     for stage in (
         index.STAGE,
@@ -29,6 +31,6 @@ PACKED = ("points", "pairs", "target")
 """What the trainer reads; `make pack` builds these and all that they need."""
 
 
-def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage]:
+def with_upstream(names: tuple[str, ...], recipe: Recipe) -> list[Stage[Any]]:
     """Return the named stages and everything that they need, `index` first, in the order data flows."""
     return [STAGES[name] for name in with_needs(recipe, names)]

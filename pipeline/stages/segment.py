@@ -12,29 +12,32 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
-from manifests.schema import TABLES
 from manifests.stages import SPECS, fused
+from manifests.tables.base import Float16
+from manifests.tables.teacher import Encode, Segment, SegmentMaps
 from pipeline.frame import FrameError
 from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Stage, StreamFunction
+from pipeline.teachers.base import RowTeacher
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 from superpixels.unfit import Unfit
 
 
-def prepare(recipe: Recipe) -> FrameFunction:
+def prepare(recipe: Recipe) -> FrameFunction[Segment]:
     """Return the function that finds the segments of a frame."""
     teacher = TEACHERS[recipe.teacher.name].load(recipe, "segment")
-    further = recipe.teacher.needs()
+    reads_rows = bool(recipe.teacher.needs())
 
-    def segment(inputs: FrameInput) -> Row:
-        encoding = dict(inputs.rows["encode"]["encoding"]) if recipe.teacher.has_encode else {}
-        for table in further:
-            encoding |= {f"{table}/{column}": value for column, value in inputs.rows[table].items()}
-        text = np.stack([row["vector"] for row in inputs.broadcast["text"]])
+    def segment(inputs: FrameInput) -> Segment:
+        text = np.stack([prompt.vector for prompt in inputs.text])
         try:
-            views = teacher.segment(inputs.frame, encoding, text)
+            if reads_rows:
+                assert isinstance(teacher, RowTeacher), f"teacher {recipe.teacher.name} needs rows and takes none"
+                views = teacher.segment_rows(inputs.frame, inputs.rows, text)
+            else:
+                encoding = inputs.rows[Encode].encoding if recipe.teacher.has_encode else {}
+                views = teacher.segment(inputs.frame, encoding, text)
         except Unfit as error:
             raise FrameError(str(error)) from error
         if len(views) != len(inputs.frame.cameras) or any(view.prompt_id.max(initial=0) >= len(text) for view in views):
@@ -42,12 +45,12 @@ def prepare(recipe: Recipe) -> FrameFunction:
                 f"teacher {recipe.teacher.name} gave {len(views)} views; expected {len(inputs.frame.cameras)}, "
                 f"with prompt ids below {len(text)}"
             )
-        return segments_row(views)
+        return segment_row(inputs.frame.frame_id, views)
 
     return segment
 
 
-def stream(recipe: Recipe) -> StreamFunction | None:
+def stream(recipe: Recipe) -> StreamFunction[Segment] | None:
     """Return what encodes and segments many frames, where both halves are fused."""
     if not fused(recipe):
         return None
@@ -58,8 +61,8 @@ def stream(recipe: Recipe) -> StreamFunction | None:
 class Fused:
     """Both halves in one go: while the network encodes later frames, threads find the segments of earlier ones."""
 
-    encode: StreamFunction
-    segment: FrameFunction
+    encode: StreamFunction[Encode]
+    segment: FrameFunction[Segment]
     threads: int
 
     @property
@@ -67,10 +70,10 @@ class Fused:
         """How many images go through the network at once."""
         return self.encode.batch
 
-    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Row | Exception]:
+    def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Segment | Exception]:
         """Yield the row of every frame, or why there is none."""
         reading: deque[FrameInput] = deque()
-        under_way: deque[Future[Row | Exception]] = deque()
+        under_way: deque[Future[Segment | Exception]] = deque()
 
         def remembered() -> Iterator[FrameInput]:
             for one in inputs:
@@ -87,11 +90,11 @@ class Fused:
             for future in under_way:
                 yield future.result()
 
-    def _finish(self, one: FrameInput, encoded: Row | Exception) -> Row | Exception:
+    def _finish(self, one: FrameInput, encoded: Encode | Exception) -> Segment | Exception:
         if isinstance(encoded, Exception):
             return encoded
         try:
-            return self.segment(replace(one, rows={**one.rows, "encode": encoded}))
+            return self.segment(replace(one, rows=one.rows.also(encoded)))
         except Exception as error:  # a fault on one frame must not hide the others
             return error
 
@@ -101,24 +104,25 @@ def gpus(recipe: Recipe) -> float | None:
     return recipe.run.gpus_per_worker if fused(recipe) else recipe.run.segment_gpus or None
 
 
-def segments_row(views: Sequence[Segments]) -> dict[str, npt.NDArray[Any]]:
-    """Return the columns of table `segment`: the segments of all views of a frame, one view after the other."""
+def segment_row(frame_id: str, views: Sequence[Segments]) -> Segment:
+    """Return the row of table `segment`: the segments of all views of a frame, one view after the other."""
     dims = {one.vector.shape[1] for one in views if len(one)} or {0}
     if len(dims) > 1:
         raise ValueError(f"vectors of one frame have {sorted(dims)} values; expected one length for all views")
     vectors = [one.vector for one in views if len(one)]
-    return {
-        "height_px": np.array([one.height_px for one in views], np.int32),
-        "width_px": np.array([one.width_px for one in views], np.int32),
-        "run_value": joined([one.run_value for one in views], np.uint16),
-        "run_length": joined([one.run_length for one in views], np.uint32),
-        "runs_in_view": np.array([len(one.run_value) for one in views], np.int32),
-        "segments_in_view": np.array([len(one) for one in views], np.int32),
-        "prompt_id": joined([one.prompt_id for one in views], np.int32),
-        "score": joined([one.score for one in views], np.float16),
-        "area_px": joined([one.area_px for one in views], np.int32),
-        "vector": np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
-    }
+    return Segment(
+        frame_id=frame_id,
+        height_px=np.array([one.height_px for one in views], np.int32),
+        width_px=np.array([one.width_px for one in views], np.int32),
+        run_value=joined([one.run_value for one in views], np.uint16),
+        run_length=joined([one.run_length for one in views], np.uint32),
+        runs_in_view=np.array([len(one.run_value) for one in views], np.int32),
+        segments_in_view=np.array([len(one) for one in views], np.int32),
+        prompt_id=joined([one.prompt_id for one in views], np.int32),
+        score=joined([one.score for one in views], np.float16),
+        area_px=joined([one.area_px for one in views], np.int32),
+        vector=np.concatenate(vectors) if vectors else np.empty((0, 0), np.float16),
+    )
 
 
 def joined(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
@@ -126,26 +130,26 @@ def joined(parts: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.ND
     return np.concatenate([np.empty(0, dtype), *parts])
 
 
-def segments_of(row: Row) -> list[Segments]:
+def views_of(row: Segment | SegmentMaps) -> list[Segments]:
     """Return the segments of every view, as views into a row of table `segment`.
 
     Where the row was read without its vectors, the segments have vectors of length 0.
     """
-    vector = row["vector"] if "vector" in row else np.empty((len(row["prompt_id"]), 0), np.float16)
-    run_end, segment_end = np.cumsum(row["runs_in_view"]), np.cumsum(row["segments_in_view"])
+    vector: Float16 = row.vector if isinstance(row, Segment) else np.empty((len(row.prompt_id), 0), np.float16)
+    run_end, segment_end = np.cumsum(row.runs_in_view), np.cumsum(row.segments_in_view)
     views = []
     for view in range(len(run_end)):
-        runs = slice(run_end[view] - row["runs_in_view"][view], run_end[view])
-        segments = slice(segment_end[view] - row["segments_in_view"][view], segment_end[view])
+        runs = slice(run_end[view] - row.runs_in_view[view], run_end[view])
+        segments = slice(segment_end[view] - row.segments_in_view[view], segment_end[view])
         views.append(
             Segments(
-                height_px=int(row["height_px"][view]),
-                width_px=int(row["width_px"][view]),
-                run_value=row["run_value"][runs],
-                run_length=row["run_length"][runs],
-                prompt_id=row["prompt_id"][segments],
-                score=row["score"][segments],
-                area_px=row["area_px"][segments],
+                height_px=int(row.height_px[view]),
+                width_px=int(row.width_px[view]),
+                run_value=row.run_value[runs],
+                run_length=row.run_length[runs],
+                prompt_id=row.prompt_id[segments],
+                score=row.score[segments],
+                area_px=row.area_px[segments],
                 vector=vector[segments],
             )
         )
@@ -162,9 +166,9 @@ STAGE = Stage(
     prepare=prepare,
     stream=stream,
     gpus=gpus,
-    apart=tuple(name for name in TABLES["segment"].names if name != "vector"),
+    apart=tuple(name for name in Segment.schema.names if name != "vector"),
     files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
-    count=lambda row: {"segments": len(row["prompt_id"])},
+    count=lambda row: {"segments": len(row.prompt_id)},
     kilobytes_per_frame=kilobytes_per_frame,
 )

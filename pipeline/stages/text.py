@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
+from manifests.tables.base import FrameRecord
+from manifests.tables.teacher import Text
 from pipeline.stages.base import Stage
 from pipeline.teachers.registry import TEACHERS
 
@@ -26,12 +26,12 @@ def text_vectors(recipe: Recipe, prompts: tuple[str, ...]) -> npt.NDArray[np.flo
     return vectors.astype(np.float32)
 
 
-def build(recipe: Recipe) -> list[dict[str, Any]]:
+def build(recipe: Recipe) -> list[Text]:
     """Return one row per prompt; raises ConfigError if the teacher's vectors are not unit vectors, one per prompt."""
     prompts = recipe.ontology.prompts
     vectors = text_vectors(recipe, prompts)
     return [
-        {"prompt_id": prompt_id, "prompt": prompt, "vector": vector}
+        Text(prompt_id=prompt_id, prompt=prompt, vector=vector)
         for prompt_id, (prompt, vector) in enumerate(zip(prompts, vectors, strict=True))
     ]
 
@@ -42,7 +42,7 @@ def gpus(recipe: Recipe) -> float | None:
     return None if teacher.ready_made or teacher.simulated else recipe.run.gpus_per_worker
 
 
-STAGE = Stage(
+STAGE = Stage[FrameRecord](
     table=SPECS["text"],
     build=build,
     content=lambda recipe: TEACHERS[recipe.teacher.name].text_content(recipe),

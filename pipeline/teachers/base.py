@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from manifests.recipe import Recipe
+    from manifests.tables.base import Rows
     from pipeline.frame import Camera, Frame
     from pipeline.sources import FrameFiles
     from superpixels.segments import Segments
@@ -29,9 +30,16 @@ class Teacher(Protocol):
     def segment(self, frame: Frame, encoding: Mapping[str, NDArray[Any]], text: NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order.
 
-        `encoding` holds what `encode` returned, and the columns of the tables that the kind `needs`, named
-        `<table>/<column>`; it is empty where there is neither.
+        `encoding` holds what `encode` returned; it is empty where the teacher has no such half.
         """
+
+
+@runtime_checkable
+class RowTeacher(Teacher, Protocol):
+    """A teacher that can make segments from rows of earlier tables: those that its section `needs`, if it needs any."""
+
+    def segment_rows(self, frame: Frame, rows: Rows, text: NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, from the frame's rows."""
 
 
 class ImageEncoder(Protocol):

@@ -27,6 +27,9 @@ import numpy.typing as npt
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.sections.teachers.oracle import MAPS, OracleConfig
+from manifests.tables.base import Rows
+from manifests.tables.labels import Label
+from manifests.tables.sensors import Project
 from pipeline.frame import Camera, Frame, FrameError, read_file, read_image
 from pipeline.sources import FrameFiles
 from pipeline.teachers.artifacts import read_label_map, reason
@@ -130,9 +133,13 @@ class Oracle:
         raise ValueError("teacher oracle has no encode half; it is simulated from true labels")
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
+        """Return the segments of every view, in camera order, from stored maps; see `segment_rows`."""
+        return self.segment_rows(frame, Rows(), text)
+
+    def segment_rows(self, frame: Frame, rows: Rows, text: npt.NDArray[Any]) -> list[Segments]:
         """Return the segments of every view, in camera order, on label maps of `segment.scale` times the image size.
 
-        For source "points" `encoding` holds the columns of tables `label` and `project`. Raises FrameError for a class
+        For source "points" the truth is that of tables `label` and `project`. Raises FrameError for a class
         map that is missing, of another size than its image or with unknown labels, and for an unreadable image.
         """
         views = []
@@ -140,7 +147,7 @@ class Oracle:
             height = max(1, round(camera.height_px * self.segmentation.scale))
             width = max(1, round(camera.width_px * self.segmentation.scale))
             if self.config.source == "points":
-                truth = self.map_of_points(camera, view, encoding, height, width)
+                truth = self.map_of_points(camera, view, rows[Label], rows[Project], height, width)
             else:
                 truth = self.stored_map(camera, frame)[centres(camera.height_px, height)][
                     :, centres(camera.width_px, width)
@@ -177,7 +184,7 @@ class Oracle:
             raise FrameError(f"{relative}: {reason(error)}") from None
 
     def map_of_points(
-        self, camera: Camera, view: int, rows: Mapping[str, npt.NDArray[Any]], height: int, width: int
+        self, camera: Camera, view: int, truth: Label, pairs: Project, height: int, width: int
     ) -> npt.NDArray[np.int16]:
         """Return the fine class of each pixel of a smaller image, (height, width), -1 for none, from labelled points.
 
@@ -185,11 +192,11 @@ class Oracle:
         """
         from PIL import Image
 
-        pair = np.flatnonzero((rows["project/view"] == view) & ~rows["project/occluded"])
-        fine = self.nameable(self.ontology.fine_of_raw_labels(rows["label/raw"][rows["project/point"][pair]]))
+        pair = np.flatnonzero((pairs.view == view) & ~pairs.occluded)
+        fine = self.nameable(self.ontology.fine_of_raw_labels(truth.raw[pairs.point[pair]]))
         pair, fine = pair[fine != NOTHING], fine[fine != NOTHING]
-        row = rows["project/row_px"][pair].astype(np.int64) * height // camera.height_px
-        col = rows["project/col_px"][pair].astype(np.int64) * width // camera.width_px
+        row = pairs.row_px[pair].astype(np.int64) * height // camera.height_px
+        col = pairs.col_px[pair].astype(np.int64) * width // camera.width_px
         image = Image.fromarray(read_image(self.root, camera)).resize((width, height), Image.Resampling.BOX)
         scale = height / camera.height_px
         superpixel = slic_superpixels(

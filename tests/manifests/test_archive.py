@@ -17,17 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.fingerprint import digest
-from manifests.rows import to_table
-from manifests.schema import TARGET, signature
 from manifests.storage import archive
 from manifests.storage.archive import pack, unpack
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.arrow import failed_row, to_arrow
+from manifests.tables.base import Failed
+from manifests.tables.labels import Target
 from tests.manifests.s3_server import Server
 
-IDENTITY = {"stage": "target", "version": 1, "columns": signature(TARGET), "settings": {}, "needs": {}}
+IDENTITY = {"stage": "target", "version": 1, "columns": Target.signature(), "settings": {}, "needs": {}}
 FINGERPRINT, KEY = digest(IDENTITY), "00aa11bb22cc"
 
 
@@ -36,14 +37,9 @@ def made(place: Path, *shards: str) -> Store:
     store = Store.open(place)
     table = []
     for shard in shards:
-        row = {
-            "frame_id": shard,
-            "status": "ok",
-            "label": np.arange(9, dtype=np.uint8),
-            "confidence": np.arange(9, dtype=np.uint8),
-            "seen": np.arange(9) > 4,
-        }
-        table.append(store.write("target", FINGERPRINT, shard, KEY, to_table([row], TARGET)))
+        number = np.arange(9, dtype=np.uint8)
+        row = Target(frame_id=shard, label=number, confidence=number, seen=number > 4)
+        table.append(store.write("target", FINGERPRINT, shard, KEY, to_arrow([row], Target)))
     store.write_manifest(Manifest("target", FINGERPRINT, IDENTITY, tuple(table), {"recipe": "recipe"}))
     store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, tuple(table))}))
     return store
@@ -266,11 +262,11 @@ def test_a_shard_with_other_columns_or_of_another_table_is_refused(tmp_path: Pat
     store = made(tmp_path / "from", "scene-1")
     [shard] = store.shards("target", FINGERPRINT).values()
     for fingerprint, schema, sentence in (
-        ("0" * 12, TARGET, "a shard of another table"),
-        (FINGERPRINT, TARGET.remove(3), "its columns or the number of its rows"),
+        ("0" * 12, Target.schema, "a shard of another table"),
+        (FINGERPRINT, Target.schema.remove(3), "its columns or the number of its rows"),
     ):
-        row = {"frame_id": "scene-1", "status": "failed", "reason": "x"}
-        other = store.write("target", fingerprint, "scene-1", "ff" * 6, to_table([row], schema))
+        row = failed_row(Failed("scene-1", "x"), schema)
+        other = store.write("target", fingerprint, "scene-1", "ff" * 6, row)
         forged = replace(other, key=KEY, name=f"scene-1.{KEY}.{other.sha256[:12]}.parquet")
         folder = tmp_path / "from" / "target"
         (folder / fingerprint / other.name).rename(folder / FINGERPRINT / forged.name)

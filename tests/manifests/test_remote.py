@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +18,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from manifests.rows import to_table
-from manifests.schema import TARGET
 from manifests.storage import remote
 from manifests.storage.errors import DiskFull, StoreError
 from manifests.storage.manifest import Manifest
@@ -26,24 +25,33 @@ from manifests.storage.refs import Ref, TableRef
 from manifests.storage.remote import RangeFile, Unreachable, patiently
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Bool, FrameRecord
+from manifests.tables.labels import Target
 from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Seen(FrameRecord, of=Target):
+    """One column of a table."""
+
+    seen: Bool
+
+
 def write(store: Store, shard: str = "scene-1", n_rows: int = 3, n_points: int = 100, seed: int = 0) -> ShardFile:
     random = np.random.default_rng(seed)
     rows = [
-        {
-            "frame_id": f"{shard}/{index}",
-            "status": "ok",
-            "label": random.integers(0, 17, n_points, dtype=np.uint8),
-            "confidence": random.integers(0, 256, n_points, dtype=np.uint8),
-            "seen": random.random(n_points) < 0.5,
-        }
+        Target(
+            frame_id=f"{shard}/{index}",
+            label=random.integers(0, 17, n_points, dtype=np.uint8),
+            confidence=random.integers(0, 256, n_points, dtype=np.uint8),
+            seen=random.random(n_points) < 0.5,
+        )
         for index in range(n_rows)
     ]
-    return store.write("target", FINGERPRINT, shard, KEY, to_table(rows, TARGET))
+    return store.write("target", FINGERPRINT, shard, KEY, to_arrow(rows, Target))
 
 
 @pytest.fixture
@@ -90,9 +98,7 @@ def check_everything(store: Store, reopened: Store) -> None:
     assert reopened.shards("target", FINGERPRINT) == {("scene-1", KEY): shard, ("scene-2", KEY): loose}
     assert reopened.manifests("target") == [made] and reopened.refs() == {"recipe": ref}
     assert reopened.damage("target", FINGERPRINT, shard) is None
-    assert [row["frame_id"] for row in reopened.rows("target", FINGERPRINT, shard)] == [
-        f"scene-1/{i}" for i in (0, 1, 2)
-    ]
+    assert [row.frame_id for row in reopened.records(Target, FINGERPRINT, shard)] == [f"scene-1/{i}" for i in (0, 1, 2)]
     garbage = [path.rsplit("/", 1)[1] for path, _ in reopened.unreferenced(0)]
     assert garbage == [f"scene-2.{KEY}.json", loose.name]
     store.delete(path for path, _ in store.unreferenced(0))
@@ -127,8 +133,8 @@ def test_a_row_is_read_by_ranges_and_not_with_the_whole_file(bucket: Bucket, lin
     uploads = [method for method, path, _ in bucket.answered() if ".parquet?" in path and "upload" in path]
     assert shard.bytes > 12_000_000 and uploads.count("PUT") > 1  # it went up in parts
     n_bytes_before, n_before = line.sent_bytes, len(bucket.answered())
-    row = over_line.open_shard("target", FINGERPRINT, shard).row(5, ["frame_id", "seen"])
-    assert row["frame_id"] == "scene-1/5" and len(row["seen"]) == 500_000
+    row = over_line.open_shard("target", FINGERPRINT, shard).record(5, Seen)
+    assert isinstance(row, Seen) and row.frame_id == "scene-1/5" and len(row.seen) == 500_000
     reads = [status for method, _, status in bucket.answered()[n_before:] if method == "GET"]
     assert reads and set(reads) == {206}  # partial content
     assert line.sent_bytes - n_bytes_before < 0.1 * shard.bytes
@@ -145,13 +151,13 @@ def test_the_name_of_a_store_shows_no_password() -> None:
 def read_all(store: Store, shard: ShardFile, out: Any) -> None:
     own = store.reopened()
     for _ in range(3):
-        out.put([int(row["label"].sum()) for row in own.open_shard("target", FINGERPRINT, shard)])
+        out.put([int(row.label.sum()) for row in own.every(Target, FINGERPRINT, [shard])])
 
 
 def test_forked_processes_read_over_connections_of_their_own(bucket: Bucket) -> None:
     store = Store.open(bucket.uri())
     shard = write(store, n_points=5_000)
-    expected = [int(row["label"].sum()) for row in store.rows("target", FINGERPRINT, shard)]
+    expected = [int(row.label.sum()) for row in store.every(Target, FINGERPRINT, [shard])]
     context = multiprocessing.get_context("fork")
     out = context.Queue()
     readers = [context.Process(target=read_all, args=(store, shard, out)) for _ in range(3)]

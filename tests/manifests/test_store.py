@@ -21,8 +21,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.rows import to_table
-from manifests.schema import TABLES, TARGET
 from manifests.storage.documents import decode, encode
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -30,25 +28,28 @@ from manifests.storage.names import checked, make_target, scene_of, shard_name
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Failed, FrameRecord
+from manifests.tables.labels import Label, Target
+from manifests.tables.registry import TABLES
 
 FINGERPRINT = "0123456789ab"
 KEY = "00aa11bb22cc"
 
 
-def target_row(frame_id: str, n_points: int = 100, seed: int = 0) -> dict[str, Any]:
+def target_row(frame_id: str, n_points: int = 100, seed: int = 0) -> Target:
     random = np.random.default_rng(seed)
-    return {
-        "frame_id": frame_id,
-        "status": "ok",
-        "label": random.integers(0, 17, n_points, dtype=np.uint8),
-        "confidence": random.integers(0, 256, n_points, dtype=np.uint8),
-        "seen": random.random(n_points) < 0.5,
-    }
+    return Target(
+        frame_id=frame_id,
+        label=random.integers(0, 17, n_points, dtype=np.uint8),
+        confidence=random.integers(0, 256, n_points, dtype=np.uint8),
+        seen=random.random(n_points) < 0.5,
+    )
 
 
 def write(store: Store, shard: str = "scene-1", n_rows: int = 3, key: str = KEY) -> ShardFile:
     rows = [target_row(f"{shard}/{index}", seed=index) for index in range(n_rows)]
-    return store.write("target", FINGERPRINT, shard, key, to_table(rows, TARGET))
+    return store.write("target", FINGERPRINT, shard, key, to_arrow(rows, Target))
 
 
 @pytest.fixture
@@ -66,11 +67,11 @@ def test_rows_come_back_as_they_were_written(store: Store) -> None:
     reader = store.open_shard("target", FINGERPRINT, shard)
     assert reader.n_rows == 3
     expected = target_row("scene-1/2", seed=2)
-    row = reader.row(2)
-    assert row["frame_id"] == "scene-1/2" and row["reason"] is None
-    np.testing.assert_array_equal(row["label"], expected["label"])
-    np.testing.assert_array_equal(row["seen"], expected["seen"])
-    assert reader.row(1, ["frame_id", "label"]).keys() == {"frame_id", "label"}
+    row = reader.record(2, Target)
+    assert isinstance(row, Target) and row.frame_id == "scene-1/2"
+    np.testing.assert_array_equal(row.label, expected.label)
+    np.testing.assert_array_equal(row.seen, expected.seen)
+    assert isinstance(reader.record(1, FrameRecord), FrameRecord), "columns that are not asked for are not read"
 
 
 def test_a_shard_counts_once_its_sidecar_exists(store: Store) -> None:
@@ -123,7 +124,7 @@ def test_a_flipped_bit_in_a_page_or_the_footer_raises_when_the_row_is_read(store
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
         try:
-            store.open_shard("target", FINGERPRINT, shard).row(0)
+            store.open_shard("target", FINGERPRINT, shard).record(0, Target)
         except StoreError as error:
             assert "damaged" in str(error)
         else:
@@ -202,7 +203,7 @@ def test_every_table_is_made_by_a_target_that_make_has() -> None:
 
 def test_a_shard_of_another_identity_is_built_again_once_it_is_deleted_as_is_said(store: Store) -> None:
     shard = write(store)
-    other = store.write("target", "ffffffffffff", "scene-1", KEY, to_table([target_row("a")], TARGET))
+    other = store.write("target", "ffffffffffff", "scene-1", KEY, to_arrow([target_row("a")], Target))
     alien = folder(store).parent / "ffffffffffff" / other.name
     (folder(store) / shard.name).write_bytes(alien.read_bytes())
     wrong = replace(shard, bytes=other.bytes, footer_sha256=other.footer_sha256)
@@ -214,10 +215,10 @@ def test_a_shard_of_another_identity_is_built_again_once_it_is_deleted_as_is_sai
 
 
 def test_leaving_a_writer_without_commit_leaves_no_trace(store: Store) -> None:
-    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, Target.schema) as writer:
         writer.append(target_row("a"))
     assert list(folder(store).iterdir()) == []
-    with pytest.raises(KeyError), store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+    with pytest.raises(KeyError), store.writer("target", FINGERPRINT, "scene-1", KEY, Target.schema) as writer:
         writer.append(target_row("a"))
         raise KeyError("interrupted")
     assert list(folder(store).iterdir()) == []
@@ -302,7 +303,7 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk: Path) -> None:
     first = write(store)
     rows = [target_row(f"big/{index}", 30_000, index) for index in range(3)]
     with pytest.raises(StoreError, match=r"the disk is full. Finished shards are safe"):
-        store.write("target", FINGERPRINT, "big", KEY, to_table(rows, TARGET))
+        store.write("target", FINGERPRINT, "big", KEY, to_arrow(rows, Target))
     assert store.shards("target", FINGERPRINT) == {("scene-1", KEY): first}
     assert not [name for name in os.listdir(folder(store)) if name.startswith(".tmp-")]
     assert store.damage("target", FINGERPRINT, first) is None
@@ -392,27 +393,44 @@ def test_an_unknown_kind_of_store_gives_a_sentence() -> None:
 
 
 def test_rows_that_do_not_fit_the_schema_are_refused(store: Store) -> None:
-    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
-        wrong_type = target_row("a") | {"label": np.zeros(100, np.int32)}
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, Target.schema) as writer:
+        wrong_type = replace(target_row("a"), label=np.zeros(100, np.int32))
         with pytest.raises(ValueError, match=r"element type <i4, expected |u1"):
             writer.append(wrong_type)
         with pytest.raises(ValueError, match="shape"):
-            writer.append(target_row("a") | {"seen": np.zeros(7, bool)})
-        with pytest.raises(ValueError, match="missing columns"):
-            writer.append({"frame_id": "a", "status": "ok"})
-        with pytest.raises(ValueError, match="unknown columns"):
-            writer.append(target_row("a") | {"surprise": 1})
+            writer.append(replace(target_row("a"), seen=np.zeros(7, bool)))
+        with pytest.raises(ValueError, match="column label: no value"):
+            writer.append(replace(target_row("a"), label=None))
+        with pytest.raises(ValueError, match="schema"):
+            writer.append(Label(frame_id="a", label=np.zeros(7, np.uint8), raw=np.zeros(7, np.uint16)))
 
 
 def test_a_failed_frame_keeps_its_row(store: Store) -> None:
-    with store.writer("target", FINGERPRINT, "scene-1", KEY, TARGET) as writer:
+    with store.writer("target", FINGERPRINT, "scene-1", KEY, Target.schema) as writer:
         writer.append(target_row("a"), {"points": 100})
-        writer.append({"frame_id": "b", "status": "failed", "reason": "index: truncated"})
+        writer.append(Failed("b", "index: truncated"))
         writer.append(target_row("c"), {"points": 100})
         shard = writer.commit()
     assert shard.failed == ("b",) and shard.rows == 3 and shard.counts == {"points": 200}
-    row = store.open_shard("target", FINGERPRINT, shard).row(1)
-    assert row["status"] == "failed" and row["reason"] == "index: truncated" and row["label"] is None
+    assert store.open_shard("target", FINGERPRINT, shard).record(1, Target) == Failed("b", "index: truncated")
+    assert store.states("target", FINGERPRINT, shard)[1] == Failed("b", "index: truncated")
+
+
+def test_a_shard_of_other_columns_says_what_to_run(store: Store) -> None:
+    reader = store.open_shard("target", FINGERPRINT, write(store))
+    with pytest.raises(StoreError, match=r"has no raw of the type that is read: another version .* run: make target"):
+        reader.record(0, Label)
+    with pytest.raises(StoreError, match=r"has no raw of the type"):
+        reader.records(Label)
+
+
+def test_bytes_that_are_no_row_of_the_table_are_damage(store: Store) -> None:
+    table = to_arrow([target_row("a")], Target)
+    position = table.schema.get_field_index("seen")
+    short = table.set_column(position, Target.schema.field("seen"), pa.array([b"1"], pa.large_binary()))
+    shard = store.write("target", FINGERPRINT, "scene-1", KEY, short)
+    with pytest.raises(StoreError, match=r"is damaged: column seen: 1 stored elements, expected shape \(n_points\)"):
+        store.records(Target, FINGERPRINT, shard)
 
 
 def test_a_store_travels_to_other_processes(store: Store) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from manifests.fingerprint import digest
-from manifests.rows import to_table
-from manifests.schema import TARGET
 from manifests.storage import marker
 from manifests.storage.documents import decode, encode
 from manifests.storage.errors import StoreError
@@ -24,6 +22,8 @@ from manifests.storage.seen import Seen, write_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from manifests.storage.verify import Damage, damaged_shards, heal, look_over
+from manifests.tables.arrow import to_arrow
+from manifests.tables.labels import Target
 from tests.manifests.test_store import KEY, target_row
 
 IDENTITY = {"stage": "target", "settings": {"labels": "group"}}
@@ -48,7 +48,7 @@ FILES = [
 
 def write(store: Store, fingerprint: str, shard: str = "scene-1", stage: str = "target", seed: int = 0) -> ShardFile:
     rows = [target_row(f"{shard}/{index}", 40, seed + index) for index in range(2)]
-    return store.write(stage, fingerprint, shard, KEY, to_table(rows, TARGET))
+    return store.write(stage, fingerprint, shard, KEY, to_arrow(rows, Target))
 
 
 def build(place: Path) -> Store:

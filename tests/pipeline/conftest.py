@@ -16,10 +16,11 @@ import pytest
 
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
-from manifests.rows import from_table, to_table
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
+from manifests.tables.arrow import from_arrow, to_arrow
+from manifests.tables.base import FrameRecord, Rows
 from pipeline.datasets.nuscenes import CAMERAS
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame
@@ -166,15 +167,15 @@ def recipe_over() -> Callable[..., Recipe]:
 
 
 @pytest.fixture
-def run_stage() -> Callable[..., dict[str, Any]]:
+def run_stage() -> Callable[..., Any]:
     """Runs one stage on one frame; the row has been through Arrow, so names, types and shapes were checked."""
 
-    def run(stage: Stage, recipe: Recipe, frame: Frame, **rows: Mapping[str, Any]) -> dict[str, Any]:
+    def run(stage: Stage[Any], recipe: Recipe, frame: Frame, *rows: FrameRecord) -> FrameRecord:
         assert stage.prepare is not None
-        made = stage.prepare(recipe)(FrameInput(frame, rows))
-        table = to_table([{"frame_id": frame.frame_id, "status": "ok", "reason": None, **made}], stage.schema)
-        [row] = from_table(table)
-        assert stage.count(row) is not None
+        made = stage.prepare(recipe)(FrameInput(frame, Rows(*rows)))
+        assert made.frame_id == frame.frame_id
+        [row] = from_arrow(to_arrow([made], stage.table.kind), stage.table.kind)
+        assert isinstance(row, FrameRecord) and stage.count(row) is not None
         return row
 
     return run

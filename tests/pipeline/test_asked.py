@@ -14,10 +14,11 @@ import pytest
 from manifests.asked import pin
 from manifests.query import queries_folder, read_query, write_ranking
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import to_table
-from manifests.schema import TABLES
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Similarity
+from manifests.tables.arrow import to_arrow
+from manifests.tables.sensors import Points
 from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser
@@ -55,10 +56,10 @@ def add_features(recipe: Recipe) -> None:
     query, masks = ask(recipe, "car", 5)
     points = newest(store, "tiny").table("points")
     (shard,) = points.shards
-    (row,) = store.rows("points", points.fingerprint, shard)
-    value = np.full(row["n_points"], ALL_HOT, np.float16)
-    made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "cosine": value, "margin": value}
-    written = store.write("similarity", "5a", shard.shard, "1b", to_table([made], TABLES["similarity"]))
+    (row,) = store.every(Points, points.fingerprint, [shard])
+    value = np.full(row.n_points, ALL_HOT, np.float16)
+    made = Similarity(frame_id=row.frame_id, cosine=value, margin=value)
+    written = store.write("similarity", "5a", shard.shard, "1b", to_arrow([made], Similarity))
     table = TableRef("similarity", "5a", (written,))
     store.write_ref(pin(recipe, f"similarity-{query.slug}"), Ref("tiny", {"points": points, "similarity": table}))
     frame = replace(masks.frames[0], margin=ALL_HOT)
@@ -114,7 +115,7 @@ def test_the_viewer_has_a_layer_per_query(asked_tiny: Recipe) -> None:
     log_heat(rerun, SimpleNamespace(log=logged.__setitem__), item, place, asked)
     assert list(logged) == ["lidar/asked_car_masks/points", "lidar/asked_car_tmp/points"]
     xyz_m, colours = logged["lidar/asked_car_tmp/points"]
-    assert len(xyz_m) == len(colours) == len(item.rows["points"]["xyz_m"]) and colours.dtype == np.uint8
+    assert len(xyz_m) == len(colours) == len(item.rows[Points].xyz_m) and colours.dtype == np.uint8
     hot = logged["lidar/asked_car_masks/points"][0]
     assert 0 < len(hot) < len(xyz_m)
     assert read_query(queries_folder(asked_tiny.run.runs, "tiny") / "car.json").slug == "car"

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from manifests.endings import Bug, Ending
 from manifests.recipe import load_recipe
-from manifests.rows import Row
 from manifests.storage.store import Store
+from manifests.tables.superpoints import Group
 from pipeline.__main__ import app
 from pipeline.commands import build
 from pipeline.engine.inline_pool import InlinePool
@@ -67,7 +67,7 @@ def group_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Base
     """Return a function that lets stage `group` fail on every frame in the given way."""
 
     def fail(error: Callable[[], BaseException]) -> None:
-        def group(inputs: FrameInput) -> Row:
+        def group(inputs: FrameInput) -> Group:
             raise error()
 
         broken = dataclasses.replace(STAGES["group"], prepare=lambda recipe: group)

@@ -22,6 +22,7 @@ from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
+from manifests.tables.labels import Label
 from pipeline.commands.build import without_absent
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.datasets.registry import open_dataset
@@ -46,8 +47,8 @@ def labels_of(recipe_path: Path) -> list[dict[int, int]]:
     recipe = load_recipe(recipe_path)
     store = Store.open(recipe.run.store)
     table = newest(store, recipe.name).tables["label"]
-    rows = [row for shard in table.shards for row in store.rows("label", table.fingerprint, shard)]
-    counts = [np.unique(row["label"], return_counts=True) for row in rows]
+    rows = store.every(Label, table.fingerprint, table.shards)
+    counts = [np.unique(row.label, return_counts=True) for row in rows]
     return [dict(zip(labels.tolist(), many.tolist(), strict=True)) for labels, many in counts]
 
 

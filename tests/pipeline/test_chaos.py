@@ -24,9 +24,9 @@ import pytest
 from PIL import Image
 
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import Row
 from manifests.stages import fingerprint
 from manifests.storage.store import Store
+from manifests.tables.teacher import Encode
 from pipeline.engine import refs, scheduler, worker
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.progress import progress_of
@@ -95,10 +95,11 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
             return super().run(task)
 
         @staticmethod
-        def encode(inputs: FrameInput) -> Row:
+        def encode(inputs: FrameInput) -> Encode:
             time.sleep(seconds)
             place = np.frombuffer(inputs.frame.cameras[0].image_sha256.encode(), np.uint8)
-            return {"encoding": {"ahead/sum": np.array([place.sum()], np.float32)}}
+            encoding = {"ahead/sum": np.array([place.sum()], np.float32)}
+            return Encode(frame_id=inputs.frame.frame_id, encoding=encoding)
 
     return FakeGpu
 
@@ -247,7 +248,7 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
             self.date(f"{task.shard}.*")
             return outcome
 
-        def encode(self, inputs: FrameInput) -> Row:  # type: ignore[override]
+        def encode(self, inputs: FrameInput) -> Encode:  # type: ignore[override]
             self.date(".tmp-*")  # what is being written now
             return super().encode(inputs)
 

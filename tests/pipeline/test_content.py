@@ -22,9 +22,9 @@ from PIL import Image
 from manifests.asked import tables_of
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.evaluation import Compared
-from manifests.rows import column_digests
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
+from manifests.tables.arrow import column_digests
 from pipeline.engine import planner
 from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool

@@ -13,7 +13,7 @@ from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import DATASETS, open_dataset
-from pipeline.frame import frame_of, frame_row
+from pipeline.frame import Frame
 
 # One small root with labels for each data set, relative to the shared folder. A new data set adds its line here.
 # That of `folder` is made from one in nuScenes layout.
@@ -65,7 +65,7 @@ def test_frames_have_names_of_their_own_and_scenes_come_in_one_piece_in_time_ord
 
 def test_listing_twice_gives_the_same_rows(example: Callable[[], Dataset]) -> None:
     for one, other in zip(example().frames(), example().frames(), strict=True):
-        np.testing.assert_equal(frame_row(one), frame_row(other))
+        np.testing.assert_equal(vars(one.index()), vars(other.index()))
 
 
 def test_a_listed_frame_opens_no_file_keeps_paths_relative_and_calibration_in_float64(
@@ -87,7 +87,7 @@ def test_a_listed_frame_opens_no_file_keeps_paths_relative_and_calibration_in_fl
 
 def test_a_worker_reads_points_and_labels_from_what_the_index_stores(example: Callable[[], Dataset]) -> None:
     for listed in example().frames():
-        frame, worker = frame_of(frame_row(listed)), example()
+        frame, worker = Frame.of(listed.index()), example()
         xyz_m, intensity = worker.read_points(frame)
         assert xyz_m.dtype == intensity.dtype == np.float32
         assert xyz_m.shape == (len(intensity), 3) and len(intensity) > 1000

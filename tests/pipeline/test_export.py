@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from typer.testing import CliRunner, Result
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
-from manifests.rows import to_table
-from manifests.schema import TABLES
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
@@ -25,14 +23,20 @@ from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import FrameRecord, Record
+from manifests.tables.sensors import Index
+from manifests.tables.superpoints import Group
+from manifests.tables.teacher import Segment, Text
 from pipeline.__main__ import app
 from pipeline.exchange import export as module
 from pipeline.exchange.export import Exported, export
-from pipeline.frame import Camera, Frame, frame_row
-from pipeline.stages.segment import segments_row
+from pipeline.frame import Camera, Frame
+from pipeline.stages.segment import segment_row
 from pipeline.teachers.artifacts import Artifacts
 from superpixels.lifting import parse_official_point_labels
 from superpixels.segments import Segments
+from tests.filled import record
 from tests.refs import newest, put_ref
 
 ONTOLOGY = load_ontology("nuscenes")
@@ -59,21 +63,18 @@ def frame_of(name: str) -> Frame:
     return Frame(name, "s", 0, f"{name}-lidar", "l.bin", None, np.eye(4), np.eye(4), cameras, n_points=5)
 
 
-def group_row() -> dict[str, Any]:
+def group_row(name: str) -> Group:
     prompt = np.array([CAR, SKY, CAR + 1])
-    none = np.empty(0, np.int32)
-    return {
-        "superpoint_view": np.array([0, 0, 1], np.uint8),
-        "superpoint_segment": np.array([1, 2, 1], np.uint16),
-        "superpoint_prompt": prompt.astype(np.int32),
-        "superpoint_fine": ONTOLOGY.fine_of_prompt[prompt].astype(np.uint8),
-        "superpoint_score": np.ones(3, np.float16),
-        "pair": none,
-        "pair_superpoint": none,
-        "point_superpoint": POINT_SUPERPOINT,
-        "label": np.zeros(5, np.uint8),
-        "confidence": np.zeros(5, np.uint8),
-    }
+    return record(
+        Group,
+        frame_id=name,
+        superpoint_view=np.array([0, 0, 1], np.uint8),
+        superpoint_segment=np.array([1, 2, 1], np.uint16),
+        superpoint_prompt=prompt.astype(np.int32),
+        superpoint_fine=ONTOLOGY.fine_of_prompt[prompt].astype(np.uint8),
+        superpoint_score=np.ones(3, np.float16),
+        point_superpoint=POINT_SUPERPOINT,
+    )
 
 
 def build(root: Path, views: Sequence[Segments] = (LEFT, RIGHT), key: str = "0" * 12) -> Recipe:
@@ -82,15 +83,16 @@ def build(root: Path, views: Sequence[Segments] = (LEFT, RIGHT), key: str = "0" 
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(len(ONTOLOGY.prompts), 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    text = [{"prompt_id": i, "prompt": prompt, "vector": vectors[i]} for i, prompt in enumerate(ONTOLOGY.prompts)]
-    tables = {"text": table(store, "text", {"all": text}, key)}
-    make = {"index": lambda name: frame_row(frame_of(name)), "segment": lambda _: segments_row(views)}
-    for stage, row in (make | {"group": lambda _: group_row()}).items():
-        rows = {
-            shard: [{"frame_id": name, "status": "ok", "reason": None, **row(name)} for name in names]
-            for shard, names in FRAMES.items()
-        }
-        tables[stage] = table(store, stage, rows, key)
+    text = [Text(prompt_id=i, prompt=prompt, vector=vectors[i]) for i, prompt in enumerate(ONTOLOGY.prompts)]
+    tables = {"text": table(store, Text, {"all": text}, key)}
+    make: dict[type[FrameRecord], Callable[[str], FrameRecord]] = {
+        Index: lambda name: frame_of(name).index(),
+        Segment: lambda name: segment_row(name, views),
+        Group: group_row,
+    }
+    for kind, row in make.items():
+        rows = {shard: [row(name) for name in names] for shard, names in FRAMES.items()}
+        tables[kind.table] = table(store, kind, rows, key)
     recipe = Recipe(
         name="test",
         data=DataConfig(root=str(root)),
@@ -106,11 +108,11 @@ def build(root: Path, views: Sequence[Segments] = (LEFT, RIGHT), key: str = "0" 
     return recipe
 
 
-def table(store: Store, stage: str, rows: dict[str, list[dict[str, Any]]], key: str) -> TableRef:
+def table(store: Store, kind: type[Record], rows: Mapping[str, Sequence[Record]], key: str) -> TableRef:
     shards: list[ShardFile] = [
-        store.write(stage, "f" * 12, shard, key, to_table(some, TABLES[stage])) for shard, some in rows.items()
+        store.write(kind.table, "f" * 12, shard, key, to_arrow(some, kind)) for shard, some in rows.items()
     ]
-    return TableRef(stage, "f" * 12, tuple(shards))
+    return TableRef(kind.table, "f" * 12, tuple(shards))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig
 from manifests.storage.store import Store
+from manifests.tables.registry import TABLES
 from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.formats import unpack_lzf
@@ -124,15 +125,12 @@ def test_two_images_never_go_by_one_name(root: Path) -> None:
 # -- the same tables as through another reader -----------------------------------------------------
 
 
-def built(recipe: Recipe, targets: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+def built(recipe: Recipe, targets: tuple[str, ...]) -> dict[str, list[Any]]:
     """Build the targets and return the rows of every table."""
     assert Runner(recipe).run(targets, InlinePool(recipe)) == []
     store = Store.open(recipe.run.store)
     tables = newest(store, recipe.name).tables
-    return {
-        name: [row for shard in table.shards for row in store.rows(name, table.fingerprint, shard)]
-        for name, table in tables.items()
-    }
+    return {name: store.every(TABLES[name], table.fingerprint, table.shards) for name, table in tables.items()}
 
 
 def test_the_tri_frames_give_the_same_tables_as_through_the_nuscenes_reader(
@@ -166,8 +164,8 @@ def test_the_tri_frames_give_the_same_tables_as_through_the_nuscenes_reader(
     for table, expected in rows["nuscenes"].items():
         assert len(rows["folder"][table]) == len(expected) > 0
         for ours, theirs in zip(rows["folder"][table], expected, strict=True):
-            for column in theirs.keys() - named_differently:
-                np.testing.assert_equal(ours[column], theirs[column], err_msg=f"{table}.{column}")
+            for column in vars(theirs).keys() - named_differently:
+                np.testing.assert_equal(getattr(ours, column), getattr(theirs, column), err_msg=f"{table}.{column}")
 
 
 # -- kinds of files --------------------------------------------------------------------------------
@@ -461,11 +459,11 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
     loaded = load_recipe("mine.toml", ["run.progress=false"])
     rows = built(loaded, ("points", "project", "label"))
     for project, label, points in zip(rows["project"], rows["label"], rows["points"], strict=True):
-        wall = label["raw"][project["point"]] == 28
-        np.testing.assert_allclose(project["depth_m"][wall], 11.5, atol=1e-5)
-        ground = points["xyz_m"][project["point"][~wall]]
+        wall = label.raw[project.point] == 28
+        np.testing.assert_allclose(project.depth_m[wall], 11.5, atol=1e-5)
+        ground = points.xyz_m[project.point[~wall]]
         assert wall.sum() > 500 and len(ground) > 500 and (ground[:, 0] > 1.5).all()
-    assert set(rows["label"][0]["label"]) == {11, 15}, "driveable surface and manmade"
+    assert set(rows["label"][0].label) == {11, 15}, "driveable surface and manmade"
 
 
 def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None:

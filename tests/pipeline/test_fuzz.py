@@ -22,8 +22,6 @@ from PIL import Image
 
 from manifests.config import RECIPES, ConfigError
 from manifests.recipe import load_recipe
-from manifests.rows import to_table
-from manifests.schema import TARGET
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.storage.documents import decode, encode, seal
@@ -31,6 +29,8 @@ from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.labels import Target
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.nuscenes import NuScenesDataset, camera_matrix, pose
 from pipeline.datasets.semantic_kitti import calibration, split_projection
@@ -160,17 +160,17 @@ def test_an_override_is_taken_or_refused(section: str, key: str, value: Any) -> 
 # -- the store ---------------------------------------------------------------------------------------------------------
 
 
-def row(frame_id: str, n_points: int) -> dict[str, Any]:
+def row(frame_id: str, n_points: int) -> Target:
     random = np.random.default_rng(len(frame_id))
     columns = {name: random.integers(0, 17, n_points, dtype=np.uint8) for name in ("label", "confidence")}
-    return {"frame_id": frame_id, "status": "ok", "seen": random.random(n_points) < 0.5, **columns}
+    return Target(frame_id=frame_id, seen=random.random(n_points) < 0.5, **columns)
 
 
 @pytest.fixture(scope="module")
 def stored(place: Path) -> tuple[Store, dict[str, Any], dict[str, Path]]:
     """A store with one shard, and its documents by what they are."""
     store = Store.open(place / "store")
-    shard = store.write("target", FINGERPRINT, "scene-1", KEY, to_table([row("a", 50), row("b", 50)], TARGET))
+    shard = store.write("target", FINGERPRINT, "scene-1", KEY, to_arrow([row("a", 50), row("b", 50)], Target))
     store.write_manifest(Manifest("target", FINGERPRINT, {"stage": "target"}, (shard,), {"finished": "now"}))
     table = TableRef("target", FINGERPRINT, (shard,))
     store.write_ref("recipe", Ref("recipe", {"target": table}, ("frame",), (table,)))
@@ -195,7 +195,7 @@ def ask_everything(store: Store) -> None:
     shards = allow(lambda: store.shards("target", FINGERPRINT), StoreError)
     for shard in shards.values() if isinstance(shards, dict) else ():
         allow(lambda: store.damage("target", FINGERPRINT, shard), StoreError)  # noqa: B023
-        allow(lambda: store.rows("target", FINGERPRINT, shard), StoreError)  # noqa: B023
+        allow(lambda: store.records(Target, FINGERPRINT, shard), StoreError)  # noqa: B023
 
 
 @pytest.mark.parametrize("kind", ["sidecar", "manifest", "ref"])
@@ -228,7 +228,7 @@ def test_a_document_made_to_hurt_is_refused(content: bytes, kind: str, stored: A
 def test_200_of_200_flipped_bits_are_caught_and_no_other_value_is_ever_read(place: Path) -> None:
     """Verifying sees every one of them. Reading sees them too, or reads what was written."""
     store = Store.open(place / "flipped")
-    shard = store.write("target", FINGERPRINT, "scene-1", KEY, to_table([row("a", 400), row("b", 400)], TARGET))
+    shard = store.write("target", FINGERPRINT, "scene-1", KEY, to_arrow([row("a", 400), row("b", 400)], Target))
     path = place / "flipped" / "target" / FINGERPRINT / shard.name
     intact = path.read_bytes()
     expected = store.read("target", FINGERPRINT, shard)

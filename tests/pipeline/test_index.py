@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manifests.recipe import Recipe
 from pipeline.datasets.registry import open_dataset
-from pipeline.frame import Camera, Frame, FrameError, frame_of, read_image
+from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.stages.base import FrameInput
 from pipeline.stages.index import STAGE, camera_problems, pose_problems
 
@@ -46,11 +46,11 @@ def why(recipe_over: Callable[..., Recipe]) -> Callable[..., str]:
 def test_a_good_frame_gets_its_sizes_and_keeps_what_was_listed(tiny: Any, index: Any) -> None:
     listed = tiny.frames()[0]
     row = index(tiny)
-    assert row["n_points"] == 34688
-    assert row["lidar_bytes"] == 34688 * 20
-    assert row["width_px"].tolist() == [1600] * 6 and row["height_px"].tolist() == [900] * 6
-    assert row["image_bytes"].tolist() == [(tiny.path / path).stat().st_size for path in row["image_path"]]
-    frame = frame_of(row)
+    assert row.n_points == 34688
+    assert row.lidar_bytes == 34688 * 20
+    assert row.width_px.tolist() == [1600] * 6 and row.height_px.tolist() == [900] * 6
+    assert row.image_bytes.tolist() == [(tiny.path / path).stat().st_size for path in row.image_path]
+    frame = Frame.of(row)
     unsized = [replace(one, width_px=0, height_px=0, image_bytes=0, image_sha256="") for one in frame.cameras]
     for camera, before in zip(unsized, listed.cameras, strict=True):
         np.testing.assert_equal(vars(camera), vars(before))
@@ -59,20 +59,20 @@ def test_a_good_frame_gets_its_sizes_and_keeps_what_was_listed(tiny: Any, index:
 
 def test_images_of_another_size_are_measured(shared: Path, mirror: Any, index: Any) -> None:
     row = index(mirror(shared / "data" / "tri-dgp-nuscenes", "v1.0-mini"))
-    assert row["width_px"].tolist() == [1936] * 6 and row["height_px"].tolist() == [1216] * 6
+    assert row.width_px.tolist() == [1936] * 6 and row.height_px.tolist() == [1216] * 6
 
 
 def test_a_frame_that_misses_a_camera_has_one_view_less(tiny: Any, index: Any) -> None:
     token = tiny.frames()[0].cameras[2].token
     tiny.write_table("sample_data", [row for row in tiny.table("sample_data") if row["token"] != token])
     row = index(tiny)
-    assert row["camera"] == ["CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT"]
-    assert row["intrinsics"].shape == (5, 3, 3)
+    assert row.camera == ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+    assert row.intrinsics.shape == (5, 3, 3)
 
 
 def test_a_frame_without_cameras_is_fine(tiny: Any, index: Any) -> None:
     row = index(tiny, replace(tiny.frames()[0], cameras=()))
-    assert row["camera"] == [] and row["cam_from_lidar"].shape == (0, 4, 4)
+    assert row.camera == () and row.cam_from_lidar.shape == (0, 4, 4)
 
 
 def test_the_place_of_the_data_is_no_setting_but_the_version_is(recipe_over: Callable[..., Recipe]) -> None:
@@ -121,7 +121,7 @@ def test_the_ring_index_may_be_unknown(tiny: Any, index: Any) -> None:
     points = np.fromfile(tiny.path / path, "<f4").reshape(-1, 5)
     points[:, 4] = np.nan
     tiny.write_file(path, points.tobytes())
-    assert index(tiny)["n_points"] == 34688
+    assert index(tiny).n_points == 34688
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_labels_of_another_length_are_refused(tiny: Any, why: Any) -> None:
 
 def test_labels_that_are_not_on_disk_are_no_problem(tiny: Any, index: Any) -> None:
     (tiny.path / "lidarseg").rename(tiny.path.parent / "elsewhere")
-    assert index(tiny)["label_path"].startswith("lidarseg/v1.0-trainval/")
+    assert index(tiny).label_path.startswith("lidarseg/v1.0-trainval/")
 
 
 # -- several problems ------------------------------------------------------------------------------
@@ -275,11 +275,11 @@ def test_one_bad_frame_leaves_the_others_alone(tiny: Any, why: Any, index: Any) 
     first, second, third = tiny.frames()
     tiny.write_file(first.lidar_path, b"")
     assert "truncated" in why(tiny, first)
-    assert [index(tiny, frame)["frame_id"] for frame in (second, third)] == [second.frame_id, third.frame_id]
+    assert [index(tiny, frame).frame_id for frame in (second, third)] == [second.frame_id, third.frame_id]
 
 
 def test_a_file_replaced_after_indexing_is_noticed(tiny: Any, index: Any, recipe_over: Any) -> None:
-    frame = frame_of(index(tiny))
+    frame = Frame.of(index(tiny))
     tiny.write_file(frame.lidar_path, b"\0" * 40)
     with pytest.raises(FrameError, match="was replaced since it was indexed: run again"):
         open_dataset(recipe_over(tiny.path).data).read_points(frame)

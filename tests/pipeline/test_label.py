@@ -16,7 +16,7 @@ from pipeline.stages.label import STAGE
 def label(tiny: Any, recipe_over: Any, run_stage: Any) -> Any:
     """Runs `label` on the first frame of the simulated root; fields of the frame may be given by name."""
 
-    def run(**fields: Any) -> dict[str, Any]:
+    def run(**fields: Any) -> Any:
         return run_stage(STAGE, recipe_over(tiny.path), replace(tiny.frames()[0], **{"n_points": 34688, **fields}))
 
     return run
@@ -25,11 +25,11 @@ def label(tiny: Any, recipe_over: Any, run_stage: Any) -> Any:
 def test_stored_labels_become_classes_and_are_kept_as_well(tiny: Any, label: Any) -> None:
     row = label()
     raw = np.fromfile(tiny.path / row_path(tiny), np.uint8)
-    np.testing.assert_array_equal(row["raw"], raw)
+    np.testing.assert_array_equal(row.raw, raw)
     ontology = load_ontology("nuscenes")
     for value in np.unique(raw):
         [expected] = {ontology.class_names.index(fine.coarse) for fine in ontology.fine if value in fine.raw}
-        assert set(row["label"][raw == value]) == {expected}
+        assert set(row.label[raw == value]) == {expected}
     assert len(np.unique(raw)) > 3
 
 

@@ -22,6 +22,7 @@ from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
+from manifests.tables.registry import FRAME_TABLES
 from pipeline.__main__ import app as pipeline
 from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.formats import read_point_labels
@@ -43,11 +44,11 @@ class Place:
     def recipe(self, *overrides: str) -> Recipe:
         return recipe_over(self.folder / "log", "refine.of=pseudo", *overrides)
 
-    def rows(self, stage: str) -> dict[str, dict[str, Any]]:
+    def rows(self, stage: str) -> dict[str, Any]:
         store = Store.open(self.folder / "store")
         tables = newest(store, "tiny").tables
         table = tables[stage] if stage != "refine" else self.refined(store)
-        return {row["frame_id"]: row for shard in table.shards for row in store.rows(stage, table.fingerprint, shard)}
+        return {row.frame_id: row for row in store.every(FRAME_TABLES[stage], table.fingerprint, table.shards)}
 
     def refined(self, store: Store) -> Any:
         return next(ref.tables["refine"] for ref in store.refs().values() if "refine" in ref.tables)
@@ -91,9 +92,9 @@ def test_arrays_hold_the_classes_of_the_table(place: Place, written: Path) -> No
     for frame in frames:
         path = written / frame["npy"]
         label = read_point_labels(path, path.read_bytes())
-        np.testing.assert_array_equal(label, rows[frame["frame_id"]]["label"])
+        np.testing.assert_array_equal(label, rows[frame["frame_id"]].label)
         sure = np.load(path.with_name(f"{path.stem}.confidence.npy"))
-        np.testing.assert_array_equal(sure, rows[frame["frame_id"]]["confidence"])
+        np.testing.assert_array_equal(sure, rows[frame["frame_id"]].confidence)
 
 
 @pytest.mark.parametrize("layout", ["pcd", "ply"])
@@ -104,12 +105,12 @@ def test_point_clouds_are_read_by_our_reader_and_by_open3d(place: Place, written
     for frame in frames_of(written):
         path, name = written / frame[layout], frame["frame_id"]
         ours = read_cloud(path.name, path.read_bytes(), None, place.recipe().data)
-        np.testing.assert_array_equal(ours.xyz_m, points[name]["xyz_m"])
-        np.testing.assert_array_equal(ours.intensity, points[name]["intensity"])
+        np.testing.assert_array_equal(ours.xyz_m, points[name].xyz_m)
+        np.testing.assert_array_equal(ours.intensity, points[name].intensity)
         cloud = open3d.t.io.read_point_cloud(str(path))
-        np.testing.assert_array_equal(cloud.point.positions.numpy(), points[name]["xyz_m"])
-        np.testing.assert_array_equal(cloud.point["label"].numpy().ravel(), rows[name]["label"])
-        expected = (rows[name]["confidence"] / 255).astype(np.float32)
+        np.testing.assert_array_equal(cloud.point.positions.numpy(), points[name].xyz_m)
+        np.testing.assert_array_equal(cloud.point["label"].numpy().ravel(), rows[name].label)
+        expected = (rows[name].confidence / 255).astype(np.float32)
         np.testing.assert_array_equal(cloud.point["confidence"].numpy().ravel(), expected)
 
 
@@ -123,11 +124,11 @@ def test_kitti_files_are_read_as_semantic_kitti_api_does(place: Place, written: 
         label = np.fromfile(path, dtype=np.int32).reshape(-1)
         scan = np.fromfile(path.parent.parent / "velodyne" / f"{path.stem}.bin", dtype=np.float32).reshape(-1, 4)
         assert len(scan) == len(label)
-        np.testing.assert_array_equal(scan[:, :3], points[frame["frame_id"]]["xyz_m"])
+        np.testing.assert_array_equal(scan[:, :3], points[frame["frame_id"]].xyz_m)
         semantic, instance = label & 0xFFFF, label >> 16
         assert not instance.any() and (semantic + (instance << 16) == label).all()
         learnt = np.vectorize(config["learning_map"].get)(semantic)
-        np.testing.assert_array_equal(learnt, rows[frame["frame_id"]]["label"])
+        np.testing.assert_array_equal(learnt, rows[frame["frame_id"]].label)
         assert {config["labels"][one] for one in np.unique(semantic).tolist()} <= set(classes)
         np.testing.assert_array_equal(read_point_labels(path, path.read_bytes()), semantic)
     assert all(len(colour) == 3 for colour in config["color_map"].values())
@@ -139,9 +140,9 @@ def test_kitti_files_are_read_as_semantic_kitti_api_does(place: Place, written: 
 
 def test_point_labeler_finds_scans_poses_and_classes(place: Place, written: Path) -> None:
     index = place.rows("index")
-    for number, scene in enumerate(dict.fromkeys(row["scene"] for row in index.values())):
+    for number, scene in enumerate(dict.fromkeys(row.scene for row in index.values())):
         folder = written / f"kitti/sequences/{number:02d}"
-        frames = [row for row in index.values() if row["scene"] == scene]
+        frames = [row for row in index.values() if row.scene == scene]
         poses = np.loadtxt(folder / "poses.txt", ndmin=2).reshape(-1, 3, 4)
         names = [f"{frame:06d}" for frame in range(len(frames))]
         assert [path.stem for path in sorted((folder / "velodyne").iterdir())] == names
@@ -149,7 +150,7 @@ def test_point_labeler_finds_scans_poses_and_classes(place: Place, written: Path
         calib = dict(line.split(": ") for line in (folder / "calib.txt").read_text().splitlines())
         np.testing.assert_array_equal(np.array(calib["Tr"].split(), float).reshape(3, 4), np.eye(4)[:3])
         for pose, row in zip(poses, frames, strict=True):
-            expected = np.linalg.inv(frames[0]["world_from_lidar"]) @ row["world_from_lidar"]
+            expected = np.linalg.inv(frames[0].world_from_lidar) @ row.world_from_lidar
             np.testing.assert_allclose(pose, expected[:3], atol=1e-7)
     labels = ElementTree.parse(written / "kitti/labels.xml").getroot().findall("label")
     values = record_of(written)["layouts"]["kitti"]["values"]
@@ -165,9 +166,7 @@ def test_lidarseg_files_hold_a_byte_a_point_and_tables_name_them(place: Place, w
     categories = {row["index"]: row["name"] for row in json.loads((version / "category.json").read_text())}
     assert [categories[n] for n in range(len(categories))] == list(load_ontology("nuscenes").class_names)
     for frame in frames_of(written):
-        np.testing.assert_array_equal(
-            np.fromfile(written / frame["lidarseg"], np.uint8), rows[frame["frame_id"]]["label"]
-        )
+        np.testing.assert_array_equal(np.fromfile(written / frame["lidarseg"], np.uint8), rows[frame["frame_id"]].label)
 
 
 def test_parquet_has_plain_lists_that_need_none_of_our_code(place: Place, written: Path) -> None:
@@ -180,9 +179,9 @@ def test_parquet_has_plain_lists_that_need_none_of_our_code(place: Place, writte
     assert found.keys() == rows.keys()
     for name, row in found.items():
         for column in ("label", "runner_up", "runner_up_confidence", "origin"):
-            assert row[column] == rows[name][column].tolist()
-        assert row["x"] == points[name]["xyz_m"][:, 0].tolist()
-        np.testing.assert_allclose(row["confidence"], rows[name]["confidence"] / 255, atol=1e-7)
+            assert row[column] == getattr(rows[name], column).tolist()
+        assert row["x"] == points[name].xyz_m[:, 0].tolist()
+        np.testing.assert_allclose(row["confidence"], rows[name].confidence / 255, atol=1e-7)
 
 
 # -- which labels, and what is said of them
@@ -193,14 +192,14 @@ def test_any_table_of_labels_is_written(place: Place, tmp_path: Path, of: str) -
     done = write_labels(place.recipe(f"labels.of={of}"), tmp_path / "out")
     rows = place.rows(of)
     for frame in frames_of(done.folder):
-        np.testing.assert_array_equal(np.load(done.folder / frame["npy"]), rows[frame["frame_id"]]["label"])
+        np.testing.assert_array_equal(np.load(done.folder / frame["npy"]), rows[frame["frame_id"]].label)
         sure = np.load(done.folder / frame["npy"].replace(".npy", ".confidence.npy"))
-        assert ((sure > 0) == (rows[frame["frame_id"]]["label"] > 0)).all()
+        assert ((sure > 0) == (rows[frame["frame_id"]].label > 0)).all()
 
 
 def test_the_record_says_what_is_there(place: Place, written: Path) -> None:
     record, rows = record_of(written), place.rows("refine")
-    labels = np.concatenate([row["label"] for row in rows.values()])
+    labels = np.concatenate([row.label for row in rows.values()])
     assert record["counts"]["frames"] == len(rows) and record["counts"]["points"] == len(labels)
     assert record["counts"]["labelled"] == np.count_nonzero(labels)
     assert record["counts"]["by_class"]["car"] == np.count_nonzero(labels == 4)
@@ -218,8 +217,8 @@ def test_the_record_says_what_is_there(place: Place, written: Path) -> None:
 @pytest.mark.parametrize("below", ["none", "unsure"])
 def test_labels_that_are_not_sure_enough_are_none_or_unsure(place: Place, tmp_path: Path, below: str) -> None:
     rows = place.rows("refine")
-    sure = np.concatenate([row["confidence"] for row in rows.values()])
-    label = np.concatenate([row["label"] for row in rows.values()])
+    sure = np.concatenate([row.confidence for row in rows.values()])
+    label = np.concatenate([row.label for row in rows.values()])
     least = float(np.median(sure[label > 0])) / 255
     settings = (f"labels.min_confidence={least}", f"labels.below={below}", 'labels.formats=["npy", "kitti"]')
     done = write_labels(place.recipe(*settings), tmp_path / "out")

@@ -22,16 +22,22 @@ from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig,
 from manifests.sections.teachers.oracle import CONFUSED, OracleConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import Need
+from manifests.tables.base import F, Rows
+from manifests.tables.labels import Label, Target
+from manifests.tables.sensors import Project
+from manifests.tables.superpoints import Pairs
+from manifests.tables.teacher import Text
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import segment, text
 from pipeline.stages.base import FrameInput
-from pipeline.stages.segment import segments_of
+from pipeline.stages.segment import views_of
 from pipeline.teachers.oracle import Oracle
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
+from tests.filled import record
 from tests.refs import newest
 
 NUSCENES = load_ontology("nuscenes")
@@ -210,7 +216,7 @@ def test_a_smaller_map_takes_the_pixel_in_the_middle_of_each_cell(root: Path) ->
     np.testing.assert_array_equal(fine_map(found), np.where(expected == NOISE, -1, expected))
 
 
-def test_components_are_segments_of_their_own_if_the_recipe_splits(root: Path) -> None:
+def test_components_are_views_of_their_own_if_the_recipe_splits(root: Path) -> None:
     for split, cars, people in (("class", 1, 1), ("components", 2, 4)):
         [found] = see(recipe_at(root, segmentation=SegmentConfig(scale=1.0, split=split)))
         fine = NUSCENES.fine_of_prompt[found.prompt_id]
@@ -533,15 +539,15 @@ def test_sentences_of_templates_do_not_apply(root: Path) -> None:
 
 
 def test_labels_and_pairs_are_needed_for_points_only(root: Path) -> None:
-    prompts = Need("text", "broadcast")
+    prompts = Need(Text, "broadcast")
     assert segment.STAGE.needs(recipe_at(root)) == (prompts,)
-    assert segment.STAGE.needs(recipe_at(root, source="points")) == (prompts, Need("label"), Need("project"))
+    assert segment.STAGE.needs(recipe_at(root, source="points")) == (prompts, Need(Label), Need(Project))
 
 
 # -- points
 
 
-def points_frame(root: Path) -> tuple[Frame, dict[str, dict[str, Any]]]:
+def points_frame(root: Path) -> tuple[Frame, Rows]:
     """Two views of 120 x 80 pixels, left half black and right half white; labelled points in each half of the first."""
     image = np.zeros((80, 120, 3), np.uint8)
     image[:, 60:] = 230
@@ -550,23 +556,16 @@ def points_frame(root: Path) -> tuple[Frame, dict[str, dict[str, Any]]]:
     row, col = (axis.ravel() for axis in np.meshgrid(np.arange(5, 80, 10), np.arange(5, 120, 10), indexing="ij"))
     n = len(row)
     raw = np.where(col < 60, ROAD, CAR).astype(np.uint16)
-    project = {
-        "frame_id": "f",
-        "point": np.arange(n, dtype=np.int32),
-        "view": np.zeros(n, np.uint8),
-        "row_px": row.astype(np.uint16),
-        "col_px": col.astype(np.uint16),
-        "occluded": np.zeros(n, np.bool_),
-    }
-    rows = {"label": {"frame_id": "f", "raw": raw}, "project": project}
+    point, row_px, col_px = np.arange(n, dtype=np.int32), row.astype(np.uint16), col.astype(np.uint16)
+    rows = Rows(record(Label, raw=raw), record(Project, point=point, row_px=row_px, col_px=col_px))
     return frame_of(camera("a", 120, 80), camera("b", 120, 80)), rows
 
 
-def see_points(root: Path, rows: dict[str, dict[str, Any]], frame: Frame, **values: Any) -> list[Segments]:
+def see_points(root: Path, rows: Rows, frame: Frame, **values: Any) -> list[Segments]:
     recipe = recipe_at(root, source="points", **{"slic_px": 10.0, **values})
-    inputs = FrameInput(frame, rows, {"text": text.build(recipe)})
+    inputs = FrameInput(frame, rows, text.build(recipe))
     assert segment.STAGE.prepare is not None
-    return segments_of(segment.STAGE.prepare(recipe)(inputs))
+    return views_of(segment.STAGE.prepare(recipe)(inputs))
 
 
 def test_points_grow_to_superpixels_and_stop_at_edges(tmp_path: Path) -> None:
@@ -581,9 +580,9 @@ def test_points_grow_to_superpixels_and_stop_at_edges(tmp_path: Path) -> None:
 
 def test_hidden_and_nameless_points_do_not_count(tmp_path: Path) -> None:
     frame, rows = points_frame(tmp_path)
-    raw, project = rows["label"]["raw"], rows["project"]
-    project["occluded"][:] = project["col_px"] >= 60
-    raw[(project["col_px"] < 60) & (project["row_px"] < 40)] = NOISE
+    raw, project = rows[Label].raw, rows[Project]
+    project.occluded[:] = project.col_px >= 60
+    raw[(project.col_px < 60) & (project.row_px < 40)] = NOISE
     [seen, _] = see_points(tmp_path, rows, frame, grow_px=0.0)
     named = fine_map(seen)
     assert (named[:, 60:] == -1).all()
@@ -593,7 +592,8 @@ def test_hidden_and_nameless_points_do_not_count(tmp_path: Path) -> None:
 
 def test_a_label_is_passed_on_no_farther_than_asked(tmp_path: Path) -> None:
     frame, rows = points_frame(tmp_path)
-    rows["project"]["occluded"][:] = (rows["project"]["row_px"] > 10) | (rows["project"]["col_px"] > 60)
+    project = rows[Project]
+    project.occluded[:] = (project.row_px > 10) | (project.col_px > 60)
     reached = []
     for grow_px in (0.0, 25.0, 60.0, 500.0):
         [seen, _] = see_points(tmp_path, rows, frame, grow_px=grow_px)
@@ -627,20 +627,21 @@ def simulated(shared: Path, tmp_path: Path) -> Callable[..., Recipe]:
     return lambda *overrides: load_recipe(path, overrides)
 
 
-def rows_of(recipe: Recipe, table: str) -> list[Any]:
-    runner = Runner(recipe)
-    found = newest(runner.store, recipe.name).table(table)
-    return [row for shard in found.shards for row in runner.store.rows(table, found.fingerprint, shard)]
+def row_of(recipe: Recipe, kind: type[F]) -> F:
+    store = Runner(recipe).store
+    found = newest(store, recipe.name).table(kind.table)
+    [row] = store.every(kind, found.fingerprint, found.shards)
+    return row
 
 
 def test_labelled_points_come_back_as_pseudo_labels(simulated: Callable[..., Recipe]) -> None:
     recipe = simulated()
     assert Runner(recipe).run(["points", "pairs", "target"], InlinePool(recipe)) == []
-    [target], [label], [pairs] = (rows_of(recipe, table) for table in ("target", "label", "pairs"))
-    seen = target["seen"] & (label["label"] > 0) & (target["label"] > 0)
+    target, label, pairs = row_of(recipe, Target), row_of(recipe, Label), row_of(recipe, Pairs)
+    seen = target.seen & (label.label > 0) & (target.label > 0)
     assert seen.sum() > 5000
-    assert (target["label"] == label["label"])[seen].mean() > 0.95
-    assert pairs["vector"].shape[1] == 64
+    assert (target.label == label.label)[seen].mean() > 0.95
+    assert pairs.vector.shape[1] == 64
     manifest = Runner(recipe).store.manifests("segment")[0]
     assert manifest.identity["settings"]["teacher"]["simulated"] is True
     assert set(manifest.identity["needs"]) == {"text", "label", "project"}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from manifests.sections.tables import ProjectConfig
+from manifests.tables.sensors import Project
 from pipeline.datasets.registry import open_dataset
-from pipeline.frame import Camera, Frame, frame_of
+from pipeline.frame import Camera, Frame
 from pipeline.stages.index import STAGE as INDEX
 from pipeline.stages.points import STAGE as POINTS
 from pipeline.stages.project import STAGE, visible_pairs
@@ -26,23 +27,23 @@ def camera(name: str = "CAM", turn: np.ndarray = AHEAD) -> Camera:
     return Camera(name, "t", "p", 0, MATRIX, turn, width_px=160, height_px=90)
 
 
-def pairs_of(points: list[list[float]], frame: Frame, config: ProjectConfig | None = None) -> dict[str, Any]:
-    return dict(visible_pairs(frame, np.array(points, np.float32).reshape(-1, 3), config or ProjectConfig()))
+def pairs_of(points: list[list[float]], frame: Frame, config: ProjectConfig | None = None) -> Project:
+    return visible_pairs(frame, np.array(points, np.float32).reshape(-1, 3), config or ProjectConfig())
 
 
 def test_a_point_on_the_optical_axis_lands_on_the_principal_point_and_one_behind_nowhere() -> None:
     pairs = pairs_of([[-5, 0, 0], [10, 0, 0], [10, -2, 1]], frame_with(camera()))
-    assert pairs["point"].tolist() == [1, 2]
-    assert pairs["u_px"].tolist() == [80, 100] and pairs["v_px"].tolist() == [45, 35]
-    assert pairs["col_px"].tolist() == [80, 100] and pairs["row_px"].tolist() == [45, 35]
-    assert pairs["depth_m"].tolist() == [10, 10]
+    assert pairs.point.tolist() == [1, 2]
+    assert pairs.u_px.tolist() == [80, 100] and pairs.v_px.tolist() == [45, 35]
+    assert pairs.col_px.tolist() == [80, 100] and pairs.row_px.tolist() == [45, 35]
+    assert pairs.depth_m.tolist() == [10, 10]
 
 
 def test_pairs_are_sorted_by_view_and_then_by_point() -> None:
     back = AHEAD @ np.diag([-1.0, -1, 1, 1])
     pairs = pairs_of([[10, 0, 0], [-10, 0, 0], [10, 1, 0]], frame_with(camera("A"), camera("B", back), camera("C")))
-    assert pairs["view"].tolist() == [0, 0, 1, 2, 2]
-    assert pairs["point"].tolist() == [0, 2, 1, 0, 2]
+    assert pairs.view.tolist() == [0, 0, 1, 2, 2]
+    assert pairs.point.tolist() == [0, 2, 1, 0, 2]
 
 
 def test_a_point_behind_a_nearer_one_in_its_image_cell_is_flagged_in_that_view_alone() -> None:
@@ -50,25 +51,26 @@ def test_a_point_behind_a_nearer_one_in_its_image_cell_is_flagged_in_that_view_a
     aside[0, 3] = 3  # three metres to the left: the two points are far apart there
     points = [[5.0, 0, 0], [30, 0, 0]]
     pairs = pairs_of(points, frame_with(camera("A"), camera("B", aside)))
-    assert pairs["view"].tolist() == [0, 0, 1, 1] and pairs["occluded"].tolist() == [False, True, False, False]
+    assert pairs.view.tolist() == [0, 0, 1, 1] and pairs.occluded.tolist() == [False, True, False, False]
     generous = pairs_of(points, frame_with(camera()), ProjectConfig(margin_m=26))
-    assert generous["occluded"].tolist() == [False, False]
+    assert generous.occluded.tolist() == [False, False]
 
 
 def test_settings_reach_the_geometry() -> None:
     points = [[0.5, 0, 0], [3, 0, 0]]
-    assert pairs_of(points, frame_with(camera()))["point"].tolist() == [1]
-    assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=0.1))["point"].tolist() == [0, 1]
-    assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=5))["point"].tolist() == []
+    assert pairs_of(points, frame_with(camera())).point.tolist() == [1]
+    assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=0.1)).point.tolist() == [0, 1]
+    assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=5)).point.tolist() == []
 
 
 @pytest.mark.parametrize("frame", [frame_with(), frame_with(camera())], ids=["no camera", "nothing seen"])
 def test_nothing_seen_gives_empty_columns_of_the_right_types(frame: Frame) -> None:
     pairs = pairs_of([[-5, 0, 0]], frame)
     seen = pairs_of([[5, 0, 0]], frame_with(camera()))
-    assert {name: (len(values), values.dtype) for name, values in pairs.items()} == {
-        name: (0, values.dtype) for name, values in seen.items()
-    }
+    columns = [name for name in vars(seen) if name != "frame_id"]
+    assert len(columns) == 8
+    for name in columns:
+        assert (len(getattr(pairs, name)), getattr(pairs, name).dtype) == (0, getattr(seen, name).dtype)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_nothing_seen_gives_empty_columns_of_the_right_types(frame: Frame) -> No
 def test_a_row_equals_what_the_development_kit_projects_on_real_frames(
     shared: Path,
     recipe_over: Any,
-    run_stage: Callable[..., dict[str, Any]],
+    run_stage: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     folder: str,
     version: str,
@@ -93,20 +95,20 @@ def test_a_row_equals_what_the_development_kit_projects_on_real_frames(
     nusc = NuScenes(version, str(shared / folder), verbose=False)
     recipe = recipe_over(shared / folder, version)
     for listed in open_dataset(recipe.data).frames():
-        frame = frame_of(run_stage(INDEX, recipe, listed))
-        row = run_stage(STAGE, recipe, frame, points=run_stage(POINTS, recipe, frame))
-        assert np.lexsort((row["point"], row["view"])).tolist() == list(range(len(row["view"])))
+        frame = Frame.of(run_stage(INDEX, recipe, listed))
+        row = run_stage(STAGE, recipe, frame, run_stage(POINTS, recipe, frame))
+        assert np.lexsort((row.point, row.view)).tolist() == list(range(len(row.view)))
         for view, one in enumerate(frame.cameras):
             assert (one.width_px, one.height_px) == size_px
             pixels, depth_m, image = nusc.explorer.map_pointcloud_to_image(frame.lidar_token, one.token)
             image.close()
-            here = (row["view"] == view) & (row["u_px"] > 1) & (row["v_px"] > 1)  # the kit's margin; ours is 0
+            here = (row.view == view) & (row.u_px > 1) & (row.v_px > 1)  # the kit's margin; ours is 0
             assert here.sum() == pixels.shape[1] > 1000
-            np.testing.assert_allclose(row["u_px"][here], pixels[0], atol=1e-3)
-            np.testing.assert_allclose(row["v_px"][here], pixels[1], atol=1e-3)
-            np.testing.assert_allclose(row["depth_m"][here], depth_m, atol=1e-4)
-            np.testing.assert_array_equal(row["row_px"][here], np.rint(pixels[1]))
-            np.testing.assert_array_equal(row["col_px"][here], np.rint(pixels[0]))
+            np.testing.assert_allclose(row.u_px[here], pixels[0], atol=1e-3)
+            np.testing.assert_allclose(row.v_px[here], pixels[1], atol=1e-3)
+            np.testing.assert_allclose(row.depth_m[here], depth_m, atol=1e-4)
+            np.testing.assert_array_equal(row.row_px[here], np.rint(pixels[1]))
+            np.testing.assert_array_equal(row.col_px[here], np.rint(pixels[0]))
 
 
 def test_only_what_differs_from_the_defaults_is_in_the_settings(recipe_over: Any) -> None:

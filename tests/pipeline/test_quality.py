@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
-from manifests.rows import Row
+from manifests.tables.base import Rows
+from manifests.tables.labels import Label, Target, Vote
+from manifests.tables.sensors import PointOfPair, Points, Project
+from manifests.tables.superpoints import Group, NamedPoints
 from pipeline.frame import Frame
 from pipeline.look.browse import FrameRows
 from pipeline.look.quality import agreement, as_ballot, label_quality, measure
+from tests.filled import record
 
 
 @pytest.fixture
@@ -22,36 +28,39 @@ def prompt(ontology: Ontology, name: str, which: int = 0) -> int:
     return int(np.flatnonzero(ontology.class_of_prompt == ontology.class_names.index(name))[which])
 
 
-def rows_of(ontology: Ontology) -> dict[str, Row]:
+def rows_of(ontology: Ontology) -> Rows:
     """Five points: 0 car twice by two prompts, 1 car and truck, 2 car once, 3 car twice and truck, 4 not seen."""
     car, coach, truck = prompt(ontology, "car"), prompt(ontology, "car", 1), prompt(ontology, "truck")
     number = ontology.class_names.index
-    return {
-        "project": {"point": np.array([0, 1, 2, 3, 0, 1, 3, 3], np.int32)},
-        "group": {
-            "superpoint_prompt": np.array([car, coach, truck], np.int32),
-            "pair": np.arange(8, dtype=np.int32),
-            "pair_superpoint": np.array([0, 0, 0, 0, 1, 2, 1, 2], np.int32),
-            "label": np.zeros(5, np.uint8),
-        },
-        "target": {
-            "label": np.array([number("car"), number("truck"), number("car"), number("car"), 0], np.uint8),
-            "seen": np.array([True, True, True, True, False]),
-        },
-    }
+    return Rows(
+        record(Project, point=np.array([0, 1, 2, 3, 0, 1, 3, 3], np.int32)),
+        record(
+            Group,
+            superpoint_prompt=np.array([car, coach, truck], np.int32),
+            pair=np.arange(8, dtype=np.int32),
+            pair_superpoint=np.array([0, 0, 0, 0, 1, 2, 1, 2], np.int32),
+            label=np.zeros(5, np.uint8),
+        ),
+        record(
+            Target,
+            label=np.array([number("car"), number("truck"), number("car"), number("car"), 0], np.uint8),
+            seen=np.array([True, True, True, True, False]),
+        ),
+    )
 
 
 def test_two_prompts_of_one_class_agree_and_two_classes_do_not(ontology: Ontology) -> None:
     rows = rows_of(ontology)
-    shared, agreed = agreement(rows["project"], rows["group"], ontology)
+    shared, agreed = agreement(rows[PointOfPair], rows[NamedPoints], ontology)
     assert shared.tolist() == [True, True, False, True, False]
     assert agreed.tolist() == [True, False, False, False, False]
 
 
 def test_pairs_that_grouping_left_out_do_not_count(ontology: Ontology) -> None:
     rows = rows_of(ontology)
-    group = rows["group"] | {"pair": np.array([0, 1, 2, 3]), "pair_superpoint": np.zeros(4, np.int64)}
-    shared, agreed = agreement(rows["project"], group, ontology)
+    pair, superpoint = np.array([0, 1, 2, 3], np.int32), np.zeros(4, np.int32)
+    group = replace(rows[NamedPoints], pair=pair, pair_superpoint=superpoint)
+    shared, agreed = agreement(rows[PointOfPair], group, ontology)
     assert not shared.any() and not agreed.any()
 
 
@@ -74,17 +83,16 @@ def test_no_frames_count_nothing(ontology: Ontology) -> None:
 def labelled(ontology: Ontology, target: list[str], truth: list[str] | None, **tables: list[str]) -> FrameRows:
     """A frame of four points a metre apart; the last is not seen. "" is no label."""
 
-    def numbers(names: list[str]) -> Row:
-        return {"label": np.array([ontology.class_names.index(name) if name else 0 for name in names], np.uint8)}
+    def numbers(names: list[str]) -> np.ndarray:
+        return np.array([ontology.class_names.index(name) if name else 0 for name in names], np.uint8)
 
-    rows: dict[str, Row] = {
-        "points": {"xyz_m": np.array([[5, y, 0] for y in range(4)], np.float32)},
-        "target": numbers(target) | {"seen": np.array([True, True, True, False])},
-        "group": numbers(tables.pop("group", target)),
-        **{name: numbers(names) for name, names in tables.items()},
-    }
-    if truth is not None:
-        rows["label"] = numbers(truth)
+    rows = Rows(
+        record(Points, xyz_m=np.array([[5, y, 0] for y in range(4)], np.float32)),
+        record(Target, label=numbers(target), seen=np.array([True, True, True, False])),
+        record(Group, label=numbers(tables.pop("group", target))),
+        *(record(Vote, label=numbers(names)) for names in tables.values()),
+        *([record(Label, label=numbers(truth))] if truth is not None else []),
+    )
     return FrameRows(Frame("f", "s", 0, "t", "p", None, np.eye(4), np.eye(4), ()), rows)
 
 
@@ -124,7 +132,8 @@ def test_a_frame_is_compared_with_the_next_where_both_stand_in_the_world() -> No
     here, there = np.eye(4), np.eye(4)
     here[0, 3], there[0, 3] = 10, 13
     frames = [Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), pose, ()) for pose in (here, there)]
-    rows = {"target": {"label": np.array([1], np.uint8)}, "points": {"xyz_m": np.array([[5, 0, 0]], np.float32)}}
+    rows = Rows(record(Points, xyz_m=np.array([[5, 0, 0]], np.float32)))
     first, second = (FrameRows(frame, rows) for frame in frames)
+    label = np.array([1], np.uint8)
     # the vehicle went on by 3 m, so 5 m ahead of it is 8 m ahead of where it was
-    np.testing.assert_allclose(as_ballot(second, first, "target").here_from_lidar @ [5, 0, 0, 1], [8, 0, 0, 1])
+    np.testing.assert_allclose(as_ballot(second, first, label).here_from_lidar @ [5, 0, 0, 1], [8, 0, 0, 1])

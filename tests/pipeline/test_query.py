@@ -13,42 +13,42 @@ from typer.testing import CliRunner
 from manifests.config import ConfigError
 from manifests.query import queries_folder, read_query, read_ranking
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import failed_row, to_table
-from manifests.schema import TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Failed, Rows
+from manifests.tables.registry import TABLES
+from manifests.tables.superpoints import Pairs, PairVectors
+from manifests.tables.teacher import Text
 from pipeline.__main__ import app
 from pipeline.look.query import ask, similarity_of_points
 from pipeline.stages import text as text_stage
+from tests.filled import record
 from tests.refs import put_ref
 
 CAR, VAN, ROAD, WALL = np.eye(4, dtype=np.float32)
 PROMPTS = {"car": CAR, "van": VAN, "road": ROAD, "street wall": WALL}
 
 
-def pairs_row(name: str, vectors: Sequence[Any], point: Sequence[int], superpoint: Sequence[int]) -> dict[str, Any]:
+def pairs_row(name: str, vectors: Sequence[Any], point: Sequence[int], superpoint: Sequence[int]) -> Pairs:
     """Return a row of table `pairs`: superpoints with these vectors, and the points that belong to them."""
-    n, p = len(vectors), len(point)
-    fields = {
-        "point": np.array(point, np.int32),
-        "superpoint": np.array(superpoint, np.int32),
-        "row_px": np.zeros(p, np.uint16),
-        "col_px": np.zeros(p, np.uint16),
-        "superpoint_view": np.zeros(n, np.uint8),
-        "superpoint_prompt": np.zeros(n, np.int32),
-        "vector": np.array(vectors, np.float16).reshape(n, len(vectors[0]) if n else 0),
-        "height_px": np.ones(1, np.int32),
-        "width_px": np.ones(1, np.int32),
-    }
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+    n = len(vectors)
+    return record(
+        Pairs,
+        frame_id=name,
+        point=np.array(point, np.int32),
+        superpoint=np.array(superpoint, np.int32),
+        vector=np.array(vectors, np.float16).reshape(n, len(vectors[0]) if n else 0),
+        height_px=np.ones(1, np.int32),
+    )
 
 
 FRAMES = [
     pairs_row("road", [ROAD, WALL], [0, 1, 2], [0, 0, 1]),
     pairs_row("half a car", [0.8 * CAR + 0.6 * ROAD, ROAD], [0, 1, 1], [0, 0, 1]),
-    failed_row("failed", "no image"),
+    Failed("failed", "no image"),
     pairs_row("car", [CAR, ROAD], [0, 1], [0, 0]),
     pairs_row("left out", [CAR], [0], [0]),
     pairs_row("empty", [], [], []),
@@ -57,11 +57,11 @@ FRAMES = [
 
 def put(store: Store, recipe: Recipe, text: dict[str, Any], pairs: Sequence[Any], needs: str = "7e") -> None:
     """Write tables `text` and `pairs` of recipe `street`, with manifests that say what each was made from."""
-    rows = [{"prompt_id": i, "prompt": prompt, "vector": text[prompt]} for i, prompt in enumerate(text)]
+    rows = [Text(prompt_id=i, prompt=prompt, vector=text[prompt]) for i, prompt in enumerate(text)]
     chain: dict[str, Any] = {"text": {}, "segment": {"text": needs}, "pairs": {"segment": "5e"}}
     tables = {}
     for name, key, content in (("text", "7e", rows), ("segment", "5e", []), ("pairs", "9a", pairs)):
-        shards = (store.write(name, key, "scene-1", "c0", to_table(content, TABLES[name])),) if content else ()
+        shards = (store.write(name, key, "scene-1", "c0", to_arrow(content, TABLES[name])),) if content else ()
         store.write_manifest(Manifest(name, key, {"needs": chain[name], "settings": {}}, shards))
         tables[name] = TableRef(name, key, shards)
     tables["index"] = TableRef("index", "1d", ())
@@ -101,7 +101,7 @@ def test_frames_are_ranked_by_their_most_similar_points(street: Callable[..., Re
 
 def test_a_point_takes_the_best_of_its_superpoints(street: Callable[..., Recipe]) -> None:
     query, _ = ask(street(), "car", 1)
-    found = similarity_of_points(query, np.stack([ROAD, WALL]), FRAMES[1], n_points=3)
+    found = similarity_of_points(query, np.stack([ROAD, WALL]), Rows(FRAMES[1])[PairVectors], n_points=3)
     np.testing.assert_allclose(found.cosine, [0.8, 0.8, np.nan], atol=1e-3)
 
 
@@ -129,17 +129,17 @@ def test_any_phrase_goes_through_a_text_encoder_as_prompts_do(street: Callable[.
     tiny = ("teacher.name=clip_dense", "teacher.model=tiny", "teacher.weights=random:3", "text.templates=vild14")
     recipe = street(*tiny)
     store, rows = Store.open(recipe.run.store), text_stage.build(recipe)
-    shard = store.write("text", "7f", "all", "c0", to_table(rows, TABLES["text"]))
+    shard = store.write("text", "7f", "all", "c0", to_arrow(rows, Text))
     store.write_manifest(Manifest("text", "7f", {"settings": dict(text_stage.STAGE.settings(recipe))}, (shard,)))
     text = TableRef("text", "7f", (shard,))
-    frames = [pairs_row("bus", [rows[3]["vector"]], [0], [0])]
-    shard = store.write("pairs", "9b", "scene-1", "c0", to_table(frames, TABLES["pairs"]))
+    frames = [pairs_row("bus", [rows[3].vector], [0], [0])]
+    shard = store.write("pairs", "9b", "scene-1", "c0", to_arrow(frames, Pairs))
     index = TableRef("index", "1d", ())
     put_ref(store, recipe, {"index": index, "text": text, "pairs": TableRef("pairs", "9b", (shard,))})
 
-    known, _ = ask(recipe, rows[3]["prompt"].upper(), 1)
-    np.testing.assert_array_equal(known.vector, rows[3]["vector"])
-    free, ranking = ask(recipe, f"{rows[3]['prompt']} on a wire", 1)
+    known, _ = ask(recipe, rows[3].prompt.upper(), 1)
+    np.testing.assert_array_equal(known.vector, rows[3].vector)
+    free, ranking = ask(recipe, f"{rows[3].prompt} on a wire", 1)
     assert np.linalg.norm(free.vector) == pytest.approx(1, abs=1e-5) and ranking.frames[0].margin < 0
     assert free.encoder["teacher"]["model"] == "tiny" and len(free.encoder["templates"]) == 14
     with pytest.raises(StoreError, match=r'(?s)text.teacher.weights: "random:3" -> "random:4".*make pack'):

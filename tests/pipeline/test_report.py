@@ -21,14 +21,19 @@ from manifests.asked import pin, ref_of
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import to_table
-from manifests.schema import TABLES
 from manifests.sections.tables import TargetConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import FrameRecord, Rows
+from manifests.tables.columns import Scalar
+from manifests.tables.labels import Correct, Target, Vote
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Group
 from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
 from pipeline.frame import FrameError
@@ -38,6 +43,7 @@ from pipeline.look.figures import ShownFrame, refinements
 from pipeline.look.report import write_report
 from pipeline.look.viewer import mask_png, view_frames, write_recording
 from superpixels.segments import Segments
+from tests.filled import record
 from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
 from tests.refs import newest, put_ref
 
@@ -111,12 +117,10 @@ def add_predictions(recipe: Recipe) -> None:
     store = Store.open(recipe.run.store)
     points = newest(store, recipe.name).table("points")
     (shard,) = points.shards
-    (row,) = store.rows("points", points.fingerprint, shard)
-    label = np.full(row["n_points"], 4, np.uint8)
-    alone = np.zeros((len(label), 2), np.uint8)
-    made = {"frame_id": row["frame_id"], "status": "ok", "reason": None, "label": label, "confidence": label}
-    made |= {"runner_up": alone, "runner_up_confidence": alone}
-    written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_table([made], TABLES["predict"]))
+    (row,) = store.every(Points, points.fingerprint, [shard])
+    label = np.full(row.n_points, 4, np.uint8)
+    made = record(Predict, frame_id=row.frame_id, label=label, confidence=label)
+    written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_arrow([made], Predict))
     table = TableRef("predict", "0" * 12, (written,))
     store.write_manifest(Manifest("predict", "0" * 12, {"stage": "predict", "version": 1}, (written,), {"epoch": 1}))
     store.write_ref(pin(recipe, "predict"), Ref(recipe.name, {"points": points, "predict": table}))
@@ -193,8 +197,9 @@ def test_what_a_vote_changed_is_not_put_down_to_flat_interaction(folder: Path, l
     recipe = replace(recipe_in(folder), target=TargetConfig(labels))  # type: ignore[arg-type]
     label = {"group": [1, 1, 1, 1], "vote": [1, 1, 2, 2]}
     label["correct"] = [*label["vote" if "vote" in labels else "group"][:3], 3]
-    rows = {name: {"label": np.array(values, np.uint8)} for name, values in label.items()}
-    (panel,) = refinements(FrameRows(None, rows), recipe, ())  # type: ignore[arg-type]
+    kinds: dict[str, Any] = {"group": Group, "vote": Vote, "correct": Correct}
+    rows = [record(kinds[name], label=np.array(values, np.uint8)) for name, values in label.items()]
+    (panel,) = refinements(FrameRows(None, Rows(*rows)), recipe, ())  # type: ignore[arg-type]
     assert panel.about == "0 points that had no label got one, 1 labels were replaced"
     assert panel.shown.tolist() == [False, False, False, True]
 
@@ -435,11 +440,11 @@ def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
     tables = {name: replace(table, shards=shards) for name, table in opened.tables.items()}
     read = []
 
-    def rows(stage: str, fingerprint: str, shard: ShardFile, columns: object) -> list[dict[str, str]]:
+    def states(stage: str, fingerprint: str, shard: ShardFile) -> list[FrameRecord]:
         read.append(shard.shard)
-        return [{"frame_id": f"{shard.shard}/{i}"} for i in range(4)]
+        return [FrameRecord(frame_id=f"{shard.shard}/{i}") for i in range(4)]
 
-    monkeypatch.setattr(store, "rows", rows)
+    monkeypatch.setattr(store, "states", states)
     browser = replace(opened, tables=tables, excluded=frozenset({"s1/2"}))
     assert browser.after(Place("s1", 0)) == Place("s1", 1)
     assert browser.after(Place("s1", 1)) is None, "the next one is excluded"
@@ -450,8 +455,8 @@ def test_the_next_frame_is_found_in_its_shard_without_a_look_at_any_other(
 
 def test_a_table_of_an_older_version_says_what_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = Browser.open(Store.open(recipe_in(folder).run.store), recipe_in(folder))
-    newer = TABLES["target"].append(pa.field("weight", TABLES["target"].field("status").type))
-    monkeypatch.setitem(TABLES, "target", newer)
+    newer = Scalar("weight", "a column of tomorrow", "", False, pa.string())
+    monkeypatch.setattr(Target, "columns", (*Target.columns, newer))
     with pytest.raises(StoreError, match=r"`target` of recipe tiny has no weight.*make target RECIPE="):
         browser.read(browser.choose(1)[0])
 

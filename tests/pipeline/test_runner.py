@@ -17,11 +17,13 @@ import pytest
 from manifests.asked import variants
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
-from manifests.schema import TABLES, metadata
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.base import Failed
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Project
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.keys import digest_table
 from pipeline.engine.ray_pool import RayPool
@@ -157,11 +159,9 @@ def test_an_excluded_frame_that_does_not_exist_is_an_error(recipe_of: Callable[.
 
 
 def test_rewording_a_unit_rebuilds_nothing(packed: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = [
-        pa.field(column.name, column.type, metadata=metadata(column) | {"doc": "reworded", "unit": "?"})
-        for column in TABLES["project"]
-    ]
-    monkeypatch.setitem(TABLES, "project", pa.schema(columns))
+    columns = tuple(dataclasses.replace(column, doc="reworded", unit="?") for column in Project.columns)
+    monkeypatch.setattr(Project, "columns", columns)
+    monkeypatch.setattr(Project, "schema", pa.schema([column.field for column in columns]))
     assert build(packed) == []
 
 
@@ -248,9 +248,9 @@ def test_a_bad_frame_holds_up_its_scene_only_and_is_named(
     assert "target/scene-0001" in build(excluded)
     runner = Runner(excluded)
     table = newest(runner.store, "tiny").table("target")
-    rows = runner.store.rows("target", table.fingerprint, table.shards[0])
-    assert [row["status"] for row in rows] == ["ok", "failed"] and rows[1]["frame_id"] == frame.frame_id
-    assert image.name in rows[1]["reason"]
+    good, bad = runner.store.records(Target, table.fingerprint, table.shards[0])
+    assert isinstance(good, Target) and isinstance(bad, Failed) and bad.frame_id == frame.frame_id
+    assert image.name in bad.reason
 
     # repaired and no longer excluded, its scene is built again and equals the undisturbed run
     image.write_bytes(content)

@@ -14,16 +14,18 @@ from manifests.config import ConfigError
 from manifests.fingerprint import canonical
 from manifests.ontology import Group, parse_ontology
 from manifests.recipe import Recipe
-from manifests.rows import from_table, to_table
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.stages import Need
+from manifests.tables.arrow import from_arrow, to_arrow
+from manifests.tables.base import F, Rows
+from manifests.tables.teacher import Encode, Text
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages import encode, segment, text
-from pipeline.stages.base import FrameInput, Stage
-from pipeline.stages.segment import segments_of, segments_row
+from pipeline.stages.base import FrameInput
+from pipeline.stages.segment import segment_row, views_of
 from superpixels.segments import Segments
 
 ONTOLOGY = parse_ontology(
@@ -74,9 +76,10 @@ def camera(name: str, width_px: int, height_px: int) -> Camera:
     return Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), width_px=width_px, height_px=height_px)
 
 
-def rows_of(stage: Stage, columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns of one frame after a trip through the table."""
-    [row] = from_table(to_table([{"frame_id": "f", "status": "ok", "reason": None, **columns}], stage.schema))
+def stored(made: F) -> F:
+    """The row of one frame after a trip through the table."""
+    [row] = from_arrow(to_arrow([made], type(made)), type(made))
+    assert isinstance(row, type(made))
     return row
 
 
@@ -93,8 +96,8 @@ def changed(before: Recipe, after: Recipe) -> set[str]:
 
 
 def test_segments_need_an_encoding_only_if_the_teacher_has_one(tmp_path: Path, files: ArtifactsConfig) -> None:
-    prompts = Need("text", "broadcast")
-    assert segment.STAGE.needs(recipe_at(tmp_path, clip())) == (Need("encode"), prompts)
+    prompts = Need(Text, "broadcast")
+    assert segment.STAGE.needs(recipe_at(tmp_path, clip())) == (Need(Encode), prompts)
     assert segment.STAGE.needs(recipe_at(tmp_path, files)) == (prompts,)
     with pytest.raises(ConfigError, match="has nothing to encode"):
         encode.prepare(recipe_at(tmp_path, files))
@@ -143,14 +146,14 @@ def test_settings_that_a_ready_made_teacher_ignores_are_refused(tmp_path: Path, 
 
 
 def test_text_rows_are_prompts_in_order(tmp_path: Path) -> None:
-    rows = from_table(to_table(text.build(recipe_at(tmp_path, clip())), text.STAGE.schema))
-    assert [(row["prompt_id"], row["prompt"]) for row in rows] == [(0, "car"), (1, "van"), (2, "bus")]
-    assert [row["vector"].shape for row in rows] == [(32,)] * 3
-    assert all(row["vector"].dtype == np.float32 for row in rows)
+    rows = from_arrow(to_arrow(text.build(recipe_at(tmp_path, clip())), Text), Text)
+    assert [(row.prompt_id, row.prompt) for row in rows] == [(0, "car"), (1, "van"), (2, "bus")]
+    assert [row.vector.shape for row in rows] == [(32,)] * 3
+    assert all(row.vector.dtype == np.float32 for row in rows)
 
 
 def test_text_vectors_of_official_files_become_rows(tmp_path: Path, files: ArtifactsConfig) -> None:
-    vectors = [row["vector"] for row in text.build(recipe_at(tmp_path, files))]
+    vectors = [row.vector for row in text.build(recipe_at(tmp_path, files))]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
@@ -161,12 +164,12 @@ def test_images_become_segments_through_both_tables(tmp_path: Path) -> None:
         pixels = rng.integers(0, 256, (one.height_px, one.width_px, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / one.image_path)
     recipe = recipe_at(tmp_path, clip())
-    prompts = from_table(to_table(text.build(recipe), text.STAGE.schema))
-    encoded = rows_of(encode.STAGE, dict(encode.prepare(recipe)(FrameInput(frame))))
-    assert encoded["encoding"]["SIDE/grid"].shape == (6, 4, 32)
-    inputs = FrameInput(frame, {"encode": encoded}, {"text": prompts})
-    row = rows_of(segment.STAGE, dict(segment.prepare(recipe)(inputs)))
-    views = segments_of(row)
+    prompts = from_arrow(to_arrow(text.build(recipe), Text), Text)
+    encoded = stored(encode.prepare(recipe)(FrameInput(frame)))
+    assert encoded.encoding["SIDE/grid"].shape == (6, 4, 32)
+    inputs = FrameInput(frame, Rows(encoded), prompts)
+    row = stored(segment.prepare(recipe)(inputs))
+    views = views_of(row)
     assert [(one.height_px, one.width_px) for one in views] == [(32, 48), (48, 32)]
     for one in views:
         one.check()
@@ -175,26 +178,25 @@ def test_images_become_segments_through_both_tables(tmp_path: Path) -> None:
 
 def test_official_files_become_segments(tmp_path: Path, files: ArtifactsConfig) -> None:
     recipe = recipe_at(tmp_path, files)
-    inputs = FrameInput(frame_of(camera("a", 4, 2)), {}, {"text": text.build(recipe)})
-    [found] = segments_of(rows_of(segment.STAGE, dict(segment.prepare(recipe)(inputs))))
+    inputs = FrameInput(frame_of(camera("a", 4, 2)), text=text.build(recipe))
+    [found] = views_of(stored(segment.prepare(recipe)(inputs)))
     assert found.label_map().tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
     assert found.prompt_id.tolist() == [2]
     with pytest.raises(FrameError, match=r"a\.png: has 4 x 2 pixels, the image has 5 x 2"):
-        segment.prepare(recipe)(FrameInput(frame_of(camera("a", 5, 2)), {}, {"text": text.build(recipe)}))
+        segment.prepare(recipe)(FrameInput(frame_of(camera("a", 5, 2)), text=text.build(recipe)))
 
 
 def test_a_frame_without_cameras_has_an_empty_row(tmp_path: Path, files: ArtifactsConfig) -> None:
     recipe = recipe_at(tmp_path, files)
-    row = rows_of(
-        segment.STAGE, dict(segment.prepare(recipe)(FrameInput(frame_of(), {}, {"text": text.build(recipe)})))
-    )
-    assert segments_of(row) == []
+    row = stored(segment.prepare(recipe)(FrameInput(frame_of(), text=text.build(recipe))))
+    assert views_of(row) == []
 
 
 def test_what_arrays_complain_about_becomes_the_frame_that_failed(tmp_path: Path) -> None:
     recipe = recipe_at(tmp_path, clip(unit_cells=False))
-    zero = {"encoding": {"C/grid": np.zeros((2, 2, 32), np.float16)}}  # a dead tower: nothing has a direction
-    inputs = FrameInput(frame_of(camera("C", 8, 8)), {"encode": zero}, {"text": text.build(recipe)})
+    # a dead tower: nothing has a direction
+    zero = Encode(frame_id="f", encoding={"C/grid": np.zeros((2, 2, 32), np.float16)})
+    inputs = FrameInput(frame_of(camera("C", 8, 8)), Rows(zero), text.build(recipe))
     with pytest.raises(FrameError, match="length 0"):
         segment.prepare(recipe)(inputs)
 
@@ -209,10 +211,10 @@ def view(label_map: list[list[int]], prompts: list[int]) -> Segments:
 
 def test_views_come_out_of_a_row_as_they_went_in() -> None:
     views = [view([[1, 1, 2]], [7, 3]), view([[0, 0]], []), view([[1], [0]], [5])]
-    row = rows_of(segment.STAGE, segments_row(views))
-    assert row["runs_in_view"].tolist() == [2, 1, 2]
-    assert row["segments_in_view"].tolist() == [2, 0, 1]
-    for before, after in zip(views, segments_of(row), strict=True):
+    row = stored(segment_row("f", views))
+    assert row.runs_in_view.tolist() == [2, 1, 2]
+    assert row.segments_in_view.tolist() == [2, 0, 1]
+    for before, after in zip(views, views_of(row), strict=True):
         after.check()
         for field in fields(Segments):
             if len(before) or field.name != "vector":  # no vectors have no length
@@ -220,7 +222,7 @@ def test_views_come_out_of_a_row_as_they_went_in() -> None:
 
 
 def test_views_without_any_segment_make_a_row() -> None:
-    [found] = segments_of(rows_of(segment.STAGE, segments_row([view([[0, 0]], [])])))
+    [found] = views_of(stored(segment_row("f", [view([[0, 0]], [])])))
     assert len(found) == 0
     assert found.label_map().tolist() == [[0, 0]]
 
@@ -228,4 +230,4 @@ def test_views_without_any_segment_make_a_row() -> None:
 def test_views_in_different_spaces_are_refused() -> None:
     wide = Segments.from_label_map(np.ones((1, 1), int), [0], [1.0], np.eye(1, 4))
     with pytest.raises(ValueError, match=r"vectors of one frame have \[3, 4\] values"):
-        segments_row([view([[1]], [0]), wide])
+        segment_row("f", [view([[1]], [0]), wide])

@@ -277,17 +277,17 @@ def test_encoding_many_frames_in_one_go_is_encoding_each(recipe: Recipe, tmp_pat
     assert stage.stream is not None and stage.prepare is not None
     many = stage.stream(recipe)
     assert many is not None
-    found = list(many(iter([FrameInput(frame, {}) for frame in (good, bad, good)])))
+    found = list(many(iter([FrameInput(frame) for frame in (good, bad, good)])))
     assert isinstance(found[1], FrameError) and "broken.png" in str(found[1])
-    alone = stage.prepare(recipe)(FrameInput(good, {}))["encoding"]
+    alone = stage.prepare(recipe)(FrameInput(good)).encoding
     for one in (found[0], found[2]):
-        assert not isinstance(one, Exception) and one["encoding"].keys() == alone.keys()
+        assert not isinstance(one, Exception) and one.encoding.keys() == alone.keys()
         for name, array in alone.items():
             if np.issubdtype(array.dtype, np.floating):
-                got = one["encoding"][name].astype(np.float32)
+                got = one.encoding[name].astype(np.float32)
                 np.testing.assert_allclose(got, array.astype(np.float32), atol=2e-3)
             else:
-                assert (one["encoding"][name] == array).mean() > 0.98
+                assert (one.encoding[name] == array).mean() > 0.98
 
 
 def test_every_network_can_be_checked_and_random_weights_look_so(recipe: Recipe) -> None:

@@ -11,6 +11,10 @@ import pytest
 
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import TargetConfig
+from manifests.tables.base import Rows
+from manifests.tables.labels import Target, Vote
+from manifests.tables.sensors import Coordinates, PointOfPair
+from manifests.tables.superpoints import NamedPoints
 from pipeline.engine import planner
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
@@ -41,8 +45,8 @@ def voted(recipe: Recipe, targets: Sequence[str] = ("vote",)) -> dict[str, Any]:
     ref = one.read_ref()
     assert ref is not None
     table = ref.table("vote")
-    rows = [row for shard in table.shards for row in one.store.rows("vote", table.fingerprint, shard)]
-    return {"shards": [shard.shard for shard in table.shards], **{row["frame_id"]: row for row in rows}}
+    rows = [row for shard in table.shards for row in one.store.records(Vote, table.fingerprint, shard)]
+    return {"shards": [shard.shard for shard in table.shards], **{row.frame_id: row for row in rows}}
 
 
 def test_the_window_reaches_into_the_next_shard(recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,8 +60,8 @@ def test_the_window_reaches_into_the_next_shard(recipe: Path, monkeypatch: pytes
     differs = []
     for frame_id, row in whole.items():
         for name in ("label", "confidence", "changed"):
-            np.testing.assert_array_equal(row[name], cut[frame_id][name])
-        differs.append(bool((row["label"] != alone[frame_id]["label"]).any()))
+            np.testing.assert_array_equal(getattr(row, name), getattr(cut[frame_id], name))
+        differs.append(bool((row.label != alone[frame_id].label).any()))
     assert sorted(differs) == [False, True, True], "the scene of one frame has nobody to ask"
 
 
@@ -98,9 +102,9 @@ def test_target_takes_labels_and_confidence_of_the_vote(recipe: Path) -> None:
     assert ref is not None
     table = ref.table("target")
     for shard in table.shards:
-        for row in one.store.rows("target", table.fingerprint, shard):
-            np.testing.assert_array_equal(row["label"], rows[row["frame_id"]]["label"])
-            np.testing.assert_array_equal(row["confidence"], rows[row["frame_id"]]["confidence"])
+        for row in one.store.records(Target, table.fingerprint, shard):
+            np.testing.assert_array_equal(row.label, rows[row.frame_id].label)
+            np.testing.assert_array_equal(row.confidence, rows[row.frame_id].confidence)
 
 
 def test_settings_that_change_no_label_rebuild_nothing(recipe_over: Any) -> None:
@@ -117,17 +121,18 @@ def posed(x_m: float, turned_deg: float, timestamp_us: int, label: Sequence[int]
     world_from_lidar[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     world_from_lidar[0, 3] = x_m
     frame = Frame("f", "s", timestamp_us, "l", "l.bin", None, np.eye(4), world_from_lidar, ())
-    project = {"point": np.array([0, 0, 1, 1])}
+    project = PointOfPair(frame_id="f", point=np.array([0, 0, 1, 1], np.int32))
     # two cameras call point 0 by prompts of two classes, and point 1 by one
-    group = {
-        "label": np.array(label, np.uint8),
-        "confidence": np.full(len(label), 51, np.uint8),
-        "pair": np.arange(4),
-        "pair_superpoint": np.array([0, 1, 0, 0]),
-        "superpoint_prompt": np.array([0, -1]),
-    }
-    points = {"xyz_m": np.tile(np.array([[2, 0, 0]], np.float32), (len(label), 1))}
-    return FrameInput(frame, {"group": group, "project": project, "points": points})
+    group = NamedPoints(
+        frame_id="f",
+        label=np.array(label, np.uint8),
+        confidence=np.full(len(label), 51, np.uint8),
+        pair=np.arange(4, dtype=np.int32),
+        pair_superpoint=np.array([0, 1, 0, 0], np.int32),
+        superpoint_prompt=np.array([0, -1], np.int32),
+    )
+    points = Coordinates(frame_id="f", xyz_m=np.tile(np.array([[2, 0, 0]], np.float32), (len(label), 1)))
+    return FrameInput(frame, Rows(group, project, points))
 
 
 def test_points_of_a_neighbour_are_brought_into_this_frame_and_its_age_is_in_seconds(recipe: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
+from manifests.tables.teacher import Segment
 from pipeline.stages.base import FrameFunction, FrameInput
 from pipeline.stages.registry import STAGES
 
@@ -19,12 +19,12 @@ def halve_segments(monkeypatch: pytest.MonkeyPatch, column: str) -> None:
     assert stage.prepare is not None
     prepare = stage.prepare
 
-    def unsteady(recipe: Recipe) -> FrameFunction:
+    def unsteady(recipe: Recipe) -> FrameFunction[Segment]:
         function = prepare(recipe)
 
-        def segment(inputs: FrameInput) -> Row:
-            row = dict(function(inputs))
-            return row | {column: row[column] * np.float16(0.5)}
+        def segment(inputs: FrameInput) -> Segment:
+            row = function(inputs)
+            return replace(row, **{column: getattr(row, column) * np.float16(0.5)})
 
         return segment
 

@@ -4,18 +4,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from manifests.recipe import Recipe, load_recipe
-from manifests.rows import failed_row, to_table
-from manifests.schema import TABLES, TEXT
 from manifests.stages import fingerprint
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Failed, FrameRecord
+from manifests.tables.labels import Label, Target
+from manifests.tables.registry import TABLES
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Pairs
+from manifests.tables.teacher import Text
 from tests.refs import put_ref
 
 ONTOLOGY = """
@@ -43,6 +47,8 @@ FRAMES = {
     "scene-0655": ("b0", "b1"),  # official train split
     "scene-0103": ("v0", "v1"),  # official val split
 }
+
+RowOf = Callable[[str], FrameRecord | Failed]
 
 
 @dataclass(frozen=True)
@@ -72,25 +78,23 @@ def sweep(name: str) -> Sweep:
     return Sweep(xyz_m[order].astype(np.float32), intensity, label[order])
 
 
-def points_row(name: str) -> dict[str, Any]:
+def points_row(name: str) -> Points:
     """Return the row of table `points`."""
     scan = sweep(name)
-    fields = {"n_points": len(scan.xyz_m), "xyz_m": scan.xyz_m, "intensity": scan.intensity}
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+    return Points(frame_id=name, n_points=len(scan.xyz_m), xyz_m=scan.xyz_m, intensity=scan.intensity)
 
 
-def target_row(name: str) -> dict[str, Any]:
+def target_row(name: str) -> Target:
     """Return the row of table `target`: what is seen has its true class, 80, 160 or 240 of 255 sure by class."""
     scan = sweep(name)
     label = np.where(scan.seen, scan.label, 0).astype(np.uint8)
-    fields = {"label": label, "confidence": 80 * label, "seen": scan.seen}
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+    return Target(frame_id=name, label=label, confidence=80 * label, seen=scan.seen)
 
 
-def label_row(name: str) -> dict[str, Any]:
+def label_row(name: str) -> Label:
     """Return the row of table `label`."""
     label = sweep(name).label
-    return {"frame_id": name, "status": "ok", "reason": None, "label": label, "raw": label.astype(np.uint16)}
+    return Label(frame_id=name, label=label, raw=label.astype(np.uint16))
 
 
 def text_vectors() -> np.ndarray:
@@ -100,7 +104,7 @@ def text_vectors() -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def pairs_row(name: str) -> dict[str, Any]:
+def pairs_row(name: str) -> Pairs:
     """Return the row of table `pairs`: two views of 90 x 160 pixels, and a superpoint per view and class."""
     scan = sweep(name)
     view = (scan.xyz_m[:, 1] > 0).astype(np.uint8)
@@ -109,23 +113,23 @@ def pairs_row(name: str) -> dict[str, Any]:
     kinds, superpoint = np.unique(segment, return_inverse=True)
     prompt = np.array([PROMPT_OF_CLASS[kind % 4] for kind in kinds], np.int32)
     rng = np.random.default_rng(list(name.encode()))
-    fields = {
-        "point": point,
-        "superpoint": superpoint.astype(np.int32),
-        "row_px": rng.integers(0, 90, len(point)).astype(np.uint16),
-        "col_px": rng.integers(0, 160, len(point)).astype(np.uint16),
-        "superpoint_view": (kinds // 4).astype(np.uint8),
-        "superpoint_prompt": prompt,
-        "vector": text_vectors()[prompt].astype(np.float16),
-        "height_px": np.full(2, 90, np.int32),
-        "width_px": np.full(2, 160, np.int32),
-    }
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+    return Pairs(
+        frame_id=name,
+        point=point,
+        superpoint=superpoint.astype(np.int32),
+        row_px=rng.integers(0, 90, len(point)).astype(np.uint16),
+        col_px=rng.integers(0, 160, len(point)).astype(np.uint16),
+        superpoint_view=(kinds // 4).astype(np.uint8),
+        superpoint_prompt=prompt,
+        vector=text_vectors()[prompt].astype(np.float16),
+        height_px=np.full(2, 90, np.int32),
+        width_px=np.full(2, 160, np.int32),
+    )
 
 
-def failing(row_of: Callable[[str], dict[str, Any]], names: Sequence[str]) -> Callable[[str], dict[str, Any]]:
+def failing(row_of: RowOf, names: Sequence[str]) -> RowOf:
     """Return `row_of` with failed rows for some frames."""
-    return lambda name: failed_row(name, "the sweep is truncated") if name in names else row_of(name)
+    return lambda name: Failed(name, "the sweep is truncated") if name in names else row_of(name)
 
 
 @dataclass
@@ -155,11 +159,11 @@ class Fleet:
         assert self.current is not None
         return self.current
 
-    def put(self, stage: str, row_of: Callable[[str], dict[str, Any]]) -> None:
+    def put(self, stage: str, row_of: RowOf) -> None:
         """Write a table, one row per frame, and put it into the ref: the recipe's identity, keys of its rows.."""
         rows = {scene: [row_of(name) for name in names] for scene, names in self.frames.items()}
         made, key = fingerprint(self.recipe(), stage), hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
-        shards = [self.store.write(stage, made, scene, key, to_table(rows[scene], TABLES[stage])) for scene in rows]
+        shards = [self.store.write(stage, made, scene, key, to_arrow(rows[scene], TABLES[stage])) for scene in rows]
         self.set_table(TableRef(stage, made, tuple(shards)))
 
     def set_table(self, table: TableRef) -> None:
@@ -227,10 +231,10 @@ def fleet(tmp_path: Path) -> Fleet:
     fleet.put("pairs", pairs_row)
     fleet.put("label", label_row)
     text = [
-        {"prompt_id": i, "prompt": prompt, "vector": vector}
+        Text(prompt_id=i, prompt=prompt, vector=vector)
         for i, (prompt, vector) in enumerate(zip(PROMPTS, text_vectors(), strict=True))
     ]
     made = fingerprint(fleet.recipe(), "text")
-    shard = fleet.store.write("text", made, "all", "abc123", to_table(text, TEXT))
+    shard = fleet.store.write("text", made, "all", "abc123", to_arrow(text, Text))
     fleet.set_table(TableRef("text", made, (shard,)))
     return fleet

@@ -10,30 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from manifests.sample import SuperpointPairs
 from manifests.sections.network import AugmentConfig, VoxelConfig
+from manifests.tables.superpoints import Pairs
 from trainer.data.augment import Box, augment, flipped, in_box, outside_cuboid, resize_pixels, rotated, view_of
 from trainer.data.voxels import voxelise
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 
 
-def _pairs(point: ArrayLike, view: ArrayLike, row: ArrayLike, col: ArrayLike, n_views: int = 2) -> SuperpointPairs:
+def _pairs(point: ArrayLike, view: ArrayLike, row: ArrayLike, col: ArrayLike, n_views: int = 2) -> Pairs:
     """Pairs on images of 90 x 160 pixels; superpoint i lies in view i."""
-    return SuperpointPairs(
+    return Pairs(
+        frame_id="f",
         point=np.array(point, np.int32),
         superpoint=np.array(view, np.int32),
         row_px=np.array(row, np.uint16),
         col_px=np.array(col, np.uint16),
-        view=np.arange(n_views, dtype=np.uint8),
-        prompt_id=np.zeros(n_views, np.int32),
+        superpoint_view=np.arange(n_views, dtype=np.uint8),
+        superpoint_prompt=np.zeros(n_views, np.int32),
         vector=np.zeros((n_views, 4), np.float16),
         height_px=np.full(n_views, 90, np.int32),
         width_px=np.full(n_views, 160, np.int32),
     )
 
 
-def _random_frame(seed: int, n_points: int = 200, n_pairs: int = 150) -> tuple[np.ndarray, SuperpointPairs]:
+def _random_frame(seed: int, n_points: int = 200, n_pairs: int = 150) -> tuple[np.ndarray, Pairs]:
     rng = np.random.default_rng(seed)
     xyz = rng.normal(size=(n_points, 3)).astype(np.float32)
     point = np.sort(rng.integers(n_points, size=n_pairs))
@@ -92,14 +93,14 @@ def test_cuboids_take_points_and_their_pairs_and_renumber_the_rest() -> None:
 
 def test_a_cuboid_is_undone_where_a_camera_would_keep_too_few_pairs() -> None:
     xyz, pairs = _random_frame(0)
-    few = int(np.bincount(pairs.view[pairs.superpoint]).min())
+    few = int(np.bincount(pairs.superpoint_view[pairs.superpoint]).min())
     result = augment(xyz, pairs, _with_cuboids(few), np.random.default_rng(4))
     assert len(result.xyz_m) == len(xyz) and result.pairs is pairs
 
 
 def test_a_camera_without_pairs_forbids_no_cuboid() -> None:
     xyz, pairs = _random_frame(0)
-    assert np.bincount(pairs.view[pairs.superpoint], minlength=3)[2] == 0
+    assert np.bincount(pairs.superpoint_view[pairs.superpoint], minlength=3)[2] == 0
     assert len(augment(xyz, pairs, _with_cuboids(1), np.random.default_rng(4)).xyz_m) < len(xyz)
 
 
@@ -116,7 +117,7 @@ def test_a_crop_only_removes_pairs_and_keeps_enough_of_each_camera(seed: int) ->
     remaining = iter(before)
     assert all(pair in remaining for pair in after)  # a subsequence
     for view in range(2):
-        n_before, n_after = (np.count_nonzero(p.view[p.superpoint] == view) for p in (pairs, cropped))
+        n_before, n_after = (np.count_nonzero(p.superpoint_view[p.superpoint] == view) for p in (pairs, cropped))
         assert n_after > 20 or n_after > 0.75 * n_before
 
 
@@ -217,7 +218,7 @@ def _pose(record: dict[str, list[float]]) -> np.ndarray:
     return pose
 
 
-def _projected(golden: Path, lidar_token: str, xyz_m: np.ndarray) -> SuperpointPairs:
+def _projected(golden: Path, lidar_token: str, xyz_m: np.ndarray) -> Pairs:
     """The frame's pairs, in the golden files' order; only the view of a superpoint matters here."""
 
     def table(name: str) -> dict[str, dict]:

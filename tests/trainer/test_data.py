@@ -3,7 +3,7 @@
 import ast
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from manifests.config import ConfigError
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
+from manifests.tables.base import Rows
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Points
+from tests.filled import record
 from trainer.data import tables as data_tables
 from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
 from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, load_batches
@@ -98,7 +102,7 @@ def test_tables_that_are_not_aligned_are_refused(fleet: Any) -> None:
     with pytest.raises(StoreError, match=r"points: a0, target: a1.*make pack"):
         select_frames(tables, "train", "nuscenes", ())
     with pytest.raises(StoreError, match="holds frame a1"):
-        tables.row(FrameRow("scene-0061", 0, "a0"))
+        tables.rows(FrameRow("scene-0061", 0, "a0"))
 
 
 def test_used_tables_hold_only_the_shards_that_were_read(fleet: Any) -> None:
@@ -114,7 +118,7 @@ def test_only_so_many_shards_stay_open(fleet: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(data_tables, "OPEN_SHARDS", 1)
     tables = tables_of(fleet, "points", "target")
     for shard, row, name in [("scene-0061", 2, "a2"), ("scene-0655", 0, "b0"), ("scene-0061", 0, "a0")]:
-        assert [found["frame_id"] for found in tables.row(FrameRow(shard, row, name))] == [name, name]
+        assert [found.frame_id for found in tables.rows(FrameRow(shard, row, name))] == [name, name]
         assert len(tables._readers) <= 2
 
 
@@ -136,16 +140,16 @@ def test_prompt_vectors_of_another_dictionary_are_refused(fleet: Any) -> None:
 
 def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
     xyz_m = np.array([[0.9, 0, 0], [1.0, 0, 0], [1.1, 0, 0], [5, 0, 0]], np.float32)
-    points = {"frame_id": "x", "xyz_m": xyz_m, "intensity": np.array([7, 8, 9, 10], np.float32)}
-    target = {"label": np.array([0, 2, 2, 1], np.uint8), "confidence": None, "seen": None}
-    sample = target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0))
+    points = record(Points, xyz_m=xyz_m, intensity=np.array([7, 8, 9, 10], np.float32))
+    target = record(Target, label=np.array([0, 2, 2, 1], np.uint8))
+    sample = target_sample(VOXELS, None, CLASSES, Rows(points, target), np.random.default_rng(0))
     assert sample.coords.tolist() == [[0, 2, 0, 0], [0, 12, 0, 0]]
     assert sample.features.tolist() == [[7], [10]]
     assert sample.labels.tolist() == [2, 1]
     assert type(sample) is TargetBatch, "nobody asked how sure they are"
 
-    target["confidence"] = np.array([0, 100, 201, 255], np.uint8)
-    sure = target_sample(VOXELS, None, CLASSES, [points, target], np.random.default_rng(0), confident=True)
+    rows = Rows(points, replace(target, confidence=np.array([0, 100, 201, 255], np.uint8)))
+    sure = target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0), confident=True)
     assert isinstance(sure, ConfidentBatch)
     assert sure.labels.tolist() == [2, 1]
     assert sure.confidence.tolist() == [150, 255]
@@ -154,17 +158,17 @@ def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
 
 def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:
     points, pairs = fleet.points_row("a0"), fleet.pairs_row("a0")
-    sample = pair_sample(VOXELS, None, [points, pairs], np.random.default_rng(0))
-    x, y, z = points["xyz_m"][pairs["point"]].T
+    sample = pair_sample(VOXELS, None, Rows(points, pairs), np.random.default_rng(0))
+    x, y, z = points.xyz_m[pairs.point].T
     cells = np.stack([np.hypot(x, y) / 0.4, np.degrees(np.arctan2(y, x)) / 4, z / 0.4], axis=1)
     agree = (sample.cells[sample.pair_voxel].numpy() == np.floor(cells)).all(axis=1)
     assert agree.mean() > 0.999  # float32 against float64 at the edge of a cell
-    np.testing.assert_array_equal(sample.pair_superpoint.numpy(), pairs["superpoint"])
-    np.testing.assert_array_equal(sample.superpoint_vector.numpy(), pairs["vector"])
+    np.testing.assert_array_equal(sample.pair_superpoint.numpy(), pairs.superpoint)
+    np.testing.assert_array_equal(sample.superpoint_vector.numpy(), pairs.vector)
 
 
 def test_augmented_pairs_are_some_of_the_pairs_of_the_kept_points(fleet: Any) -> None:
-    rows = [fleet.points_row("a1"), fleet.pairs_row("a1")]
+    rows = Rows(fleet.points_row("a1"), fleet.pairs_row("a1"))
     whole = pair_sample(VOXELS, None, rows, np.random.default_rng(0))
     seen = pair_sample(VOXELS, AUGMENT, rows, np.random.default_rng(0))
     assert 0 < len(seen.pair_voxel) < len(whole.pair_voxel)
@@ -176,16 +180,17 @@ def test_hundreds_of_masks_in_one_image_and_none_in_another_keep_their_vectors(f
     points, n_masks = fleet.points_row("a0"), 400
     point = np.arange(0, 1000, 2, dtype=np.int32)
     vector = np.random.default_rng(0).normal(size=(n_masks, 8)).astype(np.float16)
-    pairs = fleet.pairs_row("a0") | {
-        "point": point,
-        "superpoint": (np.arange(500) % n_masks).astype(np.int32),
-        "row_px": np.full(500, 40, np.uint16),
-        "col_px": np.full(500, 80, np.uint16),
-        "superpoint_view": np.zeros(n_masks, np.uint8),  # the second camera sees nothing
-        "superpoint_prompt": (np.arange(n_masks) % 6).astype(np.int32),
-        "vector": vector,
-    }
-    sample = pair_sample(VOXELS, AUGMENT, [points, pairs], np.random.default_rng(0))
+    pairs = replace(
+        fleet.pairs_row("a0"),
+        point=point,
+        superpoint=(np.arange(500) % n_masks).astype(np.int32),
+        row_px=np.full(500, 40, np.uint16),
+        col_px=np.full(500, 80, np.uint16),
+        superpoint_view=np.zeros(n_masks, np.uint8),  # the second camera sees nothing
+        superpoint_prompt=(np.arange(n_masks) % 6).astype(np.int32),
+        vector=vector,
+    )
+    sample = pair_sample(VOXELS, AUGMENT, Rows(points, pairs), np.random.default_rng(0))
     batch = join([sample, sample])
     assert len(batch.superpoint_vector) == 2 * n_masks
     assert torch.equal(batch.superpoint_vector[n_masks + 399], torch.from_numpy(vector[399]))
@@ -300,7 +305,7 @@ def test_what_is_silent_teaches_nothing(fleet: Any) -> None:
     (batch, *_) = loaded(fleet, 0, (0,))
     assert len(batch.taught) > 0
     assert len(batch.silent().taught) == 0
-    rows = [fleet.points_row("a0"), fleet.target_row("a0")]
+    rows = Rows(fleet.points_row("a0"), fleet.target_row("a0"))
     target = target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0))
     assert len(target.taught) == np.count_nonzero(target.labels)
     assert len(target.silent().taught) == 0
@@ -349,22 +354,18 @@ def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
     assert isinstance(batch, StoreError)
     assert "frame a0: table `target`, column `label`: label 3 in row 0 is none of the 2 classes" in str(batch)
 
-    fleet.put("points", lambda name: fleet.points_row(name) | empty_sweep())
+    fleet.put("points", lambda name: record(Points, frame_id=name))
     pairs = partial(pair_sample, VOXELS, AUGMENT)
     batch = BatchDataset(tables_of(fleet, "points", "pairs"), frames, pairs, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
     assert "frame a0: table `pairs`, column `point` holds" in str(batch), "of a sweep without points"
 
 
-def empty_sweep() -> dict[str, Any]:
-    return {"n_points": 0, "xyz_m": np.zeros((0, 3), np.float32), "intensity": np.zeros(0, np.float32)}
-
-
 def test_a_forked_process_opens_its_own_files(fleet: Any) -> None:
     tables = tables_of(fleet, "points")
     frame = FrameRow("scene-0061", 0, "a0")
-    tables.row(frame)
+    tables.rows(frame)
     opened = dict(tables._readers)
     tables._process = os.getpid() + 1  # as a child would find it
-    tables.row(frame)
+    tables.rows(frame)
     assert all(tables._readers[key] is not reader for key, reader in opened.items())

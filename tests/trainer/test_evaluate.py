@@ -16,14 +16,18 @@ from manifests.labels import predict_identity, predict_key
 from manifests.provenance import git_commit
 from manifests.records.codec import as_document
 from manifests.records.evaluation import MergedFrom
-from manifests.rows import to_table
-from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.sealed import read_sealed
+from manifests.tables.answers import Predict
+from manifests.tables.arrow import to_arrow
+from manifests.tables.labels import Label, Target
+from manifests.tables.sensors import Index, Points
+from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
+from tests.filled import record
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.inference.predict import predict
@@ -38,16 +42,12 @@ SEEN = np.array([1, 1, 0, 1, 0, 1, 1, 0], np.bool_)
 # car 4, 4, 2 -> 1/3;  road 6, 8, 4 -> 2/5;  wall 4, 2, 2 -> 1/2
 
 
-def row(name: str, **fields: Any) -> dict[str, Any]:
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
+def label_row(name: str) -> Label:
+    return Label(frame_id=name, label=LABEL, raw=LABEL.astype(np.uint16))
 
 
-def label_row(name: str) -> dict[str, Any]:
-    return row(name, label=LABEL, raw=LABEL.astype(np.uint16))
-
-
-def target_row(name: str) -> dict[str, Any]:
-    return row(name, label=PSEUDO, confidence=PSEUDO, seen=SEEN)
+def target_row(name: str) -> Target:
+    return Target(frame_id=name, label=PSEUDO, confidence=PSEUDO, seen=SEEN)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def scored(fleet: Any) -> Any:
     """Two frames of eight points with labels, pseudo-labels and predictions."""
     fleet.frames = {"scene-0103": ("v0", "v1")}
     xyz_m = np.ones((8, 3), np.float32)
-    fleet.put("points", lambda name: row(name, n_points=8, xyz_m=xyz_m, intensity=xyz_m[:, 0]))
+    fleet.put("points", lambda name: Points(frame_id=name, n_points=8, xyz_m=xyz_m, intensity=xyz_m[:, 0]))
     fleet.put("label", label_row)
     fleet.put("target", target_row)
     put_predictions(fleet, {"v0": ANSWER, "v1": ANSWER})
@@ -63,14 +63,10 @@ def scored(fleet: Any) -> Any:
 
 
 def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
-    alone = {name: np.zeros((len(answer), 2), np.uint8) for name, answer in answers.items()}
-    rows = [
-        row(name, label=answer, confidence=answer, runner_up=alone[name], runner_up_confidence=alone[name])
-        for name, answer in answers.items()
-    ]
+    rows = [record(Predict, frame_id=name, label=answer, confidence=answer) for name, answer in answers.items()]
     points = fleet.ref().tables["points"]
     key = predict_key("a1b2", points.shards[0])
-    shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_table(rows, PREDICT))
+    shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_arrow(rows, Predict))
     identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
     made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
     fleet.store.write_manifest(Manifest("predict", "a1b2", identity, (shard,), made))
@@ -127,7 +123,7 @@ def test_scores_name_the_shards_and_the_scenes_that_they_are_of(scored: Any, con
     chosen.write_text("# the same\nscene-0103\n")
     assert evaluate(recipe, console, "pseudo").document.split_content == said[0] == said[1]
 
-    scored.put("target", lambda name: row(name, **{**scored.target_row(name), "label": scored.sweep(name).label * 0}))
+    scored.put("target", lambda name: replace(scored.target_row(name), label=scored.sweep(name).label * 0))
     assert made_anew(document.contents, scored.ref().tables) == ["target: shard scene-0103"]
 
 
@@ -146,7 +142,7 @@ def patchy(fleet: Any) -> Any:
         fleet.put(stage, row_of)
     pose = np.eye(4)
     pose[2, 3] = 1.8
-    fleet.put("index", lambda name: bare_row("index", name, ego_from_lidar=pose, world_from_lidar=np.eye(4)))
+    fleet.put("index", lambda name: record(Index, frame_id=name, ego_from_lidar=pose, world_from_lidar=np.eye(4)))
     put_predictions(fleet, {name: spoilt(fleet.sweep(name).label, n) for n, name in enumerate(("v0", "v1"))})
     return fleet
 
@@ -216,9 +212,9 @@ def test_refinement_does_not_see_true_labels(patchy: Any, console: Console) -> N
     assert answers[0] == answers[1]
 
 
-def label_row_of(fleet: Any, name: str, shift: int) -> dict[str, Any]:
-    label = (fleet.label_row(name)["label"] - 1 + shift) % 3 + 1
-    return row(name, label=label.astype(np.uint8), raw=label.astype(np.uint16))
+def label_row_of(fleet: Any, name: str, shift: int) -> Label:
+    label = (fleet.label_row(name).label - 1 + shift) % 3 + 1
+    return Label(frame_id=name, label=label.astype(np.uint8), raw=label.astype(np.uint16))
 
 
 def test_pseudo_labels_that_are_corrected_already_are_refined_from_the_start(patchy: Any, console: Console) -> None:
@@ -227,22 +223,16 @@ def test_pseudo_labels_that_are_corrected_already_are_refined_from_the_start(pat
     with pytest.raises(StoreError, match=r"make group RECIPE=\S*street"):
         evaluate(patchy.packed(*corrected), console, "pseudo")
     nothing = np.zeros(1000, np.uint8)
-    patchy.put("group", lambda name: bare_row("group", name, label=nothing, confidence=nothing))
+    patchy.put("group", lambda name: record(Group, frame_id=name, label=nothing))
     result = evaluate(patchy.packed(*corrected), console, "pseudo")
     assert result.before is not None and result.before["seen"].mean_iou == 0
     assert evaluate(patchy.packed(corrected[0]), console, "pseudo").scores["seen"].mean_iou == 1
 
 
-def bare_row(stage: str, name: str, **fields: Any) -> dict[str, Any]:
-    """A row of which only some columns are filled."""
-    nothing: dict[str, Any] = {column.name: None for column in TABLES[stage]}
-    return nothing | row(name, **fields)
-
-
 def test_points_that_are_not_finite_are_named(patchy: Any, console: Console) -> None:
-    def broken(name: str) -> dict[str, Any]:
-        points = patchy.points_row(name)
-        points["xyz_m"][5] = np.nan
+    def broken(name: str) -> Points:
+        points: Points = patchy.points_row(name)
+        points.xyz_m[5] = np.nan
         return points
 
     patchy.put("points", broken)
@@ -253,8 +243,8 @@ def test_points_that_are_not_finite_are_named(patchy: Any, console: Console) -> 
 
 def test_a_class_that_does_not_occur_counts_as_the_recipe_says(scored: Any, console: Console) -> None:
     no_walls = np.where(LABEL == 3, 2, LABEL).astype(np.uint8)
-    scored.put("label", lambda name: label_row(name) | {"label": no_walls})
-    scored.put("target", lambda name: target_row(name) | {"label": np.minimum(PSEUDO, 2)})
+    scored.put("label", lambda name: replace(label_row(name), label=no_walls))
+    scored.put("target", lambda name: replace(target_row(name), label=np.minimum(PSEUDO, 2)))
     document = evaluate(scored.recipe(), console, "pseudo").document
     assert document.scores["all"].iou[2] is None
     scores = evaluate(scored.recipe("evaluate.absent=one"), console, "pseudo").scores
@@ -287,13 +277,13 @@ def test_logs_without_labels_are_a_sentence(scored: Any, console: Console) -> No
 
 
 def test_labels_and_predictions_of_different_sweeps_are_refused(scored: Any, console: Console) -> None:
-    scored.put("label", lambda name: row(name, label=LABEL[:5], raw=LABEL[:5].astype(np.uint16)))
+    scored.put("label", lambda name: record(Label, frame_id=name, label=LABEL[:5]))
     with pytest.raises(StoreError, match=r"frame v0 has unequal numbers of points.*5.*8"):
         evaluate(scored.recipe(), console)
 
 
 def test_labels_of_another_dictionary_are_refused(scored: Any, console: Console) -> None:
-    scored.put("label", lambda name: label_row(name) | {"label": LABEL + np.uint8(9)})
+    scored.put("label", lambda name: replace(label_row(name), label=LABEL + np.uint8(9)))
     with pytest.raises(StoreError, match=r"frame v0: labels run from 9 to 12; expected 0..3; .*make pack label"):
         evaluate(scored.recipe(), console)
 
@@ -316,9 +306,9 @@ def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, con
         evaluate(recipe, console)
     evaluate(fleet.recipe(f"predict.checkpoint={first}"), console)
 
-    def moved(name: str) -> dict[str, Any]:
+    def moved(name: str) -> Points:
         points = fleet.points_row(name)
-        return points | {"intensity": points["intensity"] + 1}
+        return replace(points, intensity=points.intensity + 1)
 
     predict(recipe, console)
     points = fleet.ref().tables["points"]

@@ -16,6 +16,7 @@ from manifests.records.log import run_log
 from manifests.sections.network import NetworkConfig
 from manifests.sections.training import DistillConfig
 from manifests.storage import sealed
+from manifests.tables.answers import Predict
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
 from trainer import machine
 from trainer.inference.predict import predict
@@ -180,8 +181,8 @@ def test_predictions_are_those_of_the_cpu(fleet: Any, console: Console, engine: 
     for device, kind in (("cpu", "torch"), (GPU, engine.name)):
         predict(fleet.recipe(f"run.device={device}", f"network.engine={kind}"), console)
         table = fleet.store.expect_ref(pin(fleet.recipe(), "predict")).tables["predict"]
-        rows = [row for shard in table.shards for row in fleet.store.rows("predict", table.fingerprint, shard)]
-        labels.append(np.concatenate([row["label"] for row in rows]))
+        rows = fleet.store.every(Predict, table.fingerprint, table.shards)
+        labels.append(np.concatenate([row.label for row in rows]))
     assert len(labels[0]) > 1000 and (labels[0] == labels[1]).mean() > 0.999
 
 

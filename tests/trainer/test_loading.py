@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from manifests.tables.sensors import Points
 from trainer.data import loading
 from trainer.data.batches import Batch, PairBatch
 from trainer.data.loading import BatchDataset, StoppedWaiting, load_batches
@@ -68,7 +69,7 @@ def test_a_worker_that_stands_still_is_told_with_its_frame_and_can_be_left(
     recipe = fleet.recipe()
 
     def stuck(rows: Any, rng: Any) -> Any:
-        if rows[0]["frame_id"] == "b0" and get_worker_info():
+        if rows[Points].frame_id == "b0" and get_worker_info():
             time.sleep(1000)
         return pair_sample(recipe.voxels, recipe.augment, rows, rng)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from manifests.storage.errors import StoreError
+from manifests.tables.labels import Target
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.inference.predict import predict
@@ -19,12 +21,12 @@ from trainer.loop.train import train
 PAIR_COLUMNS = ("point", "superpoint", "row_px", "col_px", "superpoint_view", "superpoint_prompt", "vector")
 
 
-def without(row: dict[str, Any], *columns: str) -> dict[str, Any]:
-    return row | {column: row[column][:0] for column in columns}
+def without(row: Any, *columns: str) -> Any:
+    return replace(row, **{column: getattr(row, column)[:0] for column in columns})
 
 
-def unlabelled(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"label": np.zeros_like(row["label"])}
+def unlabelled(row: Any) -> Any:
+    return replace(row, label=np.zeros_like(row.label))
 
 
 def runs(fleet: Any) -> list[str]:
@@ -52,7 +54,7 @@ def test_classes_without_a_label_are_refused_before_they_are_learnt(fleet: Any, 
 
 
 def test_labels_that_weigh_nothing_are_nothing(fleet: Any, console: Console) -> None:
-    fleet.put("target", lambda name: fleet.target_row(name) | {"confidence": np.zeros(1000, np.uint8)})
+    fleet.put("target", lambda name: replace(fleet.target_row(name), confidence=np.zeros(1000, np.uint8)))
     with pytest.raises(TrainerError, match="has a pseudo-label with a confidence above 0"):
         train(fleet.recipe("distill.weight=confidence"), "distill", console)
     train(fleet.recipe("distill.epochs=1"), "distill", console)
@@ -89,13 +91,13 @@ def test_an_untrained_head_from_before_rows_were_counted_is_refused(fleet: Any, 
         predict(fleet.recipe(), console)
 
 
-def changed(column: str, value: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def changed(column: str, value: int) -> Callable[[Any], Any]:
     """Return a function that puts a number into row 7, or 1 where there are fewer, of a column."""
 
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        numbers = row[column].copy()
+    def change(row: Any) -> Any:
+        numbers = getattr(row, column).copy()
         numbers[min(7, len(numbers) - 1)] = value
-        return row | {column: numbers}
+        return replace(row, **{column: numbers})
 
     return change
 
@@ -120,10 +122,10 @@ def test_a_row_that_is_not_there_is_named(fleet: Any, console: Console, column: 
 
 
 def test_columns_that_do_not_belong_together_are_named(fleet: Any, console: Console) -> None:
-    def short(name: str) -> dict[str, Any]:
-        row = fleet.target_row(name)
-        columns = {column: row[column][:-1] for column in ("label", "confidence", "seen")}
-        return row | columns if name == "a0" else row
+    def short(name: str) -> Target:
+        row: Target = fleet.target_row(name)
+        cut = replace(row, label=row.label[:-1], confidence=row.confidence[:-1], seen=row.seen[:-1])
+        return cut if name == "a0" else row
 
     fleet.put("target", short)
     with pytest.raises(

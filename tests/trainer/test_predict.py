@@ -1,5 +1,6 @@
 """Predictions: per point, never "none", and computed once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,26 @@ from rich.console import Console
 
 from manifests.asked import pin
 from manifests.config import ConfigError
-from manifests.sample import sweep_of
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
+from manifests.tables.answers import Predict
+from manifests.tables.base import Failed, Rows
+from manifests.tables.sensors import Points
+from tests.filled import record
 from trainer.checkpoints import checkpoint
 from trainer.data.augment import view_of
 from trainer.data.samples import point_sample
 from trainer.errors import TrainerError
-from trainer.inference.predict import averaged, classes_of, likeliest, predict
+from trainer.inference.predict import averaged, classes_of, likeliest, predict, predicted
 from trainer.loop.train import train
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 from trainer.scoring.evaluate import evaluate
 
 
-def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:
-    rows = (row for shard in table.shards for row in fleet.store.rows(table.stage, table.fingerprint, shard))
-    return {row["frame_id"]: row for row in rows}
+def rows_of(fleet: Any, table: TableRef) -> dict[str, Any]:
+    rows = (row for shard in table.shards for row in fleet.store.records(Predict, table.fingerprint, shard))
+    return {row.frame_id: row for row in rows}
 
 
 def test_class_none_is_never_predicted() -> None:
@@ -36,16 +40,20 @@ def test_class_none_is_never_predicted() -> None:
     assert confidence.tolist() == [[round(255 / (1 + np.exp(-1)))]] * 2, "among the classes alone, both are e : 1"
 
 
+def row_of(logits: torch.Tensor) -> Predict:
+    return predicted("f", *(values.numpy() for values in classes_of(logits)))
+
+
 def test_the_two_next_likeliest_classes_are_kept_too() -> None:
     halves = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = torch.stack([halves.log(), halves.flip(0).log(), torch.tensor([0.0, 0.0, -20.0, -20.0])])
-    found = classes_of(torch.nn.functional.pad(logits, (1, 0), value=9.0))
-    assert found["label"].tolist() == [1, 4, 1], "of two equally likely ones the first comes first"
-    assert found["runner_up"].tolist() == [[2, 3], [3, 2], [2, 0]], "what has no probability has no name"
-    assert found["confidence"].tolist() == [128, 128, 128]
-    assert found["runner_up_confidence"].tolist() == [[76, 38], [76, 38], [128, 0]]
-    two_classes = classes_of(torch.tensor([[0.0, 1.0, 1.0]]))
-    assert (two_classes["label"].tolist(), two_classes["runner_up"].tolist()) == ([1], [[2, 0]])
+    found = row_of(torch.nn.functional.pad(logits, (1, 0), value=9.0))
+    assert found.label.tolist() == [1, 4, 1], "of two equally likely ones the first comes first"
+    assert found.runner_up.tolist() == [[2, 3], [3, 2], [2, 0]], "what has no probability has no name"
+    assert found.confidence.tolist() == [128, 128, 128]
+    assert found.runner_up_confidence.tolist() == [[76, 38], [76, 38], [128, 0]]
+    two_classes = row_of(torch.tensor([[0.0, 1.0, 1.0]]))
+    assert (two_classes.label.tolist(), two_classes.runner_up.tolist()) == ([1], [[2, 0]])
 
 
 def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -> None:
@@ -55,13 +63,13 @@ def test_every_point_gets_the_class_of_its_voxel(fleet: Any, console: Console) -
 
     network = build_network(recipe.network, 1, 4, Minkowski()).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = point_sample(recipe.voxels, 1, Rows(fleet.points_row("v1")), np.random.default_rng(0))
     with torch.no_grad():
         label = likeliest(network(sample.coords, sample.features), 1)[0][:, 0]
-    agree = row["label"] == label[sample.point_voxel].numpy()
+    agree = row.label == label[sample.point_voxel].numpy()
     assert agree.mean() > 0.999  # the frame was predicted in a batch of two
-    assert set(np.unique(row["label"])) <= {1, 2, 3}
-    assert row["confidence"].min() >= 255 // 3
+    assert set(np.unique(row.label)) <= {1, 2, 3}
+    assert row.confidence.min() >= 255 // 3
 
 
 def test_views_are_averaged_as_probabilities_of_the_classes() -> None:
@@ -82,16 +90,16 @@ def test_predictions_may_be_averaged_over_turned_and_mirrored_views(fleet: Any, 
 
     network = build_network(recipe.network, 1, 4, Minkowski()).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sweep = sweep_of(fleet.points_row("v1"))
+    sweep = fleet.points_row("v1")
     logits = []
     for xyz_m in (sweep.xyz_m, view_of(sweep.xyz_m, 1), view_of(sweep.xyz_m, 2)):
-        turned = fleet.points_row("v1") | {"xyz_m": xyz_m}
-        sample = point_sample(recipe.voxels, 1, [turned], np.random.default_rng(0))
+        turned = Rows(replace(sweep, xyz_m=xyz_m))
+        sample = point_sample(recipe.voxels, 1, turned, np.random.default_rng(0))
         with torch.no_grad():
             logits.append(network(sample.coords, sample.features)[sample.point_voxel])
     label, confidence = (column[:, 0] for column in likeliest(averaged(logits), 1))
-    assert (rows["v1"]["label"] == label.numpy()).mean() > 0.999  # the frame was predicted in a batch of two
-    assert np.abs(rows["v1"]["confidence"].astype(int) - confidence.numpy().astype(int)).max() <= 2
+    assert (rows["v1"].label == label.numpy()).mean() > 0.999  # the frame was predicted in a batch of two
+    assert np.abs(rows["v1"].confidence.astype(int) - confidence.numpy().astype(int)).max() <= 2
 
     plain = predict(fleet.recipe(), console)
     assert plain.fingerprint != table.fingerprint, "how many views there are is part of what a prediction is"
@@ -107,18 +115,16 @@ def test_scenes_of_the_split_are_predicted_whole(fleet: Any, console: Console) -
     train(recipe, "distill", console)
     rows = rows_of(fleet, predict(recipe, console))
     assert list(rows) == ["v0", "v1"]
-    assert (rows["v0"]["status"], rows["v0"]["label"]) == ("failed", None)
-    assert rows["v0"]["reason"] == "points: the sweep is truncated"
-    assert len(rows["v1"]["label"]) == 1000, "excluding a frame later must not make the table another"
+    assert rows["v0"] == Failed("v0", "points: the sweep is truncated")
+    assert len(rows["v1"].label) == 1000, "excluding a frame later must not make the table another"
 
 
 def test_a_sweep_without_points_has_a_prediction_without_points(fleet: Any, console: Console) -> None:
-    empty = {"n_points": 0, "xyz_m": np.zeros((0, 3), np.float32), "intensity": np.zeros(0, np.float32)}
-    fleet.put("points", lambda name: fleet.points_row(name) | (empty if name == "v0" else {}))
+    fleet.put("points", lambda name: record(Points, frame_id=name) if name == "v0" else fleet.points_row(name))
     train(fleet.recipe(), "distill", console)
     for override in ("run.batch_size=1", "run.batch_size=2"):
         table = predict(fleet.recipe(override), console)
-        assert {name: len(row["label"]) for name, row in rows_of(fleet, table).items()} == {"v0": 0, "v1": 1000}
+        assert {name: len(row.label) for name, row in rows_of(fleet, table).items()} == {"v0": 0, "v1": 1000}
         for shard in table.shards:
             fleet.store.forget("predict", table.fingerprint, shard)
 
@@ -172,7 +178,7 @@ def test_predicting_needs_a_checkpoint_that_fits(fleet: Any, console: Console) -
 
 def test_a_student_of_tables_that_were_made_anew_since_does_not_predict(fleet: Any, console: Console) -> None:
     train(fleet.recipe(), "distill", console)
-    fleet.put("target", lambda name: fleet.target_row(name) | {"seen": np.ones(1000, np.bool_)})
+    fleet.put("target", lambda name: replace(fleet.target_row(name), seen=np.ones(1000, np.bool_)))
     with pytest.raises(TrainerError, match=r"(?s)table `target`: shard .* was made anew from other files since"):
         predict(fleet.recipe(), console)
     named = f"predict.checkpoint={fleet.folder / 'runs/street/distill'}"

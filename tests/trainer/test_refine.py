@@ -15,12 +15,16 @@ from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.labels import predict_identity, predict_key
 from manifests.records.evaluation import EvaluationRecord
-from manifests.rows import failed_row, to_table
-from manifests.schema import PREDICT, TABLES
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
+from manifests.tables.answers import Predict
+from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Rows
+from manifests.tables.labels import Label, Target, Vote
+from manifests.tables.sensors import Index, Points
 from superpixels.voting import Ballot, VotingConfig, vote
+from tests.filled import record
 from trainer.data.tables import FrameRow, Tables, select_frames
 from trainer.inference.refine import Answered, windows
 from trainer.scoring.evaluate import evaluate, evaluate_each
@@ -32,20 +36,25 @@ AHEAD_M = {"v0": 0.0, "v1": STEP_M, "v2": 2 * STEP_M, "w0": 0.0}
 PLACES_M = np.array([[8.1, y, 0.1] for y in (-2.1, -0.1, 1.9)])  # in the world: three points of a wall
 
 
-def row(name: str, **fields: Any) -> dict[str, Any]:
-    return {"frame_id": name, "status": "ok", "reason": None, **fields}
-
-
 def pose(name: str) -> Any:
     world_from_lidar = np.eye(4)
     world_from_lidar[0, 3] = AHEAD_M[name]
     return world_from_lidar
 
 
-def index_row(name: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {column.name: None for column in TABLES["index"]}
+def index_row(name: str) -> Index:
     time_us = int(AHEAD_M[name] / STEP_M * STEP_US)
-    return nothing | row(name, timestamp_us=time_us, ego_from_lidar=np.eye(4), world_from_lidar=pose(name))
+    return record(Index, frame_id=name, timestamp_us=time_us, ego_from_lidar=np.eye(4), world_from_lidar=pose(name))
+
+
+def points_row(name: str, xyz_m: Any) -> Points:
+    return Points(frame_id=name, n_points=len(xyz_m), xyz_m=xyz_m, intensity=xyz_m[:, 0])
+
+
+def target_row(name: str, label: Any, sure: int = 204) -> Target:
+    """All points are seen, and equally sure."""
+    confidence, seen = np.full(len(label), sure, np.uint8), np.ones(len(label), np.bool_)
+    return Target(frame_id=name, label=np.array(label, np.uint8), confidence=confidence, seen=seen)
 
 
 def seen_from(name: str, places_m: Any) -> Any:
@@ -70,14 +79,15 @@ def fill(
     sure = {name: np.full(len(some), 204, np.uint8) for name, some in label.items()}
     true = {name: np.full(len(some), truth, np.uint8) for name, some in label.items()}
     fleet.put("index", index_row)
-    fleet.put("points", lambda n: row(n, n_points=len(xyz_m[n]), xyz_m=xyz_m[n], intensity=xyz_m[n][:, 0]))
-    fleet.put("target", lambda n: row(n, label=label[n], confidence=sure[n], seen=np.ones(len(label[n]), np.bool_)))
-    fleet.put("label", lambda n: row(n, label=true[n], raw=true[n].astype(np.uint16)))
+    fleet.put("points", lambda n: points_row(n, xyz_m[n]))
+    fleet.put("target", lambda n: target_row(n, label[n]))
+    fleet.put("label", lambda n: Label(frame_id=n, label=true[n], raw=true[n].astype(np.uint16)))
 
-    def predicted(n: str) -> dict[str, Any]:
+    def predicted(n: str) -> Predict:
         runner_up = np.tile(np.array([(second or {}).get(n, 0), 0], np.uint8), (len(label[n]), 1))
         almost = np.where(runner_up > 0, 200, 0).astype(np.uint8)
-        return row(n, label=label[n], confidence=sure[n], runner_up=runner_up, runner_up_confidence=almost)
+        said = {"label": label[n], "confidence": sure[n], "runner_up": runner_up, "runner_up_confidence": almost}
+        return Predict(frame_id=n, **said)
 
     points = fleet.ref().tables["points"]
     shards = tuple(
@@ -86,7 +96,7 @@ def fill(
             "a1b2",
             shard.shard,
             predict_key("a1b2", shard),
-            to_table([predicted(n) for n in SHARDS[shard.shard]], PREDICT),
+            to_arrow([predicted(n) for n in SHARDS[shard.shard]], Predict),
         )
         for shard in points.shards
     )
@@ -187,30 +197,11 @@ def test_frames_that_failed_have_no_vote_nor_have_those_that_are_excluded(fleet:
     settings = (*TWO_OUTVOTE_ONE, "vote.reach=1")
     excluded = evaluate(fleet.packed(*settings, 'data.exclude=["v0", "w0"]'), console).document
     assert excluded.frames == 2 and called_a_car(excluded) == 1
-    points = fleet.store.rows("points", *table_of(fleet, "points"))
-    fleet.put("points", lambda name: failed_row(name, "cut off") if name == "v0" else points_again(points, name))
-    fleet.put("target", lambda name: row(name, label=np.array(MIDDLE_ERRS[name], np.uint8), **of_three()))
+    fleet.put("points", fleet.failing(lambda name: points_row(name, seen_from(name, PLACES_M)), ["v0"]))
+    fleet.put("target", lambda name: target_row(name, MIDDLE_ERRS[name]))
     alone = evaluate(fleet.recipe(*settings), console, "pseudo").document
     # one against one, and that one half a second later
     assert called_a_car(alone) == 1 + 3
-
-
-def table_of(fleet: Any, stage: str) -> tuple[str, Any]:
-    table = fleet.ref().tables[stage]
-    return table.fingerprint, table.shards[0]
-
-
-def points_again(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    xyz_m = seen_from(name, PLACES_M)
-    return {**rows[0], **row(name, n_points=3, xyz_m=xyz_m, intensity=xyz_m[:, 0])}
-
-
-def of_three_sure() -> Any:
-    return np.full(3, 204, np.uint8)
-
-
-def of_three() -> dict[str, Any]:
-    return {"confidence": of_three_sure(), "seen": np.ones(3, np.bool_)}
 
 
 def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: Any) -> None:
@@ -222,12 +213,12 @@ def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: 
 
     def answered(frame: FrameRow) -> Answered:
         read.append(frame.frame_id)
-        return Answered({"index": {"frame_id": frame.frame_id}}, np.zeros(0, np.uint8))
+        return Answered(Rows(index_row(frame.frame_id)), np.zeros(0, np.uint8))
 
     def names(reach: int) -> list[tuple[str, list[str]]]:
         read.clear()
         found = windows(tables, frames, reach, ["points"], answered)
-        return [(one.frame_id, [other.rows["index"]["frame_id"] for other in around]) for one, _, around in found]
+        return [(one.frame_id, [other.rows[Index].frame_id for other in around]) for one, _, around in found]
 
     assert names(1) == [("v0", ["v1"]), ("v2", ["v1"]), ("w0", [])]
     assert names(5) == [("v0", ["v1", "v2"]), ("v2", ["v0", "v1"]), ("w0", [])]
@@ -237,8 +228,8 @@ def test_a_window_goes_through_ends_of_shards_and_reads_every_frame_once(fleet: 
 
 def test_pseudo_labels_are_not_put_to_the_vote_twice(fleet: Any, console: Console) -> None:
     fill(fleet, MIDDLE_ERRS)
-    yes = np.ones(3, np.bool_)
-    fleet.put("vote", lambda name: row(name, label=np.array(RIGHT, np.uint8), confidence=of_three_sure(), changed=yes))
+    label, sure, changed = np.array(RIGHT, np.uint8), np.full(3, 204, np.uint8), np.ones(3, np.bool_)
+    fleet.put("vote", lambda name: Vote(frame_id=name, label=label, confidence=sure, changed=changed))
     voted = fleet.packed("target.labels=vote")
     with pytest.raises(StoreError, match=r"have been put to the vote by stage `vote` already; .*make target"):
         evaluate_each(voted, console, "pseudo", ["vote"])

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardWriter
+from manifests.tables.answers import Refine
 from tests.trainer.test_refine import (
     CAR,
     MIDDLE_ERRS,
@@ -27,8 +29,8 @@ from tests.trainer.test_refine import (
     WALL,
     fill,
     index_row,
-    of_three,
-    row,
+    points_row,
+    target_row,
 )
 from trainer.inference import refine as arrays
 from trainer.inference.predict import predict
@@ -40,10 +42,10 @@ from trainer.scoring.evaluate import evaluate
 ALL = ("predict.split=all", "refine.split=all")
 
 
-def rows_of(fleet: Any, table: TableRef) -> dict[str, dict[str, Any]]:
+def rows_of(fleet: Any, table: TableRef) -> dict[str, Any]:
     """The rows of a table by frame."""
-    rows = (row for shard in table.shards for row in fleet.store.rows(table.stage, table.fingerprint, shard))
-    return {row["frame_id"]: row for row in rows}
+    rows = (row for shard in table.shards for row in fleet.store.records(Refine, table.fingerprint, shard))
+    return {row.frame_id: row for row in rows}
 
 
 def names_of(table: TableRef) -> dict[str, str]:
@@ -57,16 +59,16 @@ def names_of(table: TableRef) -> dict[str, str]:
 def test_a_label_says_where_it_comes_from_and_what_comes_next(fleet: Any, console: Console) -> None:
     fill(fleet, MIDDLE_ERRS, second={"w0": ROAD})
     rows = rows_of(fleet, refine(fleet.recipe("refine.by=vote", "vote.own=0"), console))
-    assert rows["v1"]["label"].tolist() == RIGHT
-    assert [ORIGINS[one] for one in rows["v1"]["origin"]] == ["student", "neighbour", "student"]
-    assert rows["v1"]["runner_up"].tolist() == [0, CAR, 0], "what it was called itself has fewer votes"
-    assert rows["v1"]["confidence"][1] > rows["v1"]["runner_up_confidence"][1] > 0
-    assert rows["w0"]["runner_up"].tolist() == [ROAD] * 3 and rows["w0"]["label"].tolist() == [CAR] * 3
+    assert rows["v1"].label.tolist() == RIGHT
+    assert [ORIGINS[one] for one in rows["v1"].origin] == ["student", "neighbour", "student"]
+    assert rows["v1"].runner_up.tolist() == [0, CAR, 0], "what it was called itself has fewer votes"
+    assert rows["v1"].confidence[1] > rows["v1"].runner_up_confidence[1] > 0
+    assert rows["w0"].runner_up.tolist() == [ROAD] * 3 and rows["w0"].label.tolist() == [CAR] * 3
     flat = rows_of(fleet, refine(fleet.recipe("refine.by=afi"), console))["w0"]
-    untouched = flat["origin"] == ORIGINS.index("student")
-    assert untouched.any() and (flat["confidence"][untouched] == 204).all()
-    assert (flat["runner_up"][untouched] == ROAD).all() and (flat["runner_up_confidence"][untouched] == 200).all()
-    assert flat["note"] == "ego ring skipped: the height of the sensor was not given"
+    untouched = flat.origin == ORIGINS.index("student")
+    assert untouched.any() and (flat.confidence[untouched] == 204).all()
+    assert (flat.runner_up[untouched] == ROAD).all() and (flat.runner_up_confidence[untouched] == 200).all()
+    assert flat.note == "ego ring skipped: the height of the sensor was not given"
 
 
 def test_flat_interaction_keeps_what_a_point_was_called_as_its_second_choice(fleet: Any, console: Console) -> None:
@@ -76,40 +78,37 @@ def test_flat_interaction_keeps_what_a_point_was_called_as_its_second_choice(fle
     label[wrong] = CAR
     put_sweeps(fleet, {"v0": scan.xyz_m}, {"v0": label})
     found = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo", "refine.by=afi"), console))["v0"]
-    mended = np.flatnonzero(found["label"] != label)
-    assert len(mended) and {ORIGINS[one] for one in found["origin"][mended]} == {"flat interaction"}
-    np.testing.assert_array_equal(found["runner_up"][mended], label[mended])
-    assert (found["runner_up_confidence"] <= found["confidence"]).all()
-    assert {ORIGINS[one] for one in np.delete(found["origin"], mended)} == {"camera"}
+    mended = np.flatnonzero(found.label != label)
+    assert len(mended) and {ORIGINS[one] for one in found.origin[mended]} == {"flat interaction"}
+    np.testing.assert_array_equal(found.runner_up[mended], label[mended])
+    assert (found.runner_up_confidence <= found.confidence).all()
+    assert {ORIGINS[one] for one in np.delete(found.origin, mended)} == {"camera"}
 
 
 def test_points_without_a_label_get_one_from_a_neighbour_and_keep_none_otherwise(fleet: Any, console: Console) -> None:
     fill(fleet, {"v0": [WALL, 0, 0], "v1": [0, WALL, 0], "v2": [0, 0, 0], "w0": [0, 0, 0]})
     rows = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo", "refine.by=vote"), console))
-    assert [ORIGINS[one] for one in rows["v0"]["origin"]] == ["camera", "neighbour", "none"]
+    assert [ORIGINS[one] for one in rows["v0"].origin] == ["camera", "neighbour", "none"]
     for name in ("label", "confidence", "runner_up", "runner_up_confidence"):
-        assert not rows["w0"][name].any()
+        assert not getattr(rows["w0"], name).any()
 
 
 def test_things_in_images_come_from_a_camera(fleet: Any, console: Console) -> None:
     fill(fleet, MIDDLE_ERRS)
-    cars = {"label": np.full(3, CAR, np.uint8), **of_three()}
-    fleet.put("target", lambda name: row(name, **cars))
+    fleet.put("target", lambda name: target_row(name, [CAR] * 3))
     table = refine(fleet.recipe("refine.by=afi", "refine.merge=true", "correct.max_support=0"), console)
     found = rows_of(fleet, table)["v0"]
-    taken = found["label"] == CAR
-    assert taken.any() and {ORIGINS[one] for one in found["origin"][taken]} == {"camera"}
-    assert (found["runner_up"][taken] == WALL).all() and (found["confidence"][taken] == 204).all()
+    taken = found.label == CAR
+    assert taken.any() and {ORIGINS[one] for one in found.origin[taken]} == {"camera"}
+    assert (found.runner_up[taken] == WALL).all() and (found.confidence[taken] == 204).all()
 
 
 def put_sweeps(fleet: Any, xyz_m: dict[str, Any], label: dict[str, Any]) -> None:
     """Frames with such points and pseudo-labels, all of them seen and 200 of 255 sure."""
     fleet.frames = {"scene-0103": tuple(xyz_m)}
-    sure = {name: np.full(len(one), 200, np.uint8) for name, one in label.items()}
-    seen = {name: np.ones(len(one), np.bool_) for name, one in label.items()}
-    fleet.put("index", lambda n: index_row("v0") | {"frame_id": n, "timestamp_us": int(n[1:]) * 500_000})
-    fleet.put("points", lambda n: row(n, n_points=len(xyz_m[n]), xyz_m=xyz_m[n], intensity=xyz_m[n][:, 0]))
-    fleet.put("target", lambda n: row(n, label=label[n], confidence=sure[n], seen=seen[n]))
+    fleet.put("index", lambda n: replace(index_row("v0"), frame_id=n, timestamp_us=int(n[1:]) * 500_000))
+    fleet.put("points", lambda n: points_row(n, xyz_m[n]))
+    fleet.put("target", lambda n: target_row(n, label[n], 200))
 
 
 def test_rows_change_only_with_a_version(fleet: Any, console: Console) -> None:
@@ -121,7 +120,7 @@ def test_rows_change_only_with_a_version(fleet: Any, console: Console) -> None:
     rows = rows_of(fleet, refine(fleet.recipe("refine.of=pseudo"), console))
     total = hashlib.sha256()
     for name in ("label", "confidence", "runner_up", "runner_up_confidence", "origin"):
-        total.update(b"".join(rows[frame][name].tobytes() for frame in sorted(rows)))
+        total.update(b"".join(getattr(rows[frame], name).tobytes() for frame in sorted(rows)))
     assert (REFINE_VERSION, total.hexdigest()[:12]) == (1, "ede1c828096c")
 
 
@@ -133,7 +132,7 @@ def test_neither_truth_nor_a_student_is_needed_for_pseudo_labels(fleet: Any, con
     fleet.drop_table("label")
     recipe = fleet.recipe("refine.of=pseudo", "refine.by=vote", "vote.own=0", "evaluate.refine=vote")
     table = refine(recipe, console)
-    assert rows_of(fleet, table)["v1"]["label"].tolist() == RIGHT
+    assert rows_of(fleet, table)["v1"].label.tolist() == RIGHT
     assert [shard.shard for shard in table.shards] == list(SHARDS), "all scenes, not those of a split"
     with pytest.raises(StoreError, match="has no labels to evaluate against"):
         evaluate(recipe, console, "pseudo")
@@ -147,7 +146,7 @@ def test_evaluate_scores_this_very_table(fleet: Any, console: Console, capsys: A
     assert document.tables["refine"] == table.fingerprint
     assert "0 shards computed, 3 were there" in capsys.readouterr().out
     truth = np.full(3, WALL)
-    hits = sum(int((found["label"] == truth).sum()) for found in rows_of(fleet, table).values())
+    hits = sum(int((found.label == truth).sum()) for found in rows_of(fleet, table).values())
     assert document.confusion["all"][WALL][WALL] == hits
 
 
@@ -186,7 +185,7 @@ def test_a_run_that_was_killed_is_gone_on_with(fleet: Any, console: Console, cap
 
         def dying(self: Any, row: Any, counts: Any = None) -> None:
             append(self, row, counts)
-            if row["frame_id"] == "v2":
+            if row.frame_id == "v2":
                 os.kill(os.getppid() if n_workers else os.getpid(), signal.SIGKILL)
 
         ShardWriter.append = dying  # type: ignore[method-assign]
@@ -206,7 +205,7 @@ def test_only_what_is_in_reach_of_a_change_is_made_again(fleet: Any, console: Co
     fill(fleet, MIDDLE_ERRS)
     before = names_of(refine(fleet.recipe(*pseudo), console))
     moved = {**MIDDLE_ERRS, "w0": RIGHT}
-    fleet.put("target", lambda name: row(name, label=np.array(moved[name], np.uint8), **of_three()))
+    fleet.put("target", lambda name: target_row(name, moved[name]))
     capsys.readouterr()
     after = names_of(refine(fleet.recipe(*pseudo), console))
     # the test's store gives all shards of a table another key; what they hold is in their digest, and in ours
@@ -215,7 +214,7 @@ def test_only_what_is_in_reach_of_a_change_is_made_again(fleet: Any, console: Co
     now = names_of(excluded)
     assert now["scene-0003"] == after["scene-0003"], "out of reach"
     assert now["scene-0103+0000"] != after["scene-0103+0000"] and now["scene-0103+0002"] == after["scene-0103+0002"]
-    assert rows_of(fleet, excluded)["v0"]["reason"] == "excluded by data.exclude"
+    assert rows_of(fleet, excluded)["v0"].reason == "excluded by data.exclude"
 
 
 def test_no_more_frames_are_held_than_are_in_reach(
@@ -279,7 +278,7 @@ def test_refined_labels_are_sent_to_a_server_and_it_is_said(
 ) -> None:
     from trainer.inference import submit as sent
 
-    fleet.put("index", lambda name: index_row("v0") | {"frame_id": name, "lidar_token": f"token-{name}"})
+    fleet.put("index", lambda name: replace(index_row("v0"), frame_id=name, lidar_token=f"token-{name}"))
     recipe = fleet.recipe()
     train(recipe, "distill", console)
     predict(recipe, console)
@@ -291,7 +290,7 @@ def test_refined_labels_are_sent_to_a_server_and_it_is_said(
     folder = submit(recipe, console, of="refine")
     for name in ("v0", "v1"):
         written = np.fromfile(folder / f"lidarseg/val/token-{name}_lidarseg.bin", np.uint8)
-        np.testing.assert_array_equal(written, rows[name]["label"])
+        np.testing.assert_array_equal(written, rows[name].label)
     assert (
         "table refine, prediction by vote+afi: sweeps before and after had a say, so offline" in capsys.readouterr().out
     )

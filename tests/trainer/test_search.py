@@ -13,6 +13,8 @@ from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
+from manifests.tables.answers import Similarity
+from manifests.tables.base import Failed, Rows
 from superpixels.similarity import similarity, top_mean
 from trainer.checkpoints import checkpoint
 from trainer.data.samples import point_sample
@@ -43,21 +45,19 @@ def test_every_point_has_the_similarity_of_its_voxel_and_frames_are_ranked_by_it
 
     table = fleet.store.expect_ref(pin(fleet.recipe(), f"similarity-{query.slug}")).tables["similarity"]
     rows = {
-        row["frame_id"]: row
-        for shard in table.shards
-        for row in fleet.store.rows("similarity", table.fingerprint, shard)
+        row.frame_id: row for shard in table.shards for row in fleet.store.records(Similarity, table.fingerprint, shard)
     }
     network = build_network(recipe.network, 1, 8, Minkowski(), normalise_output=True).eval()
     checkpoint.load_weights(checkpoint.load(path), network)
-    sample = point_sample(recipe.voxels, 1, [fleet.points_row("v1")], np.random.default_rng(0))
+    sample = point_sample(recipe.voxels, 1, Rows(fleet.points_row("v1")), np.random.default_rng(0))
     with torch.no_grad():
         features = network(sample.coords, sample.features)[sample.point_voxel].numpy()
     expected = similarity(features, query.vector, fleet.text)
-    np.testing.assert_allclose(rows["v1"]["cosine"], expected.cosine, atol=1e-3)
-    np.testing.assert_allclose(rows["v1"]["margin"], expected.margin, atol=1e-3)
-    assert (rows["a1"]["status"], rows["a1"]["margin"]) == ("failed", None)
+    np.testing.assert_allclose(rows["v1"].cosine, expected.cosine, atol=1e-3)
+    np.testing.assert_allclose(rows["v1"].margin, expected.margin, atol=1e-3)
+    assert isinstance(rows["a1"], Failed)
 
-    scores = {name: top_mean(row["margin"]) for name, row in rows.items() if name not in ("a1", "b0")}
+    scores = {name: top_mean(row.margin) for name, row in rows.items() if name not in ("a1", "b0")}
     best = sorted(scores, key=lambda name: -scores[name])[:2]
     assert [frame.frame_id for frame in ranking.frames] == best and ranking.n_frames == 5
     folder = queries_folder(str(fleet.folder / "runs"), "street")

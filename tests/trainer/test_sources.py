@@ -12,9 +12,9 @@ from rich.console import Console
 
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.records.evaluation import Compared
-from manifests.rows import failed_row
 from manifests.storage.errors import StoreError
 from manifests.storage.seen import SeenFile, SeenFiles, write_files
+from manifests.tables.base import Failed
 from trainer.data import sources
 from trainer.data.sources import compare_files
 from trainer.loop.train import train
@@ -25,7 +25,7 @@ SCENES = {"scene-0061", "scene-0655", "scene-0103"}
 @pytest.fixture
 def noted(fleet: Any) -> Any:
     """The fleet with a file a scene in its data root, and notes on how they look."""
-    fleet.put("index", lambda name: failed_row(name, "never looked at"))
+    fleet.put("index", lambda name: Failed(name, "never looked at"))
     root = Path(fleet.recipe().data.root)
     root.mkdir(parents=True, exist_ok=True)
     for shard in fleet.ref().tables["index"].shards:

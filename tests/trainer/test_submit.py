@@ -11,6 +11,9 @@ from rich.console import Console
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.storage.errors import StoreError
+from manifests.tables.answers import Predict
+from manifests.tables.sensors import Index
+from tests.filled import record
 from trainer.errors import TrainerError
 from trainer.inference import submit as module
 from trainer.inference.predict import predict
@@ -21,35 +24,12 @@ from trainer.loop.train import train
 OFFICIAL_RAW = [0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
 
 
-def index_row(name: str, **changes: Any) -> dict[str, Any]:
+def index_row(name: str, **changes: Any) -> Index:
     """Return a row of table `index` for a frame without cameras."""
-    nothing: dict[str, Any] = {
-        "frame_id": name,
-        "status": "ok",
-        "reason": None,
-        "scene": "",
-        "timestamp_us": 0,
-        "lidar_token": f"token-{name}",
-        "lidar_path": f"sequences/08/velodyne/00000{name[1]}.bin",
-        "lidar_bytes": 0,
-        "lidar_sha256": "",
-        "n_points": 1000,
-        "label_path": None,
-        "label_sha256": None,
-        "ego_from_lidar": np.eye(4),
-        "world_from_lidar": np.eye(4),
-        "camera": [],
-        "camera_token": [],
-        "image_path": [],
-        "image_bytes": np.zeros(0, np.int64),
-        "image_sha256": [],
-        "image_timestamp_us": np.zeros(0, np.int64),
-        "width_px": np.zeros(0, np.int32),
-        "height_px": np.zeros(0, np.int32),
-        "intrinsics": np.zeros((0, 3, 3)),
-        "cam_from_lidar": np.zeros((0, 4, 4)),
-    }
-    return nothing | changes
+    path = f"sequences/08/velodyne/00000{name[1]}.bin"
+    return record(
+        Index, **{"frame_id": name, "lidar_token": f"token-{name}", "lidar_path": path, "n_points": 1000} | changes
+    )
 
 
 @pytest.fixture
@@ -61,8 +41,7 @@ def predicted(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> 
     table = predict(recipe, console)
     monkeypatch.setattr(module, "LIDARSEG_CLASSES", recipe.ontology.class_names[1:])
     monkeypatch.setitem(module.LIDARSEG_FRAMES, "val", 2)
-    rows = (row for shard in table.shards for row in fleet.store.rows("predict", table.fingerprint, shard))
-    return {row["frame_id"]: row["label"] for row in rows}
+    return {row.frame_id: row.label for row in fleet.store.every(Predict, table.fingerprint, table.shards)}
 
 
 def files(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manifests.labels import predict_identity
 from manifests.sections.network import NetworkConfig
+from manifests.tables.answers import Predict
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict
 from trainer.loop.train import train
@@ -220,8 +221,8 @@ def test_a_recipe_chooses_the_engine_which_counts_as_part_of_what_is_computed(fl
     # Weights are of no engine: the other one predicts with them, and only near ties differ.
     labels = []
     for made in (table, predict(other, console)):
-        rows = [row for shard in made.shards for row in fleet.store.rows("predict", made.fingerprint, shard)]
-        labels.append(np.concatenate([row["label"] for row in rows]))
+        rows = fleet.store.every(Predict, made.fingerprint, made.shards)
+        labels.append(np.concatenate([row.label for row in rows]))
     assert table.fingerprint != made.fingerprint and (labels[0] == labels[1]).mean() > 0.99
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from manifests.config import ConfigError
 from manifests.recipe import load_recipe
 from manifests.records.log import run_log
 from manifests.storage.errors import StoreError
+from manifests.tables.answers import Predict
+from manifests.tables.base import FrameRecord
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Pairs
 from trainer.checkpoints import checkpoint
 from trainer.data import samples
 from trainer.errors import TrainerError
@@ -82,9 +88,9 @@ def test_the_small_network_learns_the_pseudo_labels(fleet: Any, console: Console
     table = fleet.store.expect_ref(pin(fleet.recipe(), "predict")).tables["predict"]
     hits = n_labelled = 0
     for shard in table.shards:
-        for row in fleet.store.rows("predict", table.fingerprint, shard):
-            target = fleet.target_row(row["frame_id"])["label"]
-            hits += np.count_nonzero((row["label"] == target) & (target > 0))
+        for row in fleet.store.every(Predict, table.fingerprint, [shard]):
+            target = fleet.target_row(row.frame_id).label
+            hits += np.count_nonzero((row.label == target) & (target > 0))
             n_labelled += np.count_nonzero(target)
     assert hits / n_labelled > 0.95
     assert evaluate(recipe, console).scores["seen"].mean_iou > 0.9
@@ -129,15 +135,15 @@ def test_training_needs_neither_labels_nor_the_data_itself(fleet: Any, console: 
 
 
 def test_frames_without_superpoints_or_pseudo_labels_do_no_harm(fleet: Any, console: Console) -> None:
-    def unseen(name: str) -> dict[str, Any]:
+    def unseen(name: str) -> Pairs:
         row = fleet.pairs_row(name)
         rows_of_pairs = ("point", "superpoint", "row_px", "col_px")
         rows_of_superpoints = ("superpoint_view", "superpoint_prompt", "vector")
-        return row | {column: row[column][:0] for column in rows_of_pairs + rows_of_superpoints}
+        return replace(row, **{name: getattr(row, name)[:0] for name in rows_of_pairs + rows_of_superpoints})
 
-    def unlabelled(name: str) -> dict[str, Any]:
+    def unlabelled(name: str) -> Target:
         row = fleet.target_row(name)
-        return row | {"label": np.zeros_like(row["label"])}
+        return replace(row, label=np.zeros_like(row.label))
 
     fleet.put("pairs", lambda name: fleet.pairs_row(name) if name == "a1" else unseen(name))
     fleet.put("target", lambda name: fleet.target_row(name) if name == "b1" else unlabelled(name))
@@ -370,10 +376,10 @@ def test_what_random_views_do_with_pairs_is_nothing_to_distillation(fleet: Any, 
 
 
 def test_a_frame_of_a_single_voxel_is_named(fleet: Any, console: Console) -> None:
-    def tiny(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: value[:1] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    def tiny(row: FrameRecord) -> Any:
+        return replace(row, **{name: value[:1] for name, value in vars(row).items() if isinstance(value, np.ndarray)})
 
-    fleet.put("points", lambda name: tiny(fleet.points_row(name)) | {"n_points": 1})
+    fleet.put("points", lambda name: replace(tiny(fleet.points_row(name)), n_points=1))
     fleet.put("target", lambda name: tiny(fleet.target_row(name)))
     with pytest.raises(TrainerError, match=r"frames [ab]\d together make a single voxel in some layer"):
         train(fleet.recipe("distill.batch_size=1"), "distill", console)
@@ -446,9 +452,9 @@ def test_two_runs_do_not_share_a_folder(fleet: Any, console: Console) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_frames(fleet: Any, console: Console) -> None:
-    def broken(name: str) -> dict[str, Any]:
+    def broken(name: str) -> Points:
         row = fleet.points_row(name)
-        return row | ({"intensity": np.full_like(row["intensity"], np.nan)} if name == "b0" else {})
+        return replace(row, intensity=np.full_like(row.intensity, np.nan)) if name == "b0" else row
 
     fleet.put("points", broken)
     with pytest.raises(TrainerError, match=r"not finite in epoch 1 \(total nan.*on frames b0\.") as caught:

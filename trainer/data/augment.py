@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.sample import SuperpointPairs
 from manifests.sections.network import AugmentConfig
+from manifests.tables.superpoints import Pairs
 
 Integers = NDArray[np.integer[Any]]
 
@@ -33,7 +33,7 @@ class Augmented:
 
     xyz_m: NDArray[np.float32]
     kept_point: NDArray[np.int64]
-    pairs: SuperpointPairs | None
+    pairs: Pairs | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Box:
 
 
 def augment(
-    xyz_m: NDArray[np.float32], pairs: SuperpointPairs | None, config: AugmentConfig, rng: np.random.Generator
+    xyz_m: NDArray[np.float32], pairs: Pairs | None, config: AugmentConfig, rng: np.random.Generator
 ) -> Augmented:
     """One random view of a frame: ``xyz_m`` (n, 3) in the lidar frame and its pairs; equal seeds give equal views."""
     kept = np.ones(len(xyz_m), np.bool_)
@@ -103,9 +103,7 @@ def outside_cuboid(xyz_m: NDArray[np.float32], centre: int, share: float) -> NDA
     return ~inside
 
 
-def _dropped_unless_scarce(
-    pairs: SuperpointPairs, kept: NDArray[np.bool_], min_pairs: int
-) -> tuple[SuperpointPairs, NDArray[np.bool_]]:
+def _dropped_unless_scarce(pairs: Pairs, kept: NDArray[np.bool_], min_pairs: int) -> tuple[Pairs, NDArray[np.bool_]]:
     """Return the pairs of kept points, renumbered, and ``kept``; or everything, if a camera would keep too few.
 
     A camera that has no pairs at all is no reason: it would forbid every drop.
@@ -113,14 +111,14 @@ def _dropped_unless_scarce(
     survivors = _filtered(pairs, kept[pairs.point])
     if ((_pairs_per_view(survivors) < min_pairs) & (_pairs_per_view(pairs) > 0)).any():
         return pairs, np.ones_like(kept)
-    new_index = np.cumsum(kept) - 1
+    new_index = np.cumsum(kept, dtype=np.int32) - 1
     return replace(survivors, point=new_index[survivors.point]), kept
 
 
-def _random_crop(pairs: SuperpointPairs, config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _random_crop(pairs: Pairs, config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which pairs lie in a random box of their image, (m,); a camera for which no box is found keeps all."""
     kept = np.ones(len(pairs.point), np.bool_)
-    view_of_pair = pairs.view[pairs.superpoint]
+    view_of_pair = pairs.superpoint_view[pairs.superpoint]
     for view, n_pairs in enumerate(_pairs_per_view(pairs)):
         if n_pairs == 0:
             continue
@@ -135,14 +133,14 @@ def _random_crop(pairs: SuperpointPairs, config: AugmentConfig, rng: np.random.G
     return kept
 
 
-def _filtered(pairs: SuperpointPairs, mask: NDArray[np.bool_]) -> SuperpointPairs:
+def _filtered(pairs: Pairs, mask: NDArray[np.bool_]) -> Pairs:
     """Return the pairs where ``mask`` (m,) is true."""
     aligned = {name: getattr(pairs, name)[mask] for name in ("point", "superpoint", "row_px", "col_px")}
     return replace(pairs, **aligned)
 
 
-def _pairs_per_view(pairs: SuperpointPairs) -> NDArray[np.int64]:
-    return np.bincount(pairs.view[pairs.superpoint], minlength=len(pairs.height_px))
+def _pairs_per_view(pairs: Pairs) -> NDArray[np.int64]:
+    return np.bincount(pairs.superpoint_view[pairs.superpoint], minlength=len(pairs.height_px))
 
 
 def _random_box(height: int, width: int, config: AugmentConfig, rng: np.random.Generator) -> Box:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from manifests.rows import Row
 from manifests.storage.errors import StoreError
+from manifests.tables.base import Rows
 from trainer.data.batches import Batch, join
 from trainer.data.tables import FrameRow, Tables
 from trainer.errors import TrainerError
@@ -31,7 +31,7 @@ from trainer.errors import TrainerError
 BatchKey = tuple[int, tuple[int, ...]]
 """Epoch, and numbers of the frames in a batch."""
 
-MakeSample = Callable[[Sequence[Row], np.random.Generator], Batch]
+MakeSample = Callable[[Rows, np.random.Generator], Batch]
 
 
 class BatchDataset(Dataset[Batch | Exception]):
@@ -64,7 +64,7 @@ class BatchDataset(Dataset[Batch | Exception]):
     def _sample(self, epoch: int, number: int) -> Batch:
         self.at(number)
         frame = self._frames[number]
-        rows = self._tables.row(frame)
+        rows = self._tables.rows(frame)
         try:
             return self._make_sample(rows, np.random.default_rng([self._seed, epoch, number]))
         except ValueError as error:

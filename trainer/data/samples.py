@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manifests.rows import Row
-from manifests.sample import SuperpointPairs, Sweep, pairs_of, sweep_of, targets_of
 from manifests.sections.network import AugmentConfig, VoxelConfig
+from manifests.tables.base import Rows
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Pairs
 from superpixels.returns import is_return
 from trainer.data.augment import augment, view_of
 from trainer.data.batches import ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
@@ -22,34 +24,34 @@ from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelis
 def pair_sample(
     voxels: VoxelConfig,
     augmentation: AugmentConfig | None,
-    rows: Sequence[Row],
+    rows: Rows,
     rng: np.random.Generator,
     *,
     n_prompts: int | None = None,
 ) -> PairBatch:
     """Return one frame of tables `points` and `pairs`, seen as `augmentation` draws it; raises like `checked_pairs`."""
-    sweep, pairs = checked_pairs(sweep_of(rows[0]), pairs_of(rows[1]), n_prompts)
+    sweep, pairs = checked_pairs(rows[Points], rows[Pairs], n_prompts)
     there = is_return(sweep.xyz_m)
     if not there.all():  # no pair has a point that is none
-        sweep, pairs = some_of(sweep, there), replace(pairs, point=(np.cumsum(there) - 1)[pairs.point])
+        sweep, pairs = some_of(sweep, there), replace(pairs, point=(np.cumsum(there, dtype=np.int32) - 1)[pairs.point])
     view, _, kept = transformed(sweep, pairs, augmentation, rng)
     assert kept is not None
     return pair_batch(view, kept, voxelise(view.xyz_m, view.intensity, voxels))
 
 
-def pair_batch(sweep: Sweep, pairs: SuperpointPairs, grid: Voxels) -> PairBatch:
+def pair_batch(sweep: Points, pairs: Pairs, grid: Voxels) -> PairBatch:
     """Return what contrastive pre-training learns from, of a sweep whose voxels are known."""
     return PairBatch(
         **voxel_fields(sweep.frame_id, grid),
         pair_voxel=torch.from_numpy(grid.inverse[pairs.point]),
         pair_superpoint=torch.from_numpy(pairs.superpoint.astype(np.int64)),
         superpoint_vector=torch.from_numpy(pairs.vector.copy()),
-        superpoint_prompt=torch.from_numpy(pairs.prompt_id.astype(np.int64)),
-        superpoint_frame=torch.zeros(len(pairs.prompt_id), dtype=torch.int64),
+        superpoint_prompt=torch.from_numpy(pairs.superpoint_prompt.astype(np.int64)),
+        superpoint_frame=torch.zeros(len(pairs.superpoint_prompt), dtype=torch.int64),
     )
 
 
-def checked_pairs(sweep: Sweep, pairs: SuperpointPairs, n_prompts: int | None) -> tuple[Sweep, SuperpointPairs]:
+def checked_pairs(sweep: Points, pairs: Pairs, n_prompts: int | None) -> tuple[Points, Pairs]:
     """Return a sweep and its pairs; raises ValueError, with table and column, for rows that are not there.
 
     An index of -1 would otherwise be the last row, without a word. `n_prompts` is the number of prompts, where it is
@@ -57,9 +59,9 @@ def checked_pairs(sweep: Sweep, pairs: SuperpointPairs, n_prompts: int | None) -
     """
     check_sweep(sweep)
     check_rows("pairs", "point", pairs.point, len(sweep.xyz_m), "points of the sweep")
-    check_rows("pairs", "superpoint", pairs.superpoint, len(pairs.prompt_id), "superpoints")
-    check_rows("pairs", "superpoint_prompt", pairs.prompt_id, n_prompts, "prompts")
-    check_rows("pairs", "superpoint_view", pairs.view, len(pairs.height_px), "views")
+    check_rows("pairs", "superpoint", pairs.superpoint, len(pairs.superpoint_prompt), "superpoints")
+    check_rows("pairs", "superpoint_prompt", pairs.superpoint_prompt, n_prompts, "prompts")
+    check_rows("pairs", "superpoint_view", pairs.superpoint_view, len(pairs.height_px), "views")
     lengths = {
         "superpoint": len(pairs.superpoint), "row_px": len(pairs.row_px), "col_px": len(pairs.col_px)
     }  # fmt: skip
@@ -69,17 +71,17 @@ def checked_pairs(sweep: Sweep, pairs: SuperpointPairs, n_prompts: int | None) -
                 f"table `pairs`, column `{column}` has {length} rows and `point` {len(pairs.point)}; run: make "
                 "pairs RECIPE=..."
             )
-    if len(pairs.vector) != len(pairs.prompt_id):
+    if len(pairs.vector) != len(pairs.superpoint_prompt):
         raise ValueError(
-            f"table `pairs`, column `vector` has {len(pairs.vector)} rows for {len(pairs.prompt_id)} superpoints; run: "
-            "make pairs RECIPE=..."
+            f"table `pairs`, column `vector` has {len(pairs.vector)} rows for {len(pairs.superpoint_prompt)} "
+            "superpoints; run: make pairs RECIPE=..."
         )
     if not np.isfinite(pairs.vector).all():
         raise ValueError("table `pairs`, column `vector` holds what is no finite number; run: make pairs RECIPE=...")
     return sweep, pairs
 
 
-def check_sweep(sweep: Sweep) -> None:
+def check_sweep(sweep: Points) -> None:
     """Raise ValueError, with table and column, unless every point has a place and an intensity."""
     if sweep.xyz_m.ndim != 2 or sweep.xyz_m.shape[1] != 3:
         raise ValueError(
@@ -112,7 +114,7 @@ def target_sample(
     voxels: VoxelConfig,
     augmentation: AugmentConfig | None,
     class_names: Sequence[str],
-    rows: Sequence[Row],
+    rows: Rows,
     rng: np.random.Generator,
     *,
     confident: bool = False,
@@ -121,21 +123,21 @@ def target_sample(
 
     With `confident` it is a ConfidentBatch.
     """
-    target = targets_of(rows[1])
+    target = rows[Target]
     if confident and len(target.confidence) != len(target.label):
         raise ValueError(
             f"table `target`, column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels; "
             "run: make target RECIPE=..."
         )
     confidence = target.confidence if confident else None
-    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), target.label, rng, confidence)
+    return class_sample(voxels, augmentation, class_names, rows[Points], target.label, rng, confidence)
 
 
 def class_sample(
     voxels: VoxelConfig,
     augmentation: AugmentConfig | None,
     class_names: Sequence[str],
-    sweep: Sweep,
+    sweep: Points,
     label: NDArray[np.uint8],
     rng: np.random.Generator,
     confidence: NDArray[np.uint8] | None = None,
@@ -173,9 +175,9 @@ def class_sample(
     return ConfidentBatch(**vars(taught), confidence=torch.from_numpy(sure))
 
 
-def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.random.Generator) -> PointBatch:
+def point_sample(voxels: VoxelConfig, views: int, rows: Rows, _: np.random.Generator) -> PointBatch:
     """Return fixed views of one frame of table `points` as so many frames; the first is the frame as it is."""
-    sweep = sweep_of(rows[0])
+    sweep = rows[Points]
     check_sweep(sweep)
     there = is_return(sweep.xyz_m)
     some = some_of(sweep, there)
@@ -194,14 +196,17 @@ def point_sample(voxels: VoxelConfig, views: int, rows: Sequence[Row], _: np.ran
     )
 
 
-def some_of(sweep: Sweep, chosen: NDArray[np.bool_]) -> Sweep:
+def some_of(sweep: Points, chosen: NDArray[np.bool_]) -> Points:
     """Return some points of a sweep."""
-    return sweep if chosen.all() else Sweep(sweep.frame_id, sweep.xyz_m[chosen], sweep.intensity[chosen])
+    if chosen.all():
+        return sweep
+    xyz_m = sweep.xyz_m[chosen]
+    return replace(sweep, n_points=len(xyz_m), xyz_m=xyz_m, intensity=sweep.intensity[chosen])
 
 
 def transformed(
-    sweep: Sweep, pairs: SuperpointPairs | None, augmentation: AugmentConfig | None, rng: np.random.Generator
-) -> tuple[Sweep, NDArray[np.int64], SuperpointPairs | None]:
+    sweep: Points, pairs: Pairs | None, augmentation: AugmentConfig | None, rng: np.random.Generator
+) -> tuple[Points, NDArray[np.int64], Pairs | None]:
     """Return a random view of a sweep, the rows of the points it keeps, and its pairs; or all as it is.
 
     Raises ValueError if there is nothing to see.
@@ -211,7 +216,9 @@ def transformed(
     if augmentation is None:
         return sweep, np.arange(len(sweep.xyz_m)), pairs
     view = augment(sweep.xyz_m, pairs, augmentation, rng)
-    return Sweep(sweep.frame_id, view.xyz_m, sweep.intensity[view.kept_point]), view.kept_point, view.pairs
+    intensity = sweep.intensity[view.kept_point]
+    seen = replace(sweep, n_points=len(view.xyz_m), xyz_m=view.xyz_m, intensity=intensity)
+    return seen, view.kept_point, view.pairs
 
 
 def voxel_fields(frame_id: str, grid: Voxels) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile, ShardReader
 from manifests.storage.store import Store
+from manifests.tables.arrow import FAILED, OK
+from manifests.tables.base import Failed, FrameRecord, Rows
+from manifests.tables.registry import FRAME_TABLES
+from manifests.tables.teacher import Text
 
 OPEN_SHARDS = 64  # per process and table: file handles are limited, and opening again costs less than a millisecond
 
@@ -64,6 +68,7 @@ class Tables:
         """Raise StoreError if the ref lacks a table, or a table a shard of another; it names the make target."""
         self.store = store
         self.tables = tuple(ref.table(stage) for stage in stages)
+        self._kinds = [FRAME_TABLES[stage] for stage in stages]
         self._shards: dict[str, tuple[ShardFile, ...]] = {}
         by_name = [{shard.shard: shard for shard in table.shards} for table in self.tables]
         for shard in self.tables[0].shards:
@@ -88,8 +93,8 @@ class Tables:
         """Return the file of a shard in one of the tables."""
         return self._shards[shard][[table.stage for table in self.tables].index(stage)]
 
-    def row(self, frame: FrameRow, stages: Collection[str] | None = None) -> list[dict[str, Any]]:
-        """Return the frame's row in every table, or in those of some stages, in the order of the tables.
+    def rows(self, frame: FrameRow, stages: Collection[str] | None = None) -> Rows:
+        """Return the frame's row in every table, or in those of some stages.
 
         Raises StoreError if a shard is missing or damaged, or if the tables are not aligned.
         """
@@ -97,31 +102,26 @@ class Tables:
         for number, table in enumerate(self.tables):
             if stages is not None and table.stage not in stages:
                 continue
-            row = self._reader(number, frame.shard).row(frame.row)
-            if row["frame_id"] != frame.frame_id or row["status"] != "ok":
+            row = self._reader(number, frame.shard).record(frame.row, self._kinds[number])
+            if row.frame_id != frame.frame_id or isinstance(row, Failed):
+                status = FAILED if isinstance(row, Failed) else OK
                 raise StoreError(
-                    f"table `{table.stage}`, shard {frame.shard}, row {frame.row} holds frame {row['frame_id']} with "
-                    f'status "{row["status"]}"; expected {frame.frame_id} with status "ok". The tables do not belong '
+                    f"table `{table.stage}`, shard {frame.shard}, row {frame.row} holds frame {row.frame_id} with "
+                    f'status "{status}"; expected {frame.frame_id} with status "{OK}". The tables do not belong '
                     "together; run: make pack RECIPE=..."
                 )
             rows.append(row)
-        return rows
+        return Rows(*rows)
 
-    def rows(self, frame: FrameRow, stages: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Return the frame's rows in the tables of some stages, by name; raises like `row`."""
-        names = [table.stage for table in self.tables if table.stage in stages]
-        return dict(zip(names, self.row(frame, stages), strict=True))
-
-    def states(self, shard: str) -> Iterator[list[dict[str, Any]]]:
-        """Yield, frame by frame, its name, status and reason in every table; raises like `row`."""
-        columns = ("frame_id", "status", "reason")
+    def states(self, shard: str) -> Iterator[list[FrameRecord | Failed]]:
+        """Yield, frame by frame, whether it failed in each of the tables, and why; raises like `rows`."""
         states = [
-            self.store.read(table.stage, table.fingerprint, file, columns).to_pylist()
+            self.store.states(table.stage, table.fingerprint, file)
             for table, file in zip(self.tables, self._shards[shard], strict=True)
         ]
         for row, frame in enumerate(zip(*states, strict=True)):
-            if len({state["frame_id"] for state in frame}) != 1:
-                names = ", ".join(f"{t.stage}: {s['frame_id']}" for t, s in zip(self.tables, frame, strict=True))
+            if len({state.frame_id for state in frame}) != 1:
+                names = ", ".join(f"{t.stage}: {s.frame_id}" for t, s in zip(self.tables, frame, strict=True))
                 raise StoreError(f"row {row} of shard {shard} is not one frame ({names}); run: make pack RECIPE=...")
             yield list(frame)
 
@@ -186,8 +186,8 @@ def select_frames(
             n_scans += 1
             if (n_scans - 1) % every.scan:
                 continue
-            name = states[0]["frame_id"]
-            failed = [t.stage for t, state in zip(tables.tables, states, strict=True) if state["status"] != "ok"]
+            name = states[0].frame_id
+            failed = [t.stage for t, state in zip(tables.tables, states, strict=True) if isinstance(state, Failed)]
             if name in excluded:
                 dropped.setdefault("excluded by data.exclude", []).append(name)
             elif failed:
@@ -230,11 +230,10 @@ def read_text(store: Store, ref: Ref, ontology: Ontology) -> Tensor:
     Raises StoreError if the table is missing, damaged, or holds the prompts of another dictionary.
     """
     table = ref.table("text")
-    rows = [row for shard in table.shards for row in store.rows(table.stage, table.fingerprint, shard)]
-    rows.sort(key=lambda row: row["prompt_id"])
-    if tuple(row["prompt"] for row in rows) != ontology.prompts:
+    rows = sorted(store.every(Text, table.fingerprint, table.shards), key=lambda row: row.prompt_id)
+    if tuple(row.prompt for row in rows) != ontology.prompts:
         raise StoreError(
             f"table `text` of recipe {ref.recipe} holds {len(rows)} prompts that are not those of "
             f"dictionary {ontology.name}; run: {ref.make('pack')}"
         )
-    return torch.from_numpy(np.stack([row["vector"] for row in rows]))
+    return torch.from_numpy(np.stack([row.vector for row in rows]))

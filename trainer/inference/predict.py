@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -20,14 +19,14 @@ from manifests.fingerprint import digest
 from manifests.labels import predict_identity, predict_key
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
-from manifests.rows import failed_row
-from manifests.schema import PREDICT
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict
+from manifests.tables.base import F, Failed, FrameRecord, UInt8
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import PointBatch
 from trainer.data.loading import BatchDataset, load_batches
@@ -42,8 +41,18 @@ from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine, open_engine
 from trainer.records.asked import changes_since
 
-Columns = Callable[[Tensor], Mapping[str, Tensor]]
-"""From what a network says of voxels, (v, outputs), to the columns of a table, (v,) each."""
+
+@dataclass(frozen=True)
+class Saying(Generic[F]):
+    """How a row of a table comes from what a network says of voxels, (v, outputs).
+
+    `tensors` makes some tensors (v, ...) of it; `record` makes a frame's row of its name and, for each of these, what
+    they hold of its points, (n, ...).
+    """
+
+    kind: type[F]
+    tensors: Callable[[Tensor], tuple[Tensor, ...]]
+    record: Callable[..., F]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +113,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
     identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
     views = recipe.predict.views
-    return run_over(
-        sweeps, path, learnt, network, PREDICT, identity, name, classes_of, console, views, class_names=wanted
-    )
+    return run_over(sweeps, path, learnt, network, SAYS_CLASSES, identity, name, console, views, class_names=wanted)
 
 
 def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store: Store) -> None:
@@ -150,17 +157,16 @@ def run_over(
     path: Path,
     learnt: checkpoint.Checkpoint,
     network: nn.Module,
-    schema: pa.Schema,
+    saying: Saying[F],
     identity: Mapping[str, Any],
     name: str,
-    columns: Columns,
     console: Console,
     views: int = 1,
     **made: Any,
 ) -> TableRef:
     """Run what a checkpoint learnt over all sweeps; return the table of what it says of them, which ref `name` names.
 
-    With several `views` of each sweep, `columns` is given what they say of each point together: see `averaged`.
+    With several `views` of each sweep, `saying` is given what they say of each point together: see `averaged`.
 
     The table is identified by what `identity` says, the weights and the table of points among it, and each shard by the
     points it was made of: what is there already is not computed again. A frame without points to read keeps its row,
@@ -187,8 +193,8 @@ def run_over(
         progress_bar(console, recipe.run.progress) as bar,
     ):
         shown = bar.add_task(stage, total=sum(tables.file("points", shard).rows for shard in missing))
-        for shard, rows in answered_shards(recipe, tables, missing, network, device, columns, views):
-            with store.writer(stage, fingerprint, shard, keys[shard], schema) as writer:
+        for shard, rows in answered_shards(recipe, tables, missing, network, device, saying, views):
+            with store.writer(stage, fingerprint, shard, keys[shard], saying.kind.schema) as writer:
                 for row in rows:
                     writer.append(row)
                     bar.update(shown, advance=1)
@@ -238,37 +244,43 @@ def answered_shards(
     shards: Sequence[str],
     network: nn.Module,
     device: torch.device,
-    columns: Columns,
+    saying: Saying[F],
     views: int,
-) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+) -> Iterator[tuple[str, Iterator[F | Failed]]]:
     """Yield each shard and the rows of its table, in frame order; workers prepare the frames of the next meanwhile."""
     states = {shard: [state for (state,) in tables.states(shard)] for shard in shards}
     frames = [
-        FrameRow(shard, row, state["frame_id"])
+        FrameRow(shard, row, state.frame_id)
         for shard in shards
         for row, state in enumerate(states[shard])
-        if state["status"] == "ok"
+        if not isinstance(state, Failed)
     ]
     samples = BatchDataset(tables, frames, partial(point_sample, recipe.voxels, views), seed=0)
     size = recipe.run.batch_size
     numbers = [(0, tuple(range(i, min(i + size, len(frames))))) for i in range(0, len(frames), size)]
     with load_batches(samples, numbers, recipe.run.loader_workers, pin=device.type == "cuda") as loader:
-        answers = (frame for batch in loader for frame in answer_batch(network, batch, device, columns, views))
+        answers = (frame for batch in loader for frame in answer_batch(network, batch, device, saying.tensors, views))
         for shard in shards:
-            yield shard, (answered_row(state, answers) for state in states[shard])
+            yield shard, (answered_row(state, answers, saying) for state in states[shard])
 
 
-def answered_row(state: dict[str, Any], answers: Iterator[dict[str, NDArray[Any]]]) -> dict[str, Any]:
+def answered_row(
+    state: FrameRecord | Failed, answers: Iterator[tuple[NDArray[Any], ...]], saying: Saying[F]
+) -> F | Failed:
     """Return the row of a frame: the next answer, or the reason why there is none."""
-    if state["status"] != "ok":
-        return failed_row(state["frame_id"], f"points: {state['reason']}")
-    return {"frame_id": state["frame_id"], "status": "ok", "reason": None, **next(answers)}
+    if isinstance(state, Failed):
+        return Failed(state.frame_id, f"points: {state.reason}")
+    return saying.record(state.frame_id, *next(answers))
 
 
 def answer_batch(
-    network: nn.Module, batch: PointBatch, device: torch.device, columns: Columns, views: int = 1
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield the columns of every frame in a batch: to every point what is said of its voxel, (n,) each.
+    network: nn.Module,
+    batch: PointBatch,
+    device: torch.device,
+    tensors: Callable[[Tensor], tuple[Tensor, ...]],
+    views: int = 1,
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield what `tensors` holds of every frame in a batch: to every point what is said of its voxel, (n, ...) each.
 
     Of points that came back from nothing it is 0: no class, and not sure. With several views, so many frames of the
     batch are one frame, and their voxels' logits are averaged for each point.
@@ -277,18 +289,18 @@ def answer_batch(
     with torch.inference_mode():
         if len(batch.cells):
             output = network(batch.coords.to(device), batch.features.to(device))
-        else:  # no points in any of the frames: there is nothing to run, but the columns have names
+        else:  # no points in any of the frames: there is nothing to run, but the answers have shapes
             output = torch.zeros(0, int(network.get_parameter("final.kernel").shape[-1]), device=device)
         if views == 1:
-            values = {name: value.cpu()[batch.point_voxel] for name, value in columns(output).items()}
+            values = [value.cpu()[batch.point_voxel] for value in tensors(output)]
         else:
             of_views = torch.split(output[batch.point_voxel.to(device)], batch.n_points.tolist())
             frames = [averaged(of_views[i : i + views]) for i in range(0, len(of_views), views)]
-            values = {name: value.cpu() for name, value in columns(torch.cat(frames)).items()}
-    parts = (torch.split(value, counts) for value in values.values())
+            values = [value.cpu() for value in tensors(torch.cat(frames))]
+    parts = (torch.split(value, counts) for value in values)
     rows = torch.split(batch.is_return, batch.n_rows.tolist())[::views]
     for frame, there in zip(zip(*parts, strict=True), rows, strict=True):
-        yield {name: spread(value, there).numpy() for name, value in zip(values, frame, strict=True)}
+        yield tuple(spread(value, there).numpy() for value in frame)
 
 
 def spread(values: Tensor, there: Tensor) -> Tensor:
@@ -309,16 +321,25 @@ def averaged(views: Sequence[Tensor]) -> Tensor:
     return torch.nn.functional.pad(mean.log(), (1, 0))
 
 
-def classes_of(logits: Tensor) -> dict[str, Tensor]:
-    """Return the columns of table `predict`."""
+def classes_of(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return three classes, likeliest first, and their probabilities, (v, 3) each; a class that is nearly none is 0."""
     label, confidence = likeliest(logits, 3)
     label[:, 1:] *= confidence[:, 1:] > 0
-    return {
-        "label": label[:, 0],
-        "confidence": confidence[:, 0],
-        "runner_up": label[:, 1:],
-        "runner_up_confidence": confidence[:, 1:],
-    }
+    return label, confidence
+
+
+def predicted(frame_id: str, label: UInt8, confidence: UInt8) -> Predict:
+    """Return the row of table `predict` from three classes of every point and their probabilities, (n, 3) each."""
+    return Predict(
+        frame_id=frame_id,
+        label=label[:, 0],
+        confidence=confidence[:, 0],
+        runner_up=label[:, 1:],
+        runner_up_confidence=confidence[:, 1:],
+    )
+
+
+SAYS_CLASSES = Saying(Predict, classes_of, predicted)
 
 
 def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

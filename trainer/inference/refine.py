@@ -7,10 +7,9 @@ one too, so it is offline: for logs that lie on a disk, not for a vehicle on its
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +18,19 @@ from manifests.labels import ORIGINS, in_reach
 from manifests.recipe import Recipe
 from manifests.sections.training import Improvement
 from manifests.storage.names import scene_of
+from manifests.tables.answers import Refine
+from manifests.tables.base import Failed, Rows
+from manifests.tables.labels import Target, Vote
+from manifests.tables.sensors import Index, Points
+from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import merge_image_labels, refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.voting import Ballot, vote
 from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]
+PseudoLabels = Group | Vote | Target
+"""A row of a table of pseudo-labels that say how sure they are."""
 
 CAMERA, NEIGHBOUR, FLAT, STUDENT = (
     np.uint8(ORIGINS.index(name)) for name in ("camera", "neighbour", "flat interaction", "student")
@@ -38,7 +44,7 @@ class Answered:
     says where the likeliest one comes from, of all points from the student where it is left out.
     """
 
-    rows: Mapping[str, Mapping[str, Any]]
+    rows: Rows
     said: Labels
     confidence: Labels | None = None
     origin: Labels | None = None
@@ -51,17 +57,17 @@ class Answered:
     @property
     def timestamp_us(self) -> int:
         """Time of the sweep."""
-        return int(self.rows["index"]["timestamp_us"])
+        return self.rows[Index].timestamp_us
 
     @property
     def world_from_lidar(self) -> NDArray[np.float64]:
         """Pose of the LiDAR in the world at that time, (4, 4)."""
-        return np.asarray(self.rows["index"]["world_from_lidar"])
+        return self.rows[Index].world_from_lidar
 
     def ballot(self, here: Answered) -> Ballot:
         """Return what this frame says to another one, or to itself."""
         weight = np.ones(self.said.shape) if self.confidence is None else self.confidence / 255
-        return Ballot.cast(self.rows["points"]["xyz_m"], self.said, weight, self, here)
+        return Ballot.cast(self.rows[Points].xyz_m, self.said, weight, self, here)
 
 
 def windows(
@@ -110,15 +116,15 @@ def places_near(
     places: list[FrameRow | None] = []
     for shard in shards[first.start : last.stop]:
         for row, states in enumerate(tables.states(shard)):
-            failed = any(state["status"] != "ok" for state, one in zip(states, asked, strict=True) if one)
-            name = states[0]["frame_id"]
+            failed = any(isinstance(state, Failed) for state, one in zip(states, asked, strict=True) if one)
+            name = states[0].frame_id
             places.append(None if failed or name in silent else FrameRow(shard, row, name))
     return places
 
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """Columns of table `refine`, (n,) each: class, second choice, the confidence of both in 1/255, where the class
+    """What table `refine` says, (n,) each: class, second choice, the confidence of both in 1/255, where the class
     comes from; and sentences about steps that were left out.
     """
 
@@ -157,23 +163,24 @@ class Named:
             origin=np.where(changed, np.where(label > 0, origin, 0), self.origin).astype(np.uint8),
         )
 
-    def columns(self) -> dict[str, Any]:
-        """Return the columns of the table's row."""
-        return {
-            "label": self.label,
-            "confidence": self.confidence,
-            "runner_up": self.runner_up,
-            "runner_up_confidence": self.runner_up_confidence,
-            "origin": self.origin,
-            "note": "; ".join(self.notes) or None,
-        }
+    def record(self, frame_id: str) -> Refine:
+        """Return the table's row of a frame."""
+        return Refine(
+            frame_id=frame_id,
+            label=self.label,
+            confidence=self.confidence,
+            runner_up=self.runner_up,
+            runner_up_confidence=self.runner_up_confidence,
+            origin=self.origin,
+            note="; ".join(self.notes) or None,
+        )
 
 
 def refined(
     steps: Collection[Improvement],
     own: Answered,
     around: Sequence[Answered],
-    images: Mapping[str, Any] | None,
+    images: PseudoLabels | None,
     recipe: Recipe,
 ) -> dict[Improvement, Named]:
     """Return the labels of a frame by how they were refined; the vote is held once.
@@ -205,24 +212,24 @@ def after_vote(before: Named, own: Answered, around: Sequence[Answered], recipe:
     )
 
 
-def after_flat_interaction(before: Named, own: Answered, images: Mapping[str, Any] | None, recipe: Recipe) -> Named:
+def after_flat_interaction(before: Named, own: Answered, images: PseudoLabels | None, recipe: Recipe) -> Named:
     """Return the labels of a frame after flat interaction, things in images merged in before where there are any.
 
     The draws of the merge are seeded with the frame's name. Raises ValueError for a point that is not finite.
     """
-    xyz_m, index = own.rows["points"]["xyz_m"], own.rows["index"]
+    xyz_m, index = own.rows[Points].xyz_m, own.rows[Index]
     if images is not None:
         things = tuple(np.flatnonzero(recipe.ontology.thing_of_class).tolist())
-        seed = recipe.refine.merge_seed + zlib.crc32(index["frame_id"].encode())
-        merged = merge_image_labels(xyz_m, before.label, images["label"], things, seed)
-        before = before.renamed(merged, images["confidence"], CAMERA)
+        seed = recipe.refine.merge_seed + zlib.crc32(index.frame_id.encode())
+        merged = merge_image_labels(xyz_m, before.label, images.label, things, seed)
+        before = before.renamed(merged, images.confidence, CAMERA)
     found = refine(
         xyz_m,
         before.label,
         recipe.correct,
         n_classes=len(recipe.ontology.classes) - 1,
         ground_classes=recipe.ontology.ground_class_ids,
-        sensor_height_m=height_of_sensor_m(index["ego_from_lidar"]),
+        sensor_height_m=height_of_sensor_m(index.ego_from_lidar),
     )
     sure = np.rint(np.clip(found.score, 0, 1) * 255).astype(np.uint8)
     return replace(before.renamed(found.labels, sure, FLAT), notes=found.notes)

@@ -32,8 +32,6 @@ from manifests.labels import (
 )
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
-from manifests.rows import failed_row
-from manifests.schema import REFINE
 from manifests.sections.training import Improvement
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -41,11 +39,13 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
+from manifests.tables.answers import Refine
+from manifests.tables.base import Failed, FrameRecord
 from superpixels.unfit import Unfit
 from trainer.data.tables import FrameRow, Tables, check_dictionary, scenes_of_split
 from trainer.inference.refine import Answered, refined, windows
 from trainer.inference.shard_pool import each_shard
-from trainer.inference.sources import Source, source_of
+from trainer.inference.sources import Source, pseudo_labels, source_of
 from trainer.loop.log import progress_bar
 
 
@@ -166,19 +166,20 @@ def made_shards(
     def read(frame: FrameRow) -> Answered:
         return source.answer_of(tables.rows(frame, heard))
 
-    states = [(one[0]["frame_id"], why_not(one, tables, silent)) for one in tables.states(shard)]
+    states = [(one[0].frame_id, why_not(one, tables, silent)) for one in tables.states(shard)]
     frames = [FrameRow(shard, row, name) for row, (name, reason) in enumerate(states) if reason is None]
     near = windows(tables, frames, reach, heard, read, silent)
     with ExitStack() as stack:
         writers = {
             work.by: stack.enter_context(
-                tables.store.writer("refine", work.fingerprint, shard, work.keys[shard], REFINE)
+                tables.store.writer("refine", work.fingerprint, shard, work.keys[shard], Refine.schema)
             )
             for work in works
         }
         for name, reason in states:
-            rows = {work.by: failed_row(name, reason or "") for work in works}
-            if reason is None:
+            if reason is not None:
+                rows: dict[Improvement, Refine | Failed] = {work.by: Failed(name, reason) for work in works}
+            else:
                 rows = rows_of_frame(recipe, tables, source, works, *next(near))
             for by, row in rows.items():
                 writers[by].append(row, counts_of(row))
@@ -197,13 +198,13 @@ def tables_near(store: Store, recipe: Recipe, used: Mapping[str, TableRef], shar
     return Tables(store, Ref(recipe.name, cut, words=recipe.words), list(cut))
 
 
-def why_not(states: Sequence[Mapping[str, Any]], tables: Tables, silent: Collection[str]) -> str | None:
+def why_not(states: Sequence[FrameRecord | Failed], tables: Tables, silent: Collection[str]) -> str | None:
     """Return why a frame cannot be refined, from its states in all tables; None if it can."""
-    if states[0]["frame_id"] in silent:
+    if states[0].frame_id in silent:
         return "excluded by data.exclude"
     for state, table in zip(states, tables.tables, strict=True):
-        if state["status"] != "ok":
-            return f"{table.stage}: {state['reason']}"
+        if isinstance(state, Failed):
+            return f"{table.stage}: {state.reason}"
     return None
 
 
@@ -215,30 +216,29 @@ def rows_of_frame(
     frame: FrameRow,
     own: Answered,
     around: Sequence[Answered],
-) -> dict[Improvement, dict[str, Any]]:
+) -> dict[Improvement, Refine | Failed]:
     """Return a frame's row of every table; raises StoreError for tables that do not fit each other or the recipe."""
     images = None
     if source.images and any(source.images in work.tables for work in works):
-        images = tables.rows(frame, [source.images.stage])[source.images.stage]
+        images = pseudo_labels(tables.rows(frame, [source.images.stage]), source.images.stage)
     try:
         found = refined({work.steps for work in works}, own, around, images, recipe)
     except Unfit as error:
-        return {work.by: failed_row(frame.frame_id, str(error)) for work in works}
+        return {work.by: Failed(frame.frame_id, str(error)) for work in works}
     except ValueError as error:
         raise StoreError(
             f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: {recipe.make('pack')}"
         ) from None
-    about = {"frame_id": frame.frame_id, "status": "ok", "reason": None}
-    return {work.by: {**about, **found[work.steps].columns()} for work in works}
+    return {work.by: found[work.steps].record(frame.frame_id) for work in works}
 
 
-def counts_of(row: Mapping[str, Any]) -> dict[str, int]:
+def counts_of(row: Refine | Failed) -> dict[str, int]:
     """Return what is summed up over rows: points, and those whose label comes from each origin."""
-    if row["status"] != "ok":
+    if isinstance(row, Failed):
         return {}
-    counts = np.bincount(row["origin"], minlength=len(ORIGINS)).tolist()
+    counts = np.bincount(row.origin, minlength=len(ORIGINS)).tolist()
     named = {f"from_{name.replace(' ', '_')}": count for name, count in zip(ORIGINS[1:], counts[1:], strict=True)}
-    return {"points": len(row["label"]), **named}
+    return {"points": len(row.label), **named}
 
 
 def published(

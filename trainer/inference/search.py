@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +29,15 @@ from manifests.query import (
     write_ranking,
 )
 from manifests.recipe import Recipe
-from manifests.schema import SIMILARITY
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Similarity
+from manifests.tables.base import Float16
+from manifests.tables.teacher import Text
 from superpixels.similarity import top_mean
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
-from trainer.inference.predict import Columns, Sweeps, check_run, load_learnt, n_outputs_of, run_over
+from trainer.inference.predict import Saying, Sweeps, check_run, load_learnt, n_outputs_of, run_over
 from trainer.loop.learner import N_INPUTS
 from trainer.network.minkunet import build_network
 
@@ -69,9 +70,9 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
     weights = learnt.document["weights"]
-    identity = network_identity("similarity", VERSION, SIMILARITY, recipe, weights, sweeps.points, query=query.identity)
-    name, columns = pin(recipe, f"similarity-{query.slug}"), similarity_to(query, sweeps)
-    table = run_over(sweeps, network_path, learnt, network, SIMILARITY, identity, name, columns, console)
+    identity = network_identity(Similarity, VERSION, recipe, weights, sweeps.points, query=query.identity)
+    name, saying = pin(recipe, f"similarity-{query.slug}"), similarity_to(query, sweeps)
+    table = run_over(sweeps, network_path, learnt, network, saying, identity, name, console)
     ranking = rank_by_features(query, sweeps.store, table, {*sweeps.ref.excluded, *recipe.data.exclude}, n_frames)
     write_ranking(folder, query, ranking)
     shown = Table(*HEADINGS, title=f"“{escape(query.phrase)}”, by TMP features")
@@ -110,26 +111,29 @@ def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
         )
 
 
-def similarity_to(query: Query, sweeps: Sweeps) -> Columns:
-    """Return the function from unit features (v, d) to the columns of table `similarity`: cosine and margin.
+def similarity_to(query: Query, sweeps: Sweeps) -> Saying[Similarity]:
+    """Return the way from unit features (v, d) to rows of table `similarity`: cosine and margin.
 
     They are what superpixels.similarity says, on the device of the network.
     """
     rivals = query.rivals(text_rows(sweeps.store, sweeps.ref))
     phrase, others = (torch.from_numpy(part).to(sweeps.device) for part in (query.vector, rivals))
 
-    def columns(features: Tensor) -> dict[str, Tensor]:
+    def tensors(features: Tensor) -> tuple[Tensor, Tensor]:
         cosine = features.float() @ phrase
         margin = cosine - (features.float() @ others.T).amax(1) if len(others) else cosine
-        return {"cosine": cosine.half(), "margin": margin.half()}
+        return cosine.half(), margin.half()
 
-    return columns
+    def record(frame_id: str, cosine: Float16, margin: Float16) -> Similarity:
+        return Similarity(frame_id=frame_id, cosine=cosine, margin=margin)
+
+    return Saying(Similarity, tensors, record)
 
 
-def text_rows(store: Store, ref: Ref) -> list[dict[str, Any]]:
+def text_rows(store: Store, ref: Ref) -> list[Text]:
     """Return the rows of table `text`."""
     table = ref.table("text")
-    return [row for shard in table.shards for row in store.rows("text", table.fingerprint, shard)]
+    return store.every(Text, table.fingerprint, table.shards)
 
 
 def rank_by_features(query: Query, store: Store, table: TableRef, excluded: set[str], limit: int) -> Ranking:
@@ -137,9 +141,9 @@ def rank_by_features(query: Query, store: Store, table: TableRef, excluded: set[
     found: list[RankedFrame] = []
     medians: list[float] = []
     for shard in table.shards:
-        for number, row in enumerate(store.rows("similarity", table.fingerprint, shard)):
-            if row["status"] == "ok" and row["frame_id"] not in excluded and len(row["margin"]):
-                scores = top_mean(row["margin"]), top_mean(row["cosine"])
-                found.append(RankedFrame(row["frame_id"], shard.shard, number, *scores, len(row["margin"])))
-                medians.append(float(np.median(row["margin"].astype(np.float32))))
+        for number, row in enumerate(store.records(Similarity, table.fingerprint, shard)):
+            if isinstance(row, Similarity) and row.frame_id not in excluded and len(row.margin):
+                scores = top_mean(row.margin), top_mean(row.cosine)
+                found.append(RankedFrame(row.frame_id, shard.shard, number, *scores, len(row.margin)))
+                medians.append(float(np.median(row.margin.astype(np.float32))))
     return rank("tmp", query, table.fingerprint, found, medians, limit)

@@ -15,9 +15,13 @@ from manifests.sections.training import Refinable
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict
+from manifests.tables.base import Rows
+from manifests.tables.labels import Target, Vote
+from manifests.tables.superpoints import Group
 from trainer.checkpoints import official
 from trainer.inference.predict import check_student, checkpoint_path
-from trainer.inference.refine import CAMERA, NEIGHBOUR, Answered, Labels
+from trainer.inference.refine import CAMERA, NEIGHBOUR, Answered, Labels, PseudoLabels
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class Source:
 
     of: str
     table: TableRef
-    answer_of: Callable[[Mapping[str, Any]], Answered]
+    answer_of: Callable[[Rows], Answered]
     images: TableRef | None = None
     known: Origin = Origin()
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -44,22 +48,28 @@ def source_of(of: Refinable, recipe: Recipe, store: Store, ref: Ref, to_refine: 
     if of == "prediction":
         table, known = predictions(store, recipe, ref)
         images = ref.table(pseudo_labels_before(recipe)) if to_refine and recipe.refine.merge else None
-        return Source(of, table, lambda rows: Answered(rows, *said_by(rows["predict"])), images, known)
+        return Source(of, table, lambda rows: Answered(rows, *said_by(rows[Predict])), images, known)
     table = ref.table(pseudo_labels_before(recipe) if to_refine else "target")
     return Source(of, table, lambda rows: pseudo_label_of(rows, table.stage))
 
 
-def pseudo_label_of(rows: Mapping[str, Any], stage: str) -> Answered:
+def pseudo_label_of(rows: Rows, stage: str) -> Answered:
     """Return the pseudo-labels of a frame; those that stage `vote` changed come from its neighbours."""
-    row = rows[stage]
-    origin = np.where(row["changed"], NEIGHBOUR, CAMERA) if stage == "vote" else np.full(len(row["label"]), CAMERA)
-    return Answered(rows, row["label"], row["confidence"], origin)
+    row = pseudo_labels(rows, stage)
+    origin = np.where(row.changed, NEIGHBOUR, CAMERA) if isinstance(row, Vote) else np.full(len(row.label), CAMERA)
+    return Answered(rows, row.label, row.confidence, origin)
 
 
-def said_by(row: Mapping[str, Any]) -> tuple[Labels, Labels]:
+def pseudo_labels(rows: Rows, stage: str) -> PseudoLabels:
+    """Return the row of a frame in one of the tables of pseudo-labels."""
+    kinds: dict[str, type[PseudoLabels]] = {kind.table: kind for kind in (Group, Vote, Target)}
+    return rows[kinds[stage]]
+
+
+def said_by(row: Predict) -> tuple[Labels, Labels]:
     """Return the classes (n, 3) of a row of predictions, the likeliest first, and how sure they are, of that shape."""
-    label, confidence = row["label"], row["confidence"]
-    return np.column_stack([label, row["runner_up"]]), np.column_stack([confidence, row["runner_up_confidence"]])
+    said = np.column_stack([row.label, row.runner_up])
+    return said, np.column_stack([row.confidence, row.runner_up_confidence])
 
 
 def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Origin]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict, Refine
+from manifests.tables.base import Failed
+from manifests.tables.sensors import Index
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
 from trainer.inference.sources import predictions
@@ -40,7 +43,7 @@ class Benchmark(Protocol):
     def expected(self) -> Mapping[str, int]:
         """Return how many frames a complete submission has, by scene; or of all scenes together, by ""."""
 
-    def file(self, index: Mapping[str, Any], label: NDArray[np.uint8]) -> tuple[str, bytes]:
+    def file(self, index: Index, label: NDArray[np.uint8]) -> tuple[str, bytes]:
         """Return name and content of a frame's file, from its row of table `index` and its predicted classes."""
 
     def further(self) -> Mapping[str, bytes]:
@@ -98,9 +101,9 @@ class Lidarseg:
         """Return the number of key frames of the split."""
         return {"": LIDARSEG_FRAMES[self.split]}
 
-    def file(self, index: Mapping[str, Any], label: NDArray[np.uint8]) -> tuple[str, bytes]:
+    def file(self, index: Index, label: NDArray[np.uint8]) -> tuple[str, bytes]:
         """Return the file of a sweep."""
-        token = index["lidar_token"]
+        token = index.lidar_token
         if not _TOKEN.fullmatch(token):
             raise StoreError(f"sweep token {token!r} is no file name; expected letters, digits, '-' and '_'")
         return f"lidarseg/{self.split}/{token}_lidarseg.bin", label.astype(np.uint8).tobytes()
@@ -149,11 +152,11 @@ class SemanticKitti:
         """Return the number of scans of every sequence."""
         return self.scans
 
-    def file(self, index: Mapping[str, Any], label: NDArray[np.uint8]) -> tuple[str, bytes]:
+    def file(self, index: Index, label: NDArray[np.uint8]) -> tuple[str, bytes]:
         """Return the file of a scan."""
-        scan = _SCAN.fullmatch(index["lidar_path"])
+        scan = _SCAN.fullmatch(index.lidar_path)
         if not scan:
-            raise StoreError(f"{index['lidar_path']!r} is no scan of SemanticKITTI; index the data set anew")
+            raise StoreError(f"{index.lidar_path!r} is no scan of SemanticKITTI; index the data set anew")
         return f"sequences/{scan[1]}/predictions/{scan[2]}.label", self.raw_of_class[label].astype("<u4").tobytes()
 
     def further(self) -> Mapping[str, bytes]:
@@ -193,10 +196,10 @@ def submit(
     frames, failed = [], []
     for shard in shards:
         for row, (indexed, predicted) in enumerate(tables.states(shard)):
-            if indexed["status"] != "ok" or predicted["status"] != "ok":
-                failed.append(f"{predicted['frame_id']} ({predicted['reason']})")
+            if isinstance(bad := predicted, Failed) or isinstance(bad := indexed, Failed):
+                failed.append(f"{bad.frame_id} ({bad.reason})")
             else:
-                frames.append(FrameRow(shard, row, predicted["frame_id"]))
+                frames.append(FrameRow(shard, row, predicted.frame_id))
     absent = missing_frames(benchmark, Counter(frame.scene for frame in frames))
     if (absent or failed) and not partial:
         raise StoreError(
@@ -208,8 +211,9 @@ def submit(
     try:
         with progress_bar(console, recipe.run.progress) as bar:
             for frame in bar.track(frames, description="submit"):
-                index, predicted = tables.row(frame)
-                put(scratch, *benchmark.file(index, predicted["label"]))
+                rows = tables.rows(frame)
+                label = (rows.get(Predict) or rows[Refine]).label
+                put(scratch, *benchmark.file(rows[Index], label))
         for name, content in benchmark.further().items():
             put(scratch, name, content)
         scratch.rename(folder)

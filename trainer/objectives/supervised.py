@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from manifests.recipe import Recipe
-from manifests.rows import Row
-from manifests.sample import sweep_of
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.sections.training import LabelledConfig, Task
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
+from manifests.tables.base import Rows
+from manifests.tables.labels import Label
+from manifests.tables.sensors import Points
 from trainer.data.batches import TargetBatch
 from trainer.data.samples import class_sample
 from trainer.data.tables import Every, check_dictionary
@@ -87,8 +88,8 @@ def label_sample(
     voxels: VoxelConfig,
     augmentation: AugmentConfig | None,
     class_names: Sequence[str],
-    rows: Sequence[Row],
+    rows: Rows,
     rng: np.random.Generator,
 ) -> TargetBatch:
     """Return one frame of tables `points` and `label`, seen as `augmentation` draws it; raises like `class_sample`."""
-    return class_sample(voxels, augmentation, class_names, sweep_of(rows[0]), rows[1]["label"], rng, table="label")
+    return class_sample(voxels, augmentation, class_names, rows[Points], rows[Label].label, rng, table="label")

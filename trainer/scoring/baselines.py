@@ -5,21 +5,22 @@ A student that has learnt shape must beat both. Neither sees a true label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.recipe import Recipe
-from manifests.sample import Sweep, sweep_of, targets_of
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
+from manifests.tables.labels import Target
+from manifests.tables.sensors import Points
 from trainer.data.tables import Tables, select_frames
 
 Baseline = Literal["majority", "tree"]
-Answer = Callable[[Sweep], NDArray[np.uint8]]
+Answer = Callable[[Points], NDArray[np.uint8]]
 
 POINTS = 400_000  # a tree is grown from so many points at most, drawn evenly with the seed of the distillation
 SMALLEST_LEAF = 20  # points; without a limit the tree learns the noise of the labels by heart
@@ -42,7 +43,8 @@ def learn_baseline(kind: Baseline, recipe: Recipe, store: Store, ref: Ref) -> An
     counts = np.zeros(n_classes, np.int64)
     features, labels = [], []
     for frame in frames:
-        sweep, label = learnt_from(dict(zip(("points", "target"), tables.row(frame), strict=True)))
+        rows = tables.rows(frame)
+        sweep, label = rows[Points], rows[Target].label
         counts += np.bincount(label, minlength=n_classes)
         some = np.sort(rng.permutation(np.flatnonzero(label))[:per_frame])
         features.append(point_features(sweep)[some])
@@ -62,19 +64,14 @@ def learn_baseline(kind: Baseline, recipe: Recipe, store: Store, ref: Ref) -> An
     tree = DecisionTreeClassifier(min_samples_leaf=SMALLEST_LEAF, random_state=recipe.distill.seed)
     tree.fit(np.concatenate(features), np.concatenate(labels))
 
-    def answer(sweep: Sweep) -> NDArray[np.uint8]:
+    def answer(sweep: Points) -> NDArray[np.uint8]:
         features = point_features(sweep)  # of no point, which the tree would refuse
         return np.asarray(tree.predict(features), np.uint8) if len(features) else np.zeros(0, np.uint8)
 
     return answer
 
 
-def learnt_from(rows: Mapping[str, Mapping[str, Any]]) -> tuple[Sweep, NDArray[np.uint8]]:
-    """Return the sweep of a frame and its pseudo-labels (n,), 0 none."""
-    return sweep_of(rows["points"]), np.asarray(targets_of(rows["target"]).label)
-
-
-def point_features(sweep: Sweep) -> NDArray[np.float32]:
+def point_features(sweep: Points) -> NDArray[np.float32]:
     """Return intensity as stored, height above the sensor (m) and horizontal range (m) of every point, (n, 3)."""
     xyz_m = sweep.xyz_m
     range_m = np.hypot(xyz_m[:, 0], xyz_m[:, 1])

@@ -20,13 +20,17 @@ from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import Compared, EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
-from manifests.sample import sweep_of
 from manifests.sections.training import Improvement, Refinement
 from manifests.splits import split_content
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
+from manifests.tables.answers import Predict, Refine
+from manifests.tables.base import Failed, Rows
+from manifests.tables.labels import Label, Target, Vote
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Group
 from superpixels.metrics import Confusion, Scores, scores
 from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
@@ -39,6 +43,9 @@ from trainer.scoring.baselines import learn_baseline
 
 Of = Literal["prediction", "pseudo", "majority", "tree"]
 Part = Literal["all", "seen", "unseen"]
+LABELLED: tuple[type[Group | Vote | Target | Label | Predict | Refine], ...] = (
+    *(Group, Vote, Target, Label, Predict, Refine),
+)
 
 
 @dataclass(frozen=True)
@@ -187,9 +194,10 @@ def check_refined(recipe: Recipe, store: Store, selection: Selection, refined: T
     if unfit is None:
         return
     file = next(shard for shard in refined.shards if shard.shard == unfit.shard)
-    row = store.rows("refine", refined.fingerprint, file, ("frame_id", "reason"))[unfit.row]
+    state = store.states("refine", refined.fingerprint, file)[unfit.row]
+    reason = state.reason if isinstance(state, Failed) else "its row and the sidecar of its shard disagree"
     raise StoreError(
-        f"frame {unfit.frame_id}: {row['reason']}; it has no refined labels to score. Leave it out by name, [data] "
+        f"frame {unfit.frame_id}: {reason}; it has no refined labels to score. Leave it out by name, [data] "
         f'exclude = ["{unfit.frame_id}"], and run: {recipe.make("pack")}'
     )
 
@@ -204,13 +212,13 @@ def tallied(recipe: Recipe, judged: Judged, console: Console) -> tuple[Tally, Ta
         for frame in bar.track(judged.selection.frames, description="evaluate"):
             rows = judged.tables.rows(frame, scored_tables)
             check_lengths(frame, rows)
-            truth, label = rows["label"]["label"], judged.source.answer_of(rows).label
+            truth, label = rows[Label].label, judged.source.answer_of(rows).label
             where = parts_of(rows, len(truth), judged.sees)
             try:
                 before.add(truth, label, label, where)
                 if judged.refined:
-                    after.add(truth, label, rows["refine"]["label"], where)
-                    after.notes.update(filter(None, (rows["refine"]["note"] or "").split("; ")))
+                    after.add(truth, label, rows[Refine].label, where)
+                    after.notes.update(filter(None, (rows[Refine].note or "").split("; ")))
             except ValueError as error:
                 raise StoreError(
                     f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: "
@@ -219,23 +227,25 @@ def tallied(recipe: Recipe, judged: Judged, console: Console) -> tuple[Tally, Ta
     return before, after
 
 
-def check_lengths(frame: FrameRow, rows: Mapping[str, Mapping[str, Any]]) -> None:
+def check_lengths(frame: FrameRow, rows: Rows) -> None:
     """Raise StoreError unless all tables have as many points of a frame."""
-    columns = {stage: "xyz_m" if stage == "points" else "label" for stage in rows if stage != "index"}
-    n_points = {stage: len(rows[stage][column]) for stage, column in columns.items()}
-    if "target" in rows:
-        n_points["target, column seen"] = len(rows["target"]["seen"])
+    n_points = {row.table: len(row.label) for kind in LABELLED if (row := rows.get(kind))}
+    if points := rows.get(Points):
+        n_points["points"] = len(points.xyz_m)
+    if target := rows.get(Target):
+        n_points["target, column seen"] = len(target.seen)
     if len(set(n_points.values())) > 1:
         raise StoreError(
             f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack RECIPE=..."
         )
 
 
-def parts_of(rows: Mapping[str, Mapping[str, Any]], n_points: int, sees: bool) -> dict[Part, NDArray[np.bool_]]:
+def parts_of(rows: Rows, n_points: int, sees: bool) -> dict[Part, NDArray[np.bool_]]:
     """Return which points (n,) belong to each part that is scored."""
     where: dict[Part, NDArray[np.bool_]] = {"all": np.ones(n_points, np.bool_)}
     if sees:
-        where |= {"seen": rows["target"]["seen"], "unseen": ~rows["target"]["seen"]}
+        seen = rows[Target].seen
+        where |= {"seen": seen, "unseen": ~seen}
     return where
 
 
@@ -339,9 +349,7 @@ def labels_to_score(of: Of, recipe: Recipe, store: Store, ref: Ref, to_refine: b
     learnt = learn_baseline(of, recipe, store, ref)
     lesson = lesson_of(recipe, store, ref)
     known, more = Origin(learnt_from=lesson), {"learnt": digest([of, recipe.distill.seed, as_document(lesson)])}
-    return Source(
-        of, ref.table("points"), lambda rows: Answered(rows, learnt(sweep_of(rows["points"]))), None, known, more
-    )
+    return Source(of, ref.table("points"), lambda rows: Answered(rows, learnt(rows[Points])), None, known, more)
 
 
 def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
@@ -358,7 +366,7 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
     tables = Tables(store, ref, ["label"])
     scenes = scenes_of_split(tables, recipe.evaluate.split, recipe.data.dataset)
     shards = [shard for shard in tables.shards if scene_of(shard) in scenes]
-    if not any(state["status"] == "ok" for shard in shards for (state,) in tables.states(shard)):
+    if not any(not isinstance(state, Failed) for shard in shards for (state,) in tables.states(shard)):
         raise nothing
     return replace(ref.table("label"), shards=tuple(tables.file("label", shard) for shard in shards))
 

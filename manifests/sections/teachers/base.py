@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from manifests.config import changed_values
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
+from manifests.tables.base import FrameRecord
 
 
 class TeacherSection:
@@ -37,8 +38,8 @@ class TeacherSection:
         """Whether segments are made from files beside the images."""
         return False
 
-    def needs(self) -> tuple[str, ...]:
-        """Return further tables, whose columns of the frame stage `segment` hands to the teacher."""
+    def needs(self) -> tuple[type[FrameRecord], ...]:
+        """Return further tables, whose rows of the frame stage `segment` hands to the teacher."""
         return ()
 
     def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
+from manifests.tables.base import FrameRecord
+from manifests.tables.labels import Label
+from manifests.tables.sensors import Project
 
 CONFUSED: tuple[tuple[str, str, float], ...] = (
     ("truck", "bus", 0.25),
@@ -47,7 +50,7 @@ what bears the name. The shares are our judgement, not a measurement of any teac
 MAPS = "classmaps"
 """The folder of class maps in the data root."""
 
-TRUTH = ("label", "project")
+TRUTH: tuple[type[FrameRecord], ...] = (Label, Project)
 """The tables that source "points" reads."""
 
 _PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "persistence", "score_noise")
@@ -163,7 +166,7 @@ class OracleConfig(TeacherSection):
         """Whether class maps are read."""
         return self.source == "maps"
 
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[type[FrameRecord], ...]:
         """Return the tables that the truth is read from."""
         return TRUTH if self.source == "points" else ()
 

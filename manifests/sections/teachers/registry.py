@@ -14,6 +14,7 @@ from manifests.sections.teachers.composite import CompositeConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
 from manifests.sections.teachers.oracle import OracleConfig
 from manifests.sections.teachers.san import SanConfig
+from manifests.tables.base import FrameRecord
 
 
 class TeacherConfig(Protocol):
@@ -43,7 +44,7 @@ class TeacherConfig(Protocol):
         """Whether segments are made from files beside the images."""
         ...
 
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[type[FrameRecord], ...]:
         """See TeacherSection."""
 
     def idle(self) -> frozenset[str]:
