@@ -54,7 +54,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs recipes diff clean recipe city demo export labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs recipes diff clean recipe city demo export autolabel labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,9 @@ $(STAGES): recipe setup
 
 export: recipe setup ## segments and point labels as the official scripts write them, into OUT
 	@$(AFOV) export "$$RECIPE" "$$OUT" $(ARGS)
+
+autolabel: recipe setup ## the whole job: tables, training, predictions, refinement, label files, report; goes on where it stopped
+	@$(AFOV) autolabel "$$RECIPE" $(ARGS)
 
 labels: recipe setup ## labels as files, in labels/RECIPE or OUT; OF=refine|predict|vote|correct|target|group AS=npy,kitti,lidarseg,pcd,ply,parquet
 	@$(AFOV) labels "$$RECIPE" $${OF:+--of "$$OF"} $${AS:+--as "$$AS"} $(if $(OUT_ASKED),--out "$$OUT") $(ARGS)

@@ -13,6 +13,7 @@ from afov.programs import call
 from manifests.config import RECIPES, ConfigError, read_recipe
 from manifests.console import RecipeArgument, SetOption, debuggable, plain_console, sentences
 from manifests.effective import DEFAULT, as_toml, effective
+from manifests.recipe import load_recipe
 from manifests.stages import SPECS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -138,6 +139,26 @@ def docs(folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(
     tables(folder / "data.md")
     (folder / "settings.md").write_text(settings_document(), encoding="utf-8")
     console.print(f"wrote {folder / 'settings.md'}")
+
+
+@app.command()
+@debuggable
+def autolabel(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move earlier trainings aside and start them over.")] = False,
+) -> None:
+    """From drives to label files in one command: tables, training, predictions, refinement, labels, report.
+
+    What is done is left alone, so it may be stopped at any time. A recipe with [refine] of = "pseudo", or [labels] of a
+    table of pseudo-labels, is labelled without any training.
+    """
+    from afov.autolabel import autolabel as run
+
+    with sentences("autolabel", "what is finished is kept, and the same command goes on from there"):
+        code = run(load_recipe(recipe, set_ or ()), set_ or (), fresh, console)
+        if code:
+            raise typer.Exit(code)
 
 
 @app.command()

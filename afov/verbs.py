@@ -13,6 +13,7 @@ PROGRAMS: Mapping[str, str] = {
 
 JOBS: Mapping[str, Mapping[str, str]] = {
     "Start here": {
+        "autolabel": "afov",
         "demo": "afov",
         "recipes": "afov",
         "show": "afov",

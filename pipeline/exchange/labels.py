@@ -1,7 +1,8 @@
 """Labels of a recipe as files, for every data set: what the whole method is for.
 
     <out>/labels.json     classes, colours, where the labels come from, how many there are
-    <out>/frames.csv      a line a frame: name, scene, time, sweep, points, labelled points, its file in each layout
+    <out>/frames.csv      a line a frame: name, scene, time, sweep, points, how many have a label, how sure these are on
+                          average, and its file in each layout
     <out>/<layout>/...    see pipeline.exchange.label_files
 
 The folder appears whole or not at all. One that holds the very same is left as it is; any other one of ours is moved
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.fingerprint import digest, plain
-from manifests.labels import checked_weights, predictions_of, refine_split, refined_of
+from manifests.labels import ORIGINS, checked_weights, predictions_of, refine_split, refined_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.splits import ALL, load_split
@@ -60,7 +61,8 @@ from pipeline.stages.target import corrected
 FORMAT = 1
 RECORD, FRAMES = "labels.json", "frames.csv"
 UNSURE = "unsure"
-HEADER = ("frame_id", "scene", "timestamp_us", "lidar_path", "n_points", "n_labelled")
+HEADER = ("frame_id", "scene", "timestamp_us", "lidar_path", "n_points", "n_labelled", "mean_confidence")
+MOST_DOUBTFUL = 10  # frames to look at first
 
 Labels = NDArray[np.uint8]
 
@@ -77,13 +79,17 @@ class Written:
 
 @dataclass
 class Tally:
-    """Sums over frames: points, labelled ones, those that were not sure enough, and points by class."""
+    """Sums over frames: points, labelled ones, those that were not sure enough, points by class, and by the origin of
+    their label where the table knows it. `doubtful` are the frames whose labels are least sure, these first.
+    """
 
     n_classes: int
     frames: int = 0
     points: int = 0
     unsure: int = 0
     by_class: NDArray[np.int64] = field(init=False)
+    by_origin: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(ORIGINS), np.int64))
+    doubtful: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.by_class = np.zeros(self.n_classes, np.int64)
@@ -94,6 +100,9 @@ class Tally:
         self.points += len(sweep.label)
         self.unsure += sweep.n_below
         self.by_class += np.bincount(sweep.label, minlength=self.n_classes)
+        if "origin" in sweep.more:
+            self.by_origin += np.bincount(sweep.more["origin"], minlength=len(ORIGINS))
+        self.doubtful = sorted([*self.doubtful, (mean_confidence(sweep), sweep.frame_id)])[:MOST_DOUBTFUL]
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,7 @@ def fill(recipe: Recipe, source: Source, folder: Path, identity: Mapping[str, An
             tally.add(one)
             files = [f"{name}/{writer.put(one)}" for name, writer in writers.items()]
             about = (one.frame_id, one.scene, one.timestamp_us, one.lidar_path, len(one.label))
-            lines.writerow([*about, int(np.count_nonzero(one.label)), *files])
+            lines.writerow([*about, int(np.count_nonzero(one.label)), f"{mean_confidence(one):.4f}", *files])
     for writer in writers.values():
         writer.finish()
     if not tally.frames:
@@ -394,10 +403,19 @@ def record_of(
             "labelled": int(tally.points - tally.by_class[0]),
             "not_sure_enough": tally.unsure,
             "by_class": by_class,
+            "by_origin": {
+                name: int(n) for name, n in zip(ORIGINS, tally.by_origin, strict=True) if source.of == "refine"
+            },
         },
+        "look_first": [{"frame_id": name, "mean_confidence": round(sure, 4)} for sure, name in tally.doubtful],
         "without_labels": dict(failed),
         "identity": identity,
     }
+
+
+def mean_confidence(sweep: LabelledSweep) -> float:
+    """Return how sure the labels of a frame are, 0..1; points without one are not sure at all."""
+    return float(sweep.confidence.mean()) / 255 if len(sweep.confidence) else 0.0
 
 
 def hex_colour(rgb: Sequence[int]) -> str:

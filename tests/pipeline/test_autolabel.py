@@ -1,0 +1,278 @@
+"""One command from drives to label files, on real logs without labels and on the city with its labels hidden."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from afov import autolabel as module
+from afov import watching
+from afov.watching import Amount, clock, remaining
+from bench.city.config import SIZES
+from bench.city.generate import write_city
+from manifests.config import ConfigError
+from manifests.ontology import load_ontology
+from manifests.recipe import Recipe, load_recipe
+from pipeline.__main__ import app as pipeline
+from superpixels.metrics import Confusion, scores
+from trainer.__main__ import app as trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, from which the programs are found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def autolabel(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "afov", "autolabel", *words], capture_output=True, text=True, check=False
+    )
+
+
+def command(program: Any, *words: str) -> Result:
+    done = CliRunner().invoke(program, list(words))
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def label_files(folder: Path) -> dict[str, np.ndarray]:
+    """The labels of every frame, as any program would read them."""
+    with (folder / "frames.csv").open(newline="") as table:
+        return {row["frame_id"]: np.load(folder / row["npy"]) for row in csv.DictReader(table)}
+
+
+# -- from drives to label files
+
+
+def test_logs_without_labels_are_labelled_without_any_training(
+    shared: Path, here: Path, folder_layout: Callable[[Path, str], Path]
+) -> None:
+    root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
+    assert not any((scene / "labels").exists() and any((scene / "labels").iterdir()) for scene in root.iterdir())
+    (here / "mine.toml").write_text(
+        f"""
+        [data]
+        dataset = "folder"
+        root = "{root}"
+        [teacher]
+        name = "clip_dense"
+        model = "tiny"
+        weights = "random:0"
+        short_side_px = 112
+        [text]
+        templates = "single"
+        [segment]
+        scale = 0.1
+        [refine]
+        of = "pseudo"
+        [labels]
+        formats = ["npy", "kitti", "parquet"]
+        [run]
+        device = "cpu"
+        """
+    )
+    done = autolabel("mine.toml")
+    assert done.returncode == 0, done.stderr
+    assert "autolabel: pack, refine, labels, report; " in done.stdout
+    labels = label_files(here / "labels" / "mine")
+    assert len(labels) == 3 and all((label > 0).mean() > 0.5 for label in labels.values())
+    for said in (
+        "coverage: ",
+        "agreement: ",
+        "look first at the frames",
+        f"report: {here / 'reports/mine/index.html'}",
+    ):
+        assert said in done.stdout
+    assert (here / "reports/mine/index.html").is_file()
+    again = autolabel("mine.toml")
+    assert "pack was there, refine was there, labels was there, report" in again.stdout, again.stdout
+
+
+def test_the_files_score_as_evaluate_says_of_the_table_to_the_last_digit(here: Path) -> None:
+    """The city's labels are hidden while it is labelled, and shown to the test afterwards."""
+    city = here / "data" / "city"
+    write_city(city, SIZES["tiny"])
+    tables = city / SIZES["tiny"].version
+    (tables / "lidarseg.json").rename(here / "hidden.json")
+    (here / "mine.toml").write_text(
+        """
+        base = "city"
+        [pretrain]
+        epochs = 1
+        [distill]
+        epochs = 2
+        [network]
+        engine = "torch"
+        [run]
+        device = "cpu"
+        """
+    )
+    done = autolabel("mine.toml")
+    assert done.returncode == 0, done.stderr
+    assert "autolabel: pack, pretrain, distill, predict, refine, labels, report; " in done.stdout
+    labels = label_files(here / "labels" / "mine")
+    record = json.loads((here / "labels/mine/labels.json").read_bytes())
+    assert record["weights"] and record["identity"]["tables"].keys() == {"index", "points", "refine"}
+
+    (here / "hidden.json").rename(tables / "lidarseg.json")
+    command(pipeline, "run", "pack,label", "mine.toml")
+    said = command(trainer, "evaluate", "mine.toml", "--refine", "vote+afi").output
+    assert "refine: prediction by vote+afi: 0 shards computed, 1 were there" in said, "it scores the table of before"
+    scored = json.loads((here / "runs/mine/evaluate-vote-afi.json").read_bytes())["scores"]["all"]
+
+    kit = {row["token"]: row for row in json.loads((tables / "sample_data.json").read_bytes())}
+    truth = {
+        kit[row["sample_data_token"]]["sample_token"]: np.fromfile(city / row["filename"], np.uint8)
+        for row in json.loads((tables / "lidarseg.json").read_bytes())
+    }
+    ontology = load_ontology("nuscenes")
+    counts = Confusion(len(ontology.classes) - 1)
+    for frame, label in labels.items():
+        counts.add(ontology.class_of_raw_labels(truth[frame]), label)
+    assert scored["mean_iou"] == scores(counts).mean_iou
+    assert scored["points"] == scores(counts).n_points > 0
+
+
+# -- steps
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    path = folder / "mine.toml"
+    path.write_text(f'[data]\ndataset = "folder"\nroot = "{folder}/log"\n[run]\nstore = "{folder}/store"\n')
+    return load_recipe(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained", "tables"),
+    [
+        ((), ["pretrain", "distill"], ("points", "pairs", "target")),
+        (("distill.init=",), ["distill"], ("points", "pairs", "target")),
+        (("predict.checkpoint=x.pt",), [], ("points", "pairs", "target")),
+        (("labels.of=correct",), None, ("points", "pairs", "target", "group", "correct")),
+        (("labels.of=correct", "target.labels=vote+correct"), None, ("points", "pairs", "target", "vote", "correct")),
+        (("refine.of=pseudo",), None, ("points", "pairs", "target")),
+    ],
+)
+def test_a_recipe_has_the_steps_that_it_needs(
+    tmp_path: Path, overrides: tuple[str, ...], trained: list[str] | None, tables: tuple[str, ...]
+) -> None:
+    recipe = recipe_of(tmp_path, *overrides)
+    assert module.trains(recipe) == (trained is not None)
+    assert trained is None or module.students(recipe) == trained
+    assert module.tables_for(recipe) == tables
+
+
+def test_a_student_of_true_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"predict.of is .supervised., a student of true labels"):
+        module.students(recipe_of(tmp_path, "predict.of=supervised"))
+
+
+def test_a_step_that_fails_ends_the_job_with_its_own_sentence_and_code(here: Path) -> None:
+    (here / "mine.toml").write_text('[data]\ndataset = "folder"\nroot = "nowhere"\n')
+    done = autolabel("mine.toml")
+    assert done.returncode == 2 and "data.root nowhere holds no scene" in done.stderr
+
+
+def step(name: str, program: str, seconds: float | None = None) -> module.Step:
+    return module.Step(name, (sys.executable, "-c", program), "nothing to do", seconds, lambda: 0.25)
+
+
+def run_steps(*steps: module.Step) -> list[module.Ended]:
+    console = Console(width=200)
+    with module.shown(console) as progress:
+        return [module.run_step(one, n, steps, progress, time.monotonic()) for n, one in enumerate(steps)]
+
+
+def test_where_nobody_watches_a_line_tells_how_far_it_is(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINE_S", 0.3)
+    slow = "import sys, time; print('at work'); print('a note', file=sys.stderr); time.sleep(1.0)"
+    done = run_steps(step("first", slow), step("second", "print('nothing to do here')", 600.0))
+    out, err = capfd.readouterr()
+    assert "autolabel: step 1 of 2, first 25 %, 0 s so far, about 10 min left of all" in out and "at work" in out
+    assert "a note" in err and "a note" not in out
+    assert [(one.name, one.code, one.skipped) for one in done] == [("first", 0, False), ("second", 0, True)]
+
+
+def test_the_exit_code_of_a_step_is_kept() -> None:
+    [ended] = run_steps(step("only", "import sys; print('nothing to do'); sys.exit(3)"))
+    assert (ended.code, ended.skipped) == (3, False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_step_first_which_saves_what_it_has(here: Path, number: signal.Signals) -> None:
+    saving = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n    time.sleep(0.3); pathlib.Path('saved').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\npathlib.Path('begun').touch()\ntime.sleep(60)\n"
+    )
+    program = (
+        "import sys, time, typer\nfrom rich.console import Console\nfrom afov import autolabel\n"
+        "from manifests.console import sentences\n"
+        f"step = autolabel.Step('only', (sys.executable, '-c', {saving!r}), 'nothing', None)\n"
+        "app = typer.Typer()\n@app.command()\ndef run():\n"
+        "    with sentences('autolabel', 'what is finished is kept'), autolabel.shown(Console()) as progress:\n"
+        "        autolabel.run_step(step, 0, [step], progress, time.monotonic())\n"
+        "app()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    while not (here / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (here / "saved").exists() and process.returncode == 130
+    assert "autolabel: interrupted; what is finished is kept" in errors
+
+
+# -- estimates
+
+
+def test_the_rest_of_a_job_is_what_steps_are_expected_to_take_until_the_pace_of_one_is_known() -> None:
+    assert remaining((10.0, None, 60.0), [100.0]) == 150.0
+    assert remaining((10.0, 0.5, 60.0), [100.0]) == 110.0
+    assert remaining((90.0, 0.01, 60.0), [100.0]) == 100.0
+    assert remaining((10.0, None, 60.0), [None]) is None and remaining((10.0, None, None), []) is None
+    assert [clock(one) for one in (40, 720, 12000)] == ["40 s", "12 min", "3 h 20 min"]
+
+
+def test_the_progress_of_a_training_is_told_from_its_log(tmp_path: Path) -> None:
+    recipe = recipe_of(
+        tmp_path, f"run.runs={tmp_path}", "distill.epochs=4", "distill.batch_size=3", "distill.split=all"
+    )
+    fraction = watching.training_fraction(recipe, "distill", Amount(10, {"all": 10}))
+    assert fraction() is None
+    (recipe.folder() / "distill").mkdir(parents=True)
+    line = {"event": "step", "time": "2026-11-30T10:00:00+00:00", "epoch": 1, "step": 8, "total": 1.0}
+    (recipe.folder() / "distill/log.jsonl").write_text(json.dumps(line) + "\n")
+    assert fraction() == 0.5, "8 of 4 epochs of 4 steps"
+
+
+def test_expected_times_grow_with_frames_epochs_and_steps(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "run.device=cpu", "distill.epochs=2", "distill.split=all", "predict.split=all")
+    few, many = (Amount(n, {"all": n}) for n in (100, 200))
+    assert watching.training_seconds(recipe, "distill", many) > 1.9 * watching.training_seconds(recipe, "distill", few)
+    assert watching.predicting_seconds(recipe, few) < watching.training_seconds(recipe, "distill", few) / 2
+    vote = recipe_of(tmp_path, "refine.by=vote")
+    assert watching.refining_seconds(vote, 1000) < watching.refining_seconds(recipe, 1000)
+
+
+def test_the_verb_explains_itself() -> None:
+    done = subprocess.run([sys.executable, "-m", "afov", "autolabel", "--help"], capture_output=True, text=True)
+    assert "From drives to label files in one command" in done.stdout
