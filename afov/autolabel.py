@@ -97,7 +97,7 @@ def trains(recipe: Recipe) -> bool:
 
 def tables_for(recipe: Recipe) -> tuple[str, ...]:
     """Return the tables that the pipeline has to build: what training and the report read, and the labels asked for."""
-    more = {"vote": ("vote",), "correct": (corrected_table(recipe), "correct")}.get(recipe.labels.of, ())
+    more = {"vote": ("vote",), "correct": (corrected_table(recipe).table, "correct")}.get(recipe.labels.of, ())
     return tuple(dict.fromkeys(("points", "pairs", "target", *more)))
 
 
