@@ -17,21 +17,8 @@ STYLE = "AFOV_ADVICE"
 
 TRAINING = ("pretrain", "distill", "probe", "finetune", "supervised")
 VERBS = (
-    *(
-        *TRAINING,
-        "predict",
-        "refine",
-        "evaluate",
-        "scores",
-        "submit",
-        "report",
-        "query",
-        "view",
-        "pictures",
-        "labels",
-        "autolabel",
-    ),
-    *("doctor", "plan", "why", "status", "verify", "gc"),
+    *(*TRAINING, "predict", "refine", "evaluate", "scores", "submit", "report", "query", "view", "pictures", "labels"),
+    *("autolabel", "show", "doctor", "plan", "why", "status", "verify", "gc"),
 )
 """Targets that are verbs of `afov`; all others are tables, which `afov run` builds."""
 
@@ -41,7 +28,7 @@ UNKNOWN = "RECIPE=..."
 MARK = f"python -m pipeline store mark {UNKNOWN}"
 """The command that no make target has."""
 
-HEAL = f"drop it with: make verify {UNKNOWN} ARGS=--heal, and run the same command again"
+HEAL = "drop it with: make verify RECIPE=... ARGS=--heal, and run the same command again"
 
 _COMMAND = re.compile(
     rf"(?:{re.escape(MARK)}|make (?P<targets>[a-z]+(?: [a-z]+)*) {re.escape(UNKNOWN)})"

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from manifests.advice import HEAL, UNKNOWN, command
+from manifests.advice import HEAL, command
 from manifests.shown import shown_values
 from manifests.storage.documents import advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
@@ -89,7 +89,7 @@ class Ref:
 
     def make(self, target: str) -> str:
         """Return the command that makes a target of the recipe that this was read for."""
-        return command([target], self.words) if self.words else f"make {target} {UNKNOWN}"
+        return command([target], self.words) if self.words else f"make {target} RECIPE=..."
 
     def table(self, stage: str) -> TableRef:
         """Return one table; raises StoreError naming the make target that builds it."""

@@ -234,7 +234,10 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; what was before it counts, if anything, and the next run goes on")
         elif kind == "note":
-            store.files.delete(damage.path)
+            shard = Path(damage.path).name.rpartition(".")[0].rpartition(".")[0]
+            for name in store.files.sizes(SEEN):  # all of the shard: each says something for the others
+                if name.rpartition(".")[0].rpartition(".")[0] == shard:
+                    store.files.delete(f"{SEEN}/{name}")
             done.append(f"{damage.path}: dropped; the next run looks at the files that it was about")
         elif kind == "manifest":
             store.files.delete(damage.path)

@@ -114,7 +114,9 @@ def judge_cases(cases: Sequence[Case]) -> Iterator[Finding]:
     for case in cases:
         if case.guess:
             text = f"{case.name}: marks of the sweep fit {case.guess.what} ({case.guess.fit.score:.1f} deviations "
-            text += f"instead of {case.fit.score:.1f}). Look at `make pictures`, where points lie on the images"
+            text += (
+                f"instead of {case.fit.score:.1f}). Look at `make pictures RECIPE=...`, where points lie on the images"
+            )
             yield Finding("problem", "calibration", text)
         elif not case.fit.aligned and case.name not in wrong:
             yield nowhere(case, len(aligned), len(cases))
@@ -142,10 +144,10 @@ def nowhere(case: Case, n_aligned: int, n_cases: int) -> Finding:
     if trusted and case.fit.score < NOWHERE:
         text = f"{case.name}: marks of the sweep fit nowhere ({case.fit.score:.1f} deviations), while those of "
         text += f"{n_aligned} other cameras fit; its pose or intrinsics are wrong, its images are distorted, or they "
-        text += "belong to other frames. Look at `make pictures`, where points lie on the images"
+        text += "belong to other frames. Look at `make pictures RECIPE=...`, where points lie on the images"
         return Finding("problem", "calibration", text)
     text = f"{case.name}: edges are too faint, or too few frames were looked at, to confirm its calibration "
-    text += f"({case.fit.score:.1f} deviations, {ALIGNED} would be sure); look at `make pictures`"
+    text += f"({case.fit.score:.1f} deviations, {ALIGNED} would be sure); look at `make pictures RECIPE=...`"
     return Finding("note", "calibration", text)
 
 

@@ -33,7 +33,7 @@ def debug_frame(
         plans: dict[str, StagePlan] = {plan.stage.name: plan for plan in runner.plan([name])}
         task = runner.plan_shard(runner.look(STAGES[name], again=True), shard, plans).task
         if task is None:
-            raise ConfigError(f"shard {shard} of what stage {name} needs is not built; run: make {name}")
+            raise ConfigError(f"shard {shard} of what stage {name} needs is not built; run: make {name} RECIPE=...")
         try:
             row = Worker(runner.recipe).one_row(task, position)
         except Exception as error:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from manifests.ontology import load_ontology
+from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
@@ -20,6 +21,7 @@ from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop.train import train
 from trainer.records.record import reads_labels
+from trainer.scoring import scoreboard
 from trainer.scoring.scoreboard import Line, class_tables, read_lines, summary_table
 
 
@@ -133,7 +135,13 @@ def test_labels_before_they_were_corrected_are_told_from_those_that_are_learnt(f
     ]  # fmt: skip
 
 
-def test_scores_of_what_has_been_made_anew_are_marked(fleet: Any, console: Console) -> None:
+def nothing_there(*_: object) -> None:
+    raise StoreError("nothing")
+
+
+def test_scores_of_what_has_been_made_anew_are_marked(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = fleet.recipe("distill.epochs=1")
     weights = checkpoint.read_document(train(recipe, "distill", console))["weights"]
     target = fleet.ref().tables["target"].fingerprint
@@ -148,6 +156,10 @@ def test_scores_of_what_has_been_made_anew_are_marked(fleet: Any, console: Conso
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target}, contents=None)
     titles = ["pseudo-labels, SHARDS UNKNOWN", "student, OUT OF DATE"]
     assert [line.title for line in read_lines([recipe])] == titles
+    put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, contents=points)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoreboard, "tables_of", nothing_there)
+        assert read_lines([recipe])[0].title == "pseudo-labels, TABLES NOT THERE"
     put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12, checkpoint="else/where.pt")
     put(recipe, "evaluate-pseudo.json", "prediction", 0.5, weights=weights, epoch=1, epochs=2)
     assert [line.title for line in read_lines([recipe])] == ["student, epoch 1 of 2", "student, else/where.pt"]

@@ -67,7 +67,10 @@ def test_what_could_not_be_compared_is_said_and_written_down(noted: Any, console
     note.write_bytes(note.read_bytes()[:-1])
     train(noted.recipe("distill.epochs=1"), "distill", console)
     record = json.loads((noted.folder / "runs/street/distill/run.json").read_text())
-    said = [f"1 files are not there any more, such as {root}/scene-0061.bin", "how the files of 1 shards looked"]
+    said = [
+        f"1 files are not there any more, such as {root}/scene-0061.bin",
+        "how the files of 1 shards of `index` looked",
+    ]
     assert record["sources"]["files"] == 0
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in said:

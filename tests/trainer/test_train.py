@@ -1,5 +1,6 @@
 """The loop: what it learns, how it goes on, and how it stops."""
 
+import errno
 import json
 import math
 import os
@@ -446,6 +447,20 @@ def test_two_runs_do_not_share_a_folder(fleet: Any, console: Console) -> None:
     ):
         train(fleet.recipe(), "distill", console)
     train(fleet.recipe(), "distill", console)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_sentence(
+    fleet: Any, console: Console, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre mounted without -o flock, NFS without lockd."""
+
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(TrainerError, match=r"distill.lock cannot be locked: .*set run.runs to a folder that lies else"):
+        train(fleet.recipe(), "distill", console)
 
 
 # -- how it stops ------------------------------------------------------------------------------------------------------

@@ -91,8 +91,11 @@ def _sources(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], un
         if table is None:
             unknown.append(f"table `{stage}` is not there, which says from which files the others were made")
         elif without and any(here.values()):
-            again = recipe.make("index", more=["--again"])
-            unknown.append(f"how the files of {without} shards looked was not noted; to have them read again: {again}")
+            unknown.append(
+                f"how the files of {without} shards of `{stage}` looked is not noted, or the note is damaged"
+            )
+    if any("is not noted" in one for one in unknown):
+        unknown.append(f"to have them looked at: {recipe.make('pack')}")
 
 
 def _stays(name: str) -> bool:

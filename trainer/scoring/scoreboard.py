@@ -33,6 +33,9 @@ OUT_OF_DATE = ", OUT OF DATE"
 UNKNOWN = ", SHARDS UNKNOWN"
 """Marks scores that do not say of which shards they are: those of versions up to 0.9."""
 
+NOT_THERE = ", TABLES NOT THERE"
+"""Marks scores of a recipe whose tables are not there, or not whole, to compare with."""
+
 PARTS = {"seen": "seen", "unseen": "unseen", "all": "all"}
 
 
@@ -174,6 +177,8 @@ def which_shards(document: EvaluationRecord, facts: Facts) -> str:
         return OUT_OF_DATE
     if None in document.every_content:
         return UNKNOWN
+    if not facts.tables and any(document.every_content):
+        return NOT_THERE
     return OUT_OF_DATE if any(made_anew(part or {}, facts.tables) for part in document.every_content) else ""
 
 
