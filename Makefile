@@ -54,7 +54,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs recipes diff clean recipe city demo export autolabel labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs site recipes diff clean recipe city demo export autolabel labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ ladder: setup ## what each part of the method adds, on the synthetic city; goes 
 
 docs: setup ## write docs/data.md and docs/settings.md anew from the code
 	@$(AFOV) docs
+
+site: setup ## README's pages as one site with search, in site/; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "wrote site/index.html"
 
 clean: ## remove caches; .venv, tables and checkpoints stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

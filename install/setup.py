@@ -45,7 +45,10 @@ RUNTIME_PACKAGES = (
     "libudev1",
 )
 BUILD_PACKAGES: tuple[str, ...] = ("libopenblas-dev",)
-EXTRAS = ("dev",)
+EXTRAS = (
+    "dev",
+    "docs",
+)
 """Extras of the package that `.venv` gets."""
 
 # Loads the compiled half, the one that a wrong torch breaks, and asks whether the Python half is there. Importing that

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from install import setup
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("afov", "manifests", "superpixels", "pipeline", "trainer", "bench/city")
 
@@ -70,6 +72,19 @@ def test_what_is_needed_is_what_install_lists_and_all_of_it_is_pinned() -> None:
     pinned = {normal(name) for name in names((ROOT / "install" / "constraints.txt").read_text())}
     for path in lists:
         assert {normal(name) for name in names((ROOT / path).read_text())} <= pinned, path
+
+
+def test_the_image_installs_the_system_packages_that_set_up_names() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert set(setup.RUNTIME_PACKAGES) <= set(text.split())
+    copied = {words[1] for words in map(str.split, text.splitlines()) if words[:1] == ["COPY"]}
+    assert set(PACKAGES) <= copied and all((ROOT / name).exists() for name in copied)
+
+
+def test_the_version_is_the_same_wherever_it_is_told() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def names(text: str) -> list[str]:
