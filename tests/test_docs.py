@@ -112,6 +112,7 @@ def test_the_readmes_three_commands_make_label_files_of_logs_of_ones_own(
 ) -> None:
     """As typed, but for the teacher, which has random weights here, and the student, which is small and brief."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as the command sets it
     example = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     exec(compile(example.split("```python\n")[1].split("```")[0], "own-data.md", "exec"), {})  # writes data/mine
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
