@@ -44,8 +44,8 @@ def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     recipe = load_recipe(tmp_path / "tiny.toml")
     with make_pool(recipe) as pool:
         assert Runner(recipe).run(["points", "pairs", "target"], pool) == []
-    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.figures.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.figures.PANEL_PX", 100)
     ask(recipe, "car", 5)
     return recipe
 

@@ -104,8 +104,8 @@ def test_frames_of_another_car_without_truth_are_voted_on_and_judged_in_the_repo
     folder_layout: Callable[[Path, str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.look.report.IMAGE_PX", 160)
-    monkeypatch.setattr("pipeline.look.report.PANEL_PX", 100)
+    monkeypatch.setattr("pipeline.look.figures.IMAGE_PX", 160)
+    monkeypatch.setattr("pipeline.look.figures.PANEL_PX", 100)
     root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
     path = tmp_path / "tri.toml"
     path.write_text(
