@@ -186,7 +186,8 @@ def way(name: str) -> Callable[..., npt.NDArray[np.uint8]]:
     """Return what is measured under a name, with all that it imports loaded."""
     import sklearn.linear_model  # noqa: F401  both sides use it, and its import is not what is compared
 
-    from superpixels.flat_interaction import FlatInteractionConfig, refine
+    from superpixels.flat_config import FlatInteractionConfig
+    from superpixels.flat_interaction import refine
 
     if name == "dense":
         import torch

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from manifests.ontology import Ontology, load_ontology
-from superpixels import flat_interaction, ground
-from superpixels.flat_interaction import FlatInteractionConfig, refine
+from superpixels import flat_config, flat_gate, flat_interaction, flat_levels, ground
+from superpixels.flat_config import FlatInteractionConfig
+from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 
 if TYPE_CHECKING:
@@ -353,7 +354,8 @@ class Memory:
 @cache
 def code() -> str:
     """Return the text of the modules whose results are kept."""
-    return "".join(Path(str(module.__file__)).read_text() for module in (flat_interaction, ground))
+    modules = (flat_config, flat_levels, flat_gate, flat_interaction, ground)
+    return "".join(Path(str(module.__file__)).read_text() for module in modules)
 
 
 def counted(case: Case, found: Labels) -> tuple[Counts, Counts]:

@@ -28,7 +28,7 @@ from manifests.sections.training import (
     SupervisedConfig,
     Task,
 )
-from superpixels.flat_interaction import FlatInteractionConfig
+from superpixels.flat_config import FlatInteractionConfig
 from superpixels.voting import VotingConfig
 
 

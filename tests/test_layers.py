@@ -55,8 +55,21 @@ ORDER = {
         ("labels",),
     ),
     "superpixels": (
-        ("ground", "lifting", "metrics", "pooling", "returns", "similarity", "slic", "unfit"),
-        ("flat_interaction", "mask_cache", "mask_queries", "segments", "voting", "windows"),
+        (
+            "flat_config",
+            "ground",
+            "image_merge",
+            "lifting",
+            "metrics",
+            "pooling",
+            "returns",
+            "similarity",
+            "slic",
+            "unfit",
+        ),
+        ("flat_levels", "mask_cache", "mask_queries", "segments", "voting", "windows"),
+        ("flat_gate",),
+        ("flat_interaction",),
     ),
     "pipeline": (
         ("lenses",),

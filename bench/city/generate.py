@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.city import things
+from bench.city.canvas import KEYFRAME_S
 from bench.city.config import CityConfig
-from bench.city.layout import KEYFRAME_S, LEAD_S, Actor, Scene, generator, lay_out
+from bench.city.layout import LEAD_S, lay_out
 from bench.city.materials import surface
 from bench.city.photos import jpeg, photograph, png
 from bench.city.render import Hits, Moment, Stage
+from bench.city.scene import Actor, Scene, generator
 from bench.city.sensors import RIG, Sensor, camera_rays, echoes, lidar_rays
 from bench.city.shapes import Array
 from bench.city.tables import (

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from bench.city.layout import Light
 from bench.city.materials import Float32, noise, surface
 from bench.city.render import Hits, Moment
+from bench.city.scene import Light
 from bench.city.shapes import Array
 
 UInt8 = npt.NDArray[np.uint8]

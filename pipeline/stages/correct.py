@@ -12,7 +12,8 @@ from manifests.tables.labels import Correct
 from manifests.tables.sensors import Points
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
-from superpixels.flat_interaction import FlatInteractionConfig, refine
+from superpixels.flat_config import FlatInteractionConfig
+from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.unfit import Unfit
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from manifests.ontology import load_ontology
-from manifests.recipe import Recipe
+from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
@@ -25,6 +25,7 @@ from pipeline.datasets.nuscenes import CAMERAS
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame
 from pipeline.stages.base import FrameInput, Stage
+from tests.pipeline.building import build, stages, write_recipe
 
 Made = Callable[[str], Path]
 """Builds a case of ../shared/cases/logs and returns its folder."""
@@ -193,3 +194,36 @@ def made(shared: Path, tmp_path: Path) -> Made:
         return tmp_path / "case"
 
     return make
+
+
+@pytest.fixture
+def root(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the simulated nuScenes root (two scenes, three key frames) whose files may be replaced."""
+    copy = tmp_path / "nuscenes"
+    shutil.copytree(shared / "golden" / "nuscenes_tiny", copy, copy_function=os.symlink)
+    return copy
+
+
+@pytest.fixture
+def recipe_of(shared: Path, root: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Return a function that loads the test's recipe with overrides."""
+    path = write_recipe(tmp_path / "tiny.toml", root, shared / "golden" / "superpixels_tiny", tmp_path / "store")
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+@pytest.fixture(scope="module")
+def built_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with everything that the trainer reads, built once; tests work on copies."""
+    folder = tmp_path_factory.mktemp("built")
+    golden = shared / "golden"
+    path = write_recipe(folder / "tiny.toml", golden / "nuscenes_tiny", golden / "superpixels_tiny", folder / "store")
+    built = build(load_recipe(path))
+    assert stages(built) == ["index", "points", "project", "text", "segment", "group", "pairs", "target"]
+    return folder / "store"
+
+
+@pytest.fixture
+def packed(recipe_of: Callable[..., Recipe], built_store: Path, tmp_path: Path) -> Recipe:
+    """The test's recipe, everything the trainer reads built (from the same files under another root)."""
+    shutil.copytree(built_store, tmp_path / "store")
+    return recipe_of()

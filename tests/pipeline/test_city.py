@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from bench.city.canvas import KEYFRAME_S
 from bench.city.config import SIZES, CityConfig, city_config
 from bench.city.generate import class_map_path, place_map_path, write_city, write_scene
-from bench.city.layout import KEYFRAME_S, LEAD_S, lay_out
+from bench.city.layout import LEAD_S, lay_out
 from bench.city.render import Stage
 from bench.city.sensors import RIG
 from bench.city.things import FINE

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from bench.city import things
 from bench.city.config import SIZES, CityConfig
 from bench.city.ground import Patch, Street, make_ground
-from bench.city.layout import Scene, generator, lay_out
+from bench.city.layout import lay_out
 from bench.city.materials import MATERIALS, PATTERNS, Stuff, surface
 from bench.city.render import Stage
+from bench.city.scene import Scene, generator
 from bench.city.sensors import ELEVATIONS_DEG, RIG, Surface, camera_rays, echoes, lidar_rays
 from bench.city.shapes import EMPTY, Mesh, ball, box, join, leaves, prism, rod, sheet
 

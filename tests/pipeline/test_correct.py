@@ -12,7 +12,7 @@ from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Group
 from pipeline.frame import Frame, FrameError
 from pipeline.stages.correct import STAGE
-from superpixels.flat_interaction import FlatInteractionConfig
+from superpixels.flat_config import FlatInteractionConfig
 from tests.filled import record
 
 EGO_FROM_LIDAR = np.eye(4)

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,91 +19,19 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import GroupConfig
 from manifests.stages import SPECS
-from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from manifests.tables.base import Failed
 from manifests.tables.labels import Target
 from manifests.tables.sensors import Project
 from pipeline.engine.inline_pool import InlinePool
-from pipeline.engine.keys import digest_table
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
-from pipeline.engine.tasks import Failure, Outcome, Queue, StagePlan, Task
+from pipeline.engine.tasks import Outcome, Queue, StagePlan, Task
 from pipeline.engine.worker import Worker
-from pipeline.stages.registry import PACKED, STAGES
+from pipeline.stages.registry import PACKED
+from tests.pipeline.building import Recorder, build, garbage_of, shards_of, stages
 from tests.pipeline.unsteady import halve_segments
 from tests.refs import newest
-
-
-class Recorder:
-    """A watcher that remembers which shards of which stage were built."""
-
-    def __init__(self) -> None:
-        self.built: list[str] = []
-
-    def stage_started(self, plan: StagePlan, n_frames: int) -> None:
-        pass
-
-    def shard_finished(self, task: Task, outcome: Outcome) -> None:
-        if outcome.shard and not outcome.looked:
-            self.built.append(f"{task.stage}/{task.shard}")
-
-    def stage_finished(self, plan: StagePlan) -> None:
-        pass
-
-
-@pytest.fixture
-def root(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the simulated nuScenes root (two scenes, three key frames) whose files may be replaced."""
-    copy = tmp_path / "nuscenes"
-    shutil.copytree(shared / "golden" / "nuscenes_tiny", copy, copy_function=os.symlink)
-    return copy
-
-
-def write_recipe(path: Path, root: Path, masks: Path, store: Path) -> Path:
-    path.write_text(
-        f'[data]\nroot = "{root}"\n[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{masks}"\n'
-        f'[run]\nstore = "{store}"\n'
-    )
-    return path
-
-
-@pytest.fixture
-def recipe_of(shared: Path, root: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """Return a function that loads the test's recipe with overrides."""
-    path = write_recipe(tmp_path / "tiny.toml", root, shared / "golden" / "superpixels_tiny", tmp_path / "store")
-    return lambda *overrides: load_recipe(path, overrides)
-
-
-@pytest.fixture(scope="module")
-def built_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with everything that the trainer reads, built once; tests work on copies."""
-    folder = tmp_path_factory.mktemp("built")
-    golden = shared / "golden"
-    path = write_recipe(folder / "tiny.toml", golden / "nuscenes_tiny", golden / "superpixels_tiny", folder / "store")
-    built = build(load_recipe(path))
-    assert stages(built) == ["index", "points", "project", "text", "segment", "group", "pairs", "target"]
-    return folder / "store"
-
-
-@pytest.fixture
-def packed(recipe_of: Callable[..., Recipe], built_store: Path, tmp_path: Path) -> Recipe:
-    """The test's recipe, everything the trainer reads built (from the same files under another root)."""
-    shutil.copytree(built_store, tmp_path / "store")
-    return recipe_of()
-
-
-def build(recipe: Recipe, targets: Sequence[str] = PACKED) -> list[str]:
-    """Build the targets and return what was built, as stage/shard."""
-    recorder = Recorder()
-    failures = Runner(recipe).run(targets, InlinePool(recipe), recorder)
-    assert failures == []
-    return recorder.built
-
-
-def stages(built: Sequence[str]) -> list[str]:
-    """Return the stages of what was built, once each, in order."""
-    return list(dict.fromkeys(name.split("/")[0] for name in built))
 
 
 def test_a_second_run_builds_nothing(packed: Recipe) -> None:
@@ -195,11 +123,6 @@ def test_deleting_one_shard_rebuilds_that_shard_and_no_other(packed: Recipe, sta
     (runner.store.local / stage / table.fingerprint / shard.name).unlink()
     assert build(packed) == [f"{stage}/{shard.shard}"]
     assert shards_of(packed) == before
-
-
-def shards_of(recipe: Recipe) -> dict[str, tuple[ShardFile, ...]]:
-    """Return all shards that the recipe's ref names, with their digests."""
-    return {name: table.shards for name, table in newest(Runner(recipe).store, recipe.name).tables.items()}
 
 
 def test_another_class_dictionary_leaves_the_expensive_half_alone(
@@ -426,11 +349,6 @@ def test_a_killed_worker_is_replaced_and_a_deadly_shard_set_aside(
     assert (marks / "scene-0008").read_text() == "xx" and (marks / "scene-0001").read_text() == "x"
 
 
-def garbage_of(recipe: Recipe) -> list[str]:
-    """Return the stages of everything that a collection would delete."""
-    return sorted({path.split("/")[0] for path, _ in Runner(recipe).store.unreferenced(0)})
-
-
 def test_nothing_that_a_recipe_may_still_use_is_garbage(
     packed: Recipe, recipe_of: Callable[..., Recipe], root: Path, tmp_path: Path
 ) -> None:
@@ -503,124 +421,3 @@ def test_a_store_that_workers_of_a_cluster_would_look_for_elsewhere_is_refused(
 
 
 # -- encoding and segmenting in one go
-
-
-@pytest.fixture
-def street(root: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """Makes a recipe with a tiny tower over both scenes, three frames."""
-    recipe = tmp_path / "street.toml"
-    recipe.write_text(
-        f'[data]\nroot = "{root}"\n[run]\nstore = "{tmp_path / "store"}"\n'
-        '[teacher]\nname = "clip_dense"\nmodel = "tiny"\nweights = "random:0"\nshort_side_px = 64\n'
-        '[segment]\nscale = 0.05\n[text]\ntemplates = "single"\n'
-    )
-    return lambda *overrides: load_recipe(recipe, overrides)
-
-
-def segments(recipe: Recipe) -> dict[str, str]:
-    """A digest of every byte of the rows of table `segment`, by folder and scene."""
-    store = Runner(recipe).store
-    table = newest(store, "street").table("segment")
-    return {
-        f"{table.fingerprint}/{shard.shard}": digest_table(store.read("segment", table.fingerprint, shard))
-        for shard in table.shards
-    }
-
-
-def test_fused_halves_write_no_encoding_and_the_same_segments(street: Callable[..., Recipe], tmp_path: Path) -> None:
-    apart = street("run.batch=4")
-    assert stages(build(apart, ["segment"])) == ["index", "text", "encode", "segment"]
-    fused = street("run.batch=4", "run.keep_encode=false", f"run.store={tmp_path / 'other'}")
-    assert stages(build(fused, ["segment"])) == ["index", "text", "segment"]
-    assert segments(fused) == segments(apart)
-    assert "encode" not in newest(Runner(fused).store, "street").tables
-    assert build(fused, ["segment"]) == []
-
-
-def test_an_encoding_that_was_kept_is_not_made_again_to_keep_none(street: Callable[..., Recipe]) -> None:
-    apart, fused = street(), street("run.keep_encode=false")
-    build(apart, ["group"])
-    before = segments(apart)
-    assert build(fused, ["group"]) == []
-    assert build(street("run.keep_encode=false", "segment.min_area_px=9"), ["segment"]) != []
-    assert build(apart, ["group"]) == []
-    assert segments(apart) == before
-
-
-def test_another_dictionary_calls_no_image_tower_and_equals_a_run_from_scratch(
-    street: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from manifests import ontology
-    from pipeline.teachers.dense import DenseTower
-
-    source = Path(ontology.__file__).parent / "ontologies" / "nuscenes.toml"
-    changed = tmp_path / "changed.toml"
-    changed.write_text(source.read_text().replace('"hatch-back"', '"small red car"'))
-    other = f"data.ontology={changed}"
-    forward, images = DenseTower.__call__, []
-
-    def counted(self: DenseTower, batch: object) -> object:
-        images.append(len(batch))  # type: ignore[arg-type]
-        return forward(self, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(DenseTower, "__call__", counted)
-    build(street(), ["segment"])
-    assert sum(images) == 18  # three frames with six images
-    images.clear()
-    assert stages(build(street(other), ["segment"])) == ["text", "segment"]
-    assert images == []
-    scratch = street(other, f"run.store={tmp_path / 'scratch'}")
-    build(scratch, ["segment"])
-    assert sum(images) == 18
-    assert segments(scratch) == segments(street(other))
-
-
-def test_the_manifest_says_on_what_and_how_many_at_once(street: Callable[..., Recipe]) -> None:
-    build(street("run.batch=5", "run.device=cpu"), ["encode"])
-    runner = Runner(street())
-    table = newest(runner.store, "street").table("encode")
-    manifest = runner.store.read_manifest("encode", table.fingerprint)
-    assert manifest is not None
-    assert (manifest.made["devices"], manifest.made["batches"]) == (["cpu"], [2])  # whatever is asked for
-
-
-def test_the_manifest_says_on_what_prompts_were_encoded(
-    street: Callable[..., Recipe], packed: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.engine.worker.device_name", lambda recipe: "a GPU")
-    build(street(), ["text"])
-    assert [one.made["devices"] for one in Runner(street()).store.manifests("text")][-1] == ["a GPU"]
-    assert STAGES["text"].gpus(packed) is None, "vectors that are read from a file need none"
-
-
-def test_a_shard_that_failed_ran_on_no_device(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    class OneFails(InlinePool):
-        failed = False
-
-        def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
-            for task, outcome in super().run(queue):
-                if task.stage == "encode" and not self.failed:
-                    self.failed = True
-                    outcome = Outcome(None, (Failure("encode", task.shard, None, "its worker died"),))
-                yield task, outcome
-
-    monkeypatch.setattr("pipeline.engine.worker.device_name", lambda recipe: "a GPU")
-    runner = Runner(street())
-    assert len(runner.run(["encode"], OneFails(street()))) == 1
-    assert [one.made["devices"] for one in runner.store.manifests("encode")] == [["a GPU"]]
-
-
-def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def fetch(*_: object, **__: object) -> str:
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    build(street(), ["index"])
-    pins = (f"teacher.weights_sha256={'ab' * 32}", f"teacher.weights_revision={'cd' * 20}", "teacher.quick_gelu=true")
-    recipe = street("teacher.model=ViT-B-16-quickgelu", "teacher.weights=hub:own/name/w.pt", *pins)
-    plan = {item.stage.name: item for item in Runner(recipe).plan(["segment"])}
-    assert plan["encode"].identity["settings"]["teacher"]["weights"] == f"sha256:{'ab' * 32}"
-    with pytest.raises(ConfigError, match=r"w.pt of own/name could not be fetched"):
-        Runner(recipe).run(["encode"], InlinePool(recipe))

@@ -13,23 +13,10 @@ from scipy.spatial import cKDTree
 
 from bench.afi import street
 from manifests.config import changed_values, parse_section
-from superpixels.flat_interaction import (
-    FlatInteractionConfig,
-    Level,
-    Refined,
-    decode,
-    directions,
-    ego_ring,
-    encode,
-    farthest_points,
-    in_piles,
-    merge_image_labels,
-    order_of_content,
-    pool,
-    refine,
-    replaceable,
-    trust_in_image,
-)
+from superpixels.flat_config import FlatInteractionConfig
+from superpixels.flat_gate import ego_ring, replaceable
+from superpixels.flat_interaction import Refined, in_piles, order_of_content, refine
+from superpixels.flat_levels import Level, decode, encode, pool
 from superpixels.ground import plane_inliers, ring_candidates
 
 PARITY = FlatInteractionConfig.parity()
@@ -118,62 +105,9 @@ def test_the_constants_of_the_reference_can_be_written_in_a_recipe() -> None:
 # parts
 
 
-def test_directions_are_unit_vectors_from_one_pole_of_the_y_axis_to_the_other() -> None:
-    found = directions(20)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(found[[0, 19], 1], [1, -1])
-    np.testing.assert_allclose(np.diff(found[:, 1]), -2 / 19, atol=1e-6)
-
-
-def test_samples_on_a_line_are_the_ends_first() -> None:
-    xyz_m = np.array([[0, 0, 0], [1, 0, 0], [4, 0, 0], [6, 0, 0], [10, 0, 0]], np.float32)
-    assert farthest_points(xyz_m, 4).tolist() == [0, 4, 2, 3]
-
-
-def test_samples_end_with_the_distinct_points_unless_repeated() -> None:
-    xyz_m = np.array([[0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 0, 0]], np.float32)
-    assert farthest_points(xyz_m, 4).tolist() == [0, 1]
-    assert farthest_points(xyz_m, 4, repeat=True).tolist() == [0, 1, 0, 0]
-
-
-def test_points_at_the_origin_are_no_samples_where_a_radius_is_given() -> None:
-    xyz_m = np.array([[5, 0, 0], [0.01, 0, 0], [4, 0, 0]], np.float32)
-    assert farthest_points(xyz_m, 3).tolist() == [0, 1, 2]
-    assert farthest_points(xyz_m, 3, origin_radius_m=0.03).tolist() == [0, 2]
-
-
 clouds = st.lists(st.tuples(*[st.integers(-8, 8)] * 3), min_size=1, max_size=60).map(
     lambda points: np.array(points, np.float32) / 2
 )
-
-
-@given(clouds, st.integers(1, 80))
-def test_every_sample_is_as_far_from_those_before_it_as_a_point_can_be(xyz_m: Any, n_samples: int) -> None:
-    chosen = farthest_points(xyz_m, n_samples, start=len(xyz_m) - 1)
-    squared = ((xyz_m[:, None] - xyz_m[chosen]) ** 2).sum(axis=2)
-    for k in range(1, len(chosen)):
-        nearest = squared[:, :k].min(axis=1)
-        assert nearest[chosen[k]] == nearest.max() > 0
-    assert len(chosen) == min(n_samples, len(np.unique(xyz_m, axis=0)))
-
-
-def test_trust_in_an_image_label_falls_with_distance() -> None:
-    found = trust_in_image(np.array([0.0, 10, 20, 40, 60]))
-    np.testing.assert_allclose(found, [0.8, 2 / 3, 0.5, 0.2, 1 / 17], rtol=1e-12)
-
-
-def test_only_things_are_taken_from_images_about_as_often_as_trusted_and_the_same_each_time() -> None:
-    n = 4000
-    xyz_m = np.column_stack([np.where(np.arange(n) < n // 2, 10.0, 40.0), np.zeros((n, 2))])
-    labels, image = np.full(n, 11, np.uint8), np.tile(np.array([4, 0, 15, 7], np.uint8), n // 4)
-    merged = merge_image_labels(xyz_m, labels, image, tuple(range(11)), seed=3)
-    taken = merged != 11
-    np.testing.assert_array_equal(merged[taken], image[taken])
-    assert set(image[taken].tolist()) == {4, 7}
-    near, far = taken[: n // 2].mean() * 2, taken[n // 2 :].mean() * 2  # half of the points show a thing
-    assert near == pytest.approx(2 / 3, abs=0.05) and far == pytest.approx(0.2, abs=0.05)
-    np.testing.assert_array_equal(merged, merge_image_labels(xyz_m, labels, image, tuple(range(11)), seed=3))
-    assert (merged != merge_image_labels(xyz_m, labels, image, tuple(range(11)), seed=4)).any()
 
 
 # any input

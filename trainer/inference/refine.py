@@ -23,8 +23,9 @@ from manifests.tables.base import Failed, Rows
 from manifests.tables.labels import Target, Vote
 from manifests.tables.sensors import Index, Points
 from manifests.tables.superpoints import Group
-from superpixels.flat_interaction import merge_image_labels, refine
+from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
+from superpixels.image_merge import merge_image_labels
 from superpixels.voting import Ballot, vote
 from trainer.data.tables import FrameRow, Tables
 
