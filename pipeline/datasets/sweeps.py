@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 from manifests.sections.data import DataConfig
+from manifests.tables.base import Float32
 from pipeline.datasets.clouds import Cloud, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
@@ -28,3 +30,46 @@ def lidar_from_points(frame: Frame, data: DataConfig) -> Float64 | None:
     if data.points_in == "ego":
         return inverse_pose(frame.ego_from_lidar)
     return inverse_pose(frame.world_from_lidar) if data.points_in == "world" else None
+
+
+MOST_KEPT_BYTES = 256_000_000  # some 450 sweeps of nuScenes
+
+
+class KeptSweeps:
+    """Sweeps that a worker decoded for stage `index`, until stage `points` stores them: none is decoded twice.
+
+    There are at most `most_bytes` of them. Beyond that the oldest are let go, and decoded again by who wants them.
+    """
+
+    def __init__(self, most_bytes: int = MOST_KEPT_BYTES) -> None:
+        self._most_bytes, self._n_bytes = most_bytes, 0
+        self._kept: OrderedDict[tuple[str | bytes, ...], tuple[Float32, Float32]] = OrderedDict()
+
+    def keep(self, frame: Frame, xyz_m: Float32, intensity: Float32) -> None:
+        """Keep the sweep of a frame whose file has a known digest: xyz_m (n, 3) and intensity (n,)."""
+        self.take(frame)
+        self._kept[what_decides(frame)] = xyz_m, intensity
+        self._n_bytes += xyz_m.nbytes + intensity.nbytes
+        while self._n_bytes > self._most_bytes:
+            self._let_go(next(iter(self._kept)))
+
+    def take(self, frame: Frame) -> tuple[Float32, Float32] | None:
+        """Return the sweep of a frame, which is kept no longer; None where it is not known."""
+        key = what_decides(frame)
+        return self._let_go(key) if key in self._kept else None
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._kept.clear()
+        self._n_bytes = 0
+
+    def _let_go(self, key: tuple[str | bytes, ...]) -> tuple[Float32, Float32]:
+        xyz_m, intensity = self._kept.pop(key)
+        self._n_bytes -= xyz_m.nbytes + intensity.nbytes
+        return xyz_m, intensity
+
+
+def what_decides(frame: Frame) -> tuple[str | bytes, ...]:
+    """Return what the sweep of a frame follows from, within one recipe: its file, by its digest, and its poses."""
+    poses = (frame.ego_from_lidar.tobytes(), frame.world_from_lidar.tobytes())
+    return frame.frame_id, frame.lidar_path, frame.lidar_sha256, *poses

@@ -23,6 +23,7 @@ from manifests.storage.store import Store
 from manifests.tables.base import Failed, FrameRecord, Rows
 from manifests.tables.sensors import Index
 from manifests.tables.teacher import Text
+from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError
 from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
@@ -43,6 +44,7 @@ class Worker:
         self._excluded = frozenset(recipe.data.exclude)
         self._function: StreamFunction[FrameRecord] | None = None
         self._text: tuple[str, Sequence[Text]] | None = None  # the shard's key, and its rows
+        self._sweeps = KeptSweeps()
 
     def run(self, task: Task) -> Outcome:
         """Build and commit one shard; failures become part of the outcome.
@@ -53,6 +55,8 @@ class Worker:
         """
         if self._stage is None or self._stage.name != task.stage:
             self._stage, self._function, self._text = STAGES[task.stage], None, None
+            if task.stage not in ("index", "points"):
+                self._sweeps.clear()
         begun = time.monotonic()
         self._traces = []
         try:
@@ -206,7 +210,7 @@ class Worker:
                 # who is excluded has no say in the rows of others either
                 heard = tuple(item for item in around if item.frame.frame_id not in self._excluded)
                 one = replace(one, around=heard)
-            yield one
+            yield replace(one, sweeps=self._sweeps) if isinstance(one, FrameInput) else one
 
     def _text_rows(self, fingerprint: str, shard: ShardFile) -> Sequence[Text]:
         if self._text is None or self._text[0] != shard.key:

@@ -11,6 +11,7 @@ from manifests.stages import Need, TableSpec
 from manifests.storage.errors import StoreError
 from manifests.tables.base import F, FrameRecord, Rows
 from manifests.tables.teacher import Text
+from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.frame import Frame
 from pipeline.sources import FrameFiles
 
@@ -20,12 +21,13 @@ class FrameInput:
     """What a frame function gets: the frame, its rows of the needed tables, and the prompts where it needs them.
 
     `around`: where the stage needs a window, the frames before and after in order of time, with their rows of the
-    tables it is about; frames that failed are left out.
+    tables it is about; frames that failed are left out. `sweeps`: those that the same worker has decoded already.
     """
 
     frame: Frame
     rows: Rows = field(default_factory=Rows)
     text: Sequence[Text] = ()
+    sweeps: KeptSweeps = field(default_factory=KeptSweeps)
     around: tuple[FrameInput, ...] = ()
 
 

@@ -12,6 +12,7 @@ from manifests.stages import SPECS
 from manifests.tables.sensors import Index
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import open_dataset
+from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.frame import Camera, Frame, FrameError, inside, read_file, read_image
 from pipeline.geometry import Float64, check_intrinsics
 from pipeline.sources import FrameFiles, sha256_of
@@ -27,7 +28,7 @@ def prepare(recipe: Recipe) -> FrameFunction[Index]:
     root = Path(recipe.data.root)
 
     def check(inputs: FrameInput) -> Index:
-        return check_frame(dataset, root, inputs.frame).index()
+        return check_frame(dataset, root, inputs.frame, inputs.sweeps).index()
 
     return check
 
@@ -53,7 +54,7 @@ def digested(root: Path, frame: Frame) -> Frame:
     )
 
 
-def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+def check_frame(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps | None = None) -> Frame:
     """Return the frame with sizes and point count, every file of it read and decoded; a frame without cameras is fine.
 
     Raises FrameError that lists everything wrong with the frame: sweep (missing, truncated, values that are not
@@ -68,7 +69,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
             problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
     try:
         if frame.lidar_path or not frame.problems:  # else it is said why there is none
-            frame = checked_sweep(dataset, root, frame)
+            frame = checked_sweep(dataset, root, frame, sweeps or KeptSweeps())
     except FrameError as error:
         problems.append(str(error))
     cameras = []
@@ -88,7 +89,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame) -> Frame:
     return replace(frame, cameras=tuple(cameras))
 
 
-def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps) -> Frame:
     """Return the frame with what its sweep tells; raises FrameError if it is unreadable or a value is not finite."""
     xyz_m, intensity = dataset.read_points(frame)
     bad = ~(np.isfinite(xyz_m).all(axis=1) & np.isfinite(intensity))
@@ -99,6 +100,7 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame) -> Frame:
             f"{frame.lidar_path}: {bad.sum()} of {len(bad)} points have a value that is not finite, the first is "
             f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
         )
+    sweeps.keep(frame, xyz_m, intensity)
     return replace(frame, n_points=len(xyz_m), lidar_bytes=inside(root, frame.lidar_path).stat().st_size)
 
 

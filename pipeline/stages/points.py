@@ -14,7 +14,7 @@ def prepare(recipe: Recipe) -> FrameFunction[Points]:
     dataset = open_dataset(recipe.data)
 
     def read(inputs: FrameInput) -> Points:
-        xyz_m, intensity = dataset.read_points(inputs.frame)
+        xyz_m, intensity = inputs.sweeps.take(inputs.frame) or dataset.read_points(inputs.frame)
         return Points(frame_id=inputs.frame.frame_id, n_points=len(xyz_m), xyz_m=xyz_m, intensity=intensity)
 
     return read
