@@ -41,6 +41,8 @@ HUB_FILE = "hub:owner/name/model.safetensors"
 
 WITHOUT_FILE = {"slic", "clip_dense"}
 
+OWN = {"weights": "own.onnx", "card": "espnetv2_cityscapes_1248x384"}
+
 CHOOSE_FRAMES = {"split", "exclude", "cameras"}
 """Settings of `[data]` that choose frames and cameras: which are there is in the key of every shard."""
 
@@ -57,6 +59,8 @@ UNPROBED: Mapping[str, str] = {
     },
     **{f"teacher.{key}": "text, encode, segment" for key in ("quick_gelu", "masks", "features")},
     "teacher.dino_weights_sha256": "encode",
+    "teacher.card": "encode, segment, by what it says",
+    **dict.fromkeys(("teacher.text", "teacher.text_model"), "text"),
     "data.ontology": "label, text, segment, group, vote, correct, target",
 }
 """Settings that have no second value to try, and what they are part of."""
@@ -221,7 +225,7 @@ def trial(kind: type[Any], key: str) -> Callable[[Any], str]:
 def required(kind: type[Any]) -> dict[str, Any]:
     """Return values for the fields that must be given."""
     tried: tuple[dict[str, Any], ...] = ({}, {"root": "."}, {"weights": "random:0"}, {"folder": "."}, {"masks": "slic"})
-    for values in tried:
+    for values in (*tried, OWN):
         with suppress(ValueError, TypeError):
             kind(**values)
             return values
@@ -356,6 +360,10 @@ def starts(kind: type[Any]) -> list[Any]:
         {"weights": "random:0", "parity": True},
         pinned,
         pinned | of_clip,
+        OWN,
+        {**pinned, "card": OWN["card"]},
+        {**OWN, "text": "clip", "text_model": "tiny", "text_weights": "random:0"},
+        {**OWN, "text": "sentence", **{f"text_{name}": value for name, value in pinned.items()}},
     ]
     tried += [{"mode": "affinity", "dino": "vit_base_patch8_224", "dino_weights": "random:0"}, {"window_px": 448}]
     for masks in ("sam3", "proposer", "slic"):

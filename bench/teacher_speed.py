@@ -47,9 +47,10 @@ SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
     "clip_dense": ({"model": "tiny", "weights": "random:0", "short_side_px": 112},),
     "composite": ({"masks": "slic", "clip_dense": {"model": "tiny", "weights": "random:0", "short_side_px": 112}},),
     "fcclip": ({"model": "tiny-convnext", "weights": "random:0", "short_side_px": 128},),
+    "onnx": ({},),
     "san": ({"model": "tiny", "weights": "random:0", "short_side_px": 128},),
 }
-"""Per teacher, the `[teacher]` sections that are measured on a CPU: towers of a few layers."""
+"""Per teacher, the `[teacher]` sections that are measured on a CPU: towers of a few layers; one's own as it is."""
 LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
     "catseg": (
         {"weights": "random:0", "precision": "bf16"},
@@ -64,6 +65,7 @@ LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
     ),
     "composite": ({"masks": "slic", "clip_dense": {**_B16, "mode": "sc"}},),
     "fcclip": ({"weights": "random:0", "precision": "bf16"},),
+    "onnx": ({},),
     "san": ({"weights": "random:0", "precision": "bf16"},),
 }
 """The same on a GPU: real sizes, bfloat16."""
@@ -125,12 +127,13 @@ def write_frames(root: Path, images: int, width_px: int, height_px: int) -> list
         smooth = Image.fromarray(coarse).resize((width_px, height_px), Image.Resampling.BICUBIC)
         grain = rng.integers(-12, 13, (height_px, width_px, 1))
         Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)).save(root / f"{number}.jpg")
+    intrinsics = np.array([[0.8 * width_px, 0, width_px / 2], [0, 0.8 * width_px, height_px / 2], [0, 0, 1]])
     names = itertools.cycle(f"{number}.jpg" for number in range(PICTURES))
     return [
         Frame(
             *(f"{number}", "noise", 0, "", "", None, np.eye(4), np.eye(4)),
             tuple(
-                Camera(f"view{view}", "", next(names), 0, np.eye(3), np.eye(4), 0, width_px, height_px)
+                Camera(f"view{view}", "", next(names), 0, intrinsics, np.eye(4), 0, width_px, height_px)
                 for view in range(VIEWS)
             ),
         )
@@ -211,12 +214,12 @@ def measure_teacher(name: str, overrides: Sequence[str], images: int, image_size
         root = Path(folder)
         on_gpu = pick_device(bench_recipe(name, root, SMALL[name][0], overrides).run.device).type == "cuda"
         cases = (LARGE if on_gpu else SMALL)[name]
-        if not on_gpu:
+        if not on_gpu and cases != ({},):
             console.print(
                 "There is no GPU here: a small tower runs on the CPU, and says nothing about a GPU.", soft_wrap=True
             )
         frames = write_frames(root, images, int(width), int(height))
-        table = Table(title=f"{name}, {images} images of {image_size}, random weights; images a second")
+        table = Table(title=f"{name}, {images} images of {image_size}; images a second")
         for heading in ("tower", "batch", "whole", "decode", "model", "pack", "post", "network runs"):
             table.add_column(heading, justify="right")
         sizes: Sequence[int | None] = batches or (LARGE_BATCHES if on_gpu else [None])

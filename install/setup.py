@@ -45,10 +45,7 @@ RUNTIME_PACKAGES = (
     "libudev1",
 )
 BUILD_PACKAGES: tuple[str, ...] = ("libopenblas-dev",)
-EXTRAS = (
-    "dev",
-    "docs",
-)
+EXTRAS = ("onnx", "dev", "docs")
 """Extras of the package that `.venv` gets."""
 
 # Loads the compiled half, the one that a wrong torch breaks, and asks whether the Python half is there. Importing that

@@ -32,6 +32,8 @@ DOORS = {
     "nuscenes": re.compile(r"pipeline/datasets/nuscenes\.py"),
     "open_clip": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
     "timm": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
+    "onnxruntime": re.compile(r"pipeline/teachers/loading/sessions\.py"),
+    "cv2": re.compile(r"pipeline/teachers/onnx\.py"),
     "transformers": re.compile(r"pipeline/teachers/loading/pretrained\.py"),
     "torchvision": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
     "open3d": re.compile(r"superpixels/ground\.py|pipeline/look/viewer\.py|bench/city/\w+\.py"),
@@ -56,6 +58,7 @@ ORDER = {
     ),
     "superpixels": (
         (
+            "class_maps",
             "flat_config",
             "ground",
             "image_merge",

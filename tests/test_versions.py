@@ -40,6 +40,7 @@ WITHOUT_OTHER = {
     "name": "picks the class of the section",
     "masks": "picks a part; the settings of others are refused",
     "features": "picks a part; the settings of others are refused",
+    "text": "picks an encoder, which then has settings that none other takes",
 }
 """Settings that have no other value while the rest of the section is as it is, and why that is well."""
 

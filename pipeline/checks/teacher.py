@@ -114,7 +114,8 @@ def look(recipe: Recipe) -> Look:
         text, of_words = vectors[: len(prompts)], vectors[len(prompts) :]
         encoding = kind.load(plain, "encode").encode(frame) if recipe.teacher.has_encode else {}
         [segments] = kind.load(plain, "segment").segment(frame, encoding, text)
-    numbers = {**_of_text(text, of_words), **_of_segments(segments, text), **_of_encoding(encoding)}
+    of_text = _of_text(text, of_words) if recipe.teacher.text_means else {}
+    numbers = {**of_text, **_of_segments(segments, text), **_of_encoding(encoding)}
     numbers |= _of_names(segments, picture, plain.ontology)
     return Look(
         version=VERSION,
@@ -145,7 +146,8 @@ def _frame(picture: Picture, folder: Path) -> Frame:
 
     Image.fromarray(picture.rgb).save(folder / "picture.png")
     height, width, _ = picture.rgb.shape
-    one = Camera(CAMERA, CAMERA, "picture.png", 0, np.eye(3), np.eye(4), 0, width, height)
+    intrinsics = np.array([[0.8 * width, 0, width / 2], [0, 0.8 * width, height / 2], [0, 0, 1]])  # as of nuScenes
+    one = Camera(CAMERA, CAMERA, "picture.png", 0, intrinsics, np.eye(4), 0, width, height)
     return Frame("picture", "picture", 0, "", "", None, np.eye(4), np.eye(4), (one,))
 
 
@@ -246,12 +248,12 @@ def _warnings(numbers: Mapping[str, float]) -> list[str]:
     found = []
     if not all(map(math.isfinite, numbers.values())):
         found.append("some numbers are not finite")
-    if numbers["prompts_alike"] > MOST_ALIKE:
+    if numbers.get("prompts_alike", 0.0) > MOST_ALIKE:
         found.append(
             f"all prompts have about the same vector (mean cosine {numbers['prompts_alike']:.3f}): the text tower "
             "looks untrained, or has tensors of another network"
         )
-    if numbers["synonyms_nearer"] < LEAST_SYNONYMS:
+    if numbers.get("synonyms_nearer", 1.0) < LEAST_SYNONYMS:
         found.append(
             f"words are nearer to their synonyms than to strangers in {100 * numbers['synonyms_nearer']:.0f} % of "
             f"{len(WORDS)} cases only, which is about what chance gives: the text tower looks untrained, or computes "

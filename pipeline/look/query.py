@@ -98,7 +98,7 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     known = {normal(row.prompt): row for row in rows}
     if normal(words) in known:
         return Query(words, np.asarray(known[normal(words)].vector, np.float32), table.fingerprint, encoder)
-    if recipe.teacher.ready_made or recipe.teacher.simulated:
+    if recipe.teacher.ready_made or not recipe.teacher.text_means:
         able = [name for name, other in TEACHER_SECTIONS.items() if not (other.ready_made or other.simulated)]
         raise ConfigError(
             f"teacher {recipe.teacher.name} has no text encoder, so it knows the {len(known)} prompts of dictionary "

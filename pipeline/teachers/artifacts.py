@@ -3,7 +3,8 @@
 One folder holds, per camera image, `<token>.png` (grey, segment ids, 0 for none), `<token>.json` (a list; entry k - 1
 names segment k by a prompt, `category_id`) and `<token>.pt` (row k is the vector of segment k, row 0 is zeros; FC-CLIP
 has a list of two such matrices), and once `text_embedding.pt` (a row per prompt; FC-CLIP adds one for "void"). Beside
-them `prompts.txt` may say which prompts these are.
+them `prompts.txt` may say which prompts these are. What the official scripts do not write: a `score` in the records,
+or `<token>_score.png`, both read where the recipe asks for them.
 
 Nothing in these files is trusted or repaired: names stay inside the folder, `.pt` files may hold tensors only, and
 whatever does not fit together is named with the image's token. What cannot be seen in the files: CAT-Seg's official
@@ -35,6 +36,7 @@ from manifests.ontology import Ontology
 from manifests.sections.teachers.artifacts import OFFICIAL_PROMPTS, TEXT, ArtifactsConfig, prompts_digest
 from pipeline.frame import MAX_IMAGE_PIXELS, Frame, FrameError
 from pipeline.sources import Digests, FrameFiles
+from superpixels.pooling import mean_score
 from superpixels.segments import Segments
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts.txt"
 ENDINGS = ("png", "json", "pt")
+SCORE_IMAGE = "_score.png"
+LEAST_SCORE = 0.5 / 255  # of a segment all of whose pixels have the score 0, which would mean that nothing named it
 MOST_BYTES = 256 << 20  # of a file, packed or unpacked; vectors of 250 segments take 1 MB, those of 2,000 prompts 12
 MOST_VALUES = MOST_BYTES // 4  # of all matrices in a file, which may be views of less than their size
 
@@ -53,13 +57,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no separator and no leadi
 class Triple:
     """What the three files of one image say; aligned with segments 1..n.
 
-    `label_map` uint8 or uint16 (H, W); `prompt_id` int32 (n,); `vector` float32 (n, d), any length above 0.
-    `n_matrices` is 1, or 2 for FC-CLIP.
+    `label_map` uint8 or uint16 (H, W); `prompt_id` int32 (n,); `vector` float32 (n, d), any length above 0; `score`
+    float32 (n,), above 0 and up to 1. `n_matrices` is 1, or 2 for FC-CLIP.
     """
 
     label_map: npt.NDArray[np.integer[Any]]
     prompt_id: npt.NDArray[np.int32]
     vector: npt.NDArray[np.float32]
+    score: npt.NDArray[np.float32]
     n_matrices: int
 
 
@@ -97,9 +102,12 @@ class Artifacts:
         """Return what is read of every frame."""
         assert isinstance(recipe.teacher, ArtifactsConfig)
 
+        endings = tuple(f".{ending}" for ending in ENDINGS)
+        endings += (SCORE_IMAGE,) if recipe.teacher.scores == "image" else ()
+
         def names(frame: Frame) -> tuple[str, ...]:
             tokens = [one.token for one in frame.cameras if names_a_file(one.token)]
-            return tuple(f"{token}.{ending}" for token in tokens for ending in ENDINGS)
+            return tuple(f"{token}{ending}" for token in tokens for ending in endings)
 
         return FrameFiles(Path(recipe.teacher.folder), names)
 
@@ -113,7 +121,7 @@ class Artifacts:
         raise ValueError("teacher artifacts has no encode half; its segments are read from files")
 
     def segment(self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> list[Segments]:
-        """Return the segments of every view as stored, with vectors scaled to length 1 and score 1.
+        """Return the segments of every view as stored, vectors scaled to length 1, score 1 where none is read.
 
         Raises FrameError that lists everything that is wrong with the files of this frame, by token.
         """
@@ -129,11 +137,7 @@ class Artifacts:
             )
         if problems:
             raise FrameError("; ".join(problems))
-        return [
-            Segments.from_label_map(one.label_map, one.prompt_id, np.ones(len(one.prompt_id)), one.vector)
-            for one in triples
-            if one
-        ]
+        return [Segments.from_label_map(one.label_map, one.prompt_id, one.score, one.vector) for one in triples if one]
 
 
 def check_folder(config: ArtifactsConfig, tokens: Iterable[str], ontology: Ontology) -> list[str]:
@@ -236,7 +240,7 @@ def read_triple(
         problems.append(f"image token {token!r} is no file name; expected letters, digits, '-', '_' and '.'")
         return None
     folder = Path(config.folder)
-    label_map = prompt_id = vectors = None
+    label_map = prompt_id = vectors = score = None
     n_matrices = 1
     try:
         label_map = read_label_map(read_bytes(folder / f"{token}.png", digests), size_px)
@@ -244,7 +248,9 @@ def read_triple(
         problems.append(f"{token}.png: {reason(error)}")
     n_pixels = np.bincount(label_map.ravel()) if label_map is not None else None
     try:
-        prompt_id = read_names(read_bytes(folder / f"{token}.json", digests), n_prompts, n_pixels)
+        content = read_bytes(folder / f"{token}.json", digests)
+        prompt_id = read_names(content, n_prompts, n_pixels)
+        score = read_scores(content) if config.scores == "segment" else np.ones(len(prompt_id), np.float32)
     except (ValueError, OSError) as error:
         problems.append(f"{token}.json: {reason(error)}")
     try:
@@ -259,9 +265,16 @@ def read_triple(
         check_vectors(vectors, None if prompt_id is None else len(prompt_id), n_dims)
     except (ValueError, OSError) as error:
         problems.append(f"{token}.pt: {reason(error)}")
-    if len(problems) > start or label_map is None or prompt_id is None or vectors is None:
+    if config.scores == "image" and label_map is not None and prompt_id is not None:
+        try:
+            content = read_bytes(folder / f"{token}{SCORE_IMAGE}", digests)
+            height, width = label_map.shape
+            score = scores_of_pixels(read_label_map(content, (width, height)), label_map, len(prompt_id))
+        except (ValueError, OSError) as error:
+            problems.append(f"{token}{SCORE_IMAGE}: {reason(error)}")
+    if len(problems) > start or label_map is None or prompt_id is None or vectors is None or score is None:
         return None
-    return Triple(label_map, prompt_id, vectors[1:], n_matrices)
+    return Triple(label_map, prompt_id, vectors[1:], score, n_matrices)
 
 
 def names_a_file(token: str) -> bool:
@@ -342,6 +355,24 @@ def read_names(content: bytes, n_prompts: int, n_pixels: npt.NDArray[np.int64] |
         more = f", and {len(wrong) - 5} more like these" if len(wrong) > 5 else ""
         raise ValueError(", ".join(wrong[:5]) + more)
     return np.array([entry["category_id"] for entry in entries], np.int32)
+
+
+def read_scores(content: bytes) -> npt.NDArray[np.float32]:
+    """Return the score of segments 1..n, (n,), of records that `read_names` has read; raises ValueError."""
+    scores = [entry.get("score") for entry in json.loads(content)]
+    for position, score in enumerate(scores, start=1):
+        if type(score) not in (int, float) or not 0 < score <= 1:
+            raise ValueError(f"segment {position} has score {score!r}; expected a number above 0 and up to 1")
+    return np.array(scores, np.float32)
+
+
+def scores_of_pixels(
+    score_map: npt.NDArray[np.integer[Any]], label_map: npt.NDArray[np.integer[Any]], n: int
+) -> npt.NDArray[np.float32]:
+    """Return the mean of an image of scores 0..255 over the pixels of segments 1..n, (n,), 0..1; raises ValueError."""
+    if score_map.dtype != np.uint8:
+        raise ValueError("has pixels of 16 bits; scores are grey values of 8 bits, 255 for 1")
+    return np.maximum(mean_score(score_map / 255, label_map, n), np.float32(LEAST_SCORE))
 
 
 def read_matrices(content: bytes) -> list[npt.NDArray[np.float32]]:

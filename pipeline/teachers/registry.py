@@ -8,6 +8,7 @@ from pipeline.teachers.catseg import CatSeg
 from pipeline.teachers.clip_dense import ClipDense
 from pipeline.teachers.composite import Composite
 from pipeline.teachers.fcclip import FcClip
+from pipeline.teachers.onnx import Onnx
 from pipeline.teachers.oracle import Oracle
 from pipeline.teachers.san import San
 
@@ -17,6 +18,7 @@ TEACHERS: dict[str, TeacherKind] = {
     "clip_dense": TeacherKind(ClipDense.load, kilobytes_per_frame=ClipDense.kilobytes_per_frame),
     "composite": TeacherKind(Composite.load, kilobytes_per_frame=Composite.kilobytes_per_frame),
     "fcclip": TeacherKind(FcClip.load, kilobytes_per_frame=FcClip.kilobytes_per_frame),
+    "onnx": TeacherKind(Onnx.load, kilobytes_per_frame=Onnx.kilobytes_per_frame),
     "oracle": TeacherKind(Oracle.load, files=Oracle.files),
     "san": TeacherKind(San.load, kilobytes_per_frame=San.kilobytes_per_frame),
 }

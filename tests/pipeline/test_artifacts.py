@@ -18,6 +18,7 @@ from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages.registry import STAGES
 from pipeline.teachers import artifacts
 from pipeline.teachers.artifacts import Artifacts, check_folder, read_text
+from tests.pipeline.test_teachers import BLANK
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 ONTOLOGY = parse_ontology(
@@ -90,6 +91,56 @@ def test_segments_are_read_as_stored(folder: Path) -> None:
     assert found.area_px.tolist() == [3, 3]
     assert found.score.tolist() == [1, 1]
     np.testing.assert_allclose(found.vector, [[0.6, 0.8], [1, 0]], atol=1e-3)
+
+
+def test_scores_are_read_where_the_recipe_asks_for_them(folder: Path) -> None:
+    text = teacher(folder).text(("car", "van", "bus"))
+
+    def scores(**settings: Any) -> list[float]:
+        [found] = teacher(folder, **settings).segment(frame_of("a"), {}, text)
+        return [round(float(score), 3) for score in found.score]
+
+    rewrite_json(folder, lambda records: [{**record, "score": 0.25 * record["id"]} for record in records])
+    Image.fromarray(np.array([[51, 102, 153, 0], [9, 9, 255, 255]], np.uint8)).save(folder / "a_score.png")
+    assert scores() == [1, 1]
+    assert scores(scores="segment") == [0.25, 0.5]
+    assert scores(scores="image") == [0.4, 0.667]  # (51 + 102 + 153) / 3 and (0 + 255 + 255) / 3, of 255
+    Image.fromarray(np.zeros((2, 4), np.uint8)).save(folder / "a_score.png")
+    assert scores(scores="image") == [0.002, 0.002]
+
+
+@pytest.mark.parametrize(
+    ("scores", "spoil", "message"),
+    [
+        ("segment", lambda folder: None, r"a\.json: segment 1 has score None; expected a number above 0 and up to 1"),
+        ("image", lambda folder: None, r"a_score\.png: No such file"),
+        ("image", lambda folder: (folder / "a_score.png").write_bytes(b""), r"a_score\.png: is not a PNG image"),
+        (
+            "image",
+            lambda folder: Image.fromarray(np.zeros((2, 3), np.uint8)).save(folder / "a_score.png"),
+            r"a_score\.png: has 3 x 2 pixels, the image has 4 x 2",
+        ),
+        (
+            "image",
+            lambda folder: Image.fromarray(np.zeros((2, 4), np.uint16)).save(folder / "a_score.png"),
+            r"a_score\.png: has pixels of 16 bits",
+        ),
+    ],
+)
+def test_scores_that_are_not_there_are_not_made_up(
+    folder: Path, scores: str, spoil: Callable[[Path], Any], message: str
+) -> None:
+    spoil(folder)
+    loaded = teacher(folder, scores=scores)
+    with pytest.raises(FrameError, match=message):
+        loaded.segment(frame_of("a"), {}, loaded.text(("car", "van", "bus")))
+
+
+def test_a_score_image_is_among_the_files_of_a_frame_only_where_it_is_read(folder: Path) -> None:
+    for scores, names in (("image", {"a.png", "a.json", "a.pt", "a_score.png"}), ("none", {"a.png", "a.json", "a.pt"})):
+        recipe = replace(BLANK, teacher=ArtifactsConfig(folder=str(folder), scores=scores))
+        assert set(Artifacts.files(recipe).names(frame_of("a"))) == names
+        assert "scores" not in recipe.teacher.settings("text")
 
 
 def test_a_last_row_for_void_is_dropped_where_it_is_said_that_there_is_one_and_never_guessed(folder: Path) -> None:

@@ -43,6 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "catseg in parity": ("catseg", {"parity": True}, {"decode"}),
     "superpixels": ("composite", {}, set()),
     "sam3": ("composite: sam3, tipsv2", {}, {"logit_scale"}),
+    "onnx": ("onnx", {}, {"text_model", "text_weights", "quick_gelu"}),
+    "onnx with CLIP's text": (
+        "onnx",
+        {"text": "clip", "text_model": "tiny", "text_weights": "random:0", "quick_gelu": True},
+        {"dims"},
+    ),
     "oracle without noise": (
         "oracle",
         {"boundary_shift_px": 0.0},
@@ -57,6 +63,9 @@ UNCOUNTED = {
     "prompts_sha256": "a check of what lies there",
     "weights_revision": "weights are known by their digest",
     "dino_weights_revision": "the same",
+    "text_weights_revision": "the same",
+    "card": "it is known by what it says",
+    "text_model": "of the tiny model there are no others",
     "clip_weights_revision": "the same",
     "quick_gelu": "the name of the tiny model says it",
     "concepts_at_once": "how it is computed",

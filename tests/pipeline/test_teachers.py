@@ -33,7 +33,7 @@ from pipeline.stages.base import FrameInput
 from pipeline.stages.registry import STAGES
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
-from tests.pipeline.tiny_networks import save_network
+from tests.pipeline.tiny_networks import save_network, save_onnx
 
 ONTOLOGY = parse_ontology(
     {
@@ -74,6 +74,10 @@ def tiny_catseg_in_windows(root: Path) -> dict[str, Any]:
 
 def tiny_fcclip(root: Path) -> dict[str, Any]:
     return {"name": "fcclip", "model": "tiny-convnext", "weights": "random:0", "short_side_px": 64, "overlap": 0.0}
+
+
+def tiny_onnx(root: Path) -> dict[str, Any]:
+    return {"name": "onnx", **save_onnx(root / "onnx"), "dims": 16}
 
 
 def official_files(root: Path) -> dict[str, Any]:
@@ -136,6 +140,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "composite: sam3, tipsv2": sam3_with_tips,
     "composite: proposer": proposals_with_clip,
     "fcclip": tiny_fcclip,
+    "onnx": tiny_onnx,
     "oracle": class_maps,
     "san": tiny_san,
 }
@@ -297,7 +302,7 @@ def test_every_network_can_be_checked_and_random_weights_look_so(recipe: Recipe)
         return
     found = look(dataclasses.replace(recipe, segment=SegmentConfig(scale=0.1)))
     assert found.numbers["segments"] > 0 and {"text"} < found.digests.keys() and found.weights
-    assert any("nearer to their synonyms" in warning for warning in found.warnings)
+    assert any("nearer to their synonyms" in warning for warning in found.warnings) == recipe.teacher.text_means
     json.dumps(found.document)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from pipeline.teachers.loading.towers import ensure_torchvision
 
 
 def save_network(name: str, folder: Path) -> dict[str, Any]:
-    """Write the folder of a tiny "sam3", "mask2former", "eomt" or "tipsv2"; return the settings that name it."""
+    """Write the folder of a tiny "sam3", "mask2former", "eomt", "tipsv2" or "bert"; return what settings name it."""
     ensure_torchvision()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for part in {"sam3": sam3, "mask2former": mask2former, "eomt": eomt, "tipsv2": tipsv2}[name]():
+        for part in {"sam3": sam3, "mask2former": mask2former, "eomt": eomt, "tipsv2": tipsv2, "bert": bert}[name]():
             part.save_pretrained(folder)
     path = folder / "model.safetensors"
     return {"weights": str(path), "weights_sha256": sha256_file(path)}
@@ -107,6 +108,16 @@ def eomt() -> list[Any]:
     return [EomtForUniversalSegmentation(config), processor]
 
 
+def bert() -> list[Any]:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    vocab = {word: number for number, word in enumerate([*words, *(f"##{letter}" for letter in letters)])}
+    return [BertModel(config), BertTokenizer(vocab=vocab)]
+
+
 def tipsv2() -> list[Any]:
     from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model, Tipsv2Tokenizer
 
@@ -119,3 +130,80 @@ def tipsv2() -> list[Any]:
     words = ["<pad>", "<unk>", *letters]
     tokenizer = Tipsv2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
     return [Tipsv2Model(config), Tipsv2ImageProcessor(), tokenizer]
+
+
+class Segmenter(torch.nn.Module):
+    """Three convolutions and an upsampling: logits of four classes, on a grid of half the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 4, 1),
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = 20 * self.layers(pixels)
+        return found
+
+
+def segmenter(seed: int = 0) -> Segmenter:
+    """The network with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Segmenter().eval()
+
+
+CARD = """
+[network]
+name = "three convolutions"
+licence = "none"
+trained_on = "nothing: random weights"
+driving_labels = false
+
+[input]
+{input}
+
+[output]
+kind = "logits"
+stride = 2
+{output}
+
+[classes]
+names = ["a", "b", "c", "void"]
+unused = ["void"]
+
+[dictionaries.{dictionary}]
+{words}
+"""
+"""The card of the network above; `input` and `output` are further lines."""
+
+
+def write_card(path: Path, dictionary: str = "street", words: str = "", input: str = "", output: str = "") -> None:
+    """Write the card of the network, by default with words that the dictionaries street and nuscenes have."""
+    third = "van" if dictionary == "street" else "truck"
+    words = words or f'a = ["car"]\nb = ["bus"]\nc = ["{third}"]'
+    path.write_text(CARD.format(input=input, output=output, dictionary=dictionary, words=words))
+
+
+def save_onnx(folder: Path, network: torch.nn.Module | None = None, **card: str) -> dict[str, Any]:
+    """Write a network that takes images of any size as an ONNX file, and its card; return the settings that name it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "own.onnx"
+    sizes = {2: "height", 3: "width"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that another exporter is newer
+        torch.onnx.export(
+            network or segmenter(),
+            (torch.zeros(1, 3, 32, 32),),
+            str(path),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": sizes, "logits": sizes},
+            dynamo=False,
+        )
+    write_card(folder / "own.toml", **card)
+    return {"weights": str(path), "weights_sha256": sha256_file(path)}

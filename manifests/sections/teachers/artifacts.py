@@ -13,6 +13,8 @@ from manifests.sections.teachers.base import TeacherSection
 
 TEXT = "text_embedding.pt"
 
+SCORES = ("none", "segment", "image")
+
 OFFICIAL_PROMPTS = "9a31aab24abf73ed0e0b666ee820535ca560ce1b65f136b002eb611b49d6cdf1"
 """Digest of the 175 prompts of AFOV for nuScenes, in order: those of the files that its authors published."""
 
@@ -30,6 +32,10 @@ class ArtifactsConfig(TeacherSection):
     with. The files do not say which; where there is no `prompts.txt` beside them (one prompt a line), `prompts_sha256`
     does: the digest of the prompts in order (`prompts_digest`), by default those of the published files. `void` says
     whether one more text vector stands for "void", as in FC-CLIP's files; left out, it goes by the layout.
+
+    `scores` says how sure the teacher was: "none", as the official files do, so that every segment has the score 1;
+    "segment", by a number `score` above 0 and up to 1 in each record of the JSON file; or "image", by a grey PNG of 8
+    bits beside each image's map, `<token>_score.png`, whose 0..255 are the probability of the name of each pixel.
     """
 
     has_encode = False
@@ -41,6 +47,7 @@ class ArtifactsConfig(TeacherSection):
     fcclip_feature: str = "out"
     prompts_sha256: str = OFFICIAL_PROMPTS
     void: bool | None = None
+    scores: str = "none"
 
     def __post_init__(self) -> None:
         if self.name != "artifacts":
@@ -49,6 +56,8 @@ class ArtifactsConfig(TeacherSection):
             raise ValueError(f"folder is empty; give the folder that holds {TEXT} and the png, json and pt files")
         if self.layout not in ("auto", "san", "catseg", "fcclip"):
             raise ValueError(f'layout is "{self.layout}"; choose "auto", "san", "catseg" or "fcclip"')
+        if self.scores not in SCORES:
+            raise ValueError(f'scores is "{self.scores}"; choose "none", "segment" or "image"')
         if self.fcclip_feature not in ("out", "in"):
             raise ValueError(f'fcclip_feature is "{self.fcclip_feature}"; choose "out" or "in"')
         if self.fcclip_feature == "in" and self.layout in ("san", "catseg"):
@@ -75,7 +84,8 @@ class ArtifactsConfig(TeacherSection):
         Where the files lie is not among them, and nothing is read: digests of the text vectors and of the files of
         images are in the keys of the shards that are made from them.
         """
-        values = {key: value for key, value in changed_values(self).items() if key not in ("folder", "prompts_sha256")}
+        left_out = ("folder", "prompts_sha256", *(("scores",) if stage == "text" else ()))
+        values = {key: value for key, value in changed_values(self).items() if key not in left_out}
         return {**values, "name": self.name}
 
 

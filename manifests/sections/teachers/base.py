@@ -25,6 +25,11 @@ class TeacherSection:
     ready_made: ClassVar[bool] = False
     simulated: ClassVar[bool] = False
 
+    @property
+    def text_means(self) -> bool:
+        """Whether vectors of words that are alike are alike: not where they only tell prompts apart."""
+        return not self.simulated
+
     def idle(self) -> frozenset[str]:
         """Return the settings that change no row, as the others are set: they are in no identity."""
         return frozenset()

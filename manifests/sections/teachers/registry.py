@@ -12,6 +12,7 @@ from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import CompositeConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
+from manifests.sections.teachers.onnx import OnnxConfig
 from manifests.sections.teachers.oracle import OracleConfig
 from manifests.sections.teachers.san import SanConfig
 from manifests.tables.base import FrameRecord
@@ -44,6 +45,11 @@ class TeacherConfig(Protocol):
         """Whether segments are made from files beside the images."""
         ...
 
+    @property
+    def text_means(self) -> bool:
+        """See TeacherSection."""
+        ...
+
     def needs(self) -> tuple[type[FrameRecord], ...]:
         """See TeacherSection."""
 
@@ -71,6 +77,7 @@ TEACHER_SECTIONS: dict[str, type[Any]] = {
     "clip_dense": ClipDenseConfig,
     "composite": CompositeConfig,
     "fcclip": FcClipConfig,
+    "onnx": OnnxConfig,
     "oracle": OracleConfig,
     "san": SanConfig,
 }

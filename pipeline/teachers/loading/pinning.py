@@ -29,7 +29,7 @@ def networks_of(config: Any) -> Iterator[tuple[Any, Weights]]:
     """Yield the weights of all networks that a teacher's section names, each with the section that names it."""
     parts = [config, *(getattr(config, name) for name in ("mask_config", "feature_config") if hasattr(config, name))]
     for part in parts:
-        for name in ("pinned", "pinned_clip", "pinned_dino"):
+        for name in ("pinned", "pinned_clip", "pinned_dino", "pinned_text"):
             weights = getattr(part, name, None)
             if weights is not None and weights.source:
                 yield part, weights
@@ -47,7 +47,8 @@ def pinned_on_first_use(recipe: Recipe, tell: Callable[[str], None]) -> Recipe:
             continue
         try:
             if weights.is_tag:
-                fetch_tag(part.model, weights, clip_activation(part.model, getattr(part, "quick_gelu", None)))
+                model = part.text_model if weights.key == "text_weights" else part.model
+                fetch_tag(model, weights, clip_activation(model, getattr(part, "quick_gelu", None)))
             else:
                 weights_file(weights)
         except NotPinned as error:

@@ -111,9 +111,9 @@ def load_towers(model: str, weights: Weights, quick_gelu: bool | None = None, de
         path = (
             fetch_tag(model, weights, clip_activation(model, quick_gelu)) if weights.is_tag else weights_file(weights)
         )
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, f"teacher.{weights.key}")
         ignored = [name for name in tensors if name.rpartition(".")[2] in NOT_WEIGHTS]
-        fill(clip, tensors, f"teacher.weights: {path} is not a checkpoint of {model}", ignored)
+        fill(clip, tensors, f"teacher.{weights.key}: {path} is not a checkpoint of {model}", ignored)
     else:
         _log.warning("%s has random weights (seed %d): what it finds in images means nothing", model, weights.seed)
     target = pick_device(device)
