@@ -47,14 +47,14 @@ PY := .venv/bin/python
 export AFOV_ADVICE := make
 AFOV := $(PY) -m afov
 
-STAGES := index points project text encode segment group vote correct pairs target label pack
+STAGES := index points project text encode segment group vote correct mend pairs target label pack
 QUESTIONS := show doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs site recipes diff clean recipe city demo export autolabel labels share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs site recipes diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,6 +111,7 @@ group: ## masks to superpoints, and a pseudo-label for each point
 vote: ## pseudo-labels made consistent over time
 correct: ## pseudo-labels after flat interaction (AFI)
 pairs: ## what pretraining needs
+mend: ## labels that people corrected, where the recipe names a folder of them
 target: ## what distillation needs
 label: ## ground truth, where there is one
 pack: ## points, pairs and target: all that training reads
@@ -125,6 +126,9 @@ autolabel: recipe setup ## the whole job: tables, training, predictions, refinem
 
 labels: recipe setup ## labels as files, in labels/RECIPE or OUT; OF=refine|predict|vote|correct|target|group AS=npy,kitti,lidarseg,pcd,ply,parquet
 	@$(AFOV) labels "$$RECIPE" $${OF:+--of "$$OF"} $${AS:+--as "$$AS"} $(if $(OUT_ASKED),--out "$$OUT") $(ARGS)
+
+review: recipe setup ## frames most worth a person's time, as KITTI files to correct, in review/RECIPE; [data] corrections takes them back
+	@$(AFOV) review "$$RECIPE" $(if $(OUT_ASKED),--out "$$OUT") $(ARGS)
 
 ##@ Handing tables on
 share: recipe archive setup ## TABLES with their manifests and a licence note as one file, ARCHIVE=city.tar

@@ -52,6 +52,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
         "share": "afov",
         "receive": "afov",
         "labels": "pipeline",
+        "review": "pipeline",
         "export": "pipeline",
         "import-checkpoint": "trainer import",
         "export-checkpoint": "trainer export",

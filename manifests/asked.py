@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from manifests.config import ConfigError
+from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.splits import split_content
@@ -33,7 +33,13 @@ def asked(recipe: Recipe) -> dict[str, Any]:
 
     A table that the recipe cannot have (`encode` of a teacher that encodes nothing) is left out.
     """
-    data = {key: value for key, value in asdict(recipe.data).items() if key not in ("root", "ontology")}
+    known = ("dataset", "version", "split", "exclude", "cameras")  # from the first; others count where they are set,
+    changed = changed_values(recipe.data)  # so that a new setting moves no ref
+    data = {key: value for key, value in asdict(recipe.data).items() if key in known or key in changed}
+    for elsewhere in ("root", "ontology"):
+        data.pop(elsewhere, None)
+    if recipe.data.corrections:
+        data["corrections"] = str(Path(recipe.data.corrections).expanduser().absolute())
     data["exclude"] = sorted(recipe.data.exclude)
     if recipe.data.split.endswith(".txt"):  # what the file says, not what it is called
         data["split"] = split_content(recipe.data.split)

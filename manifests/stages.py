@@ -14,7 +14,7 @@ from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import digest
 from manifests.recipe import Recipe
 from manifests.tables.base import EVERY_ROW, Record
-from manifests.tables.labels import Correct, Label, Target, Vote
+from manifests.tables.labels import Correct, Label, Mend, Target, Vote
 from manifests.tables.sensors import Coordinates, Index, PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
 from manifests.tables.teacher import Encode, Segment, SegmentMaps, Text
@@ -155,6 +155,20 @@ TARGET_NEEDS = {
 }
 """What each choice of `target.labels` needs: labels that flat interaction does not touch keep their confidence."""
 
+
+def target_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that targets are made from, with the labels that people corrected where there are any."""
+    mended = (Need(Mend),) if recipe.data.corrections else ()
+    return (*TARGET_NEEDS[recipe.target.labels], Need(Project), *mended)
+
+
+def mend_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what corrected labels depend on beside their files; raises ConfigError where the recipe names none."""
+    if not recipe.data.corrections:
+        raise ConfigError("data.corrections names no folder of corrected labels, so there is no table `mend`")
+    return {"classes": list(recipe.ontology.class_names)}
+
+
 SPECS: dict[str, TableSpec] = {
     spec.name: spec
     for spec in (
@@ -212,10 +226,11 @@ SPECS: dict[str, TableSpec] = {
             needs=lambda recipe: (Need(Project), Need(Superpoints), Need(Segment)),
             settings=lambda recipe: {},
         ),
+        TableSpec(Mend, 1, no_needs, mend_settings),
         TableSpec(
             kind=Target,
             version=1,
-            needs=lambda recipe: (*TARGET_NEEDS[recipe.target.labels], Need(Project)),
+            needs=target_needs,
             settings=lambda recipe: changed_values(recipe.target),
         ),
     )

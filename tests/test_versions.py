@@ -27,7 +27,7 @@ from tests.reads import Read, other_dictionaries, other_recipes, section_of, tou
 from tests.versions import ENTERS, GOLDEN, Measured, compare, digest_of, measure, write
 from trainer.records import asked
 
-PLACES = {"root", "folder"}
+PLACES = {"root", "folder", "corrections"}
 """Settings that say where files lie: what is in them is known by digest (tests/pipeline/test_content.py)."""
 
 LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete"}

@@ -26,7 +26,9 @@ class DataConfig:
     `INTENSITY`, ring (checked), and any other names. `points_in` says in which frame its points are. Points nearer than
     `min_range_m` or farther than `max_range_m` (0: no limit) count as pulses that came back from nothing. `time_unit`
     is that of the data set's timestamps, where it does not say so itself; "" goes by their magnitude. `incomplete`
-    says what to do with scenes of which files are not on disk, as after a partial download.
+    says what to do with scenes of which files are not on disk, as after a partial download. `corrections` is a folder
+    of label files that people corrected, as `make review` wrote them, or one that holds several such folders: table
+    `target` prefers these labels.
     """
 
     dataset: str = "nuscenes"
@@ -43,6 +45,7 @@ class DataConfig:
     max_range_m: float = 0.0
     time_unit: Literal["", "s", "ms", "us", "ns"] = ""
     incomplete: Literal["refuse", "leave out"] = "refuse"
+    corrections: str = ""
 
     def __post_init__(self) -> None:
         if not self.root:

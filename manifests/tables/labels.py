@@ -32,6 +32,14 @@ class Correct(FrameRecord, table="correct"):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Mend(FrameRecord, table="mend"):
+    """Labels that people corrected; of frames that nobody touched nothing is given."""
+
+    label: Annotated[UInt8, About("class that a person gave the point, 0 none", shape=("n_points",))]
+    given: Annotated[Bool, About("a person had the point at hand, also where it got no class", shape=("n_points",))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Target(FrameRecord, table="target"):
     """What distillation learns from."""
 

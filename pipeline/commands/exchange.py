@@ -19,6 +19,7 @@ from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
 from pipeline.exchange.labels import write_labels
+from pipeline.exchange.review import review
 
 MOST_TOLD = 10  # frames without labels
 
@@ -79,6 +80,30 @@ def labels_command(
             console.print(f"labels: frame {name} has none: {reason}", soft_wrap=True)
         if len(done.record["without_labels"]) > MOST_TOLD:
             console.print(f"labels: and {len(done.record['without_labels']) - MOST_TOLD} more, in labels.json")
+
+
+def review_command(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the rounds; default: review/RECIPE.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames at most.")] = 20,
+) -> None:
+    """Write the frames most worth a person's time in KITTI's layout; [data] corrections takes corrected ones back."""
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        folder = out or Path("review") / loaded.name
+        done, chosen = review(loaded, folder, frames, shown)
+        for one in chosen[:MOST_TOLD]:
+            console.print(
+                f"review: {one.frame_id}: {100 * one.doubt:.0f} % doubt, {100 * one.disputed:.0f} % of its points "
+                "disputed",
+                soft_wrap=True,
+            )
+        console.print(
+            f"review: {len(chosen)} frames in {done.folder}: correct the .label files there (labels.xml names the "
+            f'classes), set [data] corrections = "{folder}", and run: {loaded.make("pack")}',
+            soft_wrap=True,
+        )
 
 
 def export_tables(

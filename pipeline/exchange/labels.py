@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
-from manifests.fingerprint import digest, plain
+from manifests.fingerprint import digest, plain, sha256_file
 from manifests.labels import ORIGINS, checked_weights, predictions_of, refine_split, refined_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
@@ -113,15 +113,17 @@ class LeftOut:
     reason: str
 
 
-def write_labels(recipe: Recipe, out: Path, track: Track = lambda items, what: items) -> Written:
-    """Write the labels that section `[labels]` asks for below `out`.
+def write_labels(
+    recipe: Recipe, out: Path, track: Track = lambda items, what: items, only: frozenset[str] | None = None
+) -> Written:
+    """Write the labels that section `[labels]` asks for below `out`, of all frames or of some `only`.
 
     Raises StoreError for a table that is missing, old or damaged, and ConfigError for a folder that is there and not
     ours, a split that there is not, or one that cannot be written.
     """
     store = Store.open(recipe.run.store)
     source = Source.of_recipe(store, recipe)
-    identity = identity_of(recipe, source)
+    identity = identity_of(recipe, source) | ({} if only is None else {"only": sorted(only)})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with sole_writer(out):
@@ -130,7 +132,7 @@ def write_labels(recipe: Recipe, out: Path, track: Track = lambda items, what: i
                 return Written(out, before, kept=True)
             scratch = out.with_name(f".{out.name}.{secrets.token_hex(6)}")
             try:
-                record = fill(recipe, source, scratch, identity, track)
+                record = fill(recipe, source, scratch, identity, track, only)
                 aside = moved_aside(out) if before is not None else None
                 scratch.rename(out)
             finally:
@@ -285,7 +287,14 @@ def writer_of(name: str, folder: Path, recipe: Recipe, classes: Sequence[LabelCl
     return plain_writers[name](folder, classes)
 
 
-def fill(recipe: Recipe, source: Source, folder: Path, identity: Mapping[str, Any], track: Track) -> dict[str, Any]:
+def fill(
+    recipe: Recipe,
+    source: Source,
+    folder: Path,
+    identity: Mapping[str, Any],
+    track: Track,
+    only: frozenset[str] | None,
+) -> dict[str, Any]:
     """Write all files into a new folder, and return what its record says; raises like `write_labels`."""
     classes, settings = classes_of(recipe), recipe.labels
     tally = Tally(len(classes))
@@ -294,15 +303,19 @@ def fill(recipe: Recipe, source: Source, folder: Path, identity: Mapping[str, An
     writers: dict[str, Writer] = {name: writer_of(name, folder / name, recipe, classes) for name in settings.formats}
     with (folder / FRAMES).open("w", newline="", encoding="utf-8") as table:
         lines = csv.writer(table)
-        lines.writerow([*HEADER, *writers])
-        for one in sweeps(recipe, source, classes, track):
+        digested = ["kitti"] if "kitti" in writers else []  # so that it can be told what somebody corrected since
+        lines.writerow([*HEADER, *writers, *(f"{name}_sha256" for name in digested)])
+        for one in sweeps(recipe, source, classes, track, only):
             if isinstance(one, LeftOut):
                 failed[one.frame_id] = one.reason
                 continue
             tally.add(one)
-            files = [f"{name}/{writer.put(one)}" for name, writer in writers.items()]
+            files = {name: f"{name}/{writer.put(one)}" for name, writer in writers.items()}
             about = (one.frame_id, one.scene, one.timestamp_us, one.lidar_path, len(one.label))
-            lines.writerow([*about, int(np.count_nonzero(one.label)), f"{mean_confidence(one):.4f}", *files])
+            numbers = int(np.count_nonzero(one.label)), f"{mean_confidence(one):.4f}"
+            lines.writerow(
+                [*about, *numbers, *files.values(), *(sha256_file(folder / files[name]) for name in digested)]
+            )
     for writer in writers.values():
         writer.finish()
     if not tally.frames:
@@ -316,9 +329,12 @@ def fill(recipe: Recipe, source: Source, folder: Path, identity: Mapping[str, An
 
 
 def sweeps(
-    recipe: Recipe, source: Source, classes: Sequence[LabelClass], track: Track
+    recipe: Recipe, source: Source, classes: Sequence[LabelClass], track: Track, only: frozenset[str] | None
 ) -> Iterator[LabelledSweep | LeftOut]:
-    """Yield every frame with its labels, or why there are none; raises StoreError for tables that do not fit."""
+    """Yield every frame that is asked for with its labels, or why there are none.
+
+    Raises StoreError for tables that do not fit each other.
+    """
     scenes = list(dict.fromkeys(map(scene_of, source.shards)))
     numbers = {scene: int(scene) if all(map(is_sequence, scenes)) else n for n, scene in enumerate(scenes)}
     counters = {scene: count() for scene in scenes}
@@ -328,6 +344,8 @@ def sweeps(
         scene = scene_of(shard)
         for of_tables in source.rows(shard):
             name, reason = of_tables["index"].frame_id, why_not(of_tables, source.excluded)
+            if only is not None and name not in only:
+                continue
             if reason is not None:
                 yield LeftOut(name, reason)
                 continue

@@ -6,7 +6,21 @@ from typing import Any
 
 from manifests.recipe import Recipe
 from manifests.stages import with_needs
-from pipeline.stages import correct, encode, group, index, label, pairs, points, project, segment, target, text, vote
+from pipeline.stages import (
+    correct,
+    encode,
+    group,
+    index,
+    label,
+    mend,
+    pairs,
+    points,
+    project,
+    segment,
+    target,
+    text,
+    vote,
+)
 from pipeline.stages.base import Stage
 
 STAGES: dict[str, Stage[Any]] = {
@@ -23,6 +37,7 @@ STAGES: dict[str, Stage[Any]] = {
         vote.STAGE,
         correct.STAGE,
         pairs.STAGE,
+        mend.STAGE,
         target.STAGE,
     )
 }

@@ -1,4 +1,7 @@
-"""Stage `target`: what distillation learns from: a class and a confidence per point, and which points cameras see."""
+"""Stage `target`: what distillation learns from: a class and a confidence per point, and which points cameras see.
+
+Labels that people corrected come before those of machines.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import numpy as np
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
 from manifests.tables.base import UInt8
-from manifests.tables.labels import Correct, Target, Vote
+from manifests.tables.labels import Correct, Mend, Target, Vote
 from manifests.tables.sensors import Project
 from manifests.tables.superpoints import Group
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
+
+CERTAIN = 255  # in 1/255: a person said so
 
 
 def prepare(recipe: Recipe) -> FrameFunction[Target]:
@@ -21,6 +26,9 @@ def prepare(recipe: Recipe) -> FrameFunction[Target]:
         label, confidence = before.label, before.confidence
         if correct := inputs.rows.get(Correct):
             label, confidence = corrected(confidence, correct)
+        if mend := inputs.rows.get(Mend):
+            label = np.where(mend.given, mend.label, label)
+            confidence = np.where(mend.given, np.where(mend.label > 0, CERTAIN, 0), confidence).astype(np.uint8)
         seen = np.zeros(len(label), np.bool_)
         seen[inputs.rows[Project].point] = True
         return Target(frame_id=before.frame_id, label=label, confidence=confidence, seen=seen)

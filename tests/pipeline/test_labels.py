@@ -212,9 +212,9 @@ def test_the_record_says_what_is_there(place: Place, written: Path) -> None:
     }
     assert record["identity"]["tables"].keys() == {"index", "points", "refine"}
     assert record["layouts"].keys() == set(LAYOUTS)
-    origins = np.bincount(np.concatenate([row["origin"] for row in rows.values()]), minlength=5).tolist()
+    origins = np.bincount(np.concatenate([row.origin for row in rows.values()]), minlength=5).tolist()
     assert list(record["counts"]["by_origin"].values()) == origins and sum(origins) == len(labels)
-    sure = {name: row["confidence"].mean() / 255 for name, row in rows.items()}
+    sure = {name: row.confidence.mean() / 255 for name, row in rows.items()}
     assert [one["frame_id"] for one in record["look_first"]] == sorted(sure, key=lambda name: (sure[name], name))
     assert [float(one["mean_confidence"]) for one in frames_of(written)] == pytest.approx(list(sure.values()), abs=1e-4)
 

@@ -94,13 +94,14 @@ def ancestor(path: Path, document: Mapping[str, object]) -> Ancestor:
 
 
 def reads_labels(recipe: Recipe, task: Task, initial: Ancestor | None, teacher: Settings | None) -> bool:
-    """Return whether true labels took part: in the task, in what it starts from, or in its teacher.
+    """Return whether true labels took part: in the task, in what it starts from, in its teacher, or by corrections.
 
     A simulated teacher knows those of this data set; a supervised one learnt from those of other driving scenes.
     """
     known = teacher or {}
     earlier = (initial and initial.reads_labels) or known.get("simulated") or known.get("supervised")
-    return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier)
+    corrected = task == "distill" and recipe.data.corrections  # what people gave: table `target` holds it
+    return isinstance(recipe.settings(task), LabelledConfig) or bool(earlier or corrected)
 
 
 def teacher_of(store: Store, ref: Ref, initial: Ancestor | None) -> Settings | None:
