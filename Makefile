@@ -54,7 +54,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs site recipes diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test lint check bench ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -173,8 +173,11 @@ refine: ## labels made better at the end, by the sweeps before and after and fla
 submit: ## predictions as files for the server of nuScenes or SemanticKITTI
 evaluate: ## IoU per class, where there is ground truth
 scores: ## all scores of a recipe in one table
-diff: setup ## what differs between two runs: make diff A=runs/city/distill B=runs/city_scratch/distill
-	@test -n "$$A" -a -n "$$B" || { echo "make: this target needs two runs, for example: make diff A=runs/city/distill B=runs/city_scratch/distill" >&2; exit 2; }
+runs: setup ## all runs: state, loss, scores
+	@$(AFOV) runs $(ARGS)
+
+diff: setup ## what differs between two runs: make diff A=city/distill B=city_scratch/distill
+	@test -n "$$A" -a -n "$$B" || { echo "make: this target needs two runs, for example: make diff A=city/distill B=city_scratch/distill" >&2; exit 2; }
 	@$(AFOV) diff "$$A" "$$B" $(ARGS)
 
 # One thread: MinkowskiEngine's results are then the same in every run, and it is no slower.

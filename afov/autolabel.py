@@ -296,9 +296,12 @@ def write_times(recipe: Recipe, done: Sequence[Ended]) -> None:
 def summary(recipe: Recipe, done: Sequence[Ended], seconds: float) -> list[str]:
     """Return what there is to say at the end: where everything lies, times, coverage, agreement, what to look at."""
     times = ", ".join(f"{one.name} {'was there' if one.skipped else clock(one.seconds)}" for one in done)
-    labels = Path("labels") / recipe.name
+    labels = Path("labels") / recipe.run_name
     lines = ["", f"autolabel: done in {clock(seconds)}: {times}"]
-    lines += [f"labels: {labels.absolute()}", f"report: {(Path('reports') / recipe.name / 'index.html').absolute()}"]
+    lines += [
+        f"labels: {labels.absolute()}",
+        f"report: {(Path('reports') / recipe.run_name / 'index.html').absolute()}",
+    ]
     lines.append(f"tables: {recipe.run.store}; runs: {recipe.folder()}")
     record = json.loads((labels / "labels.json").read_bytes())
     counts = record["counts"]

@@ -39,6 +39,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     "Scores": {
         "evaluate": "trainer",
         "scores": "trainer",
+        "runs": "trainer",
         "diff": "trainer",
         "submit": "trainer",
     },

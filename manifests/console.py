@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
 import os
 import re
@@ -61,6 +62,9 @@ SetOption = Annotated[
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the trace of every error too; the log file says more.")
 ]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Keep runs, scores, report and labels under this name: run.name.")
+]
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,17 @@ def forgiving_streams() -> None:
 
 
 def debuggable(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that also takes `--debug`, and whose `sentences` know its recipe."""
+    """Return a command that also takes `--debug`, and `--name` if it has a recipe, which its `sentences` know."""
     signature = inspect.signature(command, eval_str=True)
     known = dict(signature.parameters)
+    sets = next((word for word in ("set_", "override") if word in known), "")
 
     @functools.wraps(command)
-    def called(*args: Any, debug: bool = False, **words: Any) -> None:
+    def called(*args: Any, debug: bool = False, name: str | None = None, **words: Any) -> None:
+        if name is not None:
+            words[sets] = [*(words.get(sets) or ()), f"run.name={json.dumps(name)}"]
         recipes = [words.get("recipe"), *(words.get("recipes") or ())]
-        overrides = words.get("set_") or words.get("override") or ()
+        overrides = words.get(sets) or ()
         for name, value in words.items():
             if isinstance(value, Path) and _ADDRESS.match(str(value)):  # it would become a folder of that name
                 told_as = f"{shown_text(str(value))} is an address; give a path on this machine"
@@ -123,9 +130,12 @@ def debuggable(command: Callable[..., None]) -> Callable[..., None]:
         finally:
             _asked.reset(token)
 
-    last = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
-    called.__signature__ = signature.replace(parameters=[*known.values(), last])  # type: ignore[attr-defined]
-    called.__annotations__ = {name: one.annotation for name, one in known.items()} | {"debug": DebugOption}
+    last = [inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)]
+    if sets and "name" not in known:
+        last.append(inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=NameOption))
+    parameters = [*known.values(), *last]
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
     return called
 
 
@@ -237,7 +247,8 @@ def log_path(asked: Asked) -> Path | None:
         return None
     try:
         recipe = read_recipe(asked.recipe, asked.overrides)
-        return Path(recipe.section("run", RunConfig).runs).expanduser() / recipe.name / LOG_NAME
+        run = recipe.section("run", RunConfig)
+        return Path(run.runs).expanduser() / (run.name or recipe.name) / LOG_NAME
     except (ConfigError, OSError):
         return None  # the command itself says what is wrong with it
 

@@ -78,7 +78,12 @@ class Recipe:
 
     def folder(self) -> Path:
         """Return where the runs of this recipe are kept."""
-        return Path(self.run.runs).expanduser() / self.name
+        return Path(self.run.runs).expanduser() / self.run_name
+
+    @property
+    def run_name(self) -> str:
+        """What the folders of its runs, report and label files are called: `run.name`, else the recipe's name."""
+        return self.run.name or self.name
 
     @property
     def template_list(self) -> str:

@@ -7,14 +7,17 @@ OMP_NUM_THREADS=1 stands in the environment when it is loaded, and run.determini
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from manifests.config import read_recipe
 from manifests.console import RecipeArgument, SetOption, debuggable, plain_console, sentences
@@ -239,23 +242,49 @@ def scores(
         console.print(summary_table(lines))
 
 
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="The folder of runs: run.runs.")]
+RunArgument = typer.Argument(metavar="RUN", help="A run as `runs` lists it, NAME/TASK, or its folder.")
+
+
+@app.command("runs")
+@debuggable
+def list_runs(runs: RunsOption = Path("runs")) -> None:
+    """List all runs: recipe, state, loss, mIoU of its predictions where they were scored, when, commit."""
+    with reported() as console:
+        from trainer.records.listing import runs_in
+
+        table = Table("run", "recipe", "state", "epochs", "loss", "mIoU %", "begun (UTC)", "commit", box=None)
+        for line in runs_in(runs):
+            table.add_row(*astuple(line))
+        console.print(table)
+        console.print(f"curves of all of them: tensorboard --logdir {shlex.quote(str(runs))}")
+
+
 @app.command()
 @debuggable
 def diff(
-    one: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder, or its run.json.")],
-    other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another.")],
+    one: Annotated[Path, RunArgument],
+    other: Annotated[Path, RunArgument],
+    runs: RunsOption = Path("runs"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Versions of packages, commit, device and hardware too.")
+    ] = False,
 ) -> None:
-    """Print what differs between two runs: settings, tables, weights, versions, curves and results."""
+    """Print what differs between two runs: in what was asked, in what they learnt from, in curves and results."""
     with reported() as console:
         from trainer.records.compare import compare
+        from trainer.records.listing import folder_of
         from trainer.records.record import read_record
 
-        found = compare(read_record(one), read_record(other))
+        found = compare(*(read_record(folder_of(run, runs)) for run in (one, other)))
+        versions = [] if everything else found.pop("versions", [])
         for heading, lines in found.items():
             console.print(f"{heading}:")
             for line in lines:
                 console.print(f"  {line}")
-        if not found:
+        if versions:
+            console.print(f"versions, device and hardware: {len(versions)} differences, which --all shows")
+        if not found and not versions:
             console.print("the runs do not differ")
 
 

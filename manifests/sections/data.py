@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,14 +78,15 @@ class DataConfig:
 class RunConfig:
     """Section `[run]`: where things are kept and with what they are computed. Never part of an identity.
 
-    `store` is where tables lie, a folder or the URI of a bucket, and `runs` the folder of checkpoints, logs and scores.
-    `pool` is who builds tables: "inline", this process, or "ray"; `workers` is how many of Ray's build at once, at
-    `ray_address`: "local", a cluster of this run's own, or the address of one. `gpus_per_worker` is the share of a GPU
-    that Ray gives each of them for the teacher's network. `device` is what networks run on: "auto" (a GPU if there is
-    one), "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a network of the trainer predicts at once, and
-    `loader_workers` how many processes load frames for training and prediction; 0 loads in the main process.
-    `deterministic` asks for the same bits in every run, at the cost of some speed on a GPU. `progress` shows bars on a
-    terminal.
+    `name` is what runs, scores, report and labels are kept under, in place of the recipe's name: two trainings of a
+    recipe then stand side by side. `store` is where tables lie, a folder or the URI of a bucket, and `runs` the folder
+    of checkpoints, logs and scores. `pool` is who builds tables: "inline", this process, or "ray"; `workers` is how
+    many of Ray's build at once, at `ray_address`: "local", a cluster of this run's own, or the address of one.
+    `gpus_per_worker` is the share of a GPU that Ray gives each of them for the teacher's network. `device` is what
+    networks run on: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a
+    network of the trainer predicts at once, and `loader_workers` how many processes load frames for training and
+    prediction; 0 loads in the main process. `deterministic` asks for the same bits in every run, at the cost of some
+    speed on a GPU. `progress` shows bars on a terminal.
     `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
@@ -92,6 +94,7 @@ class RunConfig:
     `checkpoint_minutes` and `checkpoint_steps` say how often training saves in the middle of an epoch; 0 is never.
     """
 
+    name: str = ""
     store: str = "store"
     runs: str = "runs"
     pool: str = "inline"
@@ -111,6 +114,8 @@ class RunConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if self.name and not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):
+            raise ValueError(f'run.name is "{self.name}"; letters, digits and _ . + - make a name')
         if self.pool not in ("inline", "ray"):
             raise ValueError(f'run.pool is "{self.pool}"; choose "inline" (this process) or "ray"')
         if self.workers < 1:

@@ -65,7 +65,7 @@ def labels_command(
         if as_:
             asked.append(f"labels.formats={json.dumps([name.strip() for name in as_.split(',')])}")
         loaded = load_recipe(recipe, [*(set_ or ()), *asked])
-        done = write_labels(loaded, out or Path("labels") / loaded.name, shown)
+        done = write_labels(loaded, out or Path("labels") / loaded.run_name, shown)
         counts = done.record["counts"]
         if done.aside:
             console.print(f"labels: other ones were in {done.folder}; they are in {done.aside} now", soft_wrap=True)
@@ -91,7 +91,7 @@ def review_command(
     """Write the frames most worth a person's time in KITTI's layout; [data] corrections takes corrected ones back."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
-        folder = out or Path("review") / loaded.name
+        folder = out or Path("review") / loaded.run_name
         done, chosen = review(loaded, folder, frames, shown)
         for one in chosen[:MOST_TOLD]:
             console.print(

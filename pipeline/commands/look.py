@@ -43,7 +43,7 @@ def report(
     """Write one offline page: frames, scores per class, label coverage, training curves, identities of everything."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
-        page = write_report(loaded, out or Path("reports") / loaded.name, frames, shown)
+        page = write_report(loaded, out or Path("reports") / loaded.run_name, frames, shown)
         console.print(f"wrote {page}", soft_wrap=True)
 
 

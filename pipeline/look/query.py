@@ -61,7 +61,7 @@ def ask(recipe: Recipe, phrase: str, n_frames: int, track: Track = lambda items,
     rows = text_rows(store, ref)
     query = understand(recipe, phrase, store, ref, rows)
     ranking = rank_by_masks(query, store, ref, query.rivals(rows), recipe.data.exclude, n_frames, track)
-    folder = queries_folder(recipe.run.runs, recipe.name)
+    folder = queries_folder(recipe.run.runs, recipe.run_name)
     write_query(folder, query)
     write_ranking(folder, query, ranking)
     return query, ranking
@@ -203,7 +203,7 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
     found: list[Asked] = []
     sentences: list[str] = []
     store, ref = browser.store, Ref(browser.recipe.name, browser.tables)
-    folder = queries_folder(runs, browser.recipe.name)
+    folder = queries_folder(runs, browser.recipe.run_name)
     for path in query_files(folder):
         try:
             one = read_asked(path, store, ref, browser.recipe)

@@ -43,7 +43,7 @@ def write_report(
     check_replaceable(folder)
     store = Store.open(recipe.run.store)
     browser = Browser.open(store, recipe)
-    runs = Path(recipe.run.runs).expanduser() / recipe.name
+    runs = recipe.folder()
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     try:
         (scratch / PICTURES).mkdir(parents=True)

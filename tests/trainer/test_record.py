@@ -182,6 +182,24 @@ def test_diff_says_what_was_set_otherwise_and_what_it_came_to(fleet: Any, consol
     assert CliRunner().invoke(app, ["diff", folders[0], folders[0]]).output == "the runs do not differ\n"
 
 
+def test_named_runs_of_a_recipe_stand_side_by_side_in_a_list(fleet: Any, console: Console) -> None:
+    recipe = str(fleet.recipe_path)
+    for name, more in (("slow", "distill.lr_head=0.1"), ("fast", "distill.lr_head=0.4")):
+        words = ["distill", recipe, "--set", "distill.epochs=1", "--set", more, "--name", name]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    runs = str(fleet.folder / "runs")
+    listed = CliRunner().invoke(app, ["runs", "--runs", runs], env={"COLUMNS": "200"})
+    rows = [line.split() for line in listed.output.splitlines()]
+    assert [row[0] for row in rows[1:3]] == ["fast/distill", "slow/distill"]
+    assert all(row[1:6] == ["street", "finished", "1", "of", "1"] for row in rows[1:3])
+    shown = CliRunner().invoke(app, ["diff", "fast/distill", "slow/distill", "--runs", runs])
+    assert "  distill.lr_head: 0.4 -> 0.1" in shown.output and "run.name: " in shown.output
+    again = CliRunner().invoke(app, ["distill", recipe, "--set", "distill.lr_head=0.1", "--name", "../up"])
+    assert again.exit_code == 2 and "letters, digits" in again.stderr
+    assert CliRunner().invoke(app, ["runs", "--runs", str(fleet.folder / "none")]).exit_code == 1
+
+
 def test_runs_of_two_tasks_are_compared_in_what_they_share(fleet: Any, console: Console) -> None:
     train(fleet.recipe("distill.epochs=1"), "distill", console)
     train(fleet.recipe("supervised.epochs=1", "supervised.batch_size=2"), "supervised", console)

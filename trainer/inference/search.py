@@ -53,7 +53,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     table. Raises ConfigError for a vector of another size than the features, StoreError for tables that are missing or
     damaged, and TrainerError where the phrase was not asked yet or no finished pre-training of the recipe fits.
     """
-    folder = queries_folder(recipe.run.runs, recipe.name)
+    folder = queries_folder(recipe.run.runs, recipe.run_name)
     path = folder / f"{slug_of(cleaned(phrase))}.json"
     advice = f"run: {recipe.make('query', phrase=cleaned(phrase))}"
     if not path.is_file():
