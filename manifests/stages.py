@@ -174,7 +174,7 @@ SPECS: dict[str, TableSpec] = {
     for spec in (
         TableSpec(
             kind=Index,
-            version=2,
+            version=3,
             needs=no_needs,
             settings=lambda recipe: {**sweep_settings(recipe), "version": recipe.data.version},
         ),

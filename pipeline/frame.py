@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.endings import RunError, summary
 from manifests.tables.sensors import Index
+from pipeline.lenses import MOST, PINHOLE, Lens, lens_in
 
 
 class FrameError(RunError):
@@ -28,11 +30,12 @@ UNKNOWN_POSE = np.full((4, 4), np.nan)
 
 @dataclass(frozen=True)
 class Camera:
-    """One image of a frame, rectified pinhole, pixel centres at integer coordinates.
+    """One image of a frame, as its lens took it (a pinhole, where it is rectified); pixel centres at whole coordinates.
 
     `cam_from_lidar` float64 (4, 4) maps the LiDAR frame at the sweep's time to the camera frame (x right, y down,
     z forward) at the image's time, so the vehicle's motion in between is accounted for. `intrinsics` float64 (3, 3),
-    px. Sizes are 0 and the digest is empty until `index` has opened the file.
+    px. `mask_path` is a file that shows where the image shows the vehicle itself, empty where there is none. Sizes are
+    0 and digests empty until `index` has opened the files.
     """
 
     name: str
@@ -45,6 +48,24 @@ class Camera:
     width_px: int = 0
     height_px: int = 0
     image_sha256: str = ""
+    lens: Lens = PINHOLE
+    mask_path: str = ""
+    mask_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The file of one of several LiDARs whose points are joined to one sweep, and its pose in the frame of that.
+
+    `lidar_from_sweep` float64 (4, 4), the vehicle's motion between their times included. The digest is empty and the
+    count 0 until `index` has opened the file.
+    """
+
+    name: str
+    path: str
+    lidar_from_sweep: NDArray[Any]
+    sha256: str = ""
+    n_points: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,8 @@ class Frame:
     missing camera is simply not among `cameras`. `problems` are faults that were found while listing, as sentences;
     `index` reports them and stores no such frame. `files` are the digests of what a stage reads of disk beside that, by
     name (None: not there); a worker fills them in for the stage at hand. `posed` is False where the data set has no
-    pose of the vehicle: `world_from_lidar` is `UNKNOWN_POSE` then, and stays it in the tables.
+    pose of the vehicle: `world_from_lidar` is `UNKNOWN_POSE` then, and stays it in the tables. `sweeps` are those of
+    several LiDARs, of which `lidar_path` is the first and its frame that of all points; empty where there is one LiDAR.
     """
 
     frame_id: str
@@ -75,6 +97,7 @@ class Frame:
     problems: tuple[str, ...] = ()
     files: Mapping[str, str | None] = field(default_factory=dict)
     posed: bool = True
+    sweeps: tuple[Sweep, ...] = ()
 
     @classmethod
     def of(cls, index: Index) -> Frame:
@@ -91,8 +114,22 @@ class Frame:
                 image_sha256=index.image_sha256[view],
                 width_px=int(index.width_px[view]),
                 height_px=int(index.height_px[view]),
+                lens=lens_in(index.lens[view], index.distortion[view]),
+                mask_path=index.mask_path[view],
+                mask_sha256=index.mask_sha256[view],
             )
             for view, name in enumerate(index.camera)
+        )
+        sweeps = tuple(
+            Sweep(*values)
+            for values in zip(
+                index.sweep,
+                index.sweep_path,
+                index.lidar_from_sweep,
+                index.sweep_sha256,
+                index.sweep_points.tolist(),
+                strict=True,
+            )
         )
         return cls(
             frame_id=index.frame_id,
@@ -108,6 +145,7 @@ class Frame:
             lidar_sha256=index.lidar_sha256,
             n_points=index.n_points,
             label_sha256=index.label_sha256,
+            sweeps=sweeps,
         )
 
     def index(self) -> Index:
@@ -122,6 +160,11 @@ class Frame:
             lidar_bytes=self.lidar_bytes,
             lidar_sha256=self.lidar_sha256,
             n_points=self.n_points,
+            sweep=tuple(one.name for one in self.sweeps),
+            sweep_path=tuple(one.path for one in self.sweeps),
+            sweep_sha256=tuple(one.sha256 for one in self.sweeps),
+            sweep_points=np.array([one.n_points for one in self.sweeps], np.int64),
+            lidar_from_sweep=np.array([one.lidar_from_sweep for one in self.sweeps], np.float64).reshape(-1, 4, 4),
             label_path=self.label_path,
             label_sha256=self.label_sha256,
             ego_from_lidar=self.ego_from_lidar,
@@ -135,13 +178,27 @@ class Frame:
             width_px=np.array([camera.width_px for camera in cameras], np.int32),
             height_px=np.array([camera.height_px for camera in cameras], np.int32),
             intrinsics=np.array([camera.intrinsics for camera in cameras], np.float64).reshape(-1, 3, 3),
+            lens=tuple(camera.lens.model for camera in cameras),
+            distortion=np.array([camera.lens.padded for camera in cameras], np.float64).reshape(-1, MOST),
+            mask_path=tuple(camera.mask_path for camera in cameras),
+            mask_sha256=tuple(camera.mask_sha256 for camera in cameras),
             cam_from_lidar=np.array([camera.cam_from_lidar for camera in cameras], np.float64).reshape(-1, 4, 4),
         )
 
 
-def seen_by(frame: Frame, cameras: Collection[str]) -> Frame:
-    """Return the frame with the cameras of these names, all where there are none; "none" is the name of no camera."""
-    return replace(frame, cameras=tuple(one for one in frame.cameras if one.name in cameras)) if cameras else frame
+def seen_by(frame: Frame, cameras: Collection[str], masks: Mapping[str, str] = MappingProxyType({})) -> Frame:
+    """Return the frame with the cameras of these names, all where there are none, and with their masks by name.
+
+    "none" is the name of no camera.
+    """
+    return replace(
+        frame,
+        cameras=tuple(
+            replace(one, mask_path=masks.get(one.name, ""))
+            for one in frame.cameras
+            if not cameras or one.name in cameras
+        ),
+    )
 
 
 def slashed(name: str) -> str:
@@ -183,6 +240,23 @@ def read_image(root: Path, camera: Camera) -> NDArray[Any]:
     Raises FrameError if the file is empty, truncated, not an image, or not the one that was indexed.
     """
     return read_image_for(root, camera, lambda height_px, width_px: (height_px, width_px))[0]
+
+
+def read_mask(root: Path, camera: Camera) -> NDArray[np.bool_] | None:
+    """Return where an image shows the vehicle itself, bool (height, width); None where the camera has no mask.
+
+    Raises FrameError if the file is not the one that was indexed, no image, or of another size than the camera's.
+    """
+    if not camera.mask_path:
+        return None
+    plain = replace(camera, image_path=camera.mask_path, image_sha256=camera.mask_sha256, width_px=0, height_px=0)
+    bright: NDArray[np.bool_] = read_image(root, plain).max(axis=2) >= BRIGHT
+    if bright.shape != (camera.height_px, camera.width_px):
+        raise FrameError(
+            f"{camera.mask_path}: {bright.shape[1]} x {bright.shape[0]} pixels, but {camera.image_path} has "
+            f"{camera.width_px} x {camera.height_px}"
+        )
+    return bright
 
 
 def read_image_for(
@@ -243,4 +317,5 @@ def rgb_of(image: Any, name: str) -> NDArray[Any]:
 
 
 MOST_OF_12_BITS = 4096
+BRIGHT = 128  # in a mask: the vehicle
 MAX_IMAGE_PIXELS = 64_000_000  # far above any car camera, far below what a decompression bomb needs

@@ -25,6 +25,9 @@ Float64 = npt.NDArray[np.float64]
 MODELS: dict[str, tuple[int, ...]] = {"pinhole": (0,), "brown": (4, 5), "rational": (8,), "fisheye": (4,)}
 """Numbers of coefficients that each model may have."""
 
+OTHER_NAMES = {"plumb_bob": "brown", "rational_polynomial": "rational", "equidistant": "fisheye"}
+"""What ROS calls the models. Source: sensor_msgs/distortion_models.hpp."""
+
 MOST = 8  # coefficients of any model
 _STEPS = 4096  # of the table that a radius is looked up in
 
@@ -67,7 +70,7 @@ def lens_of(coefficients: Sequence[float], model: str = "") -> Lens:
     """
     values = tuple(map(float, coefficients))
     if model:
-        return Lens(model, values)
+        return Lens(OTHER_NAMES.get(model, model), values)
     if not any(values):
         return PINHOLE
     if len(values) in (12, 14) and not any(values[8:]):
@@ -78,6 +81,13 @@ def lens_of(coefficients: Sequence[float], model: str = "") -> Lens:
     if len(values) not in names:
         raise ValueError(f"{len(values)} coefficients of distortion; expected 4, 5 or 8 as OpenCV orders them")
     return Lens(names[len(values)], values)
+
+
+def lens_in(model: str, padded: Float64) -> Lens:
+    """Return the lens of a row of table `index`: its model, and its coefficients with zeros behind."""
+    if model == "pinhole":
+        return PINHOLE
+    return Lens(model, tuple(padded[: MODELS[model][-1]].tolist()))
 
 
 def bend(lens: Lens, x: Float64, y: Float64) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:

@@ -30,7 +30,7 @@ from trainer.records import asked
 PLACES = {"root", "folder", "corrections"}
 """Settings that say where files lie: what is in them is known by digest (tests/pipeline/test_content.py)."""
 
-LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete"}
+LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete", "masks"}
 """Settings of [data] that say what is listed, and when: the listing is in the key of every shard."""
 
 WITHOUT_OTHER = {

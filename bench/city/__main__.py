@@ -18,11 +18,12 @@ def city(
     size: Annotated[str, typer.Option(help=f"One of: {', '.join(SIZES)}.")] = "demo",
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another city.")] = 0,
     image_size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Size of all images.")] = None,
+    fisheye: Annotated[bool, typer.Option("--fisheye", help="All cameras have a fisheye lens.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes; their number changes no byte.")] = 2,
 ) -> None:
     """Write a synthetic city in nuScenes format, with true labels and class maps; needs no licence and no download."""
     with sentences():
-        config = city_config(size, seed, image_size)
+        config = city_config(size, seed, image_size, fisheye)
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("city", total=len(config.scenes))
             write_city(out, config, workers, lambda scene: progress.advance(bar))

@@ -29,6 +29,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+FISHEYE = (0.04, -0.012, 0.003, -0.0008)
+"""Coefficients of the city's fisheye, k1 to k4 as OpenCV has them."""
+
+
 @dataclass(frozen=True)
 class CityConfig:
     """Everything that decides the bytes of a city; same settings, same files.
@@ -50,6 +54,7 @@ class CityConfig:
         head-on at 10 m; 0 detects everything.
     clock_error_s : standard deviation of how late a camera's clock is, constant in a drive. Its images are taken that
         much after the times that the tables tell: points fall beside what moves, and beside all if the car does.
+    fisheye : all cameras have the same fisheye lens (`FISHEYE`) instead of a pinhole, and the tables say so.
     version : name of the folder of tables.
     """
 
@@ -67,6 +72,7 @@ class CityConfig:
     stray_share: float = 0.0015
     detection_limit: float = 0.0001
     clock_error_s: float = 0.0
+    fisheye: bool = False
     version: str = "v1.0-city"
 
     def __post_init__(self) -> None:
@@ -96,6 +102,8 @@ class CityConfig:
         """Return the identity of one drive's files: all settings but how many drives there are."""
         settings: dict[str, Any] = asdict(self)
         del settings["train_scenes"], settings["val_scenes"]
+        if not self.fisheye:  # cities of before there were any are as they were
+            del settings["fisheye"]
         return digest({"code": CODE_VERSION, **settings})
 
 
@@ -107,14 +115,14 @@ SIZES: dict[str, CityConfig] = {
 """`tiny` for tests, `demo` for a first look on a laptop, `bench` to measure with."""
 
 
-def city_config(size: str, seed: int = 0, image_size: str | None = None) -> CityConfig:
+def city_config(size: str, seed: int = 0, image_size: str | None = None, fisheye: bool = False) -> CityConfig:
     """Return a city of a named size, of a seed, and with images of another size, given as "800x450", if one is wanted.
 
     Raises ConfigError for an unknown size, or an image size that is no two numbers.
     """
     if size not in SIZES:
         raise ConfigError(f'there is no city of size "{size}"; there are {", ".join(SIZES)}')
-    config = replace(SIZES[size], seed=seed)
+    config = replace(SIZES[size], seed=seed, fisheye=fisheye)
     if image_size is None:
         return config
     numbers = re.fullmatch(r"(\d+)x(\d+)", image_size)

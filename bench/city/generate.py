@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bench.city import things
 from bench.city.canvas import KEYFRAME_S
-from bench.city.config import CityConfig
+from bench.city.config import FISHEYE, CityConfig
 from bench.city.layout import LEAD_S, lay_out
 from bench.city.materials import surface
 from bench.city.photos import jpeg, photograph, png
@@ -207,7 +207,9 @@ class _SceneWriter:
         self.lidar_rays = lidar_rays(config.azimuths)
         size = (config.image_width_px, config.image_height_px)
         self.camera_rays = {
-            sensor.channel: camera_rays(sensor.intrinsics(*size), *size) for sensor in RIG if sensor.is_camera
+            sensor.channel: camera_rays(sensor.intrinsics(*size), *size, FISHEYE if config.fisheye else None)
+            for sensor in RIG
+            if sensor.is_camera
         }
 
         self.late_s = {

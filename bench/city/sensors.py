@@ -68,14 +68,33 @@ RIG: tuple[Sensor, ...] = (
 """The LiDAR first, then the cameras as the turning LiDAR passes them; the sweep's time is the end of its turn."""
 
 
-def camera_rays(intrinsics: Array, width_px: int, height_px: int) -> Float32:
+def camera_rays(
+    intrinsics: Array, width_px: int, height_px: int, fisheye: tuple[float, float, float, float] | None = None
+) -> Float32:
     """Return the ray of every pixel centre in the camera's frame, (height * width, 3), row by row; z is 1.
 
-    A hit's distance in units of such a ray is its depth.
+    A hit's distance in units of such a ray is its depth. `fisheye` are the coefficients of a lens of that kind.
     """
     u, v = np.meshgrid(np.arange(width_px), np.arange(height_px))
     pixels = np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 3)
-    return np.asarray(pixels @ np.linalg.inv(intrinsics).T, np.float32)
+    rays = pixels @ np.linalg.inv(intrinsics).T
+    if fisheye is not None:
+        rays[:, :2] *= unbent(np.hypot(rays[:, 0], rays[:, 1]), fisheye)[:, None]
+    return np.asarray(rays, np.float32)
+
+
+def unbent(bent: Array, fisheye: tuple[float, float, float, float]) -> Array:
+    """Return by how much longer than these radii (n,), where rays land, they are at depth 1 without the lens.
+
+    The angle is found by Newton's method; a ray ends at 86 degrees off the axis.
+    """
+    powers = np.arange(3, 11, 2)
+    angle = bent.copy()
+    for _ in range(20):
+        terms = np.asarray(fisheye) * angle[:, None] ** powers
+        slope = 1 + (np.asarray(fisheye) * powers * angle[:, None] ** (powers - 1)).sum(axis=1)
+        angle = np.clip(angle - (angle + terms.sum(axis=1) - bent) / slope, 0, 1.5)
+    return np.divide(np.tan(angle), bent, out=np.ones_like(bent), where=bent > 0)
 
 
 def lidar_rays(azimuths: int) -> tuple[Float32, Float32]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from bench.city.config import CityConfig
+from bench.city.config import FISHEYE, CityConfig
 from bench.city.sensors import RIG
 from bench.city.shapes import Array
 from manifests.ontology import load_ontology
@@ -110,6 +110,8 @@ def calibration_rows(config: CityConfig, scene: str) -> list[Row]:
                 "camera_intrinsic": matrix.tolist(),
             }
         )
+        if config.fisheye and sensor.is_camera:
+            rows[-1] |= {"camera_distortion": list(FISHEYE), "camera_distortion_model": "fisheye"}
     return rows
 
 

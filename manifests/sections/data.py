@@ -29,7 +29,8 @@ class DataConfig:
     is that of the data set's timestamps, where it does not say so itself; "" goes by their magnitude. `incomplete`
     says what to do with scenes of which files are not on disk, as after a partial download. `corrections` is a folder
     of label files that people corrected, as `make review` wrote them, or one that holds several such folders: table
-    `target` prefers these labels.
+    `target` prefers these labels. `masks` names a folder in the root with a PNG for each camera that sees the vehicle
+    itself, called after the camera and bright where it does.
     """
 
     dataset: str = "nuscenes"
@@ -47,6 +48,7 @@ class DataConfig:
     time_unit: Literal["", "s", "ms", "us", "ns"] = ""
     incomplete: Literal["refuse", "leave out"] = "refuse"
     corrections: str = ""
+    masks: str = ""
 
     def __post_init__(self) -> None:
         if not self.root:

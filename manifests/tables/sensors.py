@@ -19,6 +19,13 @@ class Index(FrameRecord, table="index"):
     lidar_bytes: Annotated[int, About("size of the sweep file when it was checked", "byte")]
     lidar_sha256: Annotated[str, About("digest of the sweep file")]
     n_points: Annotated[int, About("points in the sweep")]
+    sweep: Annotated[tuple[str, ...], About("LiDARs, in the order that the sweep joins them", shape=("n_lidars",))]
+    sweep_path: Annotated[tuple[str, ...], About("their files, relative to the data root", shape=("n_lidars",))]
+    sweep_sha256: Annotated[tuple[str, ...], About("digests of these", shape=("n_lidars",))]
+    sweep_points: Annotated[Int64, About("how many of the points are of each LiDAR", shape=("n_lidars",))]
+    lidar_from_sweep: Annotated[
+        Float64, About("poses of the LiDARs in the frame of the sweep", "m", shape=("n_lidars", 4, 4))
+    ]
     label_path: Annotated[
         str | None, About("file of true point labels, relative to the data root; null without labels")
     ]
@@ -39,7 +46,17 @@ class Index(FrameRecord, table="index"):
     image_timestamp_us: Annotated[Int64, About("times of the images", "us", shape=("n_cameras",))]
     width_px: Annotated[Int32, About("image widths", "px", shape=("n_cameras",))]
     height_px: Annotated[Int32, About("image heights", "px", shape=("n_cameras",))]
-    intrinsics: Annotated[Float64, About("pinhole matrices of the rectified images", "px", shape=("n_cameras", 3, 3))]
+    intrinsics: Annotated[Float64, About("camera matrices", "px", shape=("n_cameras", 3, 3))]
+    lens: Annotated[
+        tuple[str, ...], About("lens models: pinhole, brown, rational or fisheye, as OpenCV", shape=("n_cameras",))
+    ]
+    distortion: Annotated[
+        Float64, About("coefficients of the lenses in the order of their models, then zeros", shape=("n_cameras", 8))
+    ]
+    mask_path: Annotated[
+        tuple[str, ...], About("masks of the vehicle, relative to the data root; empty without", shape=("n_cameras",))
+    ]
+    mask_sha256: Annotated[tuple[str, ...], About("digests of the masks; empty without", shape=("n_cameras",))]
     cam_from_lidar: Annotated[
         Float64,
         About(

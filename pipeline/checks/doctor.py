@@ -16,6 +16,7 @@ from manifests.recipe import Recipe
 from manifests.storage.names import scene_of
 from pipeline.checks.calibration import check_calibration
 from pipeline.checks.findings import Finding
+from pipeline.checks.images import check_images
 from pipeline.checks.looks import MOST_STEP_S, Look, look_at, motions
 from pipeline.checks.machine import check_disk, check_memory
 from pipeline.checks.poses import Step, check_poses
@@ -91,6 +92,7 @@ def check_files(recipe: Recipe, frames: Sequence[Frame], n_frames: int) -> Itera
         text = f"{len(looks)} sweeps and {n_images} images, evenly chosen, were read to the end; what follows is theirs"
         yield Finding("ok", "files", text)
         yield from check_sweeps(looks)
+        yield from check_images(looks, root)
         yield from check_poses(list(steps(dataset, kept, looks)))
         yield from check_calibration(looks)
 

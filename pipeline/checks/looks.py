@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from pipeline.checks.signals import Array, View, find_layers, find_marks
 from pipeline.datasets.base import Dataset
-from pipeline.frame import Frame, read_image
+from pipeline.frame import Camera, Frame, read_image
 from pipeline.geometry import inverse_pose
+from pipeline.lenses import rectified
 
 MOST_STEP_S = 2.0  # frames farther apart in time tell nothing of how the vehicle moves now
 _AROUND_M = 15.0  # ground is looked for as far as this
@@ -46,7 +47,7 @@ class Motion:
 class Look:
     """One frame that was opened: its points (n, 3) and their intensity (n,), and a view for each of its cameras.
 
-    `motion` is None where no frame is near enough in time to tell.
+    `motion` is None where no frame is near enough in time to tell. `notes` say what was taken for what in its sweep.
     """
 
     frame: Frame
@@ -54,6 +55,7 @@ class Look:
     intensity: npt.NDArray[np.float32]
     views: tuple[View, ...]
     motion: Motion | None
+    notes: tuple[str, ...] = ()
 
     @property
     def up(self) -> Array:
@@ -63,10 +65,17 @@ class Look:
 
 def look_at(dataset: Dataset, root: Path, frame: Frame, motion: Motion | None) -> Look:
     """Return what the checks see of a frame that stage `index` found good."""
-    xyz_m, intensity = dataset.read_points(frame)
+    cloud = dataset.read_cloud(frame)
+    xyz_m, intensity = cloud.xyz_m, cloud.intensity
     marks = find_marks(xyz_m, intensity, eye_of(frame, xyz_m))
-    views = tuple(View(find_layers(read_image(root, camera)), marks, camera) for camera in frame.cameras)
-    return Look(frame, xyz_m, intensity, views, motion)
+    views = tuple(View(find_layers(straight(root, camera)), marks, camera) for camera in frame.cameras)
+    return Look(frame, xyz_m, intensity, views, motion, cloud.notes)
+
+
+def straight(root: Path, camera: Camera) -> npt.NDArray[np.uint8]:
+    """Return the image of a camera as a pinhole would have taken it: the checks know no lens."""
+    image = read_image(root, camera)
+    return image if camera.lens.straight else rectified(image, camera.lens, camera.intrinsics)
 
 
 def eye_of(frame: Frame, xyz_m: Array) -> Array:

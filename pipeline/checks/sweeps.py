@@ -50,6 +50,9 @@ def check_sweeps(looks: Sequence[Look]) -> Iterator[Finding]:
         yield Finding(
             "problem" if level == "problem" else "note", "sweeps", f"{look.frame.lidar_path}{others}: {fault.text}"
         )
+    for note in dict.fromkeys(note for look in looks for note in look.notes):
+        n = sum(note in look.notes for look in looks)
+        yield Finding("note", "sweeps", f"in {n} of {len(looks)} sweeps: {note}")
     if not told and looks:
         counts = [len(look.xyz_m) for look in looks]
         reach_m = max(float(np.percentile(np.linalg.norm(look.xyz_m, axis=1), 99)) for look in looks)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.data import DataConfig
+from pipeline.datasets.clouds import Cloud
 from pipeline.frame import Frame
 
 
@@ -38,8 +39,8 @@ class Dataset(Protocol):
         """Return xyz_m float32 (n, 3) in the LiDAR frame and intensity float32 (n,) as stored, order of the file."""
         ...
 
-    def notes(self, frame: Frame) -> tuple[str, ...]:
-        """Return what was taken for what in the frame's sweep, as sentences without an end: `doctor` tells them."""
+    def read_cloud(self, frame: Frame) -> Cloud:
+        """Return the same with what was taken for what in the files, which `doctor` tells."""
         ...
 
     def label_names(self) -> tuple[str, Mapping[int, str]] | None:

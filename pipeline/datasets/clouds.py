@@ -37,12 +37,25 @@ _SEEN_EVERY = 16  # points whose range is looked at
 class Cloud:
     """A sweep in the order of the file: xyz_m float32 (n, 3), LiDAR frame, and intensity float32 (n,).
 
-    `notes` say what was taken for what, as sentences without an end.
+    `notes` say what was taken for what, as sentences without an end; `n_points` how many points are of each LiDAR,
+    where several are joined.
     """
 
     xyz_m: npt.NDArray[np.float32]
     intensity: npt.NDArray[np.float32]
     notes: tuple[str, ...] = ()
+    n_points: tuple[int, ...] = ()
+
+
+def joined(clouds: Sequence[Cloud], lidar_from_cloud: Sequence[Float64]) -> Cloud:
+    """Return several sweeps as one in the frame of a LiDAR, one after the other, by their poses (4, 4) in it."""
+    moved_m = [moved(cloud.xyz_m, pose) for cloud, pose in zip(clouds, lidar_from_cloud, strict=True)]
+    return Cloud(
+        np.concatenate(moved_m).astype(np.float32),
+        np.concatenate([cloud.intensity for cloud in clouds]),
+        tuple(dict.fromkeys(note for cloud in clouds for note in cloud.notes)),
+        tuple(len(cloud.xyz_m) for cloud in clouds),
+    )
 
 
 def read_cloud(

@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError, nearest
 from manifests.sections.data import NO_CAMERAS, DataConfig
+from pipeline.datasets.clouds import Cloud
 from pipeline.datasets.formats import read_point_labels
-from pipeline.datasets.sweeps import read_sweep
+from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.datasets.times import IN_US, in_microseconds
 from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by, slashed
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, inverse_pose, pose_matrix
+from pipeline.lenses import Lens, lens_of
 
 FILE = "scene.toml"
 
@@ -55,6 +57,7 @@ class Rig:
     ego_from_lidar: Float64
     images: Mapping[str, str]
     intrinsics: Mapping[str, Float64]
+    lenses: Mapping[str, Lens]
     ego_from_cam: Mapping[str, Float64]
     problems: tuple[str, ...]
 
@@ -80,6 +83,7 @@ class FolderDataset:
             raise ConfigError(
                 f"data.cameras names {missing[0]}; the scenes of {self.root} have {', '.join(sorted(known))}"
             )
+        masks = masks_of(self.config, known)
         owner: dict[tuple[str, str], str] = {}
         for scene in scenes:
             where = f"{scene}/{FILE}"
@@ -98,7 +102,7 @@ class FolderDataset:
                             "names of scene, frame and camera joined by '_', by which masks are found; rename one"
                         )
             for frame in sorted(frames, key=lambda one: (one.timestamp_us, one.frame_id)):
-                yield seen_by(frame, self.cameras)
+                yield seen_by(frame, self.cameras, masks)
 
     def scenes(self) -> list[str]:
         """Return the names of the scenes, ascending; raises ConfigError if there is none."""
@@ -115,12 +119,12 @@ class FolderDataset:
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,) as stored; see Dataset.read_points."""
-        cloud = read_sweep(frame, self.config)
+        cloud = self.read_cloud(frame)
         return cloud.xyz_m, cloud.intensity
 
-    def notes(self, frame: Frame) -> tuple[str, ...]:
-        """Return what was taken for what in a sweep; see Dataset.notes."""
-        return read_sweep(frame, self.config).notes
+    def read_cloud(self, frame: Frame) -> Cloud:
+        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
+        return read_sweep(frame, self.config)
 
     def label_names(self) -> None:
         """Return None: labels are the numbers of the class dictionary; see Dataset.label_names."""
@@ -154,9 +158,11 @@ def rig_of(document: Table, where: str) -> Rig:
     ego_from_lidar = checked_pose(document.get("ego_from_lidar"), f"{where}: ego_from_lidar", problems)
     images: dict[str, str] = {}
     intrinsics: dict[str, Float64] = {}
+    lenses: dict[str, Lens] = {}
     ego_from_cam: dict[str, Float64] = {}
     for camera in tables(document, "camera", where):
-        check_keys(camera, {"name", "images", "intrinsics"}, {"ego_from_cam", "cam_from_lidar"}, f"{where}: [[camera]]")
+        may_have = {"ego_from_cam", "cam_from_lidar", "lens", "distortion"}
+        check_keys(camera, {"name", "images", "intrinsics"}, may_have, f"{where}: [[camera]]")
         name = word(camera["name"], f"{where}: the name of a camera")
         here = f"{where}: camera {name}"
         if name in images:
@@ -165,6 +171,7 @@ def rig_of(document: Table, where: str) -> Rig:
             raise ConfigError(f"{here}: give either ego_from_cam or cam_from_lidar")
         images[name] = template(camera["images"], f"{here}: images")
         intrinsics[name] = checked_matrix(camera["intrinsics"], f"{here}: intrinsics", problems)
+        lenses[name] = checked_lens(camera, here)
         if "ego_from_cam" in camera:
             ego_from_cam[name] = checked_pose(camera["ego_from_cam"], f"{here}: ego_from_cam", problems)
         else:
@@ -176,6 +183,7 @@ def rig_of(document: Table, where: str) -> Rig:
         ego_from_lidar=ego_from_lidar,
         images=images,
         intrinsics=intrinsics,
+        lenses=lenses,
         ego_from_cam=ego_from_cam,
         problems=tuple(problems),
     )
@@ -218,6 +226,7 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
                 image_path=f"{scene}/{relative(path, f'{here}: image.{camera}.file')}",
                 timestamp_us=timestamp_us if taken_us is None else taken_us,
                 intrinsics=rig.intrinsics[camera],
+                lens=rig.lenses[camera],
                 cam_from_lidar=compose_cam_from_lidar(
                     ego_from_cam=rig.ego_from_cam[camera],
                     world_from_ego_at_image=world_from_ego_at_image,
@@ -271,6 +280,20 @@ def checked_matrix(value: Any, where: str, problems: list[str]) -> Float64:
     except (ValueError, TypeError):
         problems.append(f"{where}: it is {value!r}"[:120] + "; expected 3 x 3 numbers")
         return np.full((3, 3), np.nan)
+
+
+def checked_lens(camera: Table, where: str) -> Lens:
+    """Return the lens of a camera, a pinhole where none is given; raises ConfigError for one that is none.
+
+    A wrong matrix is a fault of frames, since it may be measured anew; a lens of another name is a slip of the pen.
+    """
+    try:
+        coefficients = camera.get("distortion", [])
+        if not isinstance(coefficients, list) or not all(type(one) in (int, float) for one in coefficients):
+            raise ValueError(f"distortion is {coefficients!r}; expected a list of numbers")
+        return lens_of(coefficients, camera.get("lens", ""))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def check_keys(table: Any, required: Collection[str], optional: Collection[str], where: str) -> None:

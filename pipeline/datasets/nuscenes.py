@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
-from pipeline.datasets.clouds import WITH_RING
-from pipeline.datasets.sweeps import read_sweep
+from pipeline.datasets.clouds import WITH_RING, Cloud
+from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.datasets.times import in_microseconds, microseconds
-from pipeline.frame import Camera, Frame, FrameError, read_file, seen_by, slashed
+from pipeline.frame import Camera, Frame, FrameError, Sweep, read_file, seen_by, slashed
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, pose_matrix
+from pipeline.lenses import PINHOLE, lens_of
 
 LIDAR = "LIDAR_TOP"
 """The LiDAR of nuScenes; logs in its layout may have one of another name, or several."""
@@ -60,7 +61,7 @@ class NuScenesDataset:
         folder = find_version(self.root, self.version)
         with broken_tables_explained(folder):
             tables = open_tables(self.root, folder)
-            lidar = lidar_of(tables, folder, self.config.lidar)
+            lidars = lidars_of(tables, folder, self.config.lidar)
             unit_us = unit_of(tables, folder, self.config)
             label_paths = read_label_paths(folder)
             samples: dict[str, list[TableRow]] = defaultdict(list)
@@ -73,24 +74,25 @@ class NuScenesDataset:
             raise ConfigError(f"{folder}: scene names {repeated} occur more than once; each scene needs its own name")
         if missing:
             raise ConfigError(f"data.cameras names {sorted(missing)[0]}, which is no camera in {folder}/sensor.json")
+        masks = masks_of(self.config, known)
         for scene in tables.scene:
             with broken_tables_explained(folder):
                 in_time_order = sorted(samples[scene["token"]], key=lambda row: (row["timestamp"], row["token"]))
             for sample in in_time_order:
                 with broken_tables_explained(folder):
-                    frame = frame_of_sample(tables, scene["name"], sample, label_paths, lidar, unit_us)
-                yield seen_by(frame, self.cameras)
+                    frame = frame_of_sample(tables, scene["name"], sample, label_paths, lidars, unit_us)
+                yield seen_by(frame, self.cameras, masks)
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and intensity float32 (n,), 0..255, of the sweep; see Dataset.read_points."""
         if not frame.lidar_path:
             raise FrameError("; ".join(frame.problems))
-        cloud = read_sweep(frame, self.config, WITH_RING)
+        cloud = self.read_cloud(frame)
         return cloud.xyz_m, cloud.intensity
 
-    def notes(self, frame: Frame) -> tuple[str, ...]:
-        """Return what was taken for what in a sweep; see Dataset.notes."""
-        return read_sweep(frame, self.config, WITH_RING).notes
+    def read_cloud(self, frame: Frame) -> Cloud:
+        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
+        return read_sweep(frame, self.config, WITH_RING)
 
     def label_names(self) -> tuple[str, Mapping[int, str]] | None:
         """Return what table `category` numbers, where it has a column `index`; see Dataset.label_names."""
@@ -216,8 +218,8 @@ def broken_tables_explained(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder}: a table holds a value of the wrong type ({error}); unpack it again") from None
 
 
-def lidar_of(tables: Any, folder: Path, named: Sequence[str]) -> str:
-    """Return the channel of the LiDAR: the one that is named, that of nuScenes, or the only one there is.
+def lidars_of(tables: Any, folder: Path, named: Sequence[str]) -> tuple[str, ...]:
+    """Return the channels of the LiDARs: those that are named, that of nuScenes, or the only one there is.
 
     Raises ConfigError where there is none, or several and none is named.
     """
@@ -226,11 +228,11 @@ def lidar_of(tables: Any, folder: Path, named: Sequence[str]) -> str:
     if unknown or not there:
         what = f"data.lidar names {unknown[0]}, which is no LiDAR there" if unknown else "there is no LiDAR"
         raise ConfigError(f"{folder}/sensor.json: {what}; LiDARs there are: {', '.join(there) or 'none'}")
-    if len(named) == 1 or (not named and LIDAR in there) or len(there) == 1:
-        return named[0] if named else LIDAR if LIDAR in there else there[0]
+    if named or LIDAR in there or len(there) == 1:
+        return tuple(named) or ((LIDAR,) if LIDAR in there else (there[0],))
     raise ConfigError(
-        f"{folder}/sensor.json has {len(there)} LiDARs and no {LIDAR}; say which to read, for example "
-        f'[data] lidar = ["{there[0]}"]; there are {", ".join(there)}'
+        f"{folder}/sensor.json has {len(there)} LiDARs and no {LIDAR}; say which to read, or which to join to one "
+        f"sweep in the frame of the first, for example [data] lidar = {json.dumps(there)}"
     )
 
 
@@ -247,46 +249,88 @@ def unit_of(tables: Any, folder: Path, data: DataConfig) -> float:
 
 
 def frame_of_sample(
-    tables: Any, scene: str, sample: TableRow, label_paths: Mapping[str, str], lidar: str, unit_us: float
+    tables: Any,
+    scene: str,
+    sample: TableRow,
+    label_paths: Mapping[str, str],
+    lidars: Sequence[str],
+    unit_us: float,
 ) -> Frame:
-    """Return the frame of a row of table `sample`; see Dataset.frames for how gaps are shown."""
+    """Return the frame of a row of table `sample`; see Dataset.frames for how gaps are shown.
+
+    True labels are those of the only LiDAR; where several are joined there are none.
+    """
     records = {channel: tables.get("sample_data", token) for channel, token in sample["data"].items()}
-    sweep = records.get(lidar)
-    if sweep is None:
+    missing = [channel for channel in lidars if channel not in records]
+    if missing:
         unknown, time_us = np.full((4, 4), np.nan), in_microseconds(sample["timestamp"], unit_us)
-        why = f"sample {sample['token']} has no {lidar} sweep in {tables.version}/sample_data.json"
+        why = f"sample {sample['token']} has no {missing[0]} sweep in {tables.version}/sample_data.json"
         return Frame(sample["token"], scene, time_us, "", "", None, unknown, unknown, (), problems=(why,))
+    sweep = records[lidars[0]]
     world_from_ego_at_sweep = pose(tables.get("ego_pose", sweep["ego_pose_token"]))
     ego_from_lidar = pose(tables.get("calibrated_sensor", sweep["calibrated_sensor_token"]))
-    cameras = []
-    for channel in view_order(records):
-        image = records[channel]
-        calibration = tables.get("calibrated_sensor", image["calibrated_sensor_token"])
-        cameras.append(
-            Camera(
-                name=channel,
-                token=image["token"],
-                image_path=slashed(image["filename"]),
-                timestamp_us=in_microseconds(image["timestamp"], unit_us),
-                intrinsics=camera_matrix(calibration["camera_intrinsic"]),
-                cam_from_lidar=compose_cam_from_lidar(
-                    ego_from_cam=pose(calibration),
-                    world_from_ego_at_image=pose(tables.get("ego_pose", image["ego_pose_token"])),
-                    world_from_ego_at_sweep=world_from_ego_at_sweep,
-                    ego_from_lidar=ego_from_lidar,
-                ),
-            )
+    problems: list[str] = []
+    cameras = tuple(
+        camera_of(tables, channel, records[channel], unit_us, world_from_ego_at_sweep, ego_from_lidar, problems)
+        for channel in view_order(records)
+    )
+    several = [
+        Sweep(
+            channel,
+            slashed(records[channel]["filename"]),
+            compose_cam_from_lidar(  # another LiDAR in the place of the camera
+                ego_from_cam=ego_from_lidar,
+                world_from_ego_at_image=world_from_ego_at_sweep,
+                world_from_ego_at_sweep=pose(tables.get("ego_pose", records[channel]["ego_pose_token"])),
+                ego_from_lidar=pose(tables.get("calibrated_sensor", records[channel]["calibrated_sensor_token"])),
+            ),
         )
+        for channel in (lidars if len(lidars) > 1 else ())
+    ]
     return Frame(
         frame_id=sample["token"],
         scene=scene,
         timestamp_us=in_microseconds(sweep["timestamp"], unit_us),
         lidar_token=sweep["token"],
         lidar_path=slashed(sweep["filename"]),
-        label_path=label_paths.get(sweep["token"]),
+        label_path=None if several else label_paths.get(sweep["token"]),
         ego_from_lidar=ego_from_lidar,
         world_from_lidar=chained(world_from_ego_at_sweep, ego_from_lidar),
-        cameras=tuple(cameras),
+        cameras=cameras,
+        problems=tuple(problems),
+        sweeps=tuple(several),
+    )
+
+
+def camera_of(
+    tables: Any,
+    channel: str,
+    image: TableRow,
+    unit_us: float,
+    world_from_ego_at_sweep: Float64,
+    ego_from_lidar: Float64,
+    problems: list[str],
+) -> Camera:
+    """Return the camera of a row of table `sample_data`; what is wrong with its lens joins the problems."""
+    calibration = tables.get("calibrated_sensor", image["calibrated_sensor_token"])
+    lens = PINHOLE
+    try:
+        lens = lens_of(calibration.get("camera_distortion") or (), calibration.get("camera_distortion_model") or "")
+    except (ValueError, TypeError) as error:
+        problems.append(f"{channel}: camera_distortion in {tables.version}/calibrated_sensor.json: {error}")
+    return Camera(
+        name=channel,
+        token=image["token"],
+        image_path=slashed(image["filename"]),
+        timestamp_us=in_microseconds(image["timestamp"], unit_us),
+        intrinsics=camera_matrix(calibration["camera_intrinsic"]),
+        cam_from_lidar=compose_cam_from_lidar(
+            ego_from_cam=pose(calibration),
+            world_from_ego_at_image=pose(tables.get("ego_pose", image["ego_pose_token"])),
+            world_from_ego_at_sweep=world_from_ego_at_sweep,
+            ego_from_lidar=ego_from_lidar,
+        ),
+        lens=lens,
     )
 
 

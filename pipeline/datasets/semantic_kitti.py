@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
-from pipeline.datasets.clouds import WITHOUT_RING
-from pipeline.datasets.sweeps import read_sweep
-from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file
+from pipeline.datasets.clouds import WITHOUT_RING, Cloud
+from pipeline.datasets.sweeps import masks_of, read_sweep
+from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by
 from pipeline.geometry import Float64, chained, check_intrinsics, inverse_pose, unprojected
 
 USUAL_CAMERAS = ("image_2",)
@@ -102,6 +102,7 @@ class SemanticKittiDataset:
         unknown = sorted(set(self.named) - MATRIX_OF_CAMERA.keys() - set(NO_CAMERAS))
         if unknown:
             raise ConfigError(f"data.cameras names {unknown[0]}; SemanticKITTI has {', '.join(MATRIX_OF_CAMERA)}")
+        masks = masks_of(self.config, self.cameras)
         for name in self.sequences():
             numbers = self.scan_numbers(name)
             sequence = self.read_sequence(name)
@@ -111,7 +112,7 @@ class SemanticKittiDataset:
                     self.folder(name),
                 )
             for number in numbers:
-                yield self.frame(name, number, sequence)
+                yield seen_by(self.frame(name, number, sequence), self.cameras, masks)
 
     @cached_property
     def above(self) -> str:
@@ -264,12 +265,12 @@ class SemanticKittiDataset:
 
     def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return xyz_m float32 (n, 3) and remission float32 (n,), 0..1, of the scan; see Dataset.read_points."""
-        cloud = read_sweep(frame, self.config, WITHOUT_RING)
+        cloud = self.read_cloud(frame)
         return cloud.xyz_m, cloud.intensity
 
-    def notes(self, frame: Frame) -> tuple[str, ...]:
-        """Return what was taken for what in a scan; see Dataset.notes."""
-        return read_sweep(frame, self.config, WITHOUT_RING).notes
+    def read_cloud(self, frame: Frame) -> Cloud:
+        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
+        return read_sweep(frame, self.config, WITHOUT_RING)
 
     def label_names(self) -> None:
         """Return None: labels are the numbers of the class dictionary; see Dataset.label_names."""

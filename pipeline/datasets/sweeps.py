@@ -1,28 +1,43 @@
-"""The sweep of a frame, whichever data set it is of: its file, decoded, in the LiDAR's own frame."""
+"""The sweep of a frame, whichever data set it is of: its files, decoded, in the LiDAR's own frame; masks of cameras."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
 from manifests.tables.base import Float32
-from pipeline.datasets.clouds import Cloud, read_cloud
+from pipeline.datasets.clouds import Cloud, joined, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
 
 
 def read_sweep(frame: Frame, data: DataConfig, usual: Sequence[str] | None = None) -> Cloud:
-    """Return the sweep of a frame; raises FrameError, naming the file, if it is missing or damaged.
+    """Return the sweep of a frame, those of several LiDARs joined; raises FrameError, naming the file at fault.
 
     `usual` are the columns of bare float32, where the data set always has the same.
     """
-    content = read_file(Path(data.root), frame.lidar_path, frame.lidar_sha256)
+    lidar_from_stored = lidar_from_points(frame, data)
+    if not frame.sweeps:
+        return read_one(frame.lidar_path, frame.lidar_sha256, data, usual, lidar_from_stored)
+    clouds = [read_one(one.path, one.sha256, data, usual, lidar_from_stored) for one in frame.sweeps]
+    in_own_frame = lidar_from_stored is None
+    return joined(clouds, [one.lidar_from_sweep if in_own_frame else np.eye(4) for one in frame.sweeps])
+
+
+def read_one(
+    path: str, sha256: str, data: DataConfig, usual: Sequence[str] | None, lidar_from_stored: Float64 | None
+) -> Cloud:
+    """Return the points of one file; raises FrameError, naming it, if it is missing or damaged."""
+    content = read_file(Path(data.root), path, sha256)
     try:
-        return read_cloud(frame.lidar_path, content, usual, data, lidar_from_points(frame, data))
+        return read_cloud(path, content, usual, data, lidar_from_stored)
     except ValueError as error:
-        raise FrameError(f"{frame.lidar_path}: {error}") from None
+        raise FrameError(f"{path}: {error}") from None
 
 
 def lidar_from_points(frame: Frame, data: DataConfig) -> Float64 | None:
@@ -70,6 +85,21 @@ class KeptSweeps:
 
 
 def what_decides(frame: Frame) -> tuple[str | bytes, ...]:
-    """Return what the sweep of a frame follows from, within one recipe: its file, by its digest, and its poses."""
+    """Return what the sweep of a frame follows from, within one recipe: its files, by their digests, and its poses."""
     poses = (frame.ego_from_lidar.tobytes(), frame.world_from_lidar.tobytes())
-    return frame.frame_id, frame.lidar_path, frame.lidar_sha256, *poses
+    others = (part for one in frame.sweeps for part in (one.path, one.sha256, one.lidar_from_sweep.tobytes()))
+    return frame.frame_id, frame.lidar_path, frame.lidar_sha256, *poses, *others
+
+
+def masks_of(data: DataConfig, cameras: Collection[str]) -> Mapping[str, str]:
+    """Return the masks that there are, by camera, relative to the root; raises ConfigError where there is none."""
+    if not data.masks:
+        return {}
+    found = {name: f"{data.masks}/{name}.png" for name in cameras}
+    found = {name: path for name, path in found.items() if (Path(data.root) / path).is_file()}
+    if not found:
+        raise ConfigError(
+            f"data.masks is {data.masks!r}, but {data.root} has no file {data.masks}/CAMERA.png for any of the cameras "
+            f"{', '.join(sorted(cameras))}"
+        )
+    return found

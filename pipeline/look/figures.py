@@ -26,6 +26,7 @@ from pipeline.look.pictures import (
     camera_pictures,
     changes,
     classes_in,
+    from_above,
     heat,
     heat_pictures,
     panels,
@@ -92,7 +93,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
     above = []
     for place, panel in enumerate([*panels(item.labels, ontology), *refinements(item, recipe, refined)]):
         file = f"{PICTURES}/{number:03d}-above-{place}.png"
-        save_panel(folder / file, rows[Points].xyz_m, panel, PANEL_PX)
+        save_panel(folder / file, from_above(frame, rows[Points].xyz_m), panel, PANEL_PX)
         alt = f"{panel.title} of the points from above, 100 by 100 metres: {panel.about}"
         above.append(Picture(file, panel.title, panel.about, alt))
     seen, label = rows[Target].seen, rows[Target].label
@@ -143,7 +144,7 @@ def show_heat(item: FrameRows, asked: Asked, place: Place, recipe: Recipe, folde
         file = f"{PICTURES}/{name}-{by}-above.png"
         known = int(np.isfinite(margin).sum())
         said = f"{BY[by]}: {known:,} points are known, the most similar has the margin {np.nanmax(margin):+.3f}"
-        save_panel(folder / file, xyz_m, Panel(BY[by], said, rgb, shown), PANEL_PX)
+        save_panel(folder / file, from_above(frame, xyz_m), Panel(BY[by], said, rgb, shown), PANEL_PX)
         alt = f"Points from above, 100 by 100 metres, coloured by how like “{asked.query.phrase}” they are {BY[by]}"
         above.append(Picture(file, "From above", said, alt))
         about.append(said)

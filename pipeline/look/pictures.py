@@ -17,7 +17,7 @@ from manifests.tables.base import UInt8
 from manifests.tables.labels import Target
 from manifests.tables.sensors import Points, Project
 from manifests.tables.teacher import Segment
-from pipeline.frame import Camera, read_image
+from pipeline.frame import Camera, Frame, read_image
 from pipeline.look.browse import Browser, FrameRows
 from pipeline.stages.segment import views_of
 
@@ -220,8 +220,18 @@ def rgb_of(colour: str) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
+def from_above(frame: Frame, xyz_m: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return points (n, 3), LiDAR frame, as to the right and ahead of the LiDAR, (n, 2), as the vehicle drives."""
+    ahead, left = frame.ego_from_lidar[:2, :3]
+    seen: NDArray[np.float32] = np.stack([-(xyz_m @ left), xyz_m @ ahead], axis=1).astype(np.float32)
+    return seen
+
+
 def draw_panel(axis: Axes, xyz_m: NDArray[np.float32], panel: Panel) -> None:
-    """Draw points of the LiDAR frame from above, the faint ones below the others, with rings of equal range."""
+    """Draw points to the right and ahead (n, 2) from above, the faint ones below the others, with rings of equal range.
+
+    Pulses that came back from nothing are at the middle, where nothing is seen of them.
+    """
     from matplotlib.patches import Circle
 
     axis.set_facecolor(GROUND)
@@ -235,7 +245,7 @@ def draw_panel(axis: Axes, xyz_m: NDArray[np.float32], panel: Panel) -> None:
 
 
 def save_panel(path: Path, xyz_m: NDArray[np.float32], panel: Panel, side_px: int) -> None:
-    """Write one view from above as a square picture without margins."""
+    """Write one view from above, of points to the right and ahead (n, 2), as a square picture without margins."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(side_px / 100, side_px / 100), dpi=100)
@@ -270,7 +280,7 @@ def save_frame(path: Path, item: FrameRows, root: Path, ontology: Ontology) -> N
         axis.set_axis_off()
     below = np.atleast_1d(lower.subplots(1, len(planes) + 1, width_ratios=[1] * len(planes) + [0.35])).ravel()
     for axis, panel in zip(below, planes, strict=False):
-        draw_panel(axis, rows[Points].xyz_m, panel)
+        draw_panel(axis, from_above(frame, rows[Points].xyz_m), panel)
         axis.set_title(panel.title, fontsize=9)
     entries = [(ontology.class_names[one], ontology.rgb_of_class[one] / 255.0) for one in classes_in(item.labels)]
     if planes[-1].title not in ("Pseudo-labels", "Truth"):
@@ -367,6 +377,8 @@ def draw_frames(recipe: Recipe, folder: Path, limit: int) -> list[Path]:
     for place in browser.choose(limit):
         item = browser.read(place)
         path = folder / f"{item.frame.scene}_{item.frame.timestamp_us}.png".replace("/", "_")
+        if path in paths:  # times may be unknown
+            path = folder / f"{item.frame.scene}_{item.frame.frame_id}.png".replace("/", "_")
         save_frame(path, item, Path(recipe.data.root), recipe.ontology)
         paths.append(path)
     return paths

@@ -18,6 +18,7 @@ from manifests.tables.superpoints import Group, NamedPoints
 from manifests.tables.teacher import SegmentMaps
 from pipeline.frame import Camera
 from pipeline.geometry import axis_distance
+from pipeline.lenses import unbent_radius
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.segment import views_of
 from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints
@@ -120,7 +121,7 @@ def axis_distances(pairs: Project, pair: npt.NDArray[np.int64], cameras: Sequenc
     distances = [np.empty(0)]
     for start, stop, camera in zip(bound[:-1], bound[1:], cameras, strict=True):
         u_px, v_px = (pixel[pair[start:stop]].astype(np.float64) for pixel in (pairs.u_px, pairs.v_px))
-        distances.append(axis_distance(u_px, v_px, camera.intrinsics))
+        distances.append(unbent_radius(camera.lens, axis_distance(u_px, v_px, camera.intrinsics)))
     return np.concatenate(distances)
 
 
@@ -149,7 +150,7 @@ STAGE = Stage(
     table=SPECS["group"],
     prepare=prepare,
     apart=tuple(name for name in Group.schema.names if name != "point_superpoint"),
-    index_columns=("n_points", "width_px", "height_px", "intrinsics"),
+    index_columns=("n_points", "width_px", "height_px", "intrinsics", "lens", "distortion"),
     count=lambda row: {
         "superpoints": len(row.superpoint_view),
         "pairs": len(row.pair),

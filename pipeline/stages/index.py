@@ -13,7 +13,7 @@ from manifests.tables.sensors import Index
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import open_dataset
 from pipeline.datasets.sweeps import KeptSweeps
-from pipeline.frame import Camera, Frame, FrameError, inside, read_file, read_image
+from pipeline.frame import Camera, Frame, FrameError, inside, read_file, read_image, read_mask
 from pipeline.geometry import Float64, check_intrinsics
 from pipeline.sources import FrameFiles, sha256_of
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -34,9 +34,11 @@ def prepare(recipe: Recipe) -> FrameFunction[Index]:
 
 
 def files_of(frame: Frame) -> tuple[str, ...]:
-    """Return the files of a frame in the data root: its sweep, its images, and its labels where it has some."""
+    """Return the files of a frame in the data root: sweeps and images, and masks and labels where it has some."""
     labels = () if frame.label_path is None else (frame.label_path,)
-    return (frame.lidar_path, *(camera.image_path for camera in frame.cameras), *labels)
+    masks = {camera.mask_path for camera in frame.cameras if camera.mask_path}
+    images = (camera.image_path for camera in frame.cameras)
+    return (frame.lidar_path, *images, *labels, *sorted(masks), *(one.path for one in frame.sweeps[1:]))
 
 
 def digested(root: Path, frame: Frame) -> Frame:
@@ -50,7 +52,15 @@ def digested(root: Path, frame: Frame) -> Frame:
         frame,
         lidar_sha256=known[frame.lidar_path] or ABSENT,
         label_sha256=None if frame.label_path is None else known[frame.label_path],
-        cameras=tuple(replace(one, image_sha256=known[one.image_path] or ABSENT) for one in frame.cameras),
+        cameras=tuple(
+            replace(
+                one,
+                image_sha256=known[one.image_path] or ABSENT,
+                mask_sha256=(known[one.mask_path] or ABSENT) if one.mask_path else "",
+            )
+            for one in frame.cameras
+        ),
+        sweeps=tuple(replace(one, sha256=known[one.path] or ABSENT) for one in frame.sweeps),
     )
 
 
@@ -67,6 +77,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps |
         # NaN because of a fault that is listed already, or because nothing is known
         if not ((frame.problems or not frame.posed) and np.isnan(pose).any()):
             problems += [f"{name}: {problem}" for problem in pose_problems(pose)]
+    problems += [f"{one.name}: {problem}" for one in frame.sweeps for problem in pose_problems(one.lidar_from_sweep)]
     try:
         if frame.lidar_path or not frame.problems:  # else it is said why there is none
             frame = checked_sweep(dataset, root, frame, sweeps or KeptSweeps())
@@ -91,7 +102,8 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps |
 
 def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps) -> Frame:
     """Return the frame with what its sweep tells; raises FrameError if it is unreadable or a value is not finite."""
-    xyz_m, intensity = dataset.read_points(frame)
+    cloud = dataset.read_cloud(frame)
+    xyz_m, intensity = cloud.xyz_m, cloud.intensity
     bad = ~(np.isfinite(xyz_m).all(axis=1) & np.isfinite(intensity))
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
@@ -101,14 +113,18 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps
             f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
         )
     sweeps.keep(frame, xyz_m, intensity)
-    return replace(frame, n_points=len(xyz_m), lidar_bytes=inside(root, frame.lidar_path).stat().st_size)
+    parts = tuple(replace(one, n_points=n) for one, n in zip(frame.sweeps, cloud.n_points, strict=True))
+    size = inside(root, frame.lidar_path).stat().st_size
+    return replace(frame, n_points=len(xyz_m), lidar_bytes=size, sweeps=parts)
 
 
 def checked_image(root: Path, camera: Camera) -> Camera:
     """Return the camera with what its image tells; raises FrameError if that cannot be read to its last pixel."""
     height_px, width_px = read_image(root, camera).shape[:2]
     size = inside(root, camera.image_path).stat().st_size
-    return replace(camera, width_px=width_px, height_px=height_px, image_bytes=size)
+    checked = replace(camera, width_px=width_px, height_px=height_px, image_bytes=size)
+    read_mask(root, checked)
+    return checked
 
 
 def checked_labels(dataset: Dataset, root: Path, frame: Frame) -> Frame:

@@ -23,10 +23,13 @@ def prepare(recipe: Recipe) -> FrameFunction[Points]:
 POSES_OF_POINTS = {"lidar": (), "ego": ("ego_from_lidar",), "world": ("world_from_lidar",)}
 """The poses that points go through, by the frame that their files have them in."""
 
+OF_SEVERAL = {False: (), True: ("sweep_path", "sweep_sha256", "lidar_from_sweep")}
+"""What tells of the others, where several LiDARs are joined."""
+
 STAGE = Stage(
     table=SPECS["points"],
     prepare=prepare,
     index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
-    more_index_columns=lambda recipe: POSES_OF_POINTS[recipe.data.points_in],
+    more_index_columns=lambda recipe: POSES_OF_POINTS[recipe.data.points_in] + OF_SEVERAL[len(recipe.data.lidar) > 1],
     kilobytes_per_frame=lambda recipe: 0.012 * DATASETS[recipe.data.dataset].points_per_frame,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,38 +12,52 @@ import numpy.typing as npt
 from manifests.recipe import Recipe
 from manifests.sections.tables import ProjectConfig
 from manifests.stages import SPECS
-from manifests.tables.base import Float32
+from manifests.tables.base import Bool, Float32
 from manifests.tables.sensors import Coordinates, Project
-from pipeline.frame import Frame
-from pipeline.geometry import project
+from pipeline.frame import Frame, read_mask
+from pipeline.geometry import Projection, project
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.lifting import occluded
 
 
 def prepare(recipe: Recipe) -> FrameFunction[Project]:
     """Return the function that projects the sweep of a frame into each of its images."""
+    root = Path(recipe.data.root)
+    masks: dict[tuple[str, str], Bool | None] = {}  # a camera's mask is the same in most frames
 
     def project_sweep(inputs: FrameInput) -> Project:
-        return visible_pairs(inputs.frame, inputs.rows[Coordinates].xyz_m, recipe.project)
+        for camera in inputs.frame.cameras:
+            place = camera.mask_path, camera.mask_sha256
+            if place not in masks:
+                masks[place] = read_mask(root, camera)
+        found = [masks[camera.mask_path, camera.mask_sha256] for camera in inputs.frame.cameras]
+        return visible_pairs(inputs.frame, inputs.rows[Coordinates].xyz_m, recipe.project, found)
 
     return project_sweep
 
 
-def visible_pairs(frame: Frame, xyz_m: Float32, config: ProjectConfig) -> Project:
+def visible_pairs(
+    frame: Frame, xyz_m: Float32, config: ProjectConfig, masks: Sequence[Bool | None] | None = None
+) -> Project:
     """Return the row of table `project`: one pair per point and camera that sees it, by view and then by point.
 
-    Occlusion is judged among all points of a view, in float64 depth.
+    No point is seen where a mask (height, width) says that the camera sees the vehicle itself. Occlusion is judged
+    among all other points of a view, in float64 depth.
     """
     seen = [
-        project(
-            xyz_m,
-            camera.cam_from_lidar,
-            camera.intrinsics,
-            camera.width_px,
-            camera.height_px,
-            min_depth_m=config.min_depth_m,
+        unmasked(
+            project(
+                xyz_m,
+                camera.cam_from_lidar,
+                camera.intrinsics,
+                camera.width_px,
+                camera.height_px,
+                min_depth_m=config.min_depth_m,
+                lens=camera.lens,
+            ),
+            mask,
         )
-        for camera in frame.cameras
+        for camera, mask in zip(frame.cameras, masks or [None] * len(frame.cameras), strict=True)
     ]
 
     def joined(name: str, dtype: str) -> npt.NDArray[Any]:
@@ -70,10 +86,18 @@ def visible_pairs(frame: Frame, xyz_m: Float32, config: ProjectConfig) -> Projec
     )
 
 
+def unmasked(seen: Projection, mask: Bool | None) -> Projection:
+    """Return the points of a view that do not land where the image shows the vehicle, (height, width)."""
+    if mask is None:
+        return seen
+    kept = ~mask[seen.row_px, seen.col_px]
+    return Projection(**{name: values[kept] for name, values in vars(seen).items()})
+
+
 STAGE = Stage(
     table=SPECS["project"],
     prepare=prepare,
-    index_columns=("width_px", "height_px", "intrinsics", "cam_from_lidar"),
+    index_columns=("width_px", "height_px", "intrinsics", "cam_from_lidar", "lens", "distortion", "mask_sha256"),
     count=lambda row: {"pairs": len(row.point), "occluded_pairs": int(row.occluded.sum())},
     kilobytes_per_frame=lambda recipe: 350.0,
 )

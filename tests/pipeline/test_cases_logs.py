@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
@@ -22,7 +24,8 @@ from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
-from manifests.tables.labels import Label
+from manifests.tables.labels import Correct, Label
+from manifests.tables.sensors import Points
 from pipeline.commands.build import without_absent
 from pipeline.datasets.nuscenes import NuScenesDataset
 from pipeline.datasets.registry import open_dataset
@@ -30,7 +33,12 @@ from pipeline.engine.absent import whole_scenes
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError, read_image
+from pipeline.geometry import chained, pose_matrix
+from pipeline.lenses import Lens
+from pipeline.look.pictures import draw_frames, from_above
 from pipeline.stages.index import check_frame
+from pipeline.stages.registry import STAGES
+from superpixels.returns import is_return
 from tests.pipeline.conftest import Made, Root
 from tests.refs import newest
 
@@ -166,6 +174,39 @@ def test_scenes_that_lack_a_file_are_left_out_whichever_it_is(gone: set[int]) ->
                 whole_scenes(scenes, DataConfig(root=folder))
 
 
+def test_c15_returns_from_nothing_get_no_label_and_change_none(made: Made) -> None:
+    case = made("c15_zero_returns")
+    assert causes(case / "r.toml", "correct", "label") == []
+    recipe = load_recipe(case / "r.toml")
+    store = Store.open(recipe.run.store)
+    tables = newest(store, recipe.name).tables
+    [correct, points, label] = [
+        store.every(kind, tables[name].fingerprint, tables[name].shards)
+        for name, kind in (("correct", Correct), ("points", Points), ("label", Label))
+    ]
+    for row, sweep, truth in zip(correct, points, label, strict=True):
+        there = is_return(sweep.xyz_m)
+        assert 0.33 < 1 - there.mean() < 0.34 and not row.label[~there].any() and not truth.label[~there].any()
+
+
+def test_c19_every_frame_has_a_picture_of_its_own(made: Made, tmp_path: Path) -> None:
+    recipe = load_recipe(made("c19_pictures_overwritten") / "r.toml")
+    assert Runner(recipe).run(["pairs", "target"], InlinePool(recipe)) == []
+    paths = draw_frames(recipe, tmp_path, 4)
+    assert len(set(paths)) == 2 and all(path.is_file() for path in paths)
+
+
+@given(turn_deg=st.floats(-180, 180), range_m=st.floats(1, 50), bearing_deg=st.floats(-180, 180))
+def test_c23_ahead_is_up_however_the_lidar_stands(turn_deg: float, range_m: float, bearing_deg: float) -> None:
+    ego_from_lidar = np.eye(4)
+    ego_from_lidar[:3, :3] = Rotation.from_euler("z", turn_deg, degrees=True).as_matrix()
+    bearing = np.radians(bearing_deg)  # to the left of where the vehicle drives
+    in_ego = range_m * np.array([np.cos(bearing), np.sin(bearing), 0])
+    frame = Frame("f", "s", 0, "t", "p", None, ego_from_lidar, np.eye(4), ())
+    [[right, ahead]] = from_above(frame, (ego_from_lidar[:3, :3].T @ in_ego)[None].astype(np.float32))
+    np.testing.assert_allclose([right, ahead], [-in_ego[1], in_ego[0]], atol=1e-4)
+
+
 # -- more of nuScenes layout -----------------------------------------------------------------------
 
 
@@ -183,7 +224,9 @@ def frames_of(tiny: Root, **data: Any) -> list[Any]:
 def test_of_several_lidars_one_has_to_be_named(tiny: Root) -> None:
     expected = [frame.lidar_path for frame in tiny.frames()]
     with_second_lidar(tiny)
-    with pytest.raises(ConfigError, match=r"has 2 LiDARs and no LIDAR_TOP; .* there are LIDAR_LEFT, LIDAR_RIGHT"):
+    with pytest.raises(
+        ConfigError, match=r"has 2 LiDARs and no LIDAR_TOP; .* lidar = .\"LIDAR_LEFT\", \"LIDAR_RIGHT\""
+    ):
         frames_of(tiny)
     assert [frame.lidar_path for frame in frames_of(tiny, lidar=("LIDAR_LEFT",))] == expected
     dataset = NuScenesDataset(DataConfig(root=str(tiny.path), lidar=("LIDAR_RIGHT",)))
@@ -192,6 +235,68 @@ def test_of_several_lidars_one_has_to_be_named(tiny: Root) -> None:
     tiny.change("sensor", lambda row: row["modality"] == "lidar", modality="radar")
     with pytest.raises(ConfigError, match="there is no LiDAR; LiDARs there are: none"):
         frames_of(tiny)
+
+
+def test_several_lidars_are_joined_by_calibration_and_it_is_kept_which_point_is_of_which(tiny: Root) -> None:
+    """The second LiDAR has the same sweep, is mounted 2 m further left and turned by a quarter."""
+    with_second_lidar(tiny)
+    rows, calibrations = tiny.table("sample_data"), tiny.table("calibrated_sensor")
+    left = next(row for row in calibrations if row["sensor_token"] != "right" and not row["camera_intrinsic"])
+    ego_from_left = pose_matrix(left["rotation"], left["translation"])
+    left_from_right = pose_matrix([np.sqrt(0.5), 0, 0, np.sqrt(0.5)], [0, 2, 0])
+    ego_from_right = chained(ego_from_left, left_from_right)
+    quaternion = Rotation.from_matrix(ego_from_right[:3, :3]).as_quat(scalar_first=True).tolist()
+    right = left | {"token": "right", "sensor_token": "right", "rotation": quaternion}
+    tiny.write_table("calibrated_sensor", [*calibrations, right | {"translation": ego_from_right[:3, 3].tolist()}])
+    again = [row for row in rows if row["calibrated_sensor_token"] == left["token"]]
+    copies = [row | {"token": f"right {row['token']}", "calibrated_sensor_token": "right"} for row in again]
+    tiny.write_table("sample_data", [*rows, *copies])
+    data = DataConfig(root=str(tiny.path), lidar=("LIDAR_LEFT", "LIDAR_RIGHT"))
+    dataset = NuScenesDataset(data)
+    frame = Frame.of(check_frame(dataset, tiny.path, next(dataset.frames())).index())
+    alone = NuScenesDataset(DataConfig(root=str(tiny.path), lidar=("LIDAR_LEFT",)))
+    xyz_m, intensity = alone.read_points(next(alone.frames()))
+    both, light = dataset.read_points(frame)
+    assert [one.n_points for one in frame.sweeps] == [len(xyz_m)] * 2 and frame.n_points == 2 * len(xyz_m)
+    assert [one.name for one in frame.sweeps] == ["LIDAR_LEFT", "LIDAR_RIGHT"] and frame.label_path is None
+    np.testing.assert_array_equal(both[: len(xyz_m)], xyz_m)
+    np.testing.assert_allclose(both[len(xyz_m) :], xyz_m[:, [1, 0, 2]] * [-1, 1, 1] + [0, 2, 0], atol=1e-4)
+    np.testing.assert_array_equal(light, np.tile(intensity, 2))
+
+
+def test_distortion_of_the_tables_is_the_lens_of_a_camera(tiny: Root) -> None:
+    tiny.change("calibrated_sensor", lambda row: bool(row["camera_intrinsic"]), camera_distortion=[-0.3, 0.1, 0, 0, 0])
+    assert {camera.lens for camera in tiny.frames()[0].cameras} == {Lens("brown", (-0.3, 0.1, 0, 0, 0))}
+    tiny.change("calibrated_sensor", lambda row: bool(row["camera_intrinsic"]), camera_distortion=[0.1, 0.2])
+    [first, *_] = tiny.frames()[0].problems
+    assert first == (
+        "CAM_FRONT: camera_distortion in v1.0-trainval/calibrated_sensor.json: 2 coefficients of distortion; "
+        "expected 4, 5 or 8 as OpenCV orders them"
+    )
+
+
+def test_no_point_is_seen_where_a_mask_shows_the_vehicle(tiny: Root, recipe_over: Any, run_stage: Any) -> None:
+    (tiny.path / "masks").mkdir()
+    mask = np.zeros((900, 1600), np.uint8)
+    mask[500:] = 255
+    Image.fromarray(mask).save(tiny.path / "masks/CAM_BACK.png")
+    pairs = []
+    for masks in ("", "masks"):
+        data = DataConfig(root=str(tiny.path), masks=masks)
+        recipe, dataset = recipe_over(tiny.path, data=data), NuScenesDataset(data)
+        frame = Frame.of(check_frame(dataset, tiny.path, next(dataset.frames())).index())
+        points = run_stage(STAGES["points"], recipe, frame)
+        pairs.append(run_stage(STAGES["project"], recipe, frame, points))
+    view = [camera.name for camera in frame.cameras].index("CAM_BACK")
+    plain, masked = pairs
+    kept = (plain.view != view) | (plain.row_px < 500)
+    np.testing.assert_array_equal(masked.point, plain.point[kept])
+    assert 0 < (~kept).sum() < len(kept)
+    Image.fromarray(mask[:100]).save(tiny.path / "masks/CAM_BACK.png")
+    with pytest.raises(FrameError, match=r"masks/CAM_BACK.png: 1600 x 100 pixels, but .* has 1600 x 900"):
+        check_frame(dataset, tiny.path, next(dataset.frames()))
+    with pytest.raises(ConfigError, match=r"has no file shades/CAMERA.png for any of the cameras CAM_BACK, "):
+        frames_of(tiny, masks="shades")
 
 
 def test_tables_that_mark_no_key_frame_give_the_rows_that_are_nearest_in_time(
@@ -231,4 +336,4 @@ def test_any_kind_of_file_may_stand_behind_a_table(tiny: Root, ending: str) -> N
     other = dataset.read_points(tiny.frames()[0])
     np.testing.assert_array_equal(other[0], xyz_m)
     np.testing.assert_array_equal(other[1], intensity)
-    assert dataset.notes(tiny.frames()[0]) == (() if ending == ".npy" else ("intensity is its column `i`",))
+    assert dataset.read_cloud(tiny.frames()[0]).notes == (() if ending == ".npy" else ("intensity is its column `i`",))

@@ -73,7 +73,7 @@ def test_without_any_truth_an_error_map_says_so() -> None:
 def test_what_is_shown_from_above_depends_on_what_there_is(
     ontology: Ontology, tables: tuple[str, ...], titles: list[str]
 ) -> None:
-    rows = {name: {"label": np.array([1, 2, 0], np.uint8)} for name in tables}
+    rows = {name: np.array([1, 2, 0], np.uint8) for name in tables}
     assert [panel.title for panel in panels(rows, ontology)] == titles
 
 
