@@ -70,7 +70,7 @@ ORDER = {
             "slic",
             "unfit",
         ),
-        ("flat_levels", "mask_cache", "mask_queries", "segments", "voting", "windows"),
+        ("flat_levels", "mask_cache", "mask_queries", "reliability", "segments", "voting", "windows"),
         ("flat_gate",),
         ("flat_interaction",),
     ),

@@ -34,7 +34,8 @@ class Compared:
 class PartScores:
     """IoU in 0..1 over some of the points, by class (class 1 first) and in summary; None is a score of nothing.
 
-    `points` counts those with a true label.
+    `points` counts those with a true label. What the confidence of the labels is worth (superpixels.reliability) stands
+    in `calibration_error`, `augrc` and `risk`, pairs of coverage and risk; None and empty where they have none.
     """
 
     mean_iou: float | None
@@ -42,6 +43,9 @@ class PartScores:
     frequency_weighted_iou: float | None
     points: int
     iou: tuple[float | None, ...]
+    calibration_error: float | None = None
+    augrc: float | None = None
+    risk: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,18 @@ def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
     )
 
 
+def test_what_the_confidence_is_worth_is_said(scored: Any, console: Console, capsys: Any) -> None:
+    """The fixture's confidence is the class's number in 1/255: next to nothing, and the surest points are walls."""
+    evaluate(scored.recipe(), console)
+    found = json.loads((scored.folder / "runs/street/evaluate.json").read_text())["scores"]["all"]
+    named, right = np.tile(ANSWER[1:], 2), np.tile(ANSWER[1:] == LABEL[1:], 2)
+    assert found["calibration_error"] == pytest.approx(abs(right.sum() - (named / 255).sum()) / len(named))
+    assert found["risk"][0][0] == pytest.approx(2 / 14) and found["risk"][-1][0] == 1.0
+    assert found["risk"][0][1] == pytest.approx(0.0), "both points called a wall are"
+    assert found["risk"][-1][1] == pytest.approx(1 - found["mean_iou"])
+    assert "confidence: expected calibration error" in capsys.readouterr().out
+
+
 def test_scores_are_those_computed_by_hand(scored: Any, console: Console, capsys: Any) -> None:
     result = evaluate(scored.recipe(), console)
     every = result.scores["all"]

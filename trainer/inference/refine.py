@@ -56,6 +56,11 @@ class Answered:
         return self.said if self.said.ndim == 1 else self.said[:, 0]
 
     @property
+    def sure(self) -> Labels | None:
+        """How sure the likeliest class of every point is, (n,) in 1/255; None where nothing says so."""
+        return self.confidence if self.confidence is None or self.confidence.ndim == 1 else self.confidence[:, 0]
+
+    @property
     def timestamp_us(self) -> int:
         """Time of the sweep."""
         return self.rows[Index].timestamp_us

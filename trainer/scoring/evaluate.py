@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,7 @@ from manifests.tables.labels import Label, Target, Vote
 from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Group
 from superpixels.metrics import Confusion, Scores, scores
+from superpixels.reliability import Reliability, Trust, trust
 from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.refine import Answered, Labels
@@ -62,19 +63,34 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counts by part of the points: of labels against the truth, and of labels that a refinement changed.
+    """Counts by part of the points: of labels against the truth, by confidence too, and of labels that were changed.
 
     `notes` counts frames by what a refinement had to say of them.
     """
 
     counts: dict[Part, Confusion]
+    by_confidence: dict[Part, Reliability]
     changed: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, truth: Labels, before: Labels, after: Labels, where: Mapping[Part, NDArray[np.bool_]]) -> None:
+    @classmethod
+    def of(cls, parts: Sequence[Part], n_classes: int) -> Tally:
+        """Return the counts of nothing."""
+        return cls({part: Confusion(n_classes) for part in parts}, {part: Reliability(n_classes) for part in parts})
+
+    def add(
+        self,
+        truth: Labels,
+        before: Labels,
+        after: Labels,
+        confidence: Labels | None,
+        where: Mapping[Part, NDArray[np.bool_]],
+    ) -> None:
         """Count a frame, all arrays (n,); raises ValueError for classes that there are not."""
         for part, points in where.items():
             self.counts[part].add(truth[points], after[points])
+            if confidence is not None:
+                self.by_confidence[part].add(truth[points], after[points], confidence[points])
             self.changed[part] += int((before != after)[points].sum())
 
 
@@ -207,17 +223,18 @@ def tallied(recipe: Recipe, judged: Judged, console: Console) -> tuple[Tally, Ta
     n_classes = len(recipe.ontology.classes) - 1
     parts: tuple[Part, ...] = get_args(Part) if judged.sees else ("all",)
     scored_tables = [name for name in judged.stages if name not in ("index", "points")] + [judged.source.table.stage]
-    before, after = (Tally({part: Confusion(n_classes) for part in parts}) for _ in range(2))
+    before, after = (Tally.of(parts, n_classes) for _ in range(2))
     with progress_bar(console, recipe.run.progress) as bar:
         for frame in bar.track(judged.selection.frames, description="evaluate"):
             rows = judged.tables.rows(frame, scored_tables)
             check_lengths(frame, rows)
-            truth, label = rows[Label].label, judged.source.answer_of(rows).label
+            truth, answer = rows[Label].label, judged.source.answer_of(rows)
+            label = answer.label
             where = parts_of(rows, len(truth), judged.sees)
             try:
-                before.add(truth, label, label, where)
+                before.add(truth, label, label, answer.sure, where)
                 if judged.refined:
-                    after.add(truth, label, rows[Refine].label, where)
+                    after.add(truth, label, rows[Refine].label, rows[Refine].confidence, where)
                     after.notes.update(filter(None, (rows[Refine].note or "").split("; ")))
             except ValueError as error:
                 raise StoreError(
@@ -286,7 +303,8 @@ def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally:
 
 def part_scores(tally: Tally, recipe: Recipe) -> dict[str, PartScores]:
     """Return scores by part of the points, as a document has them."""
-    return {part: score_document(score) for part, score in scored(tally, recipe).items()}
+    worth = {part: trust(found, recipe.evaluate.absent) for part, found in tally.by_confidence.items()}
+    return {part: score_document(score, worth[part]) for part, score in scored(tally, recipe).items()}
 
 
 def confusions(tally: Tally) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -313,6 +331,12 @@ def tell(
     found = Evaluation(scored(after, recipe), document, scored(before, recipe) if before else None)
     title = f"{of} before and after {refinement}" if before else of
     console.print(score_table(recipe, title, found.scores, found.before))
+    all_points = document.scores["all"]
+    if all_points.augrc is not None and all_points.calibration_error is not None:
+        console.print(
+            f"confidence: expected calibration error {100 * all_points.calibration_error:.1f} %, AUGRC "
+            f"{100 * all_points.augrc:.1f} % (0: the surest labels are right; docs/labels.md)"
+        )
     for note, n_frames in after.notes.items():
         console.print(f"{n_frames} frames: {note}")
     console.print(f"true labels were {record.use_of_labels(document)}")
@@ -371,7 +395,7 @@ def labels_of_split(store: Store, ref: Ref, recipe: Recipe) -> TableRef:
     return replace(ref.table("label"), shards=tuple(tables.file("label", shard) for shard in shards))
 
 
-def score_document(score: Scores) -> PartScores:
+def score_document(score: Scores, worth: Trust) -> PartScores:
     """Return scores as a document has them; a score of nothing is None."""
     return PartScores(
         mean_iou=number(score.mean_iou),
@@ -379,6 +403,9 @@ def score_document(score: Scores) -> PartScores:
         frequency_weighted_iou=number(score.frequency_weighted_iou),
         points=score.n_points,
         iou=tuple(number(value) for value in score.iou.tolist()),
+        calibration_error=number(worth.calibration_error),
+        augrc=number(worth.augrc),
+        risk=worth.curve,
     )
 
 
