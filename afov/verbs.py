@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
+
+from manifests.sections.training import Task
 
 PROGRAMS: Mapping[str, str] = {
     "afov": "afov.commands",
@@ -28,11 +31,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
         "gc": "pipeline",
     },
     "Students": {
-        "pretrain": "trainer",
-        "distill": "trainer",
-        "probe": "trainer",
-        "finetune": "trainer",
-        "supervised": "trainer",
+        **dict.fromkeys(get_args(Task), "trainer"),
         "predict": "trainer",
         "refine": "trainer",
     },

@@ -22,12 +22,6 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-SHARED_SECTIONS = ("data", "run", "vote", "correct", "labels")
-PIPELINE_SECTIONS = ("teacher", "project", "text", "segment", "group", "target")
-TRAINER_TASKS = ("pretrain", "distill", "probe", "finetune", "supervised")
-TRAINER_SECTIONS = ("voxels", "network", "augment", *TRAINER_TASKS, "predict", "refine", "evaluate")
-SECTIONS = SHARED_SECTIONS + PIPELINE_SECTIONS + TRAINER_SECTIONS
-
 URIS = ("run.store", "run.ray_address")
 """The settings that may be addresses; a path that is one would become a folder of that name, here and nowhere else."""
 
@@ -67,7 +61,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile
 
     A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings
     it differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
-    malformed file, an unknown section, or an override that is not `section.key=value`.
+    malformed file, or an override that is not `section.key=value`.
     """
     sections: dict[str, dict[str, Any]] = {}
     for layer in read_layers(recipe, overrides):
@@ -113,7 +107,7 @@ def local_file(path: Path) -> Path:
 def layers_of(path: Path, derived: tuple[Path, ...]) -> list[Layer]:
     """Return a recipe file and the bases below it, undermost first; `derived` are the files that build on it.
 
-    Raises ConfigError for a malformed file, an unknown section, or a base that is missing or builds on itself.
+    Raises ConfigError for a malformed file, or a base that is missing or builds on itself.
     """
     if path.resolve() in derived:
         raise ConfigError(f"{path}: its base builds on this recipe again; a recipe cannot be its own base")
@@ -138,11 +132,10 @@ def parsed(path: Path) -> dict[str, Any]:
 
 
 def checked_sections(document: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """Return the sections of a file; raises ConfigError for one that no recipe has, or a value outside of them."""
+    """Return the sections of a file; raises ConfigError for a value outside of them."""
     for name, values in document.items():
-        check_section_name(name, str(path))
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one of {listing(SECTIONS)}")
+            raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one, such as [data]")
     return dict(document)
 
 
@@ -174,7 +167,6 @@ def parse_override(override: str) -> tuple[str, str, Any]:
     name, dot, key = target.strip().partition(".")
     if not equals or not dot or not key:
         raise ConfigError(f"--set {override}: expected section.key=value, for example --set group.policy=confidence")
-    check_section_name(name, f"--set {override}")
     try:
         return name, key, tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -236,13 +228,6 @@ def convert(where: str, value: Any, kind: Any) -> Any:  # noqa: C901 (a case for
         return None
     name = getattr(kind, "__name__", None) if origin is None else None
     raise ConfigError(f"{where} is {value!r}; expected {name or str(kind)}")
-
-
-def check_section_name(name: str, where: str) -> None:
-    """Raise ConfigError unless `name` is a section of a recipe."""
-    if name not in SECTIONS:
-        hint = nearest(name, SECTIONS)
-        raise ConfigError(f"{where}: there is no section [{name}]{hint}; known are {listing(SECTIONS)}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

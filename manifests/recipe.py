@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from manifests.advice import command, words_of
-from manifests.config import ConfigError, read_recipe
+from manifests.config import ConfigError, Layer, listing, nearest, read_layers, read_recipe
 from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.labels import LabelsConfig
@@ -104,29 +104,21 @@ class Recipe:
 
 
 SECTION_CLASSES: dict[str, type[Any]] = {
-    "data": DataConfig,
-    "run": RunConfig,
-    "project": ProjectConfig,
-    "text": TextConfig,
-    "segment": SegmentConfig,
-    "group": GroupConfig,
-    "vote": VotingConfig,
-    "correct": FlatInteractionConfig,
-    "target": TargetConfig,
-    "voxels": VoxelConfig,
-    "network": NetworkConfig,
-    "augment": AugmentConfig,
-    "pretrain": PretrainConfig,
-    "distill": DistillConfig,
-    "probe": ProbeConfig,
-    "finetune": FinetuneConfig,
-    "supervised": SupervisedConfig,
-    "predict": PredictConfig,
-    "refine": RefineConfig,
-    "evaluate": EvaluateConfig,
-    "labels": LabelsConfig,
+    name: kind
+    for name, kind in get_type_hints(Recipe).items()
+    if isinstance(kind, type) and is_dataclass(kind) and kind is not Ontology
 }
 """The class of every section but `[teacher]`, whose class its `name` picks."""
+
+
+def check_sections(layers: Sequence[Layer]) -> None:
+    """Raise ConfigError unless all that was written stands in sections that a recipe has."""
+    known = [*SECTION_CLASSES, "teacher"]
+    for layer in layers:
+        for name in layer.sections:
+            if name not in known:
+                hint = nearest(name, known)
+                raise ConfigError(f"{layer.origin}: there is no section [{name}]{hint}; known are {listing(known)}")
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -134,6 +126,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ConfigError with a sentence for anything that is not right.
     """
+    check_sections(read_layers(recipe, overrides))
     file = read_recipe(recipe, overrides)
     name = file.sections.get("teacher", {}).get("name", "clip_dense")
     if name not in TEACHER_SECTIONS:

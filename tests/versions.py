@@ -21,15 +21,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from manifests import labels
-from manifests.config import TRAINER_TASKS
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
+from manifests.sections.training import Task
 from manifests.stages import SPECS, with_needs
 from manifests.tables.base import Record
 from pipeline.frame import Frame
@@ -137,7 +137,7 @@ ENTERS: dict[str, tuple[str, ...]] = {
     "voxels": NETWORK,
     "network": NETWORK,
     "augment": TRAINING,
-    **{task: TRAINING for task in TRAINER_TASKS},
+    **{task: TRAINING for task in get_args(Task)},
 }
 """What the changed settings of a section tell apart: tables of stages, runs of the trainer, tables of predictions.
 

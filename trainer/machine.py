@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 import torch
 
-from manifests.config import TRAINER_TASKS, ConfigError
+from manifests.config import ConfigError
 from manifests.recipe import Recipe
+from manifests.sections.training import Task
 from trainer.loop.device import resolve_device
 from trainer.network.sparse import check_engine, open_engine
 
@@ -51,7 +53,7 @@ def look_at(recipe: Recipe) -> Machine:
         (torch.cuda.get_device_name(one), torch.cuda.get_device_properties(one).total_memory / 1e9)
         for one in range(torch.cuda.device_count())
     )
-    splits = {name: str(getattr(recipe, name).split) for name in (*TRAINER_TASKS, "predict", "evaluate")}
+    splits = {name: str(getattr(recipe, name).split) for name in (*get_args(Task), "predict", "evaluate")}
     name, device, error, problem = recipe.network.engine, "cpu", None, ""
     try:
         engine = open_engine(name)

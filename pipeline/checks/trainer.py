@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
-from manifests.config import TRAINER_TASKS, ConfigError, read_recipe
+from manifests.config import ConfigError, read_recipe
 from manifests.recipe import Recipe
+from manifests.sections.training import Task
 from manifests.splits import load_split
 from manifests.storage.names import scene_of
 from pipeline.checks.findings import Finding
@@ -107,7 +109,7 @@ def check_splits(
             else:
                 sizes[task] = 0
     shown = [
-        f"{task} {sizes[task]}" for task in splits if sizes.get(task) or (task not in TRAINER_TASKS and task in sizes)
+        f"{task} {sizes[task]}" for task in splits if sizes.get(task) or (task not in get_args(Task) and task in sizes)
     ]
     if shown:
         yield Finding("ok", "split", f"frames: {', '.join(shown)}")
