@@ -13,7 +13,7 @@ from pipeline.datasets import sweeps
 from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
-from pipeline.frame import Frame, FrameError
+from pipeline.frame import Frame, FrameError, Sweep
 from pipeline.stages.points import STAGE
 from tests.pipeline.test_content import Log
 
@@ -72,6 +72,7 @@ def test_a_sweep_is_kept_until_it_is_taken_and_never_for_other_bytes_or_poses() 
     moved[0, 3] = 1
     assert memory.take(replace(frame, lidar_sha256="of another file")) is None
     assert memory.take(replace(frame, world_from_lidar=moved)) is None
+    assert memory.take(replace(frame, sweeps=(Sweep("LEFT", "left.bin", np.eye(4)),))) is None
     taken = memory.take(frame)
     assert taken is not None and taken[0] is sweep[0] and memory.take(frame) is None
 
