@@ -5,7 +5,7 @@
 #         reads them, so put no text into it that you have not written; all other variables are never run.
 # OUT     where to write an export, or labels
 # OF, AS  which labels to write as files, and in which layouts
-# TABLES  what to share: stages, or pack for all that training reads
+# TABLES  what to share: stages; pack and text are all that training reads
 # ARCHIVE the file that tables are shared as
 # WORDS   what to ask the map for
 # A, B    two runs to compare: RECIPE/TASK, or folders
@@ -13,7 +13,7 @@
 PYTHON ?= python3.11
 RECIPE ?=
 ARGS ?=
-TABLES ?= pack
+TABLES ?= pack text
 ARCHIVE ?=
 WORDS ?=
 SIZE ?= demo

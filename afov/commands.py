@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -15,6 +16,11 @@ from manifests.console import RecipeArgument, SetOption, debuggable, plain_conso
 from manifests.effective import DEFAULT, as_toml, effective
 from manifests.recipe import load_recipe
 from manifests.stages import SPECS
+
+FOR_TRAINING = ["pack", "text"]
+"""The tables that training reads: those that are packed, and the prompts' vectors, which pre-training compares with."""
+
+RepositoryArgument = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A dataset repository of the hub.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = plain_console()
@@ -77,7 +83,7 @@ def share(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Default: pack, all that training reads.")
+        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Default: pack and text, all that training reads.")
     ] = None,
     set_: SetOption = None,
     licence: Annotated[
@@ -90,7 +96,51 @@ def share(
     """Write tables with all that they were made from and a licence note as one archive, for `afov receive`."""
     from pipeline.commands.exchange import export_tables
 
-    export_tables(recipe, tables or ["pack"], out, set_, licence, alone)
+    export_tables(recipe, tables or FOR_TRAINING, out, set_, licence, alone)
+
+
+@app.command()
+@debuggable
+def publish(
+    recipe: RecipeArgument,
+    repository: RepositoryArgument,
+    set_: SetOption = None,
+    licence: Annotated[
+        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="A branch; default: the main one.")] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository one that all may read: does the licence allow it?")
+    ] = False,
+) -> None:
+    """Put all that training reads onto the Hugging Face hub, a dataset repository of your own, for `afov fetch`."""
+    from pipeline.commands.exchange import export_tables
+    from pipeline.exchange import hub
+
+    with sentences(), TemporaryDirectory() as folder:
+        place, name = hub.Place(repository, revision), load_recipe(recipe, set_ or ()).name
+        archive = Path(folder) / hub.file_of(name)
+        export_tables(recipe, FOR_TRAINING, archive, set_, licence, False)
+        commit = hub.publish(archive, name, place, public)
+        console.print(f"{repository}: {hub.file_of(name)} is there, commit {commit}", soft_wrap=True)
+
+
+@app.command()
+@debuggable
+def fetch(
+    recipe: RecipeArgument,
+    repository: RepositoryArgument,
+    set_: SetOption = None,
+    revision: Annotated[str, typer.Option(help="A commit, tag or branch; default: the newest of the main one.")] = "",
+) -> None:
+    """Get a recipe's tables from the Hugging Face hub into its store, checked to the last byte, to train on."""
+    from pipeline.commands.exchange import import_tables
+    from pipeline.exchange import hub
+
+    with sentences():
+        loaded = load_recipe(recipe, set_ or ())
+        archive = hub.fetch(loaded.name, hub.Place(repository, revision))
+        import_tables(archive, loaded.run.store)
 
 
 @app.command()

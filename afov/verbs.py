@@ -51,6 +51,8 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     "Hand on": {
         "share": "afov",
         "receive": "afov",
+        "publish": "afov",
+        "fetch": "afov",
         "labels": "pipeline",
         "review": "pipeline",
         "export": "pipeline",

@@ -37,6 +37,8 @@ DOORS = {
     "transformers": re.compile(r"pipeline/teachers/loading/pretrained\.py"),
     "torchvision": re.compile(r"pipeline/teachers/(\w+/)?\w+\.py"),
     "open3d": re.compile(r"superpixels/ground\.py|pipeline/look/viewer\.py|bench/city/\w+\.py"),
+    "mlflow": re.compile(r"trainer/loop/tracking\.py"),
+    "wandb": re.compile(r"trainer/loop/tracking\.py"),
     "rerun": re.compile(r"pipeline/look/viewer\.py"),
     "MinkowskiEngine": re.compile(r"trainer/network/sparse\.py"),
     "MinkowskiEngineBackend": re.compile(r"trainer/network/sparse\.py"),
@@ -288,7 +290,11 @@ def test_one_module_of_a_folder_is_the_door(library: str, folder: str) -> None:
 def test_what_we_import_is_a_direct_requirement() -> None:
     requirements = "".join(file.read_text() for file in (ROOT / "install").glob("requirements*.txt"))
     named = {_normal(one) for one in re.findall(r"^\w[\w.-]*", requirements, re.MULTILINE)} | {"minkowskiengine"}
-    providers = {"rerun": ["rerun-sdk"], **importlib.metadata.packages_distributions()}  # an extra, often not installed
+    providers = {
+        "rerun": ["rerun-sdk"],
+        "mlflow": ["mlflow-skinny"],
+        **importlib.metadata.packages_distributions(),
+    }  # an extra, often not installed
     used = {i.package for path, file in MODULES.items() for i in imports(path, file.read_text())}
     third_party = used - set(PACKAGES) - set(sys.stdlib_module_names)
     unnamed = {name for name in third_party if named.isdisjoint(map(_normal, providers.get(name, [name])))}

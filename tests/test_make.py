@@ -127,7 +127,7 @@ def test_tables_are_handed_on_by_name_of_a_file(making: Callable[..., list[list[
     assert making("share", *given, "TABLES=points pairs", "ARGS=--licence L")[1:] == [
         [*words, "points", "pairs", "--licence", "L"]
     ]
-    assert making("share", *given)[1:] == [[*words, "pack"]]
+    assert making("share", *given)[1:] == [[*words, "pack", "text"]]
     assert making("receive", given[1])[1:] == [["-m", "afov", "receive", "out/a city.tar"]]
     assert making("export", "RECIPE=city")[1:] == [["-m", "afov", "export", "city", "export/city"]]
     for without in (make("share", "RECIPE=city"), make("receive")):

@@ -76,6 +76,9 @@ class DataConfig:
             )
 
 
+Tracker = Literal["", "mlflow", "wandb"]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Section `[run]`: where things are kept and with what they are computed. Never part of an identity.
@@ -88,7 +91,7 @@ class RunConfig:
     networks run on: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a
     network of the trainer predicts at once, and `loader_workers` how many processes load frames for training and
     prediction; 0 loads in the main process. `deterministic` asks for the same bits in every run, at the cost of some
-    speed on a GPU. `progress` shows bars on a terminal.
+    speed on a GPU. `progress` shows bars on a terminal. `track` tells "mlflow" or "wandb" the curves of training too.
     `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
@@ -114,6 +117,7 @@ class RunConfig:
     checkpoint_steps: int = 0
     deterministic: bool = True
     progress: bool = True
+    track: Tracker = ""
 
     def __post_init__(self) -> None:
         if self.name and not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):

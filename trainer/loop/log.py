@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from manifests.records.codec import as_document
 from manifests.records.run import NumbersLine, StartLine
+from manifests.sections.data import Tracker as TrackerName
 from manifests.storage import sealed
 from trainer.errors import TrainerError
+from trainer.loop.tracking import Tracking
 
 
 def progress_bar(console: Console, wanted: bool) -> Progress:
@@ -34,13 +36,20 @@ class Log:
     """The log of a run: one JSON object a line in `log.jsonl`, sealed, and the same numbers for TensorBoard."""
 
     def __init__(
-        self, folder: Path | None, step: int, epoch: int = 0, tell: Callable[[str], None] = lambda sentence: None
+        self,
+        folder: Path | None,
+        step: int,
+        epoch: int = 0,
+        tell: Callable[[str], None] = lambda sentence: None,
+        track: TrackerName = "",
     ) -> None:
         """`step` and `epoch` are what has been done: what an earlier run logged beyond it was lost, and is done again.
 
-        Without a folder, nothing is written. `tell` is told what was wrong with the log that is there.
+        Without a folder, nothing is written. `track` names a tracker to tell too. `tell` is told what was wrong with
+        the log that is there.
         """
         self._folder, self._step, self._epoch, self._tell = folder, step, epoch, tell
+        self._tracking = None if folder is None else Tracking(track, folder, tell)
 
     def __enter__(self) -> Log:
         if self._folder is None:
@@ -60,6 +69,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
+            if self._tracking is not None:
+                self._tracking.end()
             self._board.close()
             self._file.close()
 
@@ -73,6 +84,10 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise unwritable(self._folder / "log.jsonl", error) from None
+        if self._tracking is not None and isinstance(line, StartLine):
+            self._tracking.start(line)
+        elif self._tracking is not None and isinstance(line, NumbersLine):
+            self._tracking.numbers(line)
 
     def numbers(self, line: NumbersLine) -> None:
         """Add a line of numbers, and a point to a curve of each; raises like `write`."""

@@ -175,7 +175,9 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
     ) as loader:
         batches = iter(loader)  # forks the workers, before the log and the progress bar start their threads
         with (
-            Log(run.folder if ranks.is_first else None, state.step, state.epoch, console.print) as log,
+            Log(
+                run.folder if ranks.is_first else None, state.step, state.epoch, console.print, recipe.run.track
+            ) as log,
             progress_bar(console, recipe.run.progress and ranks.is_first) as bar,
             Stop(ranks) as stop,
         ):
