@@ -75,7 +75,7 @@ def noisy_street() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     return xyz_m, label
 
 
-def dense(
+def dense(  # long: the reference's loops, told step by step as it has them
     xyz_m: npt.NDArray[np.float32], labels: npt.NDArray[np.integer[Any]], sensor_height_m: float = SENSOR_HEIGHT_M
 ) -> npt.NDArray[np.uint8]:
     """Return the labels after flat interaction with the reference's constants, computed with dense matrices.

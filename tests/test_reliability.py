@@ -68,7 +68,7 @@ def recipes(place: Path) -> Iterator[Case]:
     yield "recipe", "an override without a value", lambda: load_recipe("city", ["group.policy"])
 
 
-def stores(place: Path) -> Iterator[Case]:
+def stores(place: Path) -> Iterator[Case]:  # long: a list of cases
     """Tables, sidecars, manifests and refs, exit code 3."""
     store = made(place, "scene-1")
     [shard] = store.shards("target", FINGERPRINT).values()

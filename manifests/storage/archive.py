@@ -89,7 +89,7 @@ class Imported:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def pack(
+def pack(  # long: one file is written from its first byte to its last
     store: Store, name: str, stages: Sequence[str], licence: str, out: Path, alone: bool = False
 ) -> list[TableRef]:
     """Write tables of a recipe's ref as one archive, which appears whole or not at all; return the tables.

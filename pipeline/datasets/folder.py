@@ -189,7 +189,7 @@ def rig_of(document: Table, where: str) -> Rig:
     )
 
 
-def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:
+def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:  # long: one key of the table after another
     """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
     check_keys(table, {"name"}, {"world_from_ego", "without", "image", *TIMES}, f"{where}: [[frame]]")
     name = word(table["name"], f"{where}: the name of a frame")

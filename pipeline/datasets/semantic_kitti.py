@@ -195,7 +195,7 @@ class SemanticKittiDataset:
             posed=sequence.posed,
         )
 
-    def read_sequence(self, name: str) -> Sequence:
+    def read_sequence(self, name: str) -> Sequence:  # long: one file of the sequence after another
         """Return what calib.txt, poses.txt and times.txt of a sequence say; raises nothing."""
         folder = self.folder(name)
         problems: list[str] = []

@@ -217,7 +217,7 @@ class Planner:
         settings = digest(dict(stage.depends(self.recipe)))
         return Task(stage.name, fingerprint, shard, digest({"table": fingerprint, **files}), 0, settings=settings)
 
-    def _task(
+    def _task(  # long: all that enters a key stands in one place
         self,
         stage: Stage[Any],
         fingerprint: str,

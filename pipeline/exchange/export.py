@@ -81,7 +81,7 @@ class Exported:
         return found
 
 
-def export(
+def export(  # long: one file of the format after another
     recipe: Recipe,
     out: Path,
     layout: str = "san",

@@ -43,55 +43,11 @@ def write_report(
     check_replaceable(folder)
     store = Store.open(recipe.run.store)
     browser = Browser.open(store, recipe)
-    runs = recipe.folder()
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     try:
         (scratch / PICTURES).mkdir(parents=True)
-        evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
-        refined = {item.of for item in evaluations if item.before and item.steps == ("afi",)}
-        frames = [
-            show_frame(browser.read(place), recipe, scratch, number, refined)
-            for number, place in enumerate(track(browser.choose(n_frames), "frames"))
-        ]
-        quality = measure(
-            (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts")), recipe.ontology
-        )
-        pairs = (
-            (browser.read(place), browser.read(follower) if (follower := browser.after(place)) else None)
-            for place in track(browser.choose(COUNTED_PAIRS), "labels")
-        )
-        tables_of_labels = label_quality(pairs, recipe.ontology)
-        identities = [shown_table(browser, name, recipe) for name in browser.tables]
-        queries, not_asked = asked_of(browser, recipe.run.runs)
-        page = render(
-            recipe=recipe,
-            now=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
-            notices=[*notices(browser, recipe), *unreadable, *not_asked],
-            sections=sections(recipe),
-            classes=class_table(recipe.ontology),
-            verdicts=VERDICTS,
-            changes=CHANGES if refined or "correct" in browser.tables else {},
-            frames=frames,
-            quality=quality,
-            tables_of_labels=[(item, item.scores()) for item in tables_of_labels],
-            judged=any(item.confusion for item in tables_of_labels),
-            learnt=learnt_classes(tables_of_labels, recipe.ontology),
-            n_frames_in_all=len(browser.places()),
-            has=set(browser.tables),
-            scored=evaluations,
-            evaluations=[item for item in evaluations if not item.before],
-            refined=[item for item in evaluations if item.before],
-            confusions=[
-                confusion_picture(item.title, item.confusion, scratch, number, recipe.ontology)
-                for number, item in enumerate(evaluations)
-                if item.confusion is not None and item.confusion[1:].any() and item.of != "majority"
-            ],
-            trainings=[shown_training(path, scratch, number, browser) for number, path in enumerate(log_files(runs))],
-            identities=identities,
-            headings=HEADINGS,
-            heat_scale=heat_scale(),
-            asked=[show_query(one, browser, recipe, scratch, number) for number, one in enumerate(queries)],
-        )
+        made = (now or datetime.now(UTC)).isoformat(timespec="seconds")
+        page = render(now=made, **contents(recipe, browser, scratch, n_frames, track))
         (scratch / PAGE).write_text(page, encoding="utf-8")
         replace_folder(scratch, folder)
     except OSError as error:
@@ -99,6 +55,54 @@ def write_report(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder / PAGE
+
+
+def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, track: Track) -> dict[str, object]:
+    """Return all that the page says, by its name in the template, and draw its pictures into `scratch`."""
+    runs = recipe.folder()
+    evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
+    refined = {item.of for item in evaluations if item.before and item.steps == ("afi",)}
+    frames = [
+        show_frame(browser.read(place), recipe, scratch, number, refined)
+        for number, place in enumerate(track(browser.choose(n_frames), "frames"))
+    ]
+    counted = (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts"))
+    quality = measure(counted, recipe.ontology)
+    pairs = (
+        (browser.read(place), browser.read(follower) if (follower := browser.after(place)) else None)
+        for place in track(browser.choose(COUNTED_PAIRS), "labels")
+    )
+    tables_of_labels = label_quality(pairs, recipe.ontology)
+    identities = [shown_table(browser, name, recipe) for name in browser.tables]
+    queries, not_asked = asked_of(browser, recipe.run.runs)
+    return {
+        "recipe": recipe,
+        "notices": [*notices(browser, recipe), *unreadable, *not_asked],
+        "sections": sections(recipe),
+        "classes": class_table(recipe.ontology),
+        "verdicts": VERDICTS,
+        "changes": CHANGES if refined or "correct" in browser.tables else {},
+        "frames": frames,
+        "quality": quality,
+        "tables_of_labels": [(item, item.scores()) for item in tables_of_labels],
+        "judged": any(item.confusion for item in tables_of_labels),
+        "learnt": learnt_classes(tables_of_labels, recipe.ontology),
+        "n_frames_in_all": len(browser.places()),
+        "has": set(browser.tables),
+        "scored": evaluations,
+        "evaluations": [item for item in evaluations if not item.before],
+        "refined": [item for item in evaluations if item.before],
+        "confusions": [
+            confusion_picture(item.title, item.confusion, scratch, number, recipe.ontology)
+            for number, item in enumerate(evaluations)
+            if item.confusion is not None and item.confusion[1:].any() and item.of != "majority"
+        ],
+        "trainings": [shown_training(path, scratch, number, browser) for number, path in enumerate(log_files(runs))],
+        "identities": identities,
+        "headings": HEADINGS,
+        "heat_scale": heat_scale(),
+        "asked": [show_query(one, browser, recipe, scratch, number) for number, one in enumerate(queries)],
+    }
 
 
 # -- what the page says of a recipe -----------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ class Oracle:
 
     # -- and what is made of it
 
-    def spoil(
+    def spoil(  # long: one fault after another, in the order they are drawn
         self,
         truth: npt.NDArray[np.int16],
         camera: Camera,

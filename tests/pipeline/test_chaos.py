@@ -228,7 +228,7 @@ def test_a_killed_worker_a_node_that_goes_away_and_clocks_that_differ(
     cluster.gpu_nodes[1] = add_node(cluster)
 
 
-def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(
+def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(  # long: a story of two machines
     cluster: Any, on_cluster: Callable[..., Recipe], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One node is 30 hours late, the clocks of the other and of the driver jump back by six, the collector is 48 ahead.

@@ -23,7 +23,8 @@ from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig,
 from manifests.sections.teachers.fcclip import FcClipConfig
 from manifests.sections.teachers.san import SanConfig
 from pipeline.frame import Camera, Frame
-from pipeline.teachers.fcclip import SEEN_NAMES, FcClip
+from pipeline.teachers.fcclip import FcClip
+from pipeline.teachers.fcclip_names import SEEN_NAMES
 from pipeline.teachers.san import San
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -15,11 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from manifests.asked import pin, ref_of
 from manifests.config import ConfigError
-from manifests.ontology import load_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import TargetConfig
 from manifests.storage.errors import StoreError
@@ -41,8 +38,7 @@ from pipeline.look.browse import Browser, FrameRows, Place
 from pipeline.look.documents import shown_table
 from pipeline.look.figures import ShownFrame, refinements
 from pipeline.look.report import write_report
-from pipeline.look.viewer import mask_png, view_frames, write_recording
-from superpixels.segments import Segments
+from pipeline.look.viewer import view_frames, write_recording
 from tests.filled import record
 from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
 from tests.refs import newest, put_ref
@@ -489,13 +485,3 @@ def test_a_recording_is_written_whole(folder: Path) -> None:
     write_recording(recipe, folder / "new" / "frames.rrd", 1, lambda items, _: items)
     (recording,) = (folder / "new").iterdir()
     assert recording.read_bytes()[:4] == b"RRF2" and recording.stat().st_size > 1_000_000
-
-
-def test_segments_in_the_viewer_are_half_transparent_and_nothing_is_clear() -> None:
-    ontology = load_ontology("nuscenes")
-    car = int(np.flatnonzero(ontology.class_of_prompt == 4)[0])
-    segments = Segments.from_label_map(np.array([[0, 1]]), [car], [1.0], np.ones((1, 2)))
-    with Image.open(io.BytesIO(mask_png(segments, (4, 2), ontology))) as image:
-        pixels = np.asarray(image)
-    assert pixels.shape == (2, 4, 4)
-    assert (pixels[:, :2, 3] == 0).all() and (pixels[:, 2:] == [*ontology.classes[4].rgb, 115]).all()
