@@ -54,7 +54,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test lint check bench ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test coverage lint check bench ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ setup: ## .venv with the proven packages; PYTHON=... names another Python 3.11
 
 test: setup ## all tests, on two cores; ARGS="-k name" picks some
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+coverage: setup ## the share of lines that tests run, file by file; no gate, and slower than make test
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: setup ## format, lint and types
 	$(PY) -m ruff format --check .
@@ -90,7 +93,7 @@ site: setup ## README's pages as one site with search, in site/; a dead link is 
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "wrote site/index.html"
 
 clean: ## remove caches; .venv, tables and checkpoints stay
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 ##@ Without any data of your own

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.checks import DifferentResults
 from bench.teacher_speed import bench_recipe, write_frames
@@ -67,8 +69,8 @@ def measure(repeats: int = 2, images: int = IMAGES, tower: dict[str, object] | N
         batches = [torch.from_numpy(np.stack(pixels[at : at + BATCH])) for at in range(0, len(pixels), BATCH)]
         store = Store.open(str(root / "store"))
 
-        computed: list[np.ndarray] = []
-        kept: list[np.ndarray] = []
+        computed: list[NDArray[Any]] = []
+        kept: list[NDArray[Any]] = []
 
         def bare() -> None:
             with torch.inference_mode():

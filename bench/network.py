@@ -20,9 +20,9 @@ import torch
 import typer
 from torch import Tensor
 
-from manifests.config import ConfigError
+from manifests.config import ConfigError, parse_section
 from manifests.sections.network import NetworkConfig, VoxelConfig
-from manifests.sections.training import DistillConfig
+from manifests.sections.training import DistillConfig, Precision
 from trainer.data.batches import TargetBatch
 from trainer.data.voxels import voxelise
 from trainer.loop.device import deterministic
@@ -97,7 +97,8 @@ def on_gpu(network: str, repeats: int, size_m: float) -> None:
         f"{network} on {torch.cuda.get_device_name()}, {GPU_FRAMES} simulated sweeps, {len(batch.cells)} voxels of "
         f"{size_m:g} m"
     )
-    for name, precision in (("torch", "float32"), ("torch", "bfloat16"), ("minkowski", "float32")):
+    tried: tuple[tuple[str, Precision], ...] = (("torch", "float32"), ("torch", "bfloat16"), ("minkowski", "float32"))
+    for name, precision in tried:
         try:
             engine = open_engine(name)
         except ConfigError:
@@ -162,10 +163,15 @@ def simulated_sweep(seed: int, n_azimuths: int = 1085) -> np.ndarray[Any, np.dty
         ),
         axis=-1,
     )
-    return (directions * range_m[..., None]).reshape(-1, 3).astype(np.float32)
+    return np.asarray((directions * range_m[..., None]).reshape(-1, 3), np.float32)
 
 
-def learner(network: str, engine: Engine, device: torch.device, precision: str = "float32") -> Learner:
+def network_config(network: str, engine: str = NetworkConfig.engine) -> NetworkConfig:
+    """Return the network of these names; raises ConfigError for others."""
+    return parse_section("network", {"name": network, "engine": engine}, NetworkConfig)
+
+
+def learner(network: str, engine: Engine, device: torch.device, precision: Precision = "float32") -> Learner:
     """Return a network ready to learn classes, with the paper's settings of distillation."""
     settings = replace(DistillConfig(), precision=precision)
 
@@ -187,7 +193,7 @@ def learner(network: str, engine: Engine, device: torch.device, precision: str =
         lr_head=settings.lr_head,
         loss=loss,
     )
-    made = Learner(objective, NetworkConfig(network, engine=engine.name), engine, device, ALONE)
+    made = Learner(objective, network_config(network, engine.name), engine, device, ALONE)
     made.start_epoch(1e-3)
     return made
 
@@ -197,7 +203,7 @@ def check_equal(network: str, batch: TargetBatch, engines: dict[str, Engine]) ->
     outputs = []
     for engine in engines.values():
         generator = torch.Generator().manual_seed(0)
-        one = build_network(NetworkConfig(network), 1, N_CLASSES, engine, generator=generator).eval()
+        one = build_network(network_config(network), 1, N_CLASSES, engine, generator=generator).eval()
         with torch.inference_mode():
             outputs.append(one(batch.coords, batch.features))
     apart = max(float((one - outputs[0]).abs().max() / outputs[0].abs().max()) for one in outputs)
