@@ -165,7 +165,8 @@ def test_a_point_behind_a_nearer_one_in_the_same_cell_is_occluded() -> None:
     col = np.array([9, 15, 8, 9, 9])
     depth = np.array([10.0, 30.0, 11.5, 30.0, 30.0])
     assert occluded(view, row, col, depth).tolist() == [False, True, False, False, False]
-    assert occluded(view, row, col, [*depth, 0, 0, 0.01, 0, 0]).tolist() == [False, True, True, False, False]
+    farther = depth + np.array([0, 0, 0.01, 0, 0])
+    assert occluded(view, row, col, farther).tolist() == [False, True, True, False, False]
     assert occluded(view, row, col, depth, cell_px=16).tolist() == [False, True, False, True, False]
     assert occluded(view, row, col, depth, ratio=3.0).tolist() == [False] * 5
 
