@@ -49,6 +49,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
         "query": "afov",
     },
     "Hand on": {
+        "import": "pipeline",
         "share": "afov",
         "receive": "afov",
         "publish": "afov",

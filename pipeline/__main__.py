@@ -26,6 +26,7 @@ app.command("debug-frame")(debuggable(debug.debug_frame))
 app.command("check-teacher")(debuggable(teacher.check_teacher))
 app.command("export")(debuggable(exchange.export_command))
 app.command("labels")(debuggable(exchange.labels_command))
+app.command("import")(debuggable(exchange.import_log))
 app.command("review")(debuggable(exchange.review_command))
 
 tables = typer.Typer(help="Hand tables on as one file; mark a store of an earlier version.", no_args_is_help=True)

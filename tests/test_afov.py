@@ -53,7 +53,7 @@ def arguments(verb: str) -> list[str]:
     return [one.name for one in command.params if one.param_type_name == "argument"]
 
 
-NO_RECIPE = {"demo", "recipes", "receive", "export-checkpoint", "runs", "diff", "city", "docs"}
+NO_RECIPE = {"demo", "import", "recipes", "receive", "export-checkpoint", "runs", "diff", "city", "docs"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

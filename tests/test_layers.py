@@ -39,6 +39,8 @@ DOORS = {
     "open3d": re.compile(r"superpixels/ground\.py|pipeline/look/viewer\.py|bench/city/\w+\.py"),
     "mlflow": re.compile(r"trainer/loop/tracking\.py"),
     "wandb": re.compile(r"trainer/loop/tracking\.py"),
+    "mcap": re.compile(r"pipeline/exchange/imports/mcap_log\.py"),
+    "mcap_ros2": re.compile(r"pipeline/exchange/imports/mcap_log\.py"),
     "rerun": re.compile(r"pipeline/look/viewer\.py"),
     "MinkowskiEngine": re.compile(r"trainer/network/sparse\.py"),
     "MinkowskiEngineBackend": re.compile(r"trainer/network/sparse\.py"),

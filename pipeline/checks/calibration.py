@@ -21,6 +21,7 @@ from pipeline.checks.mounting import check_mounting, share_seen
 from pipeline.checks.signals import Array, View
 
 BETTER = 2.0  # deviations by which another calibration must fit better to be believed
+ALONE = 6.0  # and a turn, of which there are many, by a single frame: chance came to 5.3 in one of the city
 TRUSTED_FRAMES = 3  # from so many on, a camera that fits nowhere is wrong where others fit
 NOWHERE = 3.0  # such a camera scores less
 AT_ONCE_DEG = 2.0  # turns of several cameras that differ less are one
@@ -96,7 +97,8 @@ def better_guesses(name: str, views: Views, cameras: Mapping[str, Views], own: F
     if not own.aligned:
         tried = [by_swap(name, views, cameras), *tried, by_turn(views)]
     for guess in chain(*tried):
-        if guess.fit.score >= max(ALIGNED, own.score + BETTER):
+        alone = guess.turn_deg is not None and len(views) == 1
+        if guess.fit.score >= max(ALONE if alone else ALIGNED, own.score + BETTER):
             yield guess
 
 

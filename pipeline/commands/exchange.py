@@ -18,9 +18,12 @@ from manifests.storage.names import ref_name
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
+from pipeline.exchange.imports.kitti_raw import import_kitti_raw
+from pipeline.exchange.imports.mcap_log import import_mcap
 from pipeline.exchange.labels import write_labels
 from pipeline.exchange.review import review
 
+KINDS = ("kitti-raw", "mcap")
 MOST_TOLD = 10  # frames without labels
 
 LICENCES = {
@@ -47,6 +50,24 @@ def export_command(
         console.print(f"{out}: {done.written} frames written, {done.kept} there before", soft_wrap=True)
         for note in done.notes():
             console.print(f"note: {note}", soft_wrap=True)
+
+
+def import_log(
+    kind: Annotated[str, typer.Argument(help=f"What it is: {' or '.join(KINDS)}.")],
+    source: Annotated[Path, typer.Argument(help="A drive of KITTI raw (its folder ..._sync), or an .mcap.")],
+    out: Annotated[Path, typer.Argument(help="Root of data set `folder`; the log becomes a scene in it.")],
+    mapping: Annotated[Path | None, typer.Option(help="TOML that says which topic plays which part (mcap).")] = None,
+) -> None:
+    """Write a log of another program as a scene of data set `folder`: docs/own-data.md."""
+    with sentences():
+        if kind not in KINDS:
+            raise ConfigError(f"there is no import of {kind!r}; there are {', '.join(KINDS)}")
+        if kind == "mcap" and mapping is None:
+            raise ConfigError(
+                "an MCAP needs --mapping, a TOML that says which topic plays which part; docs/own-data.md"
+            )
+        scene = import_mcap(source, out, mapping) if mapping is not None else import_kitti_raw(source.resolve(), out)
+        console.print(f"{out / scene} is written; look at it with the doctor before a run", soft_wrap=True)
 
 
 def labels_command(
