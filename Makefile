@@ -86,7 +86,7 @@ ladder: setup ## what each part of the method adds, on the synthetic city; goes 
 	@$(PY) -m bench.city data/city_bench --size bench
 	@PYTHONPATH=. $(PY) -m bench.ladder $(ARGS)
 
-docs: setup ## write docs/data.md and docs/settings.md anew from the code
+docs: setup ## write docs/data.md, settings.md and files.md anew from the code
 	@$(AFOV) docs
 
 site: setup ## README's pages as one site with search, in site/; a dead link is an error

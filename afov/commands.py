@@ -182,13 +182,15 @@ def show(
 @app.command()
 @debuggable
 def docs(folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path("docs")) -> None:
-    """Write the pages that are made from the code: data.md, of all tables, and settings.md, of all settings."""
+    """Write the pages that are made from the code: data.md, of all tables, settings.md, of all settings, files.md."""
+    from afov.files import files_document
     from afov.settings import settings_document
     from pipeline.commands.look import docs as tables
 
     tables(folder / "data.md")
     (folder / "settings.md").write_text(settings_document(), encoding="utf-8")
-    console.print(f"wrote {folder / 'settings.md'}")
+    (folder / "files.md").write_text(files_document(Path(__file__).parent.parent), encoding="utf-8")
+    console.print(f"wrote {folder / 'settings.md'} and {folder / 'files.md'}")
 
 
 @app.command()

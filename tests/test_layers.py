@@ -100,7 +100,7 @@ ORDER = {
         ("machine", "scoring"),
         ("__main__",),
     ),
-    "afov": (("programs", "settings", "verbs", "watching"), ("autolabel", "demo"), ("commands",), ("__main__",)),
+    "afov": (("files", "programs", "settings", "verbs", "watching"), ("autolabel", "demo"), ("commands",), ("__main__",)),
 }
 MOST_ON_TOP = 14  # entries of pipeline and of trainer: more, and a newcomer reads a list instead of a plan
 MAY_NAME_LABELS = {"trainer/scoring/evaluate.py", "trainer/objectives/supervised.py"}
