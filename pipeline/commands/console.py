@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress
 
 from manifests.config import ConfigError
-from manifests.console import RecipeArgument, SetOption, plain_console, sentences
+from manifests.console import RecipeArgument, SetOption, matching_recipes, plain_console, sentences
 from manifests.endings import Ending
 from pipeline.stages.registry import PACKED, STAGES
 
@@ -17,6 +17,10 @@ __all__ = ["Ending", "RecipeArgument", "SetOption", "console", "sentences"]
 
 console = plain_console()
 
+RecipesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE...", help="A recipe, or several.", autocompletion=matching_recipes),
+]
 FramesOption = Annotated[int, typer.Option(min=1, help="How many frames at most, evenly chosen.")]
 Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
 

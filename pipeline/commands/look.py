@@ -11,7 +11,16 @@ from rich.table import Table
 from manifests.query import HEADINGS
 from manifests.recipe import load_recipe
 from manifests.tables.document import document
-from pipeline.commands.console import FramesOption, RecipeArgument, SetOption, console, sentences, shown
+from pipeline.commands.console import (
+    FramesOption,
+    RecipeArgument,
+    RecipesArgument,
+    SetOption,
+    console,
+    sentences,
+    shown,
+)
+from pipeline.look.comparison import write_comparison
 from pipeline.look.pictures import draw_frames
 from pipeline.look.query import ask
 from pipeline.look.report import write_report
@@ -35,15 +44,16 @@ def query(
 
 
 def report(
-    recipe: RecipeArgument,
+    recipes: RecipesArgument,
     set_: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/RECIPE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/RECIPE, reports/A+B.")] = None,
     frames: FramesOption = 4,
 ) -> None:
-    """Write one offline page: frames, scores per class, label coverage, training curves, identities of everything."""
+    """Write one offline page: frames, scores, label coverage, curves, identities; of several recipes, side by side."""
     with sentences():
-        loaded = load_recipe(recipe, set_ or ())
-        page = write_report(loaded, out or Path("reports") / loaded.run_name, frames, shown)
+        loaded = [load_recipe(recipe, set_ or ()) for recipe in recipes]
+        folder = out or Path("reports") / "+".join(one.run_name for one in loaded)
+        page = write_report(loaded[0], folder, frames, shown) if len(loaded) == 1 else write_comparison(loaded, folder)
         console.print(f"wrote {page}", soft_wrap=True)
 
 
