@@ -100,7 +100,12 @@ ORDER = {
         ("machine", "scoring"),
         ("__main__",),
     ),
-    "afov": (("files", "programs", "settings", "verbs", "watching"), ("autolabel", "demo"), ("commands",), ("__main__",)),
+    "afov": (
+        ("files", "programs", "settings", "verbs", "watching"),
+        ("autolabel", "demo"),
+        ("commands",),
+        ("__main__",),
+    ),
 }
 MOST_ON_TOP = 14  # entries of pipeline and of trainer: more, and a newcomer reads a list instead of a plan
 MAY_NAME_LABELS = {"trainer/scoring/evaluate.py", "trainer/objectives/supervised.py"}
@@ -295,6 +300,7 @@ def test_what_we_import_is_a_direct_requirement() -> None:
     providers = {
         "rerun": ["rerun-sdk"],
         "mlflow": ["mlflow-skinny"],
+        "mcap_ros2": ["mcap-ros2-support"],
         **importlib.metadata.packages_distributions(),
     }  # an extra, often not installed
     used = {i.package for path, file in MODULES.items() for i in imports(path, file.read_text())}
