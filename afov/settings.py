@@ -342,7 +342,7 @@ def own_identity(recipe: Recipe, table: str) -> Any:
 
 def runs_changed(one: Recipe, other: Recipe) -> list[str]:
     """Return the tasks whose settings differ between two recipes."""
-    from trainer.records.asked import settings_of
+    from manifests.learnt import settings_of
 
     tasks: tuple[Any, ...] = ("pretrain", "distill", "probe", "finetune", "supervised")
     found = [task for task in tasks if settings_of(one, task) != settings_of(other, task)]

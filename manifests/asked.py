@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from manifests.config import ConfigError, changed_values
+from manifests.config import ConfigError, changed_values, default_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig
 from manifests.splits import split_content
 from manifests.stages import SPECS, fingerprint, with_needs
 from manifests.storage.errors import StoreError
@@ -211,7 +212,10 @@ def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequen
 
     Another data root counts, unless the tables were handed on and the recipe's own root is not on this machine.
     """
-    data, wanted = dict(before.get("data", {})), dict(now["data"])
+    wanted, defaults = dict(now["data"]), plain(default_values(DataConfig))
+    data = {  # earlier versions wrote down what has its default too
+        key: value for key, value in before.get("data", {}).items() if key in wanted or value != defaults.get(key)
+    }
     if before.get(RECEIVED) and not Path(wanted["root"]).exists():
         data["root"] = wanted["root"]
     found = differences({"data": data}, {"data": wanted})

@@ -243,16 +243,25 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
+def default_values(kind: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a dataclass by field; a field without one is left out."""
+    found = {}
+    for item in dataclasses.fields(kind):
+        value = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if value is not dataclasses.MISSING:
+            found[item.name] = value
+    return found
+
+
 def changed_values(config: Any) -> dict[str, Any]:
     """Return the fields of a frozen dataclass whose value differs from the default.
 
     Only these enter an identity, so that adding a setting with a default renames no table. A field without a default
     always counts.
     """
-    changed: dict[str, Any] = {}
+    defaults, changed = default_values(type(config)), {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if default is dataclasses.MISSING or value != default or type(value) is not type(default):
+        if item.name not in defaults or value != defaults[item.name] or type(value) is not type(defaults[item.name]):
             changed[item.name] = value
     return changed

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from manifests.asked import pin
 from manifests.config import changed_values
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import differences, digest, looks_of, plain
+from manifests.learnt import changes_since, recorded_weights
 from manifests.recipe import Recipe
 from manifests.sections.network import NetworkConfig, without_labels
 from manifests.sections.training import Improvement
 from manifests.splits import ALL
-from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
@@ -106,26 +107,45 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
     return table, manifest
 
 
-def checked_weights(recipe: Recipe, manifest: Manifest) -> str:
-    """Return by which weights predictions were made.
+def weights_of(manifest: Manifest) -> str:
+    """Return the digest of the weights that predictions were made by."""
+    return str(manifest.identity["settings"]["weights"])
 
-    Raises StoreError if the record of the student's run, where there is one, tells of others: it learnt on since. (Who
-    can open checkpoints compares those themselves.)
+
+def students_predictions(store: Store, recipe: Recipe, points: TableRef) -> tuple[TableRef, Manifest]:
+    """Return what `predictions_of` does, where they are of the very student that the recipe names now.
+
+    For those who open no checkpoint: predictions say of which file they are, and what their student learnt. Raises
+    StoreError where that is another file, one that was written anew, or a student that learnt on, or something else.
     """
-    weights = str(manifest.identity["settings"]["weights"])
-    path = recipe.folder() / recipe.predict.of / "run.json"
-    if recipe.predict.checkpoint or not path.is_file():
-        return weights
-    try:
-        now = (sealed.read_sealed(path).get("result") or {}).get("weights", weights)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}; write it again: {recipe.make(recipe.predict.of)}") from None
-    if now != weights:
+    table, manifest = predictions_of(store, recipe, points)
+    made, advice = manifest.made, f"run: {recipe.make('predict')}"
+    if "student" not in made:
         raise StoreError(
-            f"the predictions of recipe {recipe.name} are of weights {weights}; its student has {now} by now; run: "
-            f"{recipe.make('predict')}"
+            f"the predictions of recipe {recipe.name} do not say what their student learnt: an earlier version made "
+            f"them; to have it noted, which predicts nothing again, {advice}"
         )
-    return weights
+    task, named = recipe.predict.of, recipe.predict.checkpoint
+    wanted, path = (Path(one).expanduser().absolute() for one in (named or recipe.folder() / task, made["checkpoint"]))
+    if wanted not in (path, path.parent):
+        raise StoreError(f"the predictions of recipe {recipe.name} are of {path}, and it names {wanted} now; {advice}")
+    if named:
+        if looks_of(path) not in (None, made.get("checkpoint_looks")):
+            raise StoreError(f"{path} was written anew since recipe {recipe.name} predicted with it; {advice}")
+        return table, manifest
+    weights = weights_of(manifest)
+    if (now := recorded_weights(recipe, task)) not in (None, weights):
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of weights {weights}; its student has {now} by now; {advice}"
+        )
+    if changes := changes_since(made["student"], recipe, task, store):
+        listed = "".join(f"\n  {line}" for line in changes)
+        raise StoreError(
+            f"the predictions of recipe {recipe.name} are of a student of another recipe than the one at hand, or of "
+            f"this one before it was changed:{listed}\nTake the change back, or train it: "
+            f"{recipe.make(task, more=['--fresh'])} (which moves the old run aside), then {advice}"
+        )
+    return table, manifest
 
 
 # -- refined labels ----------------------------------------------------------------------------------------------------
@@ -257,7 +277,7 @@ def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manife
     before, merges = ref.tables.get(pseudo_labels_before(recipe)), recipe.refine.merge and of == "prediction"
     needed = [
         ref.table("points"),
-        predictions_of(store, recipe, ref.table("points"))[0] if of == "prediction" else before,
+        students_predictions(store, recipe, ref.table("points"))[0] if of == "prediction" else before,
     ]
     tables = [one for one in (*needed, before if merges else None) if one]
     identity = refine_identity(recipe, of, by, {one.stage: one.fingerprint for one in tables})

@@ -58,6 +58,7 @@ ORDER = {
         ("recipe", "storage"),
         ("endings", "stages"),
         ("asked", "console", "effective"),
+        ("learnt",),
         ("labels",),
     ),
     "superpixels": (

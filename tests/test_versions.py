@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from manifests import learnt
 from manifests.config import ConfigError
 from manifests.fingerprint import canonical, differences
 from manifests.recipe import SECTION_CLASSES, Recipe
@@ -25,7 +26,6 @@ from tests.fixed_rows import VARIANTS, Rows, listed, rows_of_stage
 from tests.pipeline.test_teachers import frame_of as teacher_frame
 from tests.reads import Read, other_dictionaries, other_recipes, section_of, touched, value_of, with_value
 from tests.versions import ENTERS, GOLDEN, Measured, compare, digest_of, measure, write
-from trainer.records import asked
 
 PLACES = {"root", "folder", "corrections"}
 """Settings that say where files lie: what is in them is known by digest (tests/pipeline/test_content.py)."""
@@ -329,7 +329,7 @@ def test_a_run_of_another_version_of_training_is_not_that_of_the_recipe(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, _ = measured.stages["default"]
-    before = asked.settings_of(recipe, "distill")
+    before = learnt.settings_of(recipe, "distill")
     assert "version" not in before
-    monkeypatch.setattr(asked, "VERSION", 2)
-    assert differences(before, asked.settings_of(recipe, "distill")) == ["version: (default) -> 2"]
+    monkeypatch.setattr(learnt, "VERSION", 2)
+    assert differences(before, learnt.settings_of(recipe, "distill")) == ["version: (default) -> 2"]

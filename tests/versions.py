@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from manifests import labels
+from manifests import labels, learnt
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
@@ -36,7 +36,6 @@ from pipeline.frame import Frame
 from tests.fixed_rows import VARIANTS, Rows, recipe_over, rows_of, teacher_recipes, write_log
 from tests.reads import Read, watched_recipe
 from trainer.inference import search
-from trainer.records import asked
 
 GOLDEN = Path(__file__).parent / "golden" / "versions.json"
 COMMAND = "python -m tests.versions --write"
@@ -151,7 +150,7 @@ def versions_behind(section: str) -> dict[str, int]:
     kind, _, name = section.partition(" ")
     if kind == "teacher":
         return {section: TEACHER_SECTIONS[name].version}
-    of_trainer = {"training": asked.VERSION, "search": search.VERSION}
+    of_trainer = {"training": learnt.VERSION, "search": search.VERSION}
     of_trainer |= {"predict": labels.PREDICT_VERSION, "refine": labels.REFINE_VERSION}
     return {one: of_trainer[one] if one in of_trainer else SPECS[one].version for one in ENTERS[section]}
 
@@ -204,7 +203,7 @@ def where_to_raise(name: str) -> str:
     if kind == "teacher":
         return f"`version` in manifests/sections/teachers/{teacher}.py"
     places = {
-        "training": "VERSION in trainer/records/asked.py",
+        "training": "VERSION in manifests/learnt.py",
         "search": "VERSION in trainer/inference/search.py",
         "predict": "PREDICT_VERSION in manifests/labels.py",
         "refine": "REFINE_VERSION in manifests/labels.py",

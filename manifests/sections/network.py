@@ -130,3 +130,8 @@ class AugmentConfig:
             raise ValueError(f"augment.crop_area is {self.crop_area}; expected shares 0 < from <= to <= 1")
         if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
             raise ValueError(f"augment.crop_aspect is {self.crop_aspect}; expected ratios 0 < from <= to")
+
+
+def without_pairs(config: AugmentConfig) -> AugmentConfig:
+    """Return the settings as they matter to frames without pairs."""
+    return AugmentConfig(rotate=config.rotate, flip=config.flip)

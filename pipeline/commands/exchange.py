@@ -97,6 +97,13 @@ def labels_command(
             + ("; all was there already" if done.kept else ""),
             soft_wrap=True,
         )
+        if done.changed:
+            console.print(
+                f"labels: {len(done.changed)} files there are not as they were written, such as {done.changed[0]}: "
+                "corrected since, or damaged. They stay as they are; to have all written again, remove the folder, or "
+                "name another one: OUT=... (--out)",
+                soft_wrap=True,
+            )
         for name, reason in list(done.record["without_labels"].items())[:MOST_TOLD]:
             console.print(f"labels: frame {name} has none: {reason}", soft_wrap=True)
         if len(done.record["without_labels"]) > MOST_TOLD:

@@ -4,6 +4,7 @@
     <out>/frames.csv      a line a frame: name, scene, time, sweep, points, how many have a label, how sure these are on
                           average, and its file in each layout
     <out>/<layout>/...    see pipeline.exchange.label_files
+    <out>/files.sha256    digests of all of these
 
 The folder appears whole or not at all. One that holds the very same is left as it is; any other one of ours is moved
 aside, since somebody may have worked on it, and one that is not ours is refused.
@@ -12,12 +13,10 @@ aside, since somebody may have worked on it, and one that is not ours is refused
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.fingerprint import digest, plain, sha256_file
-from manifests.labels import ORIGINS, checked_weights, predictions_of, refine_split, refined_of
+from manifests.labels import ORIGINS, refine_split, refined_of, students_predictions, weights_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.splits import ALL, load_split
@@ -55,11 +54,20 @@ from pipeline.exchange.label_files import (
     Ply,
     Writer,
 )
+from pipeline.exchange.label_folder import (
+    FRAMES,
+    RECORD,
+    changed_files,
+    earlier,
+    moved_aside,
+    sole_writer,
+    whole,
+    write_sums,
+)
 from pipeline.look.browse import Track
 from pipeline.stages.target import corrected
 
-FORMAT = 1
-RECORD, FRAMES = "labels.json", "frames.csv"
+FORMAT = 2
 UNSURE = "unsure"
 HEADER = ("frame_id", "scene", "timestamp_us", "lidar_path", "n_points", "n_labelled", "mean_confidence")
 MOST_DOUBTFUL = 10  # frames to look at first
@@ -69,12 +77,16 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_labels` did: the folder, its record, whether it was there before, and where an older one lies now."""
+    """What `write_labels` did: the folder, its record, whether it was there before, and where an older one lies now.
+
+    `changed` are files of one that was there before which are not as they were written: corrected since, or damaged.
+    """
 
     folder: Path
     record: Mapping[str, Any]
     kept: bool = False
     aside: Path | None = None
+    changed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -129,7 +141,7 @@ def write_labels(
         with sole_writer(out):
             before = earlier(out)
             if before is not None and before["identity"] == identity and whole(out, before):
-                return Written(out, before, kept=True)
+                return Written(out, before, kept=True, changed=tuple(changed_files(out)))
             scratch = out.with_name(f".{out.name}.{secrets.token_hex(6)}")
             try:
                 record = fill(recipe, source, scratch, identity, track, only)
@@ -166,13 +178,13 @@ class Source:
         tables = {name: ref.table(name) for name in ("index", "points", *made_here)}
         weights, split = None, ALL
         if of == "predict":
-            tables["predict"], manifest = predictions_of(store, recipe, ref.table("points"))
-            weights, split = checked_weights(recipe, manifest), recipe.predict.split
+            tables["predict"], manifest = students_predictions(store, recipe, ref.table("points"))
+            weights, split = weights_of(manifest), recipe.predict.split
         elif of == "refine":
             tables["refine"], _ = refined_of(store, recipe, ref)
             split = refine_split(recipe)
             if recipe.refine.of == "prediction":
-                weights = checked_weights(recipe, predictions_of(store, recipe, ref.table("points"))[1])
+                weights = weights_of(students_predictions(store, recipe, ref.table("points"))[1])
         shards = shards_of_split(tables["index"], split, recipe)
         for name, table in tables.items():
             lacking = set(shards) - {shard.shard for shard in table.shards}
@@ -235,7 +247,8 @@ def identity_of(recipe: Recipe, source: Source) -> dict[str, Any]:
             "tables": {name: table.fingerprint for name, table in source.tables.items()},
             "contents": source.contents(),
             "excluded": sorted(source.excluded),
-            "dictionary": [[one.name, list(one.rgb)] for one in recipe.ontology.classes],
+            "dictionary": recipe.ontology.name,
+            "classes": [[one.name, hex_colour(one.rgb), one.thing] for one in classes_of(recipe)],
             "raw": recipe.ontology.raw_content(),
             "formats": list(recipe.labels.formats),
             "min_confidence": recipe.labels.min_confidence,
@@ -325,6 +338,7 @@ def fill(
     layouts = {name: writer.about() for name, writer in writers.items()}
     record = record_of(recipe, source, identity, classes, tally, failed, layouts)
     (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_sums(folder)
     return record
 
 
@@ -439,62 +453,3 @@ def mean_confidence(sweep: LabelledSweep) -> float:
 def hex_colour(rgb: Sequence[int]) -> str:
     """Return a colour as dictionaries write it."""
     return "#" + bytes(rgb).hex()
-
-
-# -- the folder --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
-    """Keep other writers of the same folder out, and remove what a killed one left behind."""
-    lock = out.with_name(f".{out.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{out} is being written by another run; wait for it, or name another folder") from None
-        for left in out.parent.glob(f".{out.name}.????????????"):
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def earlier(out: Path) -> dict[str, Any] | None:
-    """Return the record of a folder of labels; None if there is no folder, or an empty one.
-
-    Raises ConfigError for a folder that is not ours.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    try:
-        record = json.loads((out / RECORD).read_bytes())
-        if not isinstance(record["identity"], dict) or "layouts" not in record:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(
-            f"{out} is there and holds no {RECORD} of labels; name another folder for them: OUT=... (--out)"
-        ) from None
-    found: dict[str, Any] = record
-    return found
-
-
-def whole(out: Path, record: Mapping[str, Any]) -> bool:
-    """Return whether all files that a folder of labels lists are there."""
-    layouts = list(record["layouts"])
-    try:
-        with (out / FRAMES).open(newline="", encoding="utf-8") as table:
-            rows = list(csv.DictReader(table))
-        names = [row[layout] for row in rows for layout in layouts]
-    except (OSError, KeyError, ValueError, csv.Error):
-        return False
-    return len(rows) == record["counts"]["frames"] and all((out / name).is_file() for name in dict.fromkeys(names))
-
-
-def moved_aside(out: Path) -> Path:
-    """Give a folder of labels another name, and return it: somebody may have worked on what is in it."""
-    names = (out.with_name(f"{out.name}-before-{number}") for number in count(1))
-    aside = next(name for name in names if not name.exists())
-    out.rename(aside)
-    return aside

@@ -21,7 +21,8 @@ from manifests.storage.names import scene_of
 from manifests.storage.store import Store
 from manifests.tables.answers import Refine
 from manifests.tables.base import Rows
-from pipeline.exchange.labels import FRAMES, RECORD, Source, Written, labels_in, why_not, write_labels
+from pipeline.exchange.label_folder import FRAMES, RECORD
+from pipeline.exchange.labels import Source, Written, labels_in, why_not, write_labels
 from pipeline.look.browse import Track
 
 APART = 5  # frames of a scene of which only one is chosen: neighbours look alike

@@ -7,7 +7,7 @@ import json
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.__main__ import app as pipeline
 from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.formats import read_point_labels
 from pipeline.exchange import labels as module
+from pipeline.exchange.label_folder import sole_writer
 from pipeline.exchange.labels import raw_numbers, write_labels
 from tests.fixed_rows import recipe_over, write_log
 from tests.refs import newest
@@ -275,11 +276,33 @@ def test_the_same_labels_are_left_and_others_are_moved_aside(place: Place, tmp_p
     write_labels(place.recipe(), out)
     stamp = (out / "labels.json").stat().st_mtime_ns
     assert write_labels(place.recipe(), out).kept and (out / "labels.json").stat().st_mtime_ns == stamp
+    file = next((out / "npy").rglob("*.npy"))
+    file.write_bytes(file.read_bytes()[:-1])
+    kept = write_labels(place.recipe(), out)
+    assert kept.kept and kept.changed == (str(file.relative_to(out)),), "corrected files are neither lost nor hidden"
+    assert f"not as they were written, such as {kept.changed[0]}: corrected" in said_of_labels(place, out)
     other = write_labels(place.recipe("labels.of=vote"), out)
     assert other.aside == tmp_path / "out-before-1" and record_of(other.aside)["of"] == "refine"
     next((out / "npy").rglob("*.npy")).unlink()
     broken = write_labels(place.recipe("labels.of=vote"), out)
     assert not broken.kept and broken.aside == tmp_path / "out-before-2"
+
+
+def said_of_labels(place: Place, out: Path) -> str:
+    place.recipe()
+    options = ["--set", "refine.of=pseudo", "--out", str(out)]
+    done = CliRunner().invoke(pipeline, ["labels", str(place.folder / "tiny.toml"), *options])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_record_is_written_anew_where_the_dictionary_has_another_name(place: Place, tmp_path: Path) -> None:
+    """That is in the record and in no table."""
+    out, path = tmp_path / "out", tmp_path / "dictionary.toml"
+    write_labels(place.recipe(), out)
+    path.write_text(Path("manifests/ontologies/nuscenes.toml").read_text().replace('"nuscenes"', '"other"', 1))
+    written = write_labels(replace(place.recipe(), ontology=load_ontology(str(path))), out)
+    assert not written.kept and written.record == record_of(out) and written.record["dictionary"] == "other"
 
 
 def test_a_folder_that_is_not_ours_is_refused(place: Place, tmp_path: Path) -> None:
@@ -291,7 +314,7 @@ def test_a_folder_that_is_not_ours_is_refused(place: Place, tmp_path: Path) -> N
 
 
 def test_two_writers_of_one_folder_are_kept_apart(place: Place, tmp_path: Path) -> None:
-    with module.sole_writer(tmp_path / "out"), pytest.raises(ConfigError, match="is being written by another run"):
+    with sole_writer(tmp_path / "out"), pytest.raises(ConfigError, match="is being written by another run"):
         write_labels(place.recipe(), tmp_path / "out")
 
 

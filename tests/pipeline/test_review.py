@@ -94,7 +94,12 @@ def test_the_riskiest_frames_go_out_and_not_twice(place: Place, first: Path) -> 
     rows = place.targets()
     doubt = sorted(rows, key=lambda name: (rows[name].confidence.mean(), name))
     assert {frame["frame_id"] for frame in frames_of(first / "1")} <= set(doubt)
-    assert sorted(path.name for path in (first / "1").iterdir()) == ["frames.csv", "kitti", "labels.json"]
+    assert sorted(path.name for path in (first / "1").iterdir()) == [
+        "files.sha256",
+        "frames.csv",
+        "kitti",
+        "labels.json",
+    ]
     again, chosen = review(place.recipe(), first, 99)
     assert again.folder == first / "2"
     names = [frame["frame_id"] for folder in ("1", "2") for frame in frames_of(first / folder)]

@@ -101,7 +101,8 @@ def fill(
         for shard in points.shards
     )
     identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
-    fleet.store.write_manifest(Manifest("predict", "a1b2", identity, shards, {"epoch": 2}))
+    made = {"epoch": 2, "checkpoint": str(fleet.recipe().folder() / "distill/epoch-0002.safetensors"), "student": {}}
+    fleet.store.write_manifest(Manifest("predict", "a1b2", identity, shards, made))
     fleet.store.write_ref(
         pin(fleet.recipe(), "predict"), Ref("street", {"predict": TableRef("predict", "a1b2", shards)})
     )

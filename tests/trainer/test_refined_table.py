@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import weakref
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from manifests.asked import tables_of
-from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of
+from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of, students_predictions
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardWriter
@@ -261,6 +262,38 @@ def test_old_refined_labels_are_not_taken_for_those_of_now(fleet: Any, console: 
     fill(fleet, {**MIDDLE_ERRS, "v2": [CAR, CAR, CAR]})
     with pytest.raises(StoreError, match=r"refined labels of shard scene-0103.0000 were made from is another by now"):
         read()
+
+
+def test_predictions_of_another_student_are_handed_on_by_nobody(fleet: Any, console: Console) -> None:
+    """Who writes label files opens no checkpoint: what predictions say of their student is compared instead."""
+    recipe = fleet.recipe("distill.epochs=1")
+    train(recipe, "distill", console)
+    predict(recipe, console)
+
+    def read(*words: str) -> TableRef:
+        now = fleet.recipe("distill.epochs=1", *words)
+        points = tables_of(fleet.store, now, ["points"]).table("points")
+        return students_predictions(fleet.store, now, points)[0]
+
+    table = read("pretrain.epochs=9")
+    assert table.shards, "what is not the student's changes nothing"
+    named = f"predict.checkpoint={fleet.folder / 'other.safetensors'}"
+    cases = {
+        "distill.epochs=2": r"distill.epochs: 1 -> 2\nTake the change back, or train it: make distill .* then run: ",
+        "group.policy=last_camera": "table `target`: it learnt from",
+        'data.exclude=["v1"]': "data.exclude",
+        "predict.of=supervised": r"/distill/epoch-0001.safetensors, and it names /\S*/supervised now; run: make",
+        named: r"it names /\S*other.safetensors now; run: make pred",
+    }
+    for words, said in cases.items():
+        with pytest.raises(StoreError, match=f"(?s){said}"):
+            read(words)
+    shutil.copy(recipe.folder() / "distill/epoch-0001.safetensors", fleet.folder / "other.safetensors")
+    predict(fleet.recipe("distill.epochs=1", named), console)
+    assert read(named) == table and read(named, "distill.epochs=2") == table, "a file that is named is taken as it is"
+    os.utime(fleet.folder / "other.safetensors")
+    with pytest.raises(StoreError, match=r"other.safetensors was written anew since .*; run: make predict"):
+        read(named)
 
 
 def test_what_was_made_for_another_split_stays(fleet: Any, console: Console) -> None:

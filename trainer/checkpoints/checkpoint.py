@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manifests.fingerprint import DIGITS, differences
+from manifests.recipe import Recipe
 from manifests.sections.network import VoxelConfig
 from manifests.storage import sealed
 from trainer.errors import TrainerError
@@ -218,6 +219,12 @@ def latest(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run, or None."""
     epochs = finished_epochs(folder)
     return epoch_path(folder, epochs[-1]) if epochs else None
+
+
+def newest_weights(recipe: Recipe, task: str) -> str | None:
+    """Return the digest of the weights in the newest checkpoint of a recipe's run, None if there is none."""
+    path = latest(recipe.folder() / task)
+    return str(read_document(path)["weights"]) if path else None
 
 
 def running_path(folder: Path) -> Path:

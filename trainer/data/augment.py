@@ -20,11 +20,6 @@ CROP_OUTPUT_PX = (224, 416)
 _MAX_BOXES = 20  # the reference implementation draws until a box fits, for ever if none does
 
 
-def without_pairs(config: AugmentConfig) -> AugmentConfig:
-    """Return the settings as they matter to frames without pairs."""
-    return AugmentConfig(rotate=config.rotate, flip=config.flip)
-
-
 @dataclass(frozen=True)
 class Augmented:
     """One random view of a frame: ``xyz_m`` (k, 3) float32, ``kept_point`` (k,) int64 rows of the original points, and

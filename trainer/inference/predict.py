@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from manifests.asked import pin, tables_of
-from manifests.fingerprint import digest
+from manifests.fingerprint import digest, looks_of
 from manifests.labels import predict_identity, predict_key
+from manifests.learnt import changes_since, student_of
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.training import Task
@@ -39,7 +40,6 @@ from trainer.loop.learner import N_INPUTS
 from trainer.loop.log import progress_bar
 from trainer.network.minkunet import build_network
 from trainer.network.sparse import Engine, open_engine
-from trainer.records.asked import changes_since
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store
 
 def check_run(path: Path, document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store, or_: str = "") -> None:
     """Raise TrainerError if a run of the recipe learnt something else than it asks for now; `or_` is further advice."""
-    changes = changes_since(document, recipe, task, store)
+    changes = changes_since(document, recipe, task, store, checkpoint.newest_weights)
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
@@ -216,6 +216,8 @@ def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) ->
     """Return what a manifest says of how a network made a table: weights, code, packages, device and time."""
     return {
         "checkpoint": str(path),
+        "checkpoint_looks": looks_of(path),
+        "student": student_of(learnt.document),
         **{name: learnt.document.get(name) for name in ("weights", "epoch", "step", "epochs")},
         "commit": git_commit(),
         "versions": package_versions(TRAINER_PACKAGES),

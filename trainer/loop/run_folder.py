@@ -13,6 +13,7 @@ import torch
 
 from manifests.asked import pin
 from manifests.fingerprint import differences, digest, plain
+from manifests.learnt import changes_since, settings_of
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import Settings, as_document
@@ -42,7 +43,6 @@ from trainer.network.sparse import Engine
 from trainer.objectives.objective import Objective
 from trainer.objectives.registry import EARLIER_RUNS
 from trainer.records import protocol, record
-from trainer.records.asked import changes_since, settings_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str, store: Store) -> P
             f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
             f"{task}.init to {found}"
         )
-    changes = changes_since(document, recipe, earlier, store) if earlier else []
+    changes = changes_since(document, recipe, earlier, store, checkpoint.newest_weights) if earlier else []
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(

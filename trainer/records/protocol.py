@@ -13,7 +13,7 @@ from manifests.fingerprint import differences, plain
 from manifests.recipe import Recipe
 from manifests.records.codec import Settings
 from manifests.records.run import Ancestor
-from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels
+from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels, without_pairs
 from manifests.sections.training import (
     DistillConfig,
     FinetuneConfig,
@@ -23,7 +23,6 @@ from manifests.sections.training import (
     SgdConfig,
     Task,
 )
-from trainer.data.augment import without_pairs
 
 NOT_COMPARED = ("init", "seed", "keep_every", "engine")
 """Settings that are another experiment of the paper, that it does not give, or that change no result."""

@@ -1,24 +1,25 @@
-"""What a recipe asks of a training, and whether a checkpoint is of that: a folder's name says neither."""
+"""What a recipe asks of a training, and whether a student learnt that: a folder's name says neither.
+
+Both sides ask it: the trainer of the checkpoint that it opens, the pipeline of what predictions say of their student.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 from manifests.asked import tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import differences, digest, plain
 from manifests.recipe import Recipe
-from manifests.sections.network import without_labels
+from manifests.sections.network import without_labels, without_pairs
 from manifests.sections.training import Task
 from manifests.shown import shown_values
 from manifests.splits import split_content
 from manifests.stages import fingerprint
+from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
-from trainer.checkpoints import checkpoint
-from trainer.data.augment import without_pairs
-from trainer.objectives.registry import EARLIER_RUNS, READS
 
 VERSION = 1
 """Raised when the code, or another default, changes what a training makes of the same settings (tests/versions.py)."""
@@ -50,7 +51,33 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     return found
 
 
-def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
+Weights = Callable[[Recipe, str], str | None]
+"""Returns the digest of the newest weights that a recipe has of a task, None if there are none."""
+
+
+def recorded_weights(recipe: Recipe, task: str) -> str | None:
+    """Return the newest weights of a task by the record of its run; None if there is none. Raises StoreError."""
+    path = recipe.folder() / task / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        weights = (sealed.read_sealed(path).get("result") or {}).get("weights")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; write it again: {recipe.make(task)}") from None
+    return None if weights is None else str(weights)
+
+
+def student_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of what a checkpoint says, what `changes_since` compares: predictions keep it, to be asked without it."""
+    task, config = document.get("task"), document.get("config") or {}
+    found: dict[str, Any] = {name: document[name] for name in ("task", "identity", "tables") if document.get(name)}
+    start = {str(task): {"init": config.get(task, {}).get("init", "")}}
+    return found | {"config": {**start, "data": {"exclude": config.get("data", {}).get("exclude", [])}}}
+
+
+def changes_since(
+    document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store, weights: Weights = recorded_weights
+) -> list[str]:
     """Return in what the run that a checkpoint's document tells of differs from what the recipe asks for now.
 
     Settings, the initial weights, the identities of the tables it learnt from, and the shards of these as far as the
@@ -65,36 +92,37 @@ def changes_since(document: Mapping[str, Any], recipe: Recipe, task: Task, store
     for settings in (made, wanted):  # weights are of no engine; what predicts with them says which one it used
         settings["network"] = {key: value for key, value in (settings["network"] or {}).items() if key != "engine"}
     changes = differences(made, wanted)
-    changes += other_start(document, recipe, task)
+    changes += other_start(document, recipe, task, weights)
     learnt_without = document.get("config", {}).get("data", {}).get("exclude", [])
     changes += differences({"data.exclude": sorted(learnt_without)}, {"data.exclude": sorted(recipe.data.exclude)})
-    for stage in READS[task]:
-        then, now = identity.get("tables", {}).get(stage, {}).get("fingerprint"), fingerprint(recipe, stage)
+    for stage, table in identity.get("tables", {}).items():
+        then, now = table.get("fingerprint"), fingerprint(recipe, stage)
         if then != now:
             changes.append(f"table `{stage}`: it learnt from {then}, the recipe now asks for {now}")
-    return changes or other_shards(document, recipe, task, store)
+    return changes or other_shards(document, recipe, store)
 
 
-def other_start(document: Mapping[str, Any], recipe: Recipe, task: Task) -> list[str]:
+def other_start(document: Mapping[str, Any], recipe: Recipe, task: Task, weights: Weights) -> list[str]:
     """Return how the initial weights of a run differ from those that the recipe names now, as far as they are there."""
     then = document.get("config", {}).get(task, {}).get("init", "")
     now = getattr(recipe.settings(task), "init", "")
     if then != shown_values(now):
         return differences({f"{task}.init": then}, {f"{task}.init": now})
-    found = checkpoint.latest(recipe.folder() / now) if now in EARLIER_RUNS.get(task, ()) else None
-    if found is None or checkpoint.read_document(found)["weights"] == document["identity"].get("init"):
+    found = weights(recipe, now) if now in get_args(Task) and now != task else None
+    if found in (None, document["identity"].get("init")):
         return []
-    return [f"{task}.init: it started from other weights of `{now}` than those in {found} now"]
+    return [f"{task}.init: it started from other weights of `{now}` than those in {recipe.folder() / now} now"]
 
 
-def other_shards(document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store) -> list[str]:
+def other_shards(document: Mapping[str, Any], recipe: Recipe, store: Store) -> list[str]:
     """Return which shards a run learnt from are others now; none where the store has no tables to compare with."""
+    learnt = document.get("tables", {})
     try:
-        ref = tables_of(store, recipe, READS[task])
+        ref = tables_of(store, recipe, learnt)
     except StoreError:
         return []
     found = []
-    for stage, table in document.get("tables", {}).items():
+    for stage, table in learnt.items():
         now = {shard.shard: shard.key for shard in ref.tables[stage].shards} if stage in ref.tables else {}
         others = [shard for shard, key in table.get("shards", {}).items() if now.get(shard, key) != key]
         if others:
