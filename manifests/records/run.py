@@ -173,7 +173,7 @@ class NumbersLine:
         return {name.removeprefix("lr_"): value for name, value in self.values.items() if name.startswith("lr_")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run came to: its newest checkpoint, and by what it was chosen."""
 
@@ -181,7 +181,7 @@ class Result:
     sha256: str
     weights: str
     epoch: int
-    step: int | None
+    step: int | None = None
     chosen: str
 
 

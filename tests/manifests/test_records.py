@@ -131,6 +131,16 @@ def test_a_log_counts_a_step_as_it_went_the_last_time_and_names_what_is_no_line(
     assert log.damage == "line 6: its `values.lr_head` is 'much'; expected float"
 
 
+def test_a_record_from_before_steps_were_told_is_read() -> None:
+    """As versions up to 0.9 wrote it."""
+    result = {"file": "e", "sha256": "0", "weights": "feed", "epoch": 2, "chosen": "the last epoch"}
+    first = {name: value for name, value in epoch_line(1, 2.5).items() if name not in ("event",)}
+    old = {name: value for name, value in run_record(result=result, curves=[first], format=1).items()}
+    del old["log"], old["unreadable"]
+    found = as_record(RunRecord, old)
+    assert found.result and found.result.step is None and found.log is None and found.curves[0].event == "epoch"
+
+
 def test_a_checkpoint_of_a_checkpoint_is_described_alike() -> None:
     found = as_record(Ancestor, {"file": "a", "task": "distill", "initial": {"file": "b", "task": "pretrain"}})
     assert found.initial and found.initial.task == "pretrain" and found.initial.initial is None
