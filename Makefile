@@ -47,7 +47,7 @@ PY := .venv/bin/python
 export AFOV_ADVICE := make
 AFOV := $(PY) -m afov
 
-STAGES := index points project text encode segment group vote correct mend pairs target label pack
+STAGES := index points project text encode segment score group vote correct mend pairs target label pack
 QUESTIONS := show doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores
@@ -110,6 +110,7 @@ project: ## which point is seen at which pixel
 text: ## a vector for each prompt
 encode: ## the teacher's half that needs no vocabulary
 segment: ## open-vocabulary masks
+score: ## how sure the teacher is of each pixel that a point is seen in, where the recipe asks for it
 group: ## masks to superpoints, and a pseudo-label for each point
 vote: ## pseudo-labels made consistent over time
 correct: ## pseudo-labels after flat interaction (AFI)

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from manifests.config import ConfigError, changed_values
 from manifests.fingerprint import digest
 from manifests.recipe import Recipe
+from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.tables.base import EVERY_ROW, Record
 from manifests.tables.labels import Correct, Label, Mend, Target, Vote
-from manifests.tables.sensors import Coordinates, Index, PointOfPair, Points, Project
+from manifests.tables.sensors import Coordinates, Index, PixelOfPair, PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
-from manifests.tables.teacher import Encode, Segment, SegmentMaps, Text
+from manifests.tables.teacher import Encode, Score, Segment, SegmentMaps, Text
 from manifests.templates import templates_of
 
 
@@ -119,6 +120,29 @@ def segment_needs(recipe: Recipe) -> tuple[Need, ...]:
     return (*encoding, Need(Text, "broadcast"), *map(Need, teacher.needs()))
 
 
+def score_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that scores of pixels are made from; raises ConfigError where the teacher has none."""
+    teacher = recipe.teacher
+    if not teacher.scores_pixels:
+        able = sorted(name for name, kind in TEACHER_SECTIONS.items() if kind.scores_pixels)
+        raise ConfigError(
+            f'group.scores is "pixel", but teacher {teacher.name}, as it is set, scores whole segments; those of '
+            f'{", ".join(able)} score pixels (artifacts with scores = "image")'
+        )
+    if fused(recipe):
+        raise ConfigError(
+            'group.scores is "pixel", which looks at table encode once more, and run.keep_encode is false; set it true'
+        )
+    encoding = (Need(Encode),) if teacher.has_encode else ()
+    return (Need(PixelOfPair), Need(SegmentMaps), *encoding, Need(Text, "broadcast"))
+
+
+def group_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that superpoints and pseudo-labels are made from."""
+    scores = (Need(Score),) if recipe.group.scores == "pixel" else ()
+    return (Need(Project), Need(SegmentMaps), *scores)
+
+
 def fused(recipe: Recipe) -> bool:
     """Return whether stage `segment` runs the encode half itself, so that no table holds it."""
     return recipe.teacher.has_encode and not recipe.run.keep_encode
@@ -194,12 +218,13 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(Text, 1, no_needs, text_settings, alone=True),
         TableSpec(Encode, 5, no_needs, lambda recipe: teacher_settings(recipe, "encode")),
         TableSpec(Segment, 1, segment_needs, segment_settings),
+        TableSpec(Score, 1, score_needs, lambda recipe: {"teacher": recipe.teacher.name}),
         TableSpec(
             kind=Group,
             version=1,
-            needs=lambda recipe: (Need(Project), Need(SegmentMaps)),
+            needs=group_needs,
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
-            affects={"policy": ("point_superpoint", "label", "confidence")},
+            affects=dict.fromkeys(("policy", "scores"), ("point_superpoint", "label", "confidence")),
         ),
         TableSpec(
             kind=Vote,

@@ -93,6 +93,34 @@ def prompt_argmax(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]
     return best
 
 
+def name_scores(
+    masks: MaskQueries, probability: npt.NDArray[np.floating[Any]], prompt_map: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.float32]:
+    """Return how likely each pixel is what it is called, (H, W): queries' probabilities, each by its mask's share.
+
+    `probability` (q, t) says how likely a query shows each prompt, `prompt_map` (H, W) holds 0..t-1: with sigmoid(m_q)
+    as weights, the mean of probability[q, prompt] over the queries.
+    """
+    if prompt_map.shape != masks.size_px or not 0 <= prompt_map.min() <= prompt_map.max() < probability.shape[1]:
+        raise ValueError(
+            f"the prompt map {prompt_map.shape} must be {masks.size_px} and hold 0..{probability.shape[1] - 1}"
+        )
+    weights = np.ascontiguousarray(probability, np.float32)
+    found = np.empty(masks.size_px, np.float32)
+    for strip, soft in masks.strips():
+        named = (soft @ weights)[np.arange(len(soft)), prompt_map[strip].ravel()]
+        found[strip] = (named / np.maximum(soft.sum(axis=1), 1e-20)).reshape(-1, masks.size_px[1])
+    return found
+
+
+def owner_scores(masks: MaskQueries, score: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Return the largest score[q] * sigmoid(m_q) of each pixel, (H, W): how sure it is of the query that owns it."""
+    found = np.zeros(masks.size_px, np.float32)
+    for strip, soft in masks.strips() if masks.n_queries else ():
+        found[strip] = (soft * score.astype(np.float32)).max(axis=1).reshape(-1, masks.size_px[1])
+    return found
+
+
 def query_shares(masks: MaskQueries, label_map: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[np.float64]:
     """How much of every soft mask lies in every segment, (n, q): M[k, q] sums sigmoid(m_q) over pixels of segment k.
 

@@ -55,6 +55,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "group.min_points=4",
         "segment.split=components",
         "project.cell_px=2",
+        "group.scores=pixel",
     ),
     "corrected": ("data.corrections={place}/corrections", "group.min_points=3"),
     "all in one": ("target.labels=vote+correct", "vote.disputed=0.0", "segment.min_area_px=9", "project.margin_m=0.0"),

@@ -63,12 +63,15 @@ class GroupConfig:
     wins), "confidence" (the surer segment) or "nearest_axis" (the camera that sees it closest to its optical axis).
     `occluded` keeps pairs that lie behind something nearer (the reference does); leaving them out fixes the background
     points that get the foreground's label because the LiDAR on the roof looks over what blocks the camera.
-    Superpoints of fewer than `min_points` points are dropped.
+    Superpoints of fewer than `min_points` points are dropped. `scores` says how sure a pseudo-label is: as its
+    "segment", whose score all of its points share, or as the "pixel" in which the point is seen, by table `score`,
+    which clip_dense, san, fcclip, catseg, onnx, and artifacts with images of scores can give.
     """
 
     policy: str = "confidence"
     occluded: bool = False
     min_points: int = 1
+    scores: Literal["segment", "pixel"] = "segment"
 
     def __post_init__(self) -> None:
         if self.policy not in ("last_camera", "confidence", "nearest_axis"):

@@ -7,12 +7,12 @@ from manifests.tables.base import FrameRecord, Record
 from manifests.tables.labels import Correct, Label, Mend, Target, Vote
 from manifests.tables.sensors import Index, Points, Project
 from manifests.tables.superpoints import Group, Pairs
-from manifests.tables.teacher import Encode, Segment, Text
+from manifests.tables.teacher import Encode, Score, Segment, Text
 
 TABLES: dict[str, type[Record]] = {
     kind.table: kind
     for kind in (
-        *(Index, Points, Project, Text, Encode, Segment, Group, Pairs),
+        *(Index, Points, Project, Text, Encode, Segment, Score, Group, Pairs),
         *(Target, Label, Predict, Similarity, Vote, Correct, Refine, Mend),
     )
 }

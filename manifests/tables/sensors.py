@@ -108,6 +108,15 @@ class Project(FrameRecord, table="project"):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class PixelOfPair(FrameRecord, of=Project):
+    """In which pixels points are seen."""
+
+    view: UInt8
+    row_px: UInt16
+    col_px: UInt16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PointOfPair(FrameRecord, of=Project):
     """Which points are seen."""
 

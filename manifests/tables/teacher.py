@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from manifests.tables.base import About, Float16, Float32, FrameRecord, Int32, Record, UInt16, UInt32
+from manifests.tables.base import About, Float16, Float32, FrameRecord, Int32, Record, UInt8, UInt16, UInt32
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,6 +53,21 @@ class Segment(FrameRecord, table="segment"):
     score: Annotated[Float16, About("how sure the teacher is of the name, 0..1", shape=("n_segments",))]
     area_px: Annotated[Int32, About("pixels of each segment", "px", shape=("n_segments",))]
     vector: Annotated[Float16, About("unit vectors of the segments in the text space", shape=("n_segments", "n_dims"))]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Score(FrameRecord, table="score"):
+    """How sure the teacher is of each pixel in which a camera sees a point."""
+
+    score: Annotated[
+        UInt8,
+        About(
+            "how sure the teacher is of the name of the pixel, in 1/255: at least 1 in a segment, 0 in none; aligned "
+            "with `project`",
+            "1/255",
+            shape=("n_pairs",),
+        ),
+    ]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,7 @@ from manifests.stages import SPECS
 from manifests.tables.base import Bool, Float16, UInt8, UInt16
 from manifests.tables.sensors import PointOfPair, Project
 from manifests.tables.superpoints import Group, NamedPoints
-from manifests.tables.teacher import SegmentMaps
+from manifests.tables.teacher import Score, SegmentMaps
 from pipeline.frame import Camera
 from pipeline.geometry import axis_distance
 from pipeline.lenses import unbent_radius
@@ -31,7 +31,8 @@ def prepare(recipe: Recipe) -> FrameFunction[Group]:
     def group(inputs: FrameInput) -> Group:
         frame, pairs = inputs.frame, inputs.rows[Project]
         segments = views_of(inputs.rows[SegmentMaps])
-        return group_frame(pairs, frame.cameras, segments, frame.n_points, recipe.group, recipe.ontology)
+        scores = inputs.rows[Score].score if recipe.group.scores == "pixel" else None
+        return group_frame(pairs, frame.cameras, segments, frame.n_points, recipe.group, recipe.ontology, scores)
 
     return group
 
@@ -43,13 +44,16 @@ def group_frame(
     n_points: int,
     config: GroupConfig,
     ontology: Ontology,
+    pixel_score: UInt8 | None = None,
 ) -> Group:
     """Return the row of table `group` from the row of `project` and the segments of each view.
 
     Occluded pairs are left out from the start unless `config.occluded` keeps them, so they count for no superpoint and
     reach neither stage `pairs` nor a label. A point whose winning superpoint is of an ignored class (sky, say) keeps
     its superpoint but has label 0. Confidence is the teacher's score of the winning segment in 1/255, at least 1 where
-    that score is above 0; it is 0 where the label is 0, whatever the score.
+    that score is above 0; it is 0 where the label is 0, whatever the score. With `pixel_score` (p,), one per pair of
+    `project` in 1/255, it is that of the pixel in which the camera that wins sees the point, and so are the scores by
+    which cameras are compared.
     """
     candidate = np.arange(len(pairs.point)) if config.occluded else np.flatnonzero(~pairs.occluded)
     view = pairs.view[candidate]
@@ -71,14 +75,18 @@ def group_frame(
         pair_superpoint,
         n_points,
         cast(Policy, config.policy),
-        pair_score=score[pair_superpoint],
+        pair_score=score[pair_superpoint] if pixel_score is None else pixel_score[pair].astype(np.float32),
         pair_axis_distance=None if config.policy == "last_camera" else axis_distances(pairs, pair, cameras),
     )
     has = point_superpoint != NO_SUPERPOINT
     label = np.zeros(n_points, np.uint8)
     label[has] = ontology.class_of_prompt[prompt][point_superpoint[has]]
     confidence = np.zeros(n_points, np.uint8)
-    confidence[has] = in_255ths(score)[point_superpoint[has]]
+    if pixel_score is None:
+        confidence[has] = in_255ths(score)[point_superpoint[has]]
+    else:
+        wins = pair_superpoint == point_superpoint[pairs.point[pair]]
+        confidence[pairs.point[pair[wins]]] = pixel_score[pair[wins]]
     confidence[label == 0] = 0
     return Group(
         frame_id=pairs.frame_id,

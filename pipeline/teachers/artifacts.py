@@ -139,6 +139,20 @@ class Artifacts:
             raise FrameError("; ".join(problems))
         return [Segments.from_label_map(one.label_map, one.prompt_id, one.score, one.vector) for one in triples if one]
 
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the stored scores of each pixel, (H, W) for every view; see PixelTeacher."""
+        found: list[npt.NDArray[Any]] = []
+        for camera, view in zip(frame.cameras, views, strict=True):
+            name = f"{camera.token}{SCORE_IMAGE}"
+            try:
+                content = read_bytes(Path(self.config.folder) / name, frame.files)
+                found.append(read_label_map(content, (view.width_px, view.height_px)) / 255)
+            except (ValueError, OSError) as error:
+                raise FrameError(f"{name}: {reason(error)}") from None
+        return found
+
 
 def check_folder(config: ArtifactsConfig, tokens: Iterable[str], ontology: Ontology) -> list[str]:
     """Return a sentence for everything that is wrong with the text vectors and with the files of the images named.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -85,6 +85,21 @@ class ComposedTeacher(Teacher, Protocol):
 
     @property
     def encoders(self) -> tuple[ImageEncoder, ...]: ...
+
+
+@runtime_checkable
+class PixelTeacher(Teacher, Protocol):
+    """A teacher that can tell of every pixel how sure it is of the pixel's own name."""
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, NDArray[Any]], text: NDArray[Any], views: Sequence[Segments]
+    ) -> list[NDArray[Any]]:
+        """Return a score 0..1 of every pixel of each view's label map, (H, W), in camera order.
+
+        `views` are the segments that it gave of the frame, perhaps without vectors. Where there is no segment, any
+        number will do. Raises FrameError.
+        """
+        ...
 
 
 @dataclass(frozen=True)

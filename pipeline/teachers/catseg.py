@@ -8,7 +8,7 @@ aggregator draws masks and leaves no trace in vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,12 +176,31 @@ class CatSeg(MaskTeacher):
         prompt over its pixels, its vector the sum of its pixels' features; with windows these are the mean of what the
         windows and the whole give, as probabilities are.
         """
+        parts = parts_of(camera, encoding, PARTS)
+        best, probability, distinct = self.likeliest(camera, parts, text)
+        label_map, row = compact(
+            best,
+            split=_SPLITS[self.segmentation.split],
+            min_area_px=max(1, self.segmentation.min_area_px),
+        )
+        area = np.bincount(label_map.ravel(), minlength=len(row) + 1)
+        total = np.bincount(label_map.ravel(), probability.ravel(), minlength=len(row) + 1)
+        return Segments.from_label_map(
+            label_map,
+            distinct[row],
+            score=total[1:] / area[1:],
+            vector=self.vectors(label_map, len(row), parts["grid"].astype(np.float32)),
+        )
+
+    def likeliest(
+        self, camera: Camera, parts: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return the likeliest of the distinct prompts by pixel of a view, how likely it is, and which they are."""
         import torch
 
         from pipeline.teachers.networks.catseg import likeliest
 
         assert self.aggregator is not None, "the teacher was loaded for another stage"
-        parts = parts_of(camera, encoding, PARTS)
         self.check_shapes(camera, parts, text)
         size_px = tuple(max(1, round(side * self.segmentation.scale)) for side in (camera.height_px, camera.width_px))
         _, first = np.unique(text, axis=0, return_index=True)
@@ -190,19 +209,13 @@ class CatSeg(MaskTeacher):
             logits = self.logits(parts, text)
             rows = torch.from_numpy(distinct).to(logits.device)
             best, probability = likeliest(logits[:, rows], (size_px[0], size_px[1]), self.shape)
-        label_map, row = compact(
-            best.cpu().numpy(),
-            split=_SPLITS[self.segmentation.split],
-            min_area_px=max(1, self.segmentation.min_area_px),
-        )
-        area = np.bincount(label_map.ravel(), minlength=len(row) + 1)
-        total = np.bincount(label_map.ravel(), probability.cpu().numpy().ravel(), minlength=len(row) + 1)
-        return Segments.from_label_map(
-            label_map,
-            distinct[row],
-            score=total[1:] / area[1:],
-            vector=self.vectors(label_map, len(row), parts["grid"].astype(np.float32)),
-        )
+        return best.cpu().numpy(), probability.cpu().numpy(), distinct
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the probability of each pixel's prompt, (H, W) for every view; see PixelTeacher."""
+        return [self.likeliest(one, parts_of(one, encoding, PARTS), text)[1] for one in frame.cameras]
 
     def check_shapes(self, camera: Camera, parts: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]) -> None:
         """Raise FrameError unless a view's cached parts are of this network, and of the size of the prompt vectors."""

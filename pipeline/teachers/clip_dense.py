@@ -7,7 +7,7 @@ comparison.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,6 +238,27 @@ class ClipDense:
             score=of_winner / weights.sum(axis=1),  # a row of weights sums to the segment's area
             vector=weights @ cells.grid.reshape(height * width, -1),
         )
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the softmax probability of each pixel's prompt, (H, W) for every view; see PixelTeacher.
+
+        Its mean over the pixels of a segment is the segment's score.
+        """
+        _, first, same = np.unique(text, axis=0, return_index=True, return_inverse=True)
+        found: list[npt.NDArray[Any]] = []
+        for camera, view in zip(frame.cameras, views, strict=True):
+            cells = cells_of(encoding, camera, text.shape[1])
+            probability = softmax(self.config.logit_scale * (unit(cells.grid) @ text[first].T))
+            rows, columns = cells.mixing(view.height_px, view.width_px)
+            label_map = view.label_map()
+            scores = np.zeros(label_map.shape, np.float32)
+            for prompt in np.unique(view.prompt_id):
+                named = np.append(False, view.prompt_id == prompt)[label_map]
+                scores[named] = (rows @ probability[..., same.ravel()[prompt]] @ columns.T)[named]
+            found.append(scores)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

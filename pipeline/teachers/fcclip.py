@@ -7,7 +7,7 @@ to queries by panoptic merging. A segment's vector is CLIP's own of the pixels (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from scipy.special import log_softmax, softmax
 from manifests.config import ConfigError
 from manifests.sections.teachers.fcclip import CLIP_REPOSITORY, CLIP_TAG, FcClipConfig
 from manifests.templates import templates_of
-from pipeline.frame import Camera, FrameError
+from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.fcclip_names import SEEN_NAMES
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import (
@@ -32,7 +32,7 @@ from pipeline.teachers.masks import (
     parts_of,
 )
 from superpixels.mask_cache import COARSE_CELLS, restored
-from superpixels.mask_queries import panoptic_merge
+from superpixels.mask_queries import owner_scores, panoptic_merge
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
@@ -222,6 +222,23 @@ class FcClip(MaskTeacher):
             score=((weights @ score[queries]) / np.maximum(weights.sum(axis=1), 1))[parent],
             vector=(weights @ outside[queries])[parent],
         )
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return how sure each pixel is of its query's prompt, (H, W) for every view; see PixelTeacher.
+
+        That is the probability of the prompt times the sigmoid of the query's mask, by which queries win pixels.
+        """
+        found: list[npt.NDArray[Any]] = []
+        for camera in frame.cameras:
+            parts = parts_of(camera, encoding, PARTS)
+            score, _, is_void = self.named(parts, text)
+            shows = np.flatnonzero(~is_void)
+            size = self.image_size(camera.height_px, camera.width_px)
+            masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows))
+            found.append(owner_scores(masks, score[shows]))
+        return found
 
     def named(
         self, parts: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]

@@ -8,7 +8,7 @@ first prompt; a segment's vector is that of the prompts of all classes, each as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,13 @@ class Onnx:
             score=mean_score(score, label_map, len(prompt)),
             vector=(shares @ self.class_vectors(text)).astype(np.float32),
         )
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the probability of each pixel's class, (H, W) for every view; see PixelTeacher."""
+        grids = (self.probabilities(one, parts_of(one, encoding, PARTS)) for one in frame.cameras)
+        return [strip_argmax(grid, view.height_px, view.width_px)[1] for grid, view in zip(grids, views, strict=True)]
 
     def probabilities(self, camera: Camera, parts: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Return the probabilities of a view's cells, (c, h, w), 0 for unused classes; raises FrameError."""

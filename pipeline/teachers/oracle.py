@@ -16,7 +16,7 @@ Vectors of prompts are drawn, too: those of one group are close, those of differ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +155,12 @@ class Oracle:
             place = self.place_map(camera, frame, height, width) if self.config.persistence else None
             views.append(self.spoil(truth, camera, text, place, frame.scene))
         return views
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the score of each pixel's segment, (H, W) for every view; see PixelTeacher."""
+        return [np.append(np.float32(0), view.score.astype(np.float32))[view.label_map()] for view in views]
 
     # -- the truth
 

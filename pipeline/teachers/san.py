@@ -8,7 +8,7 @@ pixels of a segment are summed first (see superpixels.mask_queries).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from scipy.special import softmax
 
 from manifests.sections.teachers.san import SanConfig
 from manifests.templates import templates_of
-from pipeline.frame import Camera, FrameError
+from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import (
     HALF_MAX,
@@ -30,7 +30,7 @@ from pipeline.teachers.masks import (
     network_pixels,
     parts_of,
 )
-from superpixels.mask_queries import prompt_argmax, query_shares
+from superpixels.mask_queries import MaskQueries, name_scores, prompt_argmax, query_shares
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
@@ -130,6 +130,23 @@ class San(MaskTeacher):
         Of prompts with one vector the first takes all: it alone is compared, as rounding could tell the others apart.
         A segment's score is the probability of its prompt, averaged over the queries by their share of its pixels.
         """
+        masks, probability, embedding = self.queries(camera, encoding, text)
+        _, first = np.unique(text, axis=0, return_index=True)
+        distinct = np.sort(first)
+        label_map, row = compact(
+            prompt_argmax(masks, probability[:, distinct]),
+            split=_SPLITS[self.segmentation.split],
+            min_area_px=max(1, self.segmentation.min_area_px),
+        )
+        prompt = distinct[row]
+        shares = query_shares(masks, label_map, len(row))
+        score = (shares * probability.T[prompt]).sum(axis=1) / shares.sum(axis=1)
+        return Segments.from_label_map(label_map, prompt, score=score, vector=shares @ embedding)
+
+    def queries(
+        self, camera: Camera, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+    ) -> tuple[MaskQueries, npt.NDArray[np.floating[Any]], npt.NDArray[np.float32]]:
+        """Return a view's masks, the probability of each prompt by query, (q, p), and the embeddings, (q, d)."""
         parts = parts_of(camera, encoding, PARTS)
         logit = logits_kept(parts["masks"], parts["peak"])
         size = self.image_size(camera.height_px, camera.width_px)
@@ -142,17 +159,17 @@ class San(MaskTeacher):
             )
         logits = parts["logit_scale"] * (embedding @ text.T)
         probability = softmax(np.concatenate([logits, parts["none"][:, None]], axis=1), axis=1)[:, :-1]
-        _, first = np.unique(text, axis=0, return_index=True)
-        distinct = np.sort(first)
-        label_map, row = compact(
-            prompt_argmax(masks, probability[:, distinct]),
-            split=_SPLITS[self.segmentation.split],
-            min_area_px=max(1, self.segmentation.min_area_px),
-        )
-        prompt = distinct[row]
-        shares = query_shares(masks, label_map, len(row))
-        score = (shares * probability.T[prompt]).sum(axis=1) / shares.sum(axis=1)
-        return Segments.from_label_map(label_map, prompt, score=score, vector=shares @ embedding)
+        return masks, probability, embedding
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return how likely each pixel's prompt is, (H, W) for every view: queries by their share; see PixelTeacher."""
+        found: list[npt.NDArray[Any]] = []
+        for camera, view in zip(frame.cameras, views, strict=True):
+            masks, probability, _ = self.queries(camera, encoding, text)
+            found.append(name_scores(masks, probability, np.append(0, view.prompt_id)[view.label_map()]))
+        return found
 
 
 def load_network(config: SanConfig, device: str) -> tuple[Network, Towers]:

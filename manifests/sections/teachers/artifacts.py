@@ -69,6 +69,11 @@ class ArtifactsConfig(TeacherSection):
         return True
 
     @property
+    def scores_pixels(self) -> bool:
+        """Whether there are images of scores."""
+        return self.scores == "image"
+
+    @property
     def templates(self) -> str:
         """Prompts have no sentences here."""
         return ""

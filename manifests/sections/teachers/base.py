@@ -17,13 +17,15 @@ class TeacherSection:
     `version` is raised when the teacher's code changes what its rows mean: its tables are then built anew, and no other
     teacher's. `has_encode`: there is a heavy half that knows no prompts. `ready_made` teachers read finished segments
     and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth and look
-    at no image: whoever shows results has to say so; section `[text]` does not apply.
+    at no image: whoever shows results has to say so; section `[text]` does not apply. Those with `scores_pixels` tell
+    of every pixel how sure they are of its name.
     """
 
     version: ClassVar[int] = 1
     has_encode: ClassVar[bool] = True
     ready_made: ClassVar[bool] = False
     simulated: ClassVar[bool] = False
+    scores_pixels: Any = False  # a bool; a property where settings decide
 
     @property
     def text_means(self) -> bool:

@@ -42,6 +42,7 @@ class CatSegConfig(MaskConfig):
     `[segment] scale = 1.0` beside it.
     """
 
+    scores_pixels = True
     fields = _FIELDS
 
     name: str = "catseg"

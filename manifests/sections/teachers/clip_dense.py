@@ -56,6 +56,8 @@ class ClipDenseConfig(TeacherSection):
     "full" decodes every pixel first, as the authors of the modes do.
     """
 
+    scores_pixels = True
+
     name: str = "clip_dense"
     model: str = "ViT-B-16-quickgelu"
     weights: str = "openai"

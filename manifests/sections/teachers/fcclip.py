@@ -53,6 +53,7 @@ class FcClipConfig(MaskConfig):
     By default each weighs as much as it has pixels.
     """
 
+    scores_pixels = True
     fields = _FIELDS
     version = 2
 

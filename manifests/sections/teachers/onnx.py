@@ -41,6 +41,8 @@ class OnnxConfig(TeacherSection):
     tell: true for OpenAI's, MetaCLIP's and DFN's, false for LAION's and DataComp's.
     """
 
+    scores_pixels = True
+
     name: str = "onnx"
     weights: str = ""
     weights_sha256: str = ""

@@ -93,6 +93,7 @@ class OracleConfig(TeacherSection):
 
     has_encode = False
     simulated = True
+    scores_pixels = True
 
     name: str = "oracle"
     source: str = "maps"

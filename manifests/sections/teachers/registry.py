@@ -46,6 +46,11 @@ class TeacherConfig(Protocol):
         ...
 
     @property
+    def scores_pixels(self) -> bool:
+        """See TeacherSection."""
+        ...
+
+    @property
     def text_means(self) -> bool:
         """See TeacherSection."""
         ...

@@ -37,6 +37,7 @@ class SanConfig(MaskConfig):
     less than 3 %. Parity also keeps mask logits as float16, whatever `masks` says.
     """
 
+    scores_pixels = True
     fields = _FIELDS
     version = 2
 
