@@ -44,6 +44,7 @@ class Mlflow:
         import os
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without it 3.17 refuses files
             self._mlflow.set_tracking_uri((self._folder.parent.parent / "mlflow").absolute().as_uri())
         self._mlflow.set_experiment(title.partition("/")[0])
         known = self._folder / "mlflow_run"
