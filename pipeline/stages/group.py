@@ -37,7 +37,7 @@ def prepare(recipe: Recipe) -> FrameFunction[Group]:
     return group
 
 
-def group_frame(
+def group_frame(  # long: every column of the row follows from those before it
     pairs: Project,
     cameras: Sequence[Camera],
     segments: Sequence[Segments],
