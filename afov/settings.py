@@ -235,6 +235,8 @@ def required(kind: type[Any]) -> dict[str, Any]:
 def range_of(hint: Any, refused: Callable[[Any], str]) -> str:
     """Return which values a setting takes, as far as trying them tells."""
     hint = without_none(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(filter(None, (range_of(kind, refused) for kind in typing.get_args(hint))))
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f'"{one}"' for one in typing.get_args(hint))
     if hint in (int, float):
@@ -287,7 +289,9 @@ def other_values(key: str, hint: Any, default: Any, refused: Callable[[Any], str
     """Return other values that a setting may take, those first that it takes while the others have their defaults."""
     hint = without_none(hint)
     candidates: list[Any] = []
-    if typing.get_origin(hint) is typing.Literal:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        candidates = [one for kind in typing.get_args(hint) for one in other_values(key, kind, default, refused)]
+    elif typing.get_origin(hint) is typing.Literal:
         candidates = list(typing.get_args(hint))
     elif hint is bool:
         candidates = [True, False]

@@ -64,7 +64,7 @@ def network_identity(
                 "weights": weights,
                 "voxels": changed_values(without_labels(recipe.voxels)),
                 "network": recipe.network.name,
-                **changed_values(NetworkConfig(engine=recipe.network.engine)),
+                **NetworkConfig(engine=recipe.network.engine).content(),
                 **more,
             },
             "needs": {"points": points},

@@ -41,7 +41,7 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
             "task": task,
             task: settings,
             "voxels": changed_values(without_labels(recipe.voxels) if task == "pretrain" else recipe.voxels),
-            "network": changed_values(recipe.network),
+            "network": recipe.network.content(),
             "augment": changed_values(recipe.augment if task == "pretrain" else without_pairs(recipe.augment)),
             "ontology": digest(recipe.ontology.label_content()),
         }

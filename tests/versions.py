@@ -28,6 +28,7 @@ import numpy as np
 from manifests import labels, learnt
 from manifests.fingerprint import DIGITS, canonical
 from manifests.recipe import SECTION_CLASSES, Recipe
+from manifests.sections.network import NetworkConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.sections.training import Task
 from manifests.stages import SPECS, with_needs
@@ -155,12 +156,16 @@ def versions_behind(section: str) -> dict[str, int]:
     return {one: of_trainer[one] if one in of_trainer else SPECS[one].version for one in ENTERS[section]}
 
 
+HOW = {(NetworkConfig, "engine")}
+"""Settings that say how things are computed: of the engine's default, "auto", nothing enters an identity."""
+
+
 def defaults_of(kind: type[Any]) -> dict[str, Any]:
     """Return the defaults of a section by setting; those of a table within it are settings of a dotted name."""
     found: dict[str, Any] = {}
     for item in dataclasses.fields(kind):
         value = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if value is dataclasses.MISSING:
+        if value is dataclasses.MISSING or (kind, item.name) in HOW:
             continue
         if dataclasses.is_dataclass(value):
             found |= {f"{item.name}.{key}": inner for key, inner in defaults_of(type(value)).items()}

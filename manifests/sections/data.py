@@ -87,11 +87,12 @@ class RunConfig:
     recipe then stand side by side. `store` is where tables lie, a folder or the URI of a bucket, and `runs` the folder
     of checkpoints, logs and scores. `pool` is who builds tables: "inline", this process, or "ray"; `workers` is how
     many of Ray's build at once, at `ray_address`: "local", a cluster of this run's own, or the address of one.
-    `gpus_per_worker` is the share of a GPU that Ray gives each of them for the teacher's network. `device` is what
-    networks run on: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a
-    network of the trainer predicts at once, and `loader_workers` how many processes load frames for training and
-    prediction; 0 loads in the main process. `deterministic` asks for the same bits in every run, at the cost of some
-    speed on a GPU. `progress` shows bars on a terminal. `track` tells "mlflow" or "wandb" the curves of training too.
+    `gpus_per_worker` is the share of a GPU that Ray gives each of them for the teacher's network; "auto" is a whole one
+    where the cluster has any, and none elsewhere. `device` is what networks run on: "auto" (a GPU if there is one),
+    "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a network of the trainer predicts at once, and
+    `loader_workers` how many processes load frames for training and prediction, or refine shards; 0 does it in the main
+    process. `deterministic` asks for the same bits in every run, at the cost of some speed on a GPU. `progress` shows
+    bars on a terminal. `track` tells "mlflow" or "wandb" the curves of training too.
     `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
@@ -105,7 +106,7 @@ class RunConfig:
     pool: str = "inline"
     workers: int = 1
     ray_address: str = "local"
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | Literal["auto"] = "auto"
     device: str = "auto"
     batch: int | None = None
     decode_threads: int = 4
@@ -119,6 +120,16 @@ class RunConfig:
     progress: bool = True
     track: Tracker = ""
 
+    @property
+    def gpu_share(self) -> float:
+        """The share of a GPU that is asked for; 0 as long as nobody knows what "auto" means on the cluster at hand."""
+        return 0.0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Whether workers get GPUs where there are any."""
+        return self.gpus_per_worker == "auto" or self.gpus_per_worker > 0
+
     def __post_init__(self) -> None:
         if self.name and not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):
             raise ValueError(f'run.name is "{self.name}"; letters, digits and _ . + - make a name')
@@ -130,7 +141,7 @@ class RunConfig:
             raise ValueError(f"run.batch_size is {self.batch_size}; it must be at least 1")
         if self.loader_workers < 0:
             raise ValueError(f"run.loader_workers is {self.loader_workers}; use 0 to load in the main process")
-        if self.gpus_per_worker < 0 or self.segment_gpus < 0:
+        if self.gpu_share < 0 or self.segment_gpus < 0:
             raise ValueError("run.gpus_per_worker and run.segment_gpus cannot be negative")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"run.batch is {self.batch}; it must be at least 1")

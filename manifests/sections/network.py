@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from manifests.config import changed_values
 
 Architecture = Literal["minkunet34c", "minkunet_small"]
-EngineName = Literal["minkowski", "torch"]
+EngineName = Literal["auto", "minkowski", "torch"]
 Coordinates = Literal["cylindrical", "cartesian"]
 
 LabelRule = Literal["majority", "first"]
@@ -68,7 +70,8 @@ class NetworkConfig:
     ``stem_kernel_size``
         Odd edge length of the first convolution, in voxels.
     ``engine``
-        What computes sparse convolutions: "minkowski" (MinkowskiEngine) or "torch" (plain PyTorch, needs nothing else).
+        What computes sparse convolutions: "minkowski" (MinkowskiEngine), "torch" (plain PyTorch, needs nothing else),
+        or "auto": MinkowskiEngine where it is installed and, on a machine with a GPU, can compute there; else PyTorch.
         Weights fit both; their results differ in the last bits.
     """
 
@@ -76,7 +79,15 @@ class NetworkConfig:
     batch_norm_momentum: float = 0.05
     block_batch_norm_momentum: float = 0.1
     stem_kernel_size: int = 3
-    engine: EngineName = "minkowski"
+    engine: EngineName = "auto"
+
+    def content(self) -> dict[str, Any]:
+        """Return what enters identities: what is not the default, and of engines the one in PyTorch where it is named.
+
+        Which engine "auto" takes depends on the machine, as the device does; results differ in the last bits.
+        """
+        found = changed_values(self)
+        return {name: value for name, value in found.items() if name != "engine" or value == "torch"}
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Architecture):

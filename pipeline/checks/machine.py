@@ -54,7 +54,7 @@ def check_memory(recipe: Recipe) -> Iterator[Finding]:
         )
         return
     workers = run.workers if run.pool == "ray" else 1
-    each_gb = WORKER_GB + (NETWORK_GB if recipe.teacher.has_encode and not run.gpus_per_worker else 0)
+    each_gb = WORKER_GB + (NETWORK_GB if recipe.teacher.has_encode and not run.asks_for_gpus else 0)
     need_gb, free_gb = workers * each_gb, psutil.virtual_memory().available / 1e9
     text = f"{workers} workers take about {need_gb:.1f} GB, {free_gb:.1f} GB are free"
     if need_gb > free_gb:

@@ -36,11 +36,14 @@ def check_trainer(
         machine = json.loads(output.strip().rpartition("\n")[2])
         gpus, problem, splits = machine["gpus"], machine["problem"], machine["splits"]
         engine, device, error = machine["engine"], machine["device"], machine["error"]
+        unused = str(machine.get("unused", ""))
     except (ValueError, KeyError, TypeError):
         said = (errors.strip() or output.strip() or "nothing").rpartition("\n")[2]
         yield Finding("problem", "trainer", f"`python -m trainer check` did not answer; it said: {said}")
         return
     yield from check_gpus(recipe, [(str(name), float(memory_gb)) for name, memory_gb in gpus])
+    if unused:
+        yield Finding("note" if recipe.run.device == "cpu" else "problem", "gpu", unused)
     if problem:
         yield Finding("problem", "engine", str(problem))
     else:
@@ -67,7 +70,7 @@ def check_gpus(recipe: Recipe, gpus: Sequence[tuple[str, float]]) -> Iterator[Fi
     """Yield whether there are as many GPUs as the run asks for."""
     run = recipe.run
     told = ", ".join(f"{name} ({memory_gb:.0f} GB)" for name, memory_gb in gpus) or "none"
-    asked = max(run.gpus_per_worker, run.segment_gpus)
+    asked = max(run.gpu_share, run.segment_gpus)
     if run.pool == "ray" and run.ray_address == "local" and asked > len(gpus):
         yield Finding(
             "problem",
@@ -77,9 +80,11 @@ def check_gpus(recipe: Recipe, gpus: Sequence[tuple[str, float]]) -> Iterator[Fi
         )
     elif recipe.teacher.has_encode and not gpus:
         yield Finding("note", "gpu", "torch sees none: encoding runs on the CPU; `plan --cost` tells how long")
-    elif gpus and run.pool == "ray" and recipe.teacher.has_encode and not run.gpus_per_worker:
+    elif gpus and run.pool == "ray" and recipe.teacher.has_encode and not run.asks_for_gpus:
         yield Finding(
-            "note", "gpu", f"there are {told}, but run.gpus_per_worker is 0: Ray gives workers none; set it to 1"
+            "problem",
+            "gpu",
+            f'there are {told}, but run.gpus_per_worker is 0: Ray gives workers none; set it to "auto" or 1',
         )
     else:
         yield Finding("ok", "gpu", told)

@@ -91,6 +91,14 @@ class UnderWay:
     last_sign: float = field(default_factory=time.monotonic)
 
 
+def with_gpus(recipe: Recipe, n_gpus: float) -> Recipe:
+    """Return the recipe with the share of a GPU that "auto" means on a cluster of so many: one, if it has any."""
+    run = recipe.run
+    if run.gpus_per_worker != "auto":
+        return recipe
+    return replace(recipe, run=replace(run, gpus_per_worker=1.0 if n_gpus >= 1 and run.device != "cpu" else 0.0))
+
+
 class RayPool:
     """Builds shards on Ray Core actors: one shard at a time each, lost ones replaced wherever there is room.
 
@@ -124,7 +132,9 @@ class RayPool:
             )
         self._ray = connect(self._recipe)
         self._here = node_here(self._ray)
-        cpus = float(self._ray.cluster_resources().get("CPU", 1.0))
+        resources = self._ray.cluster_resources()
+        self._recipe = with_gpus(self._recipe, float(resources.get("GPU", 0.0)))
+        cpus = float(resources.get("CPU", 1.0))
         # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001
         self._cpus = min(1.0, math.floor(cpus / self._recipe.run.workers * 1e4) / 1e4)
         return self

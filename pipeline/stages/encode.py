@@ -106,6 +106,6 @@ STAGE = Stage(
     prepare=prepare,
     stream=stream,
     index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),
-    gpus=lambda recipe: recipe.run.gpus_per_worker,
+    gpus=lambda recipe: recipe.run.gpu_share,
     kilobytes_per_frame=lambda recipe: TEACHERS[recipe.teacher.name].kilobytes_per_frame(recipe),
 )

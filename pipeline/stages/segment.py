@@ -101,7 +101,7 @@ class Fused:
 
 def gpus(recipe: Recipe) -> float | None:
     """Return what a worker takes of a GPU: for the network where both halves are fused, else what the recipe gives."""
-    return recipe.run.gpus_per_worker if fused(recipe) else recipe.run.segment_gpus or None
+    return recipe.run.gpu_share if fused(recipe) else recipe.run.segment_gpus or None
 
 
 def segment_row(frame_id: str, views: Sequence[Segments]) -> Segment:

@@ -39,7 +39,7 @@ def build(recipe: Recipe) -> list[Text]:
 def gpus(recipe: Recipe) -> float | None:
     """Return what a worker takes of a GPU; None where the vectors are read or drawn and no network runs."""
     teacher = recipe.teacher
-    return None if teacher.ready_made or teacher.simulated else recipe.run.gpus_per_worker
+    return None if teacher.ready_made or teacher.simulated else recipe.run.gpu_share
 
 
 STAGE = Stage[FrameRecord](

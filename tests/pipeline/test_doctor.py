@@ -182,6 +182,17 @@ def test_what_the_trainer_says_is_passed_on(tiny: Any, recipe_at: Callable[..., 
     eight = replace(recipe, run=RunConfig(pool="ray", gpus_per_worker=1.0))
     assert "workers ask for 1 GPUs each, torch sees none" in problems(check_gpus(eight, []))[0]
     assert problems(check_gpus(eight, [("H100", 80.0)])) == []
+    by_itself = replace(recipe, run=RunConfig(pool="ray"))
+    assert problems(check_gpus(by_itself, [])) == problems(check_gpus(by_itself, [("H100", 80.0)])) == []
+
+
+def test_a_gpu_that_training_would_not_use_is_a_problem(tiny: Any, recipe_at: Callable[..., Recipe]) -> None:
+    recipe = recipe_at(tiny.path, "v1.0-trainval")
+    unused = "A GPU IS HERE AND NOT USED: NVIDIA H100. On the CPU this takes longer"
+    assert problems(check_trainer(recipe, (), "city", answer(unused=unused))) == [unused]
+    on_purpose = replace(recipe, run=RunConfig(device="cpu"))
+    found = list(check_trainer(on_purpose, (), "city", answer(unused=unused)))
+    assert [one.level for one in found if one.text == unused] == ["note"]
 
 
 def test_splits_are_counted_and_an_empty_one_is_named(

@@ -35,7 +35,7 @@ from trainer.data.samples import point_sample
 from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
-from trainer.loop.device import deterministic, resolve_device
+from trainer.loop.device import deterministic, resolve_device, unused_gpu
 from trainer.loop.learner import N_INPUTS
 from trainer.loop.log import progress_bar
 from trainer.network.minkunet import build_network
@@ -72,7 +72,7 @@ class Sweeps:
         """Raise StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
         store = Store.open(recipe.run.store)
         ref = tables_of(store, recipe, ["points"])
-        engine = open_engine(recipe.network.engine)
+        engine = open_engine(recipe.network.engine, recipe.run.device)
         device = resolve_device(recipe.run.device, engine)
         tables = Tables(store, ref, ["points"])
         scenes = scenes_of_split(tables, recipe.predict.split, recipe.data.dataset)
@@ -177,6 +177,8 @@ def run_over(
     stage = str(identity["stage"])
     checkpoint.load_weights(learnt, network)
     network.to(device).eval()
+    if unused := unused_gpu(device):
+        console.print(unused)
     progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
     console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
 

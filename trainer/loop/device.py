@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,28 @@ def resolve_device(name: str, engine: Engine, ranks: Ranks = ALONE) -> torch.dev
     if device.type == "cuda":
         check_engine(engine, device)
     return device
+
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""There where a driver of NVIDIA is loaded, whatever torch can do with it."""
+
+
+def unused_gpu(device: torch.device) -> str:
+    """Return a sentence where a GPU is here and this device is the CPU; empty where none is here, or it is used."""
+    if device.type != "cpu":
+        return ""
+    if torch.cuda.is_available():
+        return (
+            f"A GPU IS HERE AND NOT USED: {torch.cuda.get_device_name(0)}. On the CPU this takes up to a hundred times "
+            'as long; set run.device = "auto" and network.engine = "auto"'
+        )
+    if DRIVER.exists():
+        return (
+            f"A GPU IS HERE AND NOT USED: a driver of NVIDIA is loaded, but torch {torch.__version__} "
+            f"{f'of CUDA {torch.version.cuda} cannot use it' if torch.version.cuda else 'is built for the CPU alone'}; "
+            "docs/gpu.md says which torch to install"
+        )
+    return ""
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_
 from trainer.data.sources import compare_files
 from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
-from trainer.loop.device import deterministic, resolve_device
+from trainer.loop.device import deterministic, resolve_device, unused_gpu
 from trainer.loop.learner import Learner
 from trainer.loop.log import Log, now, progress_bar
 from trainer.loop.ranks import Ranks, joined
@@ -65,6 +65,8 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         store = Store.open(recipe.run.store)
         run = prepare(recipe, task, store, ranks)
         held.enter_context(deterministic(recipe.run.deterministic, run.device, run.engine))
+        if unused := unused_gpu(run.device):
+            console.print(unused)
         lock = ranks.from_first(lambda: held.enter_context(locked(run.folder)))
         path = ranks.from_first(lambda: earlier_run(store, run, resume, fresh, console.print))
         earlier = checkpoint.load(path) if path else None
@@ -95,7 +97,7 @@ def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     """Return the run of a task; raises like `train`."""
     ref = tables_of(store, recipe, READS[task])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
-    engine = open_engine(recipe.network.engine)
+    engine = open_engine(recipe.network.engine, recipe.run.device)
     device = resolve_device(recipe.run.device, engine, ranks)
     asked, recipe = recipe, recipe.seen_by(task)
     objective = OBJECTIVES[task](recipe, store, ref, device)

@@ -162,20 +162,36 @@ class Minkowski:
 ENGINES: dict[str, Callable[[], Engine]] = {"minkowski": Minkowski, "torch": TorchEngine}
 
 
-def open_engine(name: str) -> Engine:
-    """Return the engine of that name, the value of ``network.engine`` in a recipe.
+def open_engine(name: str, device: str = "auto") -> Engine:
+    """Return the engine of that name, the value of ``network.engine`` in a recipe, for the device of ``run.device``.
 
     Raises
     ------
     ConfigError
         It needs a package that is not installed.
     """
+    if name == "auto":
+        return ENGINES[engine_for(device)]()
     if name == "minkowski" and not _installed("MinkowskiEngine"):
         raise ConfigError(
             'network.engine is "minkowski", but MinkowskiEngine is not installed; set network.engine to "torch", which '
             "needs PyTorch alone, or run: make setup"
         )
     return ENGINES[name]()
+
+
+def engine_for(device: str) -> str:
+    """Return the engine that "auto" takes: MinkowskiEngine, unless it is not installed or cannot use a GPU that is here
+    and may be used.
+    """
+    if not _installed("MinkowskiEngine"):
+        return "torch"
+    if device == "cpu" or not torch.cuda.is_available():
+        return "minkowski"
+    try:
+        return "minkowski" if Minkowski().cuda_usable() else "torch"
+    except (ImportError, OSError):  # a build for another torch or CUDA does not load
+        return "torch"
 
 
 def check_engine(engine: Engine, device: torch.device | str = "cpu", tolerance: float = 1e-4) -> float:
