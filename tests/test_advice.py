@@ -46,6 +46,7 @@ RUN_BY = {
     "make pretrain --fresh": "tests/trainer/test_main.py::test_fresh_and_resume_reach_the_run",
     "make query": "tests/pipeline/test_query.py::test_the_command_prints_a_ranking_and_writes_into_its_folder_only",
     "make refine": "tests/trainer/test_refined_table.py::test_neither_truth_nor_a_student_is_needed_for_pseudo_labels",
+    "make review": "tests/pipeline/test_review.py::test_the_riskiest_frames_go_out_and_not_twice",
     "make report": "tests/pipeline/test_report.py::test_everything_is_on_the_page_and_the_page_asks_for_nothing_else",
     "make setup": CHAIN,
     "make target": STORY,

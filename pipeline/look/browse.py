@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from manifests.asked import pin, tables_of
+from manifests.config import ConfigError
+from manifests.labels import refined_of
 from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from manifests.tables.answers import Predict
+from manifests.tables.answers import Predict, Refine
 from manifests.tables.base import Failed, FrameRecord, Rows, UInt8
 from manifests.tables.labels import Correct, Label, Target, Vote
 from manifests.tables.sensors import Index, Points, Project
@@ -27,11 +30,11 @@ SHOWN: tuple[type[FrameRecord], ...] = (Index, Points, Project, Segment, Group, 
 NEEDED = tuple(kind.table for kind in SHOWN)
 """What a frame must have to be shown; `make pack` builds all of it."""
 
-OPTIONAL: tuple[type[FrameRecord], ...] = (Label, Predict, Vote, Correct)
-"""What is shown of a frame if it exists: true labels, predictions, pseudo-labels after a vote and flat interaction."""
+OPTIONAL: tuple[type[FrameRecord], ...] = (Label, Predict, Vote, Correct, Refine)
+"""What is shown of a frame if it exists: true labels, predictions, and labels after a vote and flat interaction."""
 
-LABELLED: tuple[type[Group | Vote | Correct | Target | Predict | Label], ...] = (
-    *(Group, Vote, Correct, Target, Predict, Label),
+LABELLED: tuple[type[Group | Vote | Correct | Target | Predict | Refine | Label], ...] = (
+    *(Group, Vote, Correct, Target, Predict, Refine, Label),
 )
 """Tables with a label for each point, in the order data flows; the truth last."""
 
@@ -60,6 +63,12 @@ class FrameRows:
         rows = ((kind.table, self.rows.get(kind)) for kind in LABELLED)
         return {name: row.label for name, row in rows if row is not None}
 
+    @property
+    def confidences(self) -> dict[str, UInt8]:
+        """How sure the labels of the points are, (n,) in 1/255, by table, as far as it says so itself."""
+        rows = (self.rows.get(kind) for kind in LABELLED if kind not in (Correct, Label))
+        return {row.table: row.confidence for row in rows if row is not None and not isinstance(row, Correct | Label)}
+
 
 @dataclass(frozen=True)
 class Browser:
@@ -76,7 +85,11 @@ class Browser:
         ref = tables_of(store, recipe, NEEDED)
         tables = dict(ref.tables)
         predicted = made_of_points(store, ref, "predict", pin(recipe, "predict"))
-        return cls(store, recipe, tables | ({"predict": predicted} if predicted else {}), frozenset(ref.excluded))
+        if predicted:
+            tables["predict"] = predicted
+        with suppress(StoreError, ConfigError):  # there is none, or it is old: then it is not shown
+            tables["refine"] = refined_of(store, recipe, ref)[0]
+        return cls(store, recipe, tables, frozenset(ref.excluded))
 
     def places(self) -> list[Place]:
         """Return every frame that no table of `NEEDED` lacks, excluded ones left out, in the order of the tables."""

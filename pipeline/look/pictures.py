@@ -125,13 +125,14 @@ def panels(labels: Mapping[str, UInt8], ontology: Ontology) -> list[Panel]:
 
     The last one compares predictions (without any: pseudo-labels) with the truth, or without truth the two others.
     """
-    named = {"target": "Pseudo-labels", "predict": "Predictions", "label": "Truth"}
+    named = {"target": "Pseudo-labels", "predict": "Predictions", "refine": "Refined labels", "label": "Truth"}
     corrected = "group" in labels and not np.array_equal(labels["group"], labels["target"])
     about = {
         "target": "what the student learns: what the teacher's segments name, corrected"
         if corrected
         else "what the teacher's segments name, and the student learns",
         "predict": "what the student says of every point",
+        "refine": "the best labels: after a vote of the sweeps before and after, or flat interaction, or both",
         "label": "read for this report and for evaluation only",
     }
     found = [

@@ -17,6 +17,7 @@ from manifests.tables.superpoints import Group, NamedPoints
 from pipeline.look.browse import LABELLED, FrameRows
 from pipeline.stages.group import agreement
 from superpixels.metrics import Confusion, Scores, scores
+from superpixels.reliability import Reliability, Trust, trust
 from superpixels.voting import Ballot, seen_twice
 
 Counts = NDArray[np.int64]
@@ -50,6 +51,7 @@ class LabelQuality:
     `n_seen`, `n_unseen` points are in sight of a camera or not; `labelled_seen`, `labelled_unseen` of them have one.
     Between a frame and the next, `met` voxels have a label in both and `same` of these the same one, by class (c,), 0
     first. `confusion` counts labels against the truth on "seen", "unseen" and "all" points; empty without truth.
+    `reliability` counts all points by confidence too; None without truth, or where the table has no confidence.
     """
 
     table: str
@@ -61,6 +63,11 @@ class LabelQuality:
     met: Counts
     same: Counts
     confusion: dict[str, Confusion]
+    reliability: Reliability | None = None
+
+    def worth(self) -> Trust | None:
+        """Return what the confidence of the labels is worth; None where nothing tells."""
+        return trust(self.reliability) if self.reliability and self.reliability.n_points else None
 
     def scores(self) -> dict[str, Scores]:
         """Return the scores by part of the points; empty without truth."""
@@ -101,6 +108,8 @@ def label_quality(frames: Iterable[tuple[FrameRows, FrameRows | None]], ontology
                 for part, points in (("seen", seen), ("unseen", ~seen), ("all", np.ones_like(seen))):
                     counts = before.confusion.setdefault(part, Confusion(n_classes))
                     counts.add(truth[points], label[points])
+                if name in item.confidences and before.reliability:
+                    before.reliability.add(truth, label, item.confidences[name])
             found[name] = LabelQuality(
                 name,
                 before.n_frames + 1,
@@ -111,6 +120,7 @@ def label_quality(frames: Iterable[tuple[FrameRows, FrameRows | None]], ontology
                 met,
                 same,
                 before.confusion,
+                before.reliability,
             )
     order = (kind.table for kind in LABELLED)
     return [found[name] for name in order if name in found and (name != Group.table or differs)]
@@ -120,7 +130,8 @@ def empty_quality(table: str, n_classes: int, has_truth: bool) -> LabelQuality:
     """Return the quality of no frames at all."""
     nothing = np.zeros(n_classes + 1, np.int64)
     confusion = {part: Confusion(n_classes) for part in ("seen", "unseen", "all")} if has_truth else {}
-    return LabelQuality(table, 0, 0, 0, 0, 0, nothing, nothing, confusion)
+    reliability = Reliability(n_classes) if has_truth else None
+    return LabelQuality(table, 0, 0, 0, 0, 0, nothing, nothing, confusion, reliability)
 
 
 def as_ballot(item: FrameRows, here: FrameRows, label: UInt8) -> Ballot:

@@ -51,8 +51,8 @@ def reviews_in(recipe: Recipe) -> list[Review]:
         raise ConfigError(f"data.corrections {root} cannot be read: {error.strerror or error}") from None
     if not found:
         raise ConfigError(
-            f"data.corrections {root} holds no {RECORD}, nor has a folder below it one; expected what `make review` "
-            "wrote, with label files that were corrected"
+            f"data.corrections {root} holds no {RECORD}, nor has a folder below it one; expected label files that were "
+            f"corrected, as they are written by: {recipe.make('review')}"
         )
     return [review_in(root, folder, recipe) for folder in reversed(found)]
 
@@ -68,8 +68,8 @@ def review_in(root: Path, folder: Path, recipe: Recipe) -> Review:
         digests = {name: sha256_file(folder / name) for name in (RECORD, FRAMES)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"data.corrections: {folder} is no folder of label files in KITTI's layout ({error}); expected what "
-            "`make review` wrote"
+            f"data.corrections: {folder} is no folder of label files in KITTI's layout ({error}); expected one "
+            f"written by: {recipe.make('review')}"
         ) from None
     names = recipe.ontology.class_names
     unknown = sorted(name for name in values if name not in names and name != UNSURE)

@@ -115,13 +115,16 @@ def test_tables_of_labels_are_judged_with_truth_and_over_time(ontology: Ontology
     assert (precision[car], precision[truck]) == (1, pytest.approx(2 / 3))
     assert (recall[car], recall[truck]) == (pytest.approx(3 / 4), pytest.approx(2 / 4))
     assert np.isnan(precision[ontology.class_names.index("bus") - 1])
+    worth = vote.worth()
+    assert worth is not None and worth.curve == ((1.0, 0.0),), "all of one confidence, and all right"
+    assert (worth.calibration_error, worth.augrc) == (1.0, 0.0), "which is 0 here, so it is as wrong as can be"
 
 
 def test_coverage_and_agreement_need_no_truth(ontology: Ontology) -> None:
     frame = labelled(ontology, ["car", "car", "", ""], None, group=["car", "bus", "", ""])
     group, target = label_quality([(frame, frame)], ontology)
     assert group.table == "group" and (target.met.sum(), target.same.sum()) == (2, 2)
-    assert target.scores() == {}
+    assert target.scores() == {} and target.worth() is None
 
 
 def test_no_frames_have_no_tables(ontology: Ontology) -> None:

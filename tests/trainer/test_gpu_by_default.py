@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from manifests.labels import predict_identity
+from manifests.learnt import settings_of
 from manifests.sections.data import RunConfig
 from manifests.sections.network import NetworkConfig
 from trainer.inference.predict import predict
@@ -20,7 +21,6 @@ from trainer.loop.train import train
 from trainer.machine import look_at
 from trainer.network import sparse
 from trainer.network.sparse import engine_for, open_engine
-from trainer.records.asked import settings_of
 
 
 @pytest.fixture
