@@ -46,7 +46,11 @@ def reviews_in(recipe: Recipe) -> list[Review]:
     """Return the reviews below `data.corrections`, the latest first; raises ConfigError where there is none to read."""
     root = Path(recipe.data.corrections).expanduser()
     try:
-        found = [root] if (root / RECORD).is_file() else sorted(path.parent for path in root.glob(f"*/{RECORD}"))
+        found = (
+            [root]
+            if (root / RECORD).is_file()
+            else sorted((path.parent for path in root.glob(f"*/{RECORD}")), key=in_turn)
+        )
     except OSError as error:
         raise ConfigError(f"data.corrections {root} cannot be read: {error.strerror or error}") from None
     if not found:
@@ -55,6 +59,11 @@ def reviews_in(recipe: Recipe) -> list[Review]:
             f"corrected, as they are written by: {recipe.make('review')}"
         )
     return [review_in(root, folder, recipe) for folder in reversed(found)]
+
+
+def in_turn(folder: Path) -> tuple[int, str]:
+    """Return what sorts the folders of rounds, which are numbers, as they came: 10 after 9."""
+    return int(folder.name) if folder.name.isdecimal() else -1, folder.name
 
 
 def review_in(root: Path, folder: Path, recipe: Recipe) -> Review:

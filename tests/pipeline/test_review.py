@@ -22,6 +22,7 @@ from manifests.storage.store import Store
 from manifests.tables.labels import Target
 from pipeline.__main__ import app as pipeline
 from pipeline.exchange.review import Risk, review, riskiest
+from pipeline.stages.mend import in_turn
 from tests.fixed_rows import recipe_over, write_log
 from trainer.records.record import reads_labels
 
@@ -211,6 +212,11 @@ def test_a_distillation_with_corrections_says_that_labels_were_read(place: Place
     plain, corrected = place.recipe(), place.recipe(f"data.corrections={tmp_path}")
     assert not reads_labels(plain, "distill", None, {"name": "clip_dense"})
     assert reads_labels(corrected, "distill", None, None) and not reads_labels(corrected, "pretrain", None, None)
+
+
+def test_the_tenth_round_comes_after_the_ninth() -> None:
+    folders = [Path("out") / name for name in ("10", "9", "1", "1-before-1")]
+    assert [folder.name for folder in sorted(folders, key=in_turn)] == ["1-before-1", "1", "9", "10"]
 
 
 def test_a_recipe_without_corrections_is_asked_for_as_before(place: Place, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from manifests.asked import tables_of
+from manifests.fingerprint import digest
 from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of, students_predictions
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
@@ -33,6 +34,7 @@ from tests.trainer.test_refine import (
     points_row,
     target_row,
 )
+from tests.versions import digest_of
 from trainer.inference import refine as arrays
 from trainer.inference.predict import predict
 from trainer.inference.refined_table import refine
@@ -240,6 +242,31 @@ def test_no_more_frames_are_held_than_are_in_reach(
     monkeypatch.setattr(arrays.Answered, "__init__", counted)
     refine(fleet.recipe("refine.of=pseudo", "refine.by=vote", "vote.reach=3"), console)
     assert 7 <= most <= 8, "three before, three after, the frame itself, and one that is just let go"
+
+
+# -- its version
+
+
+ROWS_OF_VERSION = {1: "d6a6aa156bf2"}
+"""A digest of the rows below by REFINE_VERSION: other rows under the old one would be mixed with those of before."""
+
+WAYS = (
+    ("refine.by=vote", "vote.own=0"),
+    ("refine.by=afi",),
+    ("refine.by=vote+afi", "refine.merge=true", "correct.max_support=0"),
+    ("refine.of=pseudo", "refine.by=vote+afi"),
+)
+
+
+def test_other_rows_need_another_version(fleet: Any, console: Console) -> None:
+    fill(fleet, MIDDLE_ERRS, second={"w0": ROAD})
+    fleet.put("target", lambda name: target_row(name, [CAR, WALL, CAR]))
+    tables = [refine(fleet.recipe(*words), console) for words in WAYS]
+    found = [digest_of([rows[name] for name in sorted(rows)]) for rows in (rows_of(fleet, table) for table in tables)]
+    assert len(set(found)) == len(WAYS), "each way gives rows of its own"
+    assert digest(found) == ROWS_OF_VERSION.get(REFINE_VERSION), (
+        "table `refine` has other rows: raise REFINE_VERSION in manifests/labels.py, and write its digest down here"
+    )
 
 
 # -- who reads it
