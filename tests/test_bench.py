@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,7 +117,7 @@ def test_results_that_differ_are_refused(both: tuple[UsualWay, OurWay]) -> None:
         check_labels(usual, first, ours.group_row(1))
     row = ours.group_row(0)
     with pytest.raises(DifferentResults, match="labels differ from the usual chain in float64"):
-        check_labels(usual, first, {**row, "point_superpoint": one_changed(row["point_superpoint"])})
+        check_labels(usual, first, dataclasses.replace(row, point_superpoint=one_changed(row.point_superpoint)))
     with pytest.raises(DifferentResults, match="cells of voxels differ"):
         check_pairs(usual, first, ours.pair_batch(1, AS_REFERENCE, None))
     batch = ours.pair_batch(0, AS_REFERENCE, None)

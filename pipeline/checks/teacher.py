@@ -96,7 +96,8 @@ class Look:
 def look(recipe: Recipe) -> Look:
     """Return what a recipe's teacher makes of the picture; raises ConfigError where no network runs.
 
-    Prompts are put into one plain sentence, whatever `[text]` says: words are not what is tested.
+    Prompts are put into one plain sentence, whatever `[text]` says, or into the one that the teacher insists on: words
+    are not what is tested.
     """
     kind = TEACHERS[recipe.teacher.name]
     if recipe.teacher.ready_made or recipe.teacher.simulated:
@@ -106,7 +107,7 @@ def look(recipe: Recipe) -> Look:
         )
     picture = street()
     with tempfile.TemporaryDirectory() as folder:
-        plain = replace(recipe, data=replace(recipe.data, root=folder), text=TextConfig(templates="single"))
+        plain = replace(recipe, data=replace(recipe.data, root=folder), text=_plain_words(recipe))
         frame = _frame(picture, Path(folder))
         prompts = plain.ontology.prompts
         words = tuple(word for triple in WORDS for word in triple)
@@ -130,6 +131,15 @@ def look(recipe: Recipe) -> Look:
         commit=git_commit(),
         versions=package_versions(),
     )
+
+
+def _plain_words(recipe: Recipe) -> TextConfig:
+    """Return section `[text]` with one plain sentence, or with nothing where the teacher has a sentence of its own."""
+    try:
+        recipe.teacher.check_templates("single")
+    except ValueError:
+        return TextConfig()
+    return TextConfig(templates="single")
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from manifests.query import (
     write_query,
     write_ranking,
 )
+from manifests.tables.teacher import Text
 
 VECTOR = np.array([0.6, 0.8, 0], np.float32)
 
@@ -79,13 +80,13 @@ def test_a_query_comes_back(tmp_path: Path) -> None:
 
 def test_rivals_are_the_other_prompts() -> None:
     rows = [
-        {"prompt": "Fire hydrant", "vector": np.array([1, 0, 0], np.float32)},
-        {"prompt": "hydrant", "vector": VECTOR},
-        {"prompt": "road", "vector": np.array([0, 0, 1], np.float32)},
+        Text(prompt_id=0, prompt="Fire hydrant", vector=np.array([1, 0, 0], np.float32)),
+        Text(prompt_id=1, prompt="hydrant", vector=VECTOR),
+        Text(prompt_id=2, prompt="road", vector=np.array([0, 0, 1], np.float32)),
     ]
     np.testing.assert_array_equal(query().rivals(rows), [[0, 0, 1]])
     with pytest.raises(ConfigError, match="has a vector of 3 numbers, and table `text` has 2"):
-        query().rivals([{"prompt": "road", "vector": np.ones(2, np.float32)}])
+        query().rivals([Text(prompt_id=0, prompt="road", vector=np.ones(2, np.float32))])
 
 
 def test_a_ranking_comes_back_until_the_vector_is_another(tmp_path: Path) -> None:

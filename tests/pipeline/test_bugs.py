@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -170,7 +171,9 @@ def test_a_cause_is_printed_as_it_is_whatever_signs_it_holds(cause: str) -> None
     printed = Console(width=400, record=True, file=io.StringIO(), markup=False, emoji=False, highlight=False)
     before, build.console = build.console, printed
     try:
-        build.print_failures([Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], None)  # type: ignore[arg-type]
+        build.print_failures(
+            [Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], SimpleNamespace(data=None), {}
+        )  # type: ignore[arg-type]
     finally:
         build.console = before
     told = printed.export_text()

@@ -61,7 +61,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, name = root / f"drive-{number}", f"f{number}"
         for kind in ("points", "images"):
             (folder / kind).mkdir(parents=True)
-        np.save(folder / "points" / f"{name}.npy", rng.normal(0, 9, (40, 4)).astype(np.float32))
+        sweep = np.column_stack([rng.normal(0, 9, (40, 3)), rng.uniform(0, 255, 40)]).astype(np.float32)
+        np.save(folder / "points" / f"{name}.npy", sweep)
         Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(folder / "images" / f"{name}.png")
         (folder / "scene.toml").write_text(SCENE.format(name=name))
     return root

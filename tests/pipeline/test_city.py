@@ -143,9 +143,9 @@ def test_our_reader_and_stage_index_accept_every_frame(
     assert [frame.scene for frame in frames] == [scene for scene in TINY.scenes for _ in range(2)]
     for frame in frames:
         row = run_stage(INDEX, recipe_over(city, TINY.version), frame)
-        assert row["n_points"] > 25_000
-        assert row["camera"][:2] == ["CAM_FRONT", "CAM_FRONT_RIGHT"] and len(row["camera"]) == 6
-        assert set(row["width_px"].tolist()) == {400} and set(row["height_px"].tolist()) == {225}
+        assert row.n_points > 25_000
+        assert list(row.camera[:2]) == ["CAM_FRONT", "CAM_FRONT_RIGHT"] and len(row.camera) == 6
+        assert set(row.width_px.tolist()) == {400} and set(row.height_px.tolist()) == {225}
 
 
 def test_the_lists_of_drives_are_splits_that_a_recipe_can_name(city: Path) -> None:

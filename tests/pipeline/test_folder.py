@@ -454,7 +454,7 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
     monkeypatch.chdir(tmp_path)
     [script] = blocks("python")
     exec(compile(script, "own-data.md", "exec"), {"__name__": "example"})
-    [_, recipe] = blocks("toml")
+    [_, _, recipe] = blocks("toml")
     Path("mine.toml").write_text(recipe)
     loaded = load_recipe("mine.toml", ["run.progress=false"])
     rows = built(loaded, ("points", "project", "label"))
@@ -467,7 +467,7 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
 
 
 def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None:
-    [described, _] = blocks("toml")
+    [_, described, _] = blocks("toml")
     (tmp_path / "drive-07").mkdir()
     (tmp_path / "drive-07/scene.toml").write_text(described)
     first, second = frames_of(tmp_path)

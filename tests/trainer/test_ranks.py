@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from manifests.fingerprint import differences
+from manifests.records.codec import as_document
 from manifests.sections.network import NetworkConfig
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
@@ -210,10 +211,15 @@ def test_what_the_first_process_refuses_ends_the_others_too(fleet: Any, console:
     assert said[1].startswith("TrainerError: rank 1 ends because rank 0 did")
 
 
-def test_another_number_of_processes_is_another_run_where_the_loss_depends_on_it(fleet: Any) -> None:
+def test_another_number_of_processes_is_another_run_where_the_loss_depends_on_it(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "from_first", lambda _, function: function())  # there is no second process to tell
+
     def identity(world_size: int, negatives: str) -> Any:
         recipe = fleet.recipe(f"pretrain.negatives={negatives}")
-        return trainer_train.prepare(recipe, "pretrain", fleet.store, Ranks(world_size=world_size)).identity
+        run = trainer_train.prepare(recipe, "pretrain", fleet.store, Ranks(world_size=world_size))
+        return as_document(run.identity)
 
     assert differences(identity(1, "local"), identity(2, "local")) == ["processes: (default) -> 2"]
     assert differences(identity(1, "frame"), identity(2, "frame")) == []
