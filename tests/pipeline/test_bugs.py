@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 from manifests.endings import Bug, Ending
 from manifests.recipe import load_recipe
+from manifests.sections.data import DataConfig
 from manifests.storage.store import Store
 from manifests.tables.superpoints import Group
 from pipeline.__main__ import app
@@ -171,9 +173,8 @@ def test_a_cause_is_printed_as_it_is_whatever_signs_it_holds(cause: str) -> None
     printed = Console(width=400, record=True, file=io.StringIO(), markup=False, emoji=False, highlight=False)
     before, build.console = build.console, printed
     try:
-        build.print_failures(
-            [Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], SimpleNamespace(data=None), {}
-        )  # type: ignore[arg-type]
+        recipe: Any = SimpleNamespace(data=DataConfig())
+        build.print_failures([Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], recipe, {})
     finally:
         build.console = before
     told = printed.export_text()
