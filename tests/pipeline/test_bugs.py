@@ -173,7 +173,7 @@ def test_a_cause_is_printed_as_it_is_whatever_signs_it_holds(cause: str) -> None
     printed = Console(width=400, record=True, file=io.StringIO(), markup=False, emoji=False, highlight=False)
     before, build.console = build.console, printed
     try:
-        recipe: Any = SimpleNamespace(data=DataConfig())
+        recipe: Any = SimpleNamespace(data=DataConfig(root="data"))
         build.print_failures([Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], recipe, {})
     finally:
         build.console = before
