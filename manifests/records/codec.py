@@ -91,6 +91,8 @@ def _reader(kind: Any) -> Callable[[object, str], Any]:
     if origin is tuple and len(options) == 2 and options[1] is Ellipsis:
         item = _reader(options[0])
         return lambda value, where: tuple(item(one, f"{where}[{n}]") for n, one in enumerate(_list(value, where)))
+    if origin is tuple:
+        return _reader_of_tuple(options)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         entry = _reader(options[1])
         return lambda value, where: {name: entry(one, _dotted(where, name)) for name, one in _object(value, where)}
@@ -102,6 +104,17 @@ def _record_of(kind: type[Any]) -> _Record:
     rest = [item.name for item in fields(kind) if item.metadata == REST]
     needed = frozenset(item.name for item in fields(kind) if not _may_lack(item)) - {*rest}
     return _Record(kind, hints, needed, rest[0] if rest else None)
+
+
+def _reader_of_tuple(options: tuple[Any, ...]) -> Callable[[object, str], Any]:
+    readers = [_reader(option) for option in options]
+
+    def read(value: object, where: str) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(readers):
+            raise _refusal(value, where, f"a list of {len(readers)}")
+        return tuple(reader(one, f"{where}[{n}]") for n, (reader, one) in enumerate(zip(readers, value, strict=True)))
+
+    return read
 
 
 def _reader_of_any(options: tuple[Any, ...]) -> Callable[[object, str], Any]:

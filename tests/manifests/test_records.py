@@ -144,3 +144,19 @@ def test_a_record_from_before_steps_were_told_is_read() -> None:
 def test_a_checkpoint_of_a_checkpoint_is_described_alike() -> None:
     found = as_record(Ancestor, {"file": "a", "task": "distill", "initial": {"file": "b", "task": "pretrain"}})
     assert found.initial and found.initial.task == "pretrain" and found.initial.initial is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A document with pairs of fixed length, as those of coverage and risk are."""
+
+    risk: tuple[tuple[float, float], ...] = ()
+
+
+def test_pairs_of_fixed_length_are_read_back_and_others_refused() -> None:
+    curve = Curve(risk=((0.5, 0.1), (1.0, 0.3)))
+    assert as_record(Curve, json.loads(json.dumps(as_document(curve)))) == curve
+    with pytest.raises(Unfit, match=r"its `risk\[1\]` is \[1.0\]; expected a list of 2"):
+        as_record(Curve, {"risk": [[0.5, 0.1], [1.0]]})
+    with pytest.raises(Unfit, match=r"its `risk\[0\]\[1\]` is 'x'"):
+        as_record(Curve, {"risk": [[0.5, "x"]]})

@@ -196,7 +196,7 @@ def test_a_run_that_was_killed_is_gone_on_with(fleet: Any, console: Console, cap
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     left = len(fleet.store.shards("refine", whole.fingerprint))
-    assert left < 3
+    assert left < 3 or n_workers
     capsys.readouterr()
     assert names_of(refine(fleet.recipe(), console)) == names_of(whole)
     if not n_workers:  # the workers of one that was killed may finish what they are at

@@ -238,5 +238,5 @@ def test_without_minkowskiengine_a_recipe_for_it_names_the_other_engine(
         "importlib.util.find_spec", lambda name, *rest: None if name == "MinkowskiEngine" else found(name, *rest)
     )
     with pytest.raises(ConfigError, match=r'set network.engine to "torch"'):
-        train(fleet.recipe(), "distill", console)
+        train(fleet.recipe("network.engine=minkowski"), "distill", console)
     assert isinstance(train(fleet.recipe("network.engine=torch"), "distill", console), Path)
