@@ -12,7 +12,15 @@ from rich.table import Table
 from afov import demo as demonstration
 from afov.programs import call
 from manifests.config import RECIPES, ConfigError, read_recipe
-from manifests.console import RecipeArgument, SetOption, debuggable, plain_console, sentences
+from manifests.console import (
+    AloneOption,
+    LicenceOption,
+    RecipeArgument,
+    SetOption,
+    debuggable,
+    plain_console,
+    sentences,
+)
 from manifests.effective import DEFAULT, as_toml, effective
 from manifests.recipe import load_recipe
 from manifests.stages import SPECS
@@ -86,12 +94,8 @@ def share(
         list[str] | None, typer.Argument(metavar="[TABLE]...", help="Default: pack and text, all that training reads.")
     ] = None,
     set_: SetOption = None,
-    licence: Annotated[
-        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
-    ] = None,
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Leave out what the tables were made from; others build that anew.")
-    ] = False,
+    licence: LicenceOption = None,
+    alone: AloneOption = False,
 ) -> None:
     """Write tables with all that they were made from and a licence note as one archive, for `afov receive`."""
     from pipeline.commands.exchange import export_tables
@@ -105,9 +109,7 @@ def publish(
     recipe: RecipeArgument,
     repository: RepositoryArgument,
     set_: SetOption = None,
-    licence: Annotated[
-        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
-    ] = None,
+    licence: LicenceOption = None,
     revision: Annotated[str, typer.Option(help="A branch; default: the main one.")] = "",
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repository one that all may read: does the licence allow it?")

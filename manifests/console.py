@@ -59,6 +59,12 @@ RecipeArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value; may be repeated.")
 ]
+LicenceOption = Annotated[
+    Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
+]
+AloneOption = Annotated[
+    bool, typer.Option("--alone", help="Leave out what the tables were made from; others build that anew.")
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the trace of every error too; the log file says more.")
 ]

@@ -10,6 +10,7 @@ import typer
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
+from manifests.console import AloneOption, LicenceOption
 from manifests.recipe import load_recipe
 from manifests.sections.data import RunConfig
 from manifests.storage.archive import pack, unpack
@@ -139,12 +140,8 @@ def export_tables(
     stages: Annotated[list[str], typer.Argument(metavar="TABLE...", help="Tables, or pack for all of training.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.tar", help="The file to write.")],
     set_: SetOption = None,
-    licence: Annotated[
-        Path | None, typer.Option(help="A text on whose data this is and who may use it; needed for your own logs.")
-    ] = None,
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Leave out what the tables were made from; others build that anew.")
-    ] = False,
+    licence: LicenceOption = None,
+    alone: AloneOption = False,
 ) -> None:
     """Write tables with all that they were made from and a licence note as one archive, for `store import`.
 

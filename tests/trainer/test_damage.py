@@ -75,6 +75,15 @@ def test_every_flip_and_every_cut_of_a_checkpoint_is_noticed_when_it_is_loaded(t
     assert damaged_files(tmp_path) == []
 
 
+def test_a_checkpoint_whose_digest_goes_by_another_name_is_damaged(tmp_path: Path) -> None:
+    path = saved(tmp_path / "one.safetensors")
+    data = path.read_bytes()
+    assert data.count(b'"seal":') == 1
+    path.write_bytes(data.replace(b'"seal":', b'"real":'))
+    with pytest.raises(DamagedCheckpoint, match="the digest of its bytes is not there"):
+        checkpoint.load(path)
+
+
 def test_a_flip_in_what_a_checkpoint_says_of_itself_is_noticed_without_reading_its_tensors(tmp_path: Path) -> None:
     path = saved(tmp_path / "one.safetensors")
     data = path.read_bytes()
