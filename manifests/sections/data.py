@@ -85,14 +85,15 @@ class RunConfig:
 
     `name` is what runs, scores, report and labels are kept under, in place of the recipe's name: two trainings of a
     recipe then stand side by side. `store` is where tables lie, a folder or the URI of a bucket, and `runs` the folder
-    of checkpoints, logs and scores. `pool` is who builds tables: "inline", this process, or "ray"; `workers` is how
-    many of Ray's build at once, at `ray_address`: "local", a cluster of this run's own, or the address of one.
+    of checkpoints, logs and scores. `pool` is who builds tables, and refines labels: "inline", this process, or "ray";
+    `workers` is how many of Ray's do at once, at `ray_address`: "local", a cluster of this run's own, or the address of
+    one.
     `gpus_per_worker` is the share of a GPU that Ray gives each of them for the teacher's network; "auto" is a whole one
     where the cluster has any, and none elsewhere. `device` is what networks run on: "auto" (a GPU if there is one),
     "cpu", "cuda" or "cuda:NUMBER". `batch_size` is how many frames a network of the trainer predicts at once, and
-    `loader_workers` how many processes load frames for training and prediction, or refine shards; 0 does it in the main
-    process. `deterministic` asks for the same bits in every run, at the cost of some speed on a GPU. `progress` shows
-    bars on a terminal. `track` tells "mlflow" or "wandb" the curves of training too.
+    `loader_workers` how many processes load frames for training and prediction, or refine shards where `pool` is
+    "inline"; 0 does it in the main process. `deterministic` asks for the same bits in every run, at the cost of some
+    speed on a GPU. `progress` shows bars on a terminal. `track` tells "mlflow" or "wandb" the curves of training too.
     `batch` is how many images a teacher's network takes at once (the teacher's own choice where it is left out), and
     `decode_threads` how many threads read images for it. `keep_encode` false writes no table `encode`: stage `segment`
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
 from manifests.endings import Bug, RunError, summary
+from manifests.ray_cluster import (
+    alive,
+    connect,
+    cpu_share,
+    last_words,
+    named,
+    node_here,
+    placed,
+    raylet_died,
+    shortened,
+)
 from manifests.recipe import Recipe
-from pipeline.engine.ray_cluster import connect, last_words, named, node_here, placed, shortened
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
 from pipeline.engine.worker import Worker
 from pipeline.stages.registry import STAGES
@@ -124,19 +132,11 @@ class RayPool:
         self._full: Counter[str] = Counter()  # shards that the disk of a node had no room for
 
     def __enter__(self) -> RayPool:
-        run = self._recipe.run
-        if run.ray_address != "local" and "://" not in run.store and not Path(run.store).expanduser().is_absolute():
-            raise ConfigError(
-                f'run.store is "{run.store}", and each worker of a cluster would look for it in a folder of its own: '
-                "give an absolute path that all machines see, or s3://bucket/folder"
-            )
         self._ray = connect(self._recipe)
         self._here = node_here(self._ray)
         resources = self._ray.cluster_resources()
         self._recipe = with_gpus(self._recipe, float(resources.get("GPU", 0.0)))
-        cpus = float(resources.get("CPU", 1.0))
-        # a worker takes a whole CPU unless there are fewer CPUs than workers; Ray counts in steps of 0.0001
-        self._cpus = min(1.0, math.floor(cpus / self._recipe.run.workers * 1e4) / 1e4)
+        self._cpus = cpu_share(self._ray, self._recipe.run.workers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,9 +212,6 @@ class RayPool:
         else:
             lane.idle.append(worker)
 
-    def _alive(self, node: str) -> bool:
-        return any(one["NodeID"] == node and one["Alive"] for one in self._ray.nodes())
-
     def _lane(self, stage: str) -> Lane:
         """Return the lane of a stage; raises RunError where the cluster has no room for its workers."""
         gpus = STAGES[stage].gpus(self._recipe) or 0.0
@@ -284,12 +281,8 @@ class RayPool:
     def _look_around(self, queue: Queue) -> None:
         """Say now and then what the run waits for; raises RunError for what does not get better by waiting."""
         now, local = self._now, self._recipe.run.ray_address == "local"
-        if not self._alive(self._here):
-            again = "run again" if local else "run again after `ray stop` and `ray start`"
-            raise RunError(
-                "the raylet of this machine, Ray's process that starts workers, has died, for want of memory or since "
-                f"somebody ended it. Finished shards are kept: {again}"
-            )
+        if not alive(self._ray, self._here):
+            raise raylet_died(self._recipe)
         if now.tasks:
             return
         waited_s = time.monotonic() - max([now.last_sign, *(lane.asked for lane in self._lanes.values())])
@@ -387,7 +380,7 @@ class RayPool:
     def _note_loss(self, task: Task, worker: RayWorker) -> Losses:
         """Count a shard's worker that died, or its node that went away, and return all that it lost in this run."""
         losses = self._now.losses.get((task.stage, task.shard), Losses())
-        if self._alive(worker.node):
+        if alive(self._ray, worker.node):
             losses = replace(losses, workers=losses.workers + 1)
         else:
             losses = replace(losses, nodes=losses.nodes + 1)

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import ray
 
+from manifests import ray_cluster
 from manifests.endings import Ending, RunError
+from manifests.ray_cluster import ended_workers, shortened
 from manifests.recipe import Recipe, load_recipe
-from pipeline.engine import ray_cluster, ray_pool
-from pipeline.engine.ray_cluster import ended_workers, shortened
+from pipeline.engine import ray_pool
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.tasks import Queue, Task
 

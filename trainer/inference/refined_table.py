@@ -1,7 +1,8 @@
 """Table `refine`: labels after the vote of the sweeps around them and flat interaction, of a student or of a teacher.
 
 A shard is made on its own: frames that it shares a window with are read of the shards beside it, and no more frames are
-held than are in reach. Several processes (`run.loader_workers`) make several shards; the bytes are the same.
+held than are in reach. Several processes (`run.loader_workers`), or Ray's workers, make several shards; the bytes are
+the same.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def refine_each(
     with progress_bar(console, recipe.run.progress) as bar:
         shown = bar.add_task("refine", total=sum(index.file("index", shard).rows for shard in lacking))
         make = partial(made_shards, recipe, store, ref, source, silent)
-        for shard, made in each_shard(make, lacking, recipe.run.loader_workers):
+        for shard, made in each_shard(make, lacking, recipe):
             for by, file in made.items():
                 committed[by][shard, file.key] = file
             bar.update(shown, advance=index.file("index", shard).rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -16,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from manifests.config import ConfigError
 from manifests.endings import RunError
 from manifests.recipe import Recipe
-from pipeline.engine.worker import Worker
 
 ANSWER_S = 10.0  # how long a cluster's port may take to accept a connection
 JOIN_S = 45.0  # how long a cluster may take to let a driver in
@@ -41,8 +42,10 @@ os._exit(0)
 def connect(recipe: Recipe) -> Any:
     """Return the ray module, connected to the cluster at `run.ray_address` or to a local one started for this run.
 
-    Raises RunError, within a minute, where that cannot be; Ctrl-C and SIGTERM end the waiting.
+    Raises RunError, within a minute, where that cannot be, and ConfigError for a store that workers would look for
+    elsewhere; Ctrl-C and SIGTERM end the waiting.
     """
+    check_store(recipe)
     set_environment()
     import ray
 
@@ -58,7 +61,7 @@ def connect(recipe: Recipe) -> Any:
         }
     else:
         check_cluster(recipe.run.ray_address)
-    root = str(Path(__file__).parent.parent.parent)
+    root = str(Path(__file__).parent.parent)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -73,6 +76,16 @@ def connect(recipe: Recipe) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
     return ray
+
+
+def check_store(recipe: Recipe) -> None:
+    """Raise ConfigError where each worker of a cluster would look for the store in a folder of its own."""
+    run = recipe.run
+    if run.ray_address != "local" and "://" not in run.store and not Path(run.store).expanduser().is_absolute():
+        raise ConfigError(
+            f'run.store is "{run.store}", and each worker of a cluster would look for it in a folder of its own: '
+            "give an absolute path that all machines see, or s3://bucket/folder"
+        )
 
 
 def set_environment() -> None:
@@ -150,10 +163,10 @@ def shortened(text: str, most: int = 900) -> str:
     return line if len(line) <= most else f"{line[: most // 3]} ... {line[-2 * most // 3 :]}"
 
 
-def placed(worker: type[Worker]) -> type[Worker]:
+def placed(worker: type[Any]) -> type[Any]:
     """Return the worker with a method that tells on which node it runs."""
 
-    class Placed(worker):  # type: ignore[misc, valid-type]
+    class Placed(worker):  # type: ignore[misc]
         def where(self) -> str:
             import ray
 
@@ -191,3 +204,23 @@ def ended_workers(folder: Path) -> str:
 def node_here(ray: Any) -> str:
     """Return the node that this driver belongs to."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+def alive(ray: Any, node: str) -> bool:
+    """Return whether Ray's processes on a node are there."""
+    return any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
+
+
+def cpu_share(ray: Any, n_workers: int) -> float:
+    """Return what a worker takes of the CPUs in Ray's books: a whole one, unless there are fewer CPUs than workers."""
+    cpus = float(ray.cluster_resources().get("CPU", 1.0))
+    return min(1.0, math.floor(cpus / n_workers * 1e4) / 1e4)  # Ray counts in steps of 0.0001
+
+
+def raylet_died(recipe: Recipe) -> RunError:
+    """Return the error for a machine whose raylet has ended under a run."""
+    again = "run again" if recipe.run.ray_address == "local" else "run again after `ray stop` and `ray start`"
+    return RunError(
+        "the raylet of this machine, Ray's process that starts workers, has died, for want of memory or since "
+        f"somebody ended it. Finished shards are kept: {again}"
+    )
