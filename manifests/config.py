@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from manifests.fingerprint import Json, Settings
 from manifests.shown import shown_uri
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class RecipeFile:
     """A recipe as it was written: its name and its sections as plain values, overrides applied, not yet typed."""
 
     name: str
-    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sections: Mapping[str, Settings] = field(default_factory=dict)
 
     def section(self, name: str, kind: type[T]) -> T:
         """Return section `name` as a frozen dataclass of type `kind`; a section left out gets its defaults.
@@ -53,7 +54,7 @@ class Layer:
     """Settings from one place: `origin` is a file, or what was typed behind `--set`."""
 
     origin: str
-    sections: Mapping[str, Mapping[str, Any]]
+    sections: Mapping[str, Settings]
 
 
 def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
@@ -63,7 +64,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile
     it differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
     malformed file, or an override that is not `section.key=value`.
     """
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Settings] = {}
     for layer in read_layers(recipe, overrides):
         for name, values in layer.sections.items():
             sections[name] = laid_over(sections.get(name, {}), values)
@@ -79,7 +80,7 @@ def read_layers(recipe: str | Path, overrides: Sequence[str] = ()) -> list[Layer
         if BASE in document:
             raise ConfigError(f"{local}: a local file is laid over recipe {path.stem} and has no {BASE} of its own")
         layers.append(Layer(str(local), checked_sections(document, local)))
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Settings] = {}
     for layer in layers:
         settings = {**settings, **{name: laid_over(settings.get(name, {}), of) for name, of in layer.sections.items()}}
     for override in overrides:
@@ -90,7 +91,7 @@ def read_layers(recipe: str | Path, overrides: Sequence[str] = ()) -> list[Layer
             table = table.get(parent, {})
             if not isinstance(table, Mapping):
                 raise ConfigError(f"--set {override}: {name}.{parent} is a value and holds no settings")
-        nested: dict[str, Any] = {last: value}
+        nested: dict[str, Json] = {last: value}
         for parent in reversed(parents):
             nested = {parent: nested}
         layers.append(Layer(f"--set {override}", {name: nested}))
@@ -122,7 +123,7 @@ def layers_of(path: Path, derived: tuple[Path, ...]) -> list[Layer]:
     return [*below, Layer(str(path), checked_sections(document, path))]
 
 
-def parsed(path: Path) -> dict[str, Any]:
+def parsed(path: Path) -> dict[str, Json]:
     """Return what a TOML file says; raises ConfigError where it is none."""
     try:
         with path.open("rb") as file:
@@ -131,20 +132,22 @@ def parsed(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def checked_sections(document: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+def checked_sections(document: Settings, path: Path) -> dict[str, Settings]:
     """Return the sections of a file; raises ConfigError for a value outside of them."""
+    sections: dict[str, Settings] = {}
     for name, values in document.items():
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             raise ConfigError(f"{path}: `{name}` stands outside a section; write it below one, such as [data]")
-    return dict(document)
+        sections[name] = values
+    return sections
 
 
-def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(base: Settings, values: Settings) -> dict[str, Json]:
     """Return the settings of a section that differs from a base in some of them, and in some of a table's within it."""
     both = {
-        key: laid_over(base[key], value)
+        key: laid_over(below, value)
         for key, value in values.items()
-        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        if isinstance(value, Mapping) and isinstance(below := base.get(key), Mapping)
     }
     return {**base, **values, **both}
 
@@ -173,7 +176,7 @@ def parse_override(override: str) -> tuple[str, str, Any]:
         return name, key, text.strip()
 
 
-def parse_section(name: str, values: Mapping[str, Any], kind: type[T]) -> T:
+def parse_section(name: str, values: Settings, kind: type[T]) -> T:
     """Return `values` as the frozen dataclass `kind`, every key and type checked; see RecipeFile.section."""
     hints = typing.get_type_hints(kind)
     known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -243,7 +246,7 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def default_values(kind: type[Any]) -> dict[str, Any]:
+def default_values(kind: type[Any]) -> dict[str, Json]:
     """Return the defaults of a dataclass by field; a field without one is left out."""
     found = {}
     for item in dataclasses.fields(kind):
@@ -253,7 +256,7 @@ def default_values(kind: type[Any]) -> dict[str, Any]:
     return found
 
 
-def changed_values(config: Any) -> dict[str, Any]:
+def changed_values(config: Any) -> dict[str, Json]:
     """Return the fields of a frozen dataclass whose value differs from the default.
 
     Only these enter an identity, so that adding a setting with a default renames no table. A field without a default

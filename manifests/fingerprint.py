@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+else:
+    Json = object  # what reads documents by their annotations takes any value here
+"""A value that JSON has; sets, bytes and objects are none."""
+
+Settings: TypeAlias = Mapping[str, Json]
+"""Values by name that no class spells out, since their keys are those of a recipe, of a teacher, of packages."""
 
 DIGITS = 12  # of a hex digest in names: 48 bits, ample for the tables and shards of one store
 

@@ -34,8 +34,8 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     settings = changed_values(recipe.settings(task))
     for name in ("keep_every", "init"):
         settings.pop(name, None)
-    if str(settings.get("split", "")).endswith(".txt"):  # what the file says, not what it is called
-        settings["split"] = split_content(settings["split"])
+    if (split := str(settings.get("split", ""))).endswith(".txt"):  # what the file says, not what it is called
+        settings["split"] = split_content(split)
     found: dict[str, Any] = plain(
         {
             "task": task,

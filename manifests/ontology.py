@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from manifests.fingerprint import Json, Settings
+
 IGNORE = "ignore"
 """Name of class 0: no class. It is never predicted, trained or counted."""
 
@@ -321,7 +323,7 @@ class Ontology:
         """Return what masks made from concepts depend on, as plain JSON: the groups that have any, in order."""
         return [[g.name, list(g.concepts)] for g in self.groups if g.concepts]
 
-    def label_content(self) -> dict[str, Any]:
+    def label_content(self) -> dict[str, Json]:
         """Return what labels made from prompts depend on, as plain JSON: classes, fine classes, maps to them."""
         return {
             "classes": list(self.class_names),
@@ -332,7 +334,7 @@ class Ontology:
             "group_of_prompt": self.group_of_prompt.tolist(),
         }
 
-    def raw_content(self) -> dict[str, Any]:
+    def raw_content(self) -> dict[str, Json]:
         """Return what labels read from a data set depend on, as plain JSON: names and the map from raw labels."""
         return {
             "classes": list(self.class_names),
@@ -361,7 +363,7 @@ def load_ontology(name_or_path: str | Path) -> Ontology:
         raise ValueError(f"{path}: {error}") from error
 
 
-def parse_ontology(table: Mapping[str, Any]) -> Ontology:
+def parse_ontology(table: Settings) -> Ontology:
     """Return the class dictionary held in a parsed TOML document; raises ValueError naming the key that is wrong."""
     top = _Reader(table, "the file", {"name", "version", "raw_mask", "class", "fine", "group"})
     classes = []
@@ -398,7 +400,7 @@ def parse_ontology(table: Mapping[str, Any]) -> Ontology:
 class _Reader:
     """Reads typed values out of one TOML table; its errors say where."""
 
-    def __init__(self, table: Mapping[str, Any], where: str, known: set[str]) -> None:
+    def __init__(self, table: Settings, where: str, known: set[str]) -> None:
         self._table = table
         self.where = where
         unknown = sorted(set(table) - known)

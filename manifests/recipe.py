@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from manifests.advice import command, words_of
 from manifests.config import ConfigError, Layer, listing, nearest, read_layers, read_recipe
+from manifests.fingerprint import Settings
 from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.labels import LabelsConfig
@@ -60,7 +61,7 @@ class Recipe:
     refine: RefineConfig = RefineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     labels: LabelsConfig = LabelsConfig()
-    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    written: Mapping[str, Settings] = field(default_factory=dict)
     """All sections as they were written, with overrides."""
     typed: str = ""
     """The recipe as its user named it: a path, or a built-in name."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from manifests.config import ConfigError, changed_values
-from manifests.fingerprint import digest
+from manifests.fingerprint import Json, Settings, digest
 from manifests.recipe import Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.tables.base import EVERY_ROW, Record
@@ -62,7 +62,7 @@ class TableSpec:
     kind: type[Record]
     version: int
     needs: Callable[[Recipe], tuple[Need, ...]]
-    settings: Callable[[Recipe], Mapping[str, Any]]
+    settings: Callable[[Recipe], Settings]
     alone: bool = False
     affects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ def no_needs(recipe: Recipe) -> tuple[Need, ...]:
     return ()
 
 
-def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Json]:
     """Return what rows of "text", "encode" or "segment" depend on of the teacher and of what it is told."""
     teacher = recipe.teacher
     settings = dict(teacher.settings(stage))
@@ -89,13 +89,13 @@ def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
 HOW_SWEEPS_ARE_READ = ("columns", "points_in", "min_range_m", "max_range_m")
 
 
-def sweep_settings(recipe: Recipe) -> dict[str, Any]:
+def sweep_settings(recipe: Recipe) -> dict[str, Json]:
     """Return what the points of a sweep depend on beside its file."""
     changed = changed_values(recipe.data)
     return {"dataset": recipe.data.dataset, **{key: changed[key] for key in HOW_SWEEPS_ARE_READ if key in changed}}
 
 
-def text_settings(recipe: Recipe) -> Mapping[str, Any]:
+def text_settings(recipe: Recipe) -> Settings:
     """Return what the vectors depend on: prompts, templates (their sentences, not their name), and the text tower."""
     teacher = recipe.teacher
     content = {"prompts": recipe.ontology.prompt_content(), **teacher_settings(recipe, "text")}
@@ -148,7 +148,7 @@ def fused(recipe: Recipe) -> bool:
     return recipe.teacher.has_encode and not recipe.run.keep_encode
 
 
-def segment_settings(recipe: Recipe) -> Mapping[str, Any]:
+def segment_settings(recipe: Recipe) -> Settings:
     """Return what segments depend on beside the tables they are made from."""
     content, changed = teacher_settings(recipe, "segment"), changed_values(recipe.segment)
     if not recipe.teacher.ready_made:
@@ -186,7 +186,7 @@ def target_needs(recipe: Recipe) -> tuple[Need, ...]:
     return (*TARGET_NEEDS[recipe.target.labels], Need(Project), *mended)
 
 
-def mend_settings(recipe: Recipe) -> dict[str, Any]:
+def mend_settings(recipe: Recipe) -> dict[str, Json]:
     """Return what corrected labels depend on beside their files; raises ConfigError where the recipe names none."""
     if not recipe.data.corrections:
         raise ConfigError("data.corrections names no folder of corrected labels, so there is no table `mend`")
@@ -263,7 +263,7 @@ SPECS: dict[str, TableSpec] = {
 """The tables that the pipeline makes, in the order data flows."""
 
 
-def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> dict[str, Any]:
+def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> dict[str, Json]:
     """Return the readable identity of a table; its digest, the fingerprint, names the folder of the table.
 
     With `columns` it is that of these columns alone, as it enters the identity of whoever needs no others. Raises

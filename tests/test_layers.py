@@ -50,9 +50,10 @@ ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 # What stands on top of each package, file or folder: all of it imports only from rows above its own.
 ORDER = {
     "manifests": (
+        ("fingerprint",),
         ("advice", "foreign", "provenance", "shown"),
         ("config",),
-        ("fingerprint", "ontology", "records", "splits", "templates"),
+        ("ontology", "records", "splits", "templates"),
         ("tables",),
         ("query", "sections"),
         ("recipe", "storage"),

@@ -17,9 +17,6 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
-Settings = Mapping[str, object]
-"""A part of a document that stays open, as JSON has it: its keys are those of recipes, of a teacher, of packages."""
-
 REST = {"rest": True}
 """Metadata of the one field, a mapping, that takes the entries that no other field is named after."""
 

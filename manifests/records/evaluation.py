@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from manifests.records.codec import Settings
+from manifests.fingerprint import Settings
 
 Contents = Mapping[str, Mapping[str, str]]
 """The keys and contents of shards, by table and shard, as `manifests.asked.contents_of` has them."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from manifests.records.codec import REST, Settings
+from manifests.fingerprint import Settings
+from manifests.records.codec import REST
 from manifests.records.evaluation import Compared, JudgedEvaluation
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from manifests.config import changed_values
+from manifests.fingerprint import Json
 
 Architecture = Literal["minkunet34c", "minkunet_small"]
 EngineName = Literal["auto", "minkowski", "torch"]
@@ -81,7 +82,7 @@ class NetworkConfig:
     stem_kernel_size: int = 3
     engine: EngineName = "auto"
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Json]:
         """Return what enters identities: what is not the default, and of engines the one in PyTorch where it is named.
 
         Which engine "auto" takes depends on the machine, as the device does; results differ in the last bits.

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.fingerprint import digest
+from manifests.fingerprint import Json, Settings, digest
 from manifests.ontology import Ontology
 from manifests.provenance import git_commit, package_versions
 from manifests.recipe import Recipe
@@ -77,7 +77,7 @@ class Look:
 
     version: int
     teacher: str
-    settings: Mapping[str, Any]
+    settings: Settings
     weights: Mapping[str, str]
     picture_sha256: str
     numbers: Mapping[str, float]
@@ -88,7 +88,7 @@ class Look:
     versions: Mapping[str, str]
 
     @property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Json]:
         """All of it as one JSON document."""
         return asdict(self)
 
@@ -142,7 +142,7 @@ def _plain_words(recipe: Recipe) -> TextConfig:
     return TextConfig(templates="single")
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: Recipe) -> dict[str, Json]:
     """Return all that counts of a recipe, stage by stage, as it enters identities; words and sentences by digest."""
     text = dict(text_settings(recipe))
     text["prompts"], text["templates"] = digest(text["prompts"]), digest(text["templates"])

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from manifests.asked import made_anew
 from manifests.config import ConfigError
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import Settings, differences, digest, plain
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
-from manifests.records.codec import Settings, as_document
+from manifests.records.codec import as_document
 from manifests.records.evaluation import EvaluationRecord, JudgedEvaluation, PartScores
 from manifests.records.log import RunLog, run_log
 from manifests.records.run import RunRecord

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
 from manifests.stages import Need, TableSpec
 from manifests.storage.errors import StoreError
@@ -90,7 +91,7 @@ class Stage(Generic[F]):
     prepare: Callable[[Recipe], FrameFunction[F]] | None = None
     stream: Callable[[Recipe], StreamFunction[F] | None] = lambda recipe: None
     build: Callable[[Recipe], list[Text]] | None = None
-    content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
+    content: Callable[[Recipe], Settings] = lambda recipe: {}
     index_columns: tuple[str, ...] = ()
     more_index_columns: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     apart: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ class Stage(Generic[F]):
         """Return the tables that a row is made from."""
         return self.table.needs(recipe)
 
-    def settings(self, recipe: Recipe) -> Mapping[str, Any]:
+    def settings(self, recipe: Recipe) -> Settings:
         """Return the recipe's values that can change a row; they enter the identity."""
         return self.table.settings(recipe)
 
@@ -117,7 +118,7 @@ class Stage(Generic[F]):
         """Return the columns of `index` that a row depends on."""
         return (*self.index_columns, *self.more_index_columns(recipe))
 
-    def depends(self, recipe: Recipe) -> Mapping[str, Any]:
+    def depends(self, recipe: Recipe) -> Settings:
         """Return what the rows of a table for all frames depend on, files included."""
         return {**self.settings(recipe), **self.content(recipe)}
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import Settings, sha256_file
 from manifests.foreign import instead_of_weights
 from manifests.ontology import Ontology
 from manifests.sections.teachers.artifacts import OFFICIAL_PROMPTS, TEXT, ArtifactsConfig, prompts_digest
@@ -84,7 +84,7 @@ class Artifacts:
         return cls(config)
 
     @staticmethod
-    def text_content(recipe: Recipe) -> Mapping[str, Any]:
+    def text_content(recipe: Recipe) -> Settings:
         """Return the digest of the text vectors' file.
 
         Raises ConfigError without it, and where the files were made with other prompts, or may have been.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from manifests.fingerprint import Settings
     from manifests.recipe import Recipe
     from manifests.tables.base import Rows
     from pipeline.frame import Camera, Frame
@@ -113,5 +114,5 @@ class TeacherKind:
 
     load: Callable[[Recipe, str], Teacher]
     files: Callable[[Recipe], FrameFiles | None] = lambda recipe: None
-    text_content: Callable[[Recipe], Mapping[str, Any]] = lambda recipe: {}
+    text_content: Callable[[Recipe], Settings] = lambda recipe: {}
     kilobytes_per_frame: Callable[[Recipe], float] = lambda recipe: 0.0

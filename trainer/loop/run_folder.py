@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from manifests.asked import pin
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import Settings, differences, digest, plain
 from manifests.learnt import changes_since, settings_of
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
-from manifests.records.codec import Settings, as_document
+from manifests.records.codec import as_document
 from manifests.records.evaluation import Compared
 from manifests.records.run import (
     Ancestor,

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from manifests.asked import pin, tables_of
+from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
-from manifests.records.codec import Settings, as_document
+from manifests.records.codec import as_document
 from manifests.records.run import NumbersLine
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from manifests.fingerprint import differences, plain
+from manifests.fingerprint import Settings, differences, plain
 from manifests.recipe import Recipe
-from manifests.records.codec import Settings
 from manifests.records.run import Ancestor
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels, without_pairs
 from manifests.sections.training import (

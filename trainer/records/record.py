@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from manifests.fingerprint import differences, digest, sha256_file
+from manifests.fingerprint import Settings, differences, digest, sha256_file
 from manifests.recipe import Recipe
-from manifests.records.codec import Settings, Unfit, as_document, as_record
+from manifests.records.codec import Unfit, as_document, as_record
 from manifests.records.evaluation import EvaluationRecord, Expected, JudgedEvaluation, TestTime
 from manifests.records.log import run_log
 from manifests.records.run import (

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from manifests.config import changed_values
-from manifests.fingerprint import canonical
+from manifests.fingerprint import Settings, canonical
 from manifests.sections.teachers.base import TeacherSection
 
 TEXT = "text_embedding.pt"
@@ -83,7 +82,7 @@ class ArtifactsConfig(TeacherSection):
         """Whether the last text vector stands for no prompt."""
         return self.layout == "fcclip" if self.void is None else self.void
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text" or "segment".
 
         Where the files lie is not among them, and nothing is read: digests of the text vectors and of the files of

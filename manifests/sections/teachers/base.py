@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from manifests.config import changed_values
+from manifests.fingerprint import Json, Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.tables.base import FrameRecord
@@ -36,7 +36,7 @@ class TeacherSection:
         """Return the settings that change no row, as the others are set: they are in no identity."""
         return frozenset()
 
-    def counted(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Json]:
         """Return the settings that differ from their default and can change a row."""
         return {key: value for key, value in changed_values(self).items() if key not in self.idle()}
 
@@ -49,7 +49,7 @@ class TeacherSection:
         """Return further tables, whose rows of the frame stage `segment` hands to the teacher."""
         return ()
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what rows of "text", "encode" or "segment" depend on beside this section and the tables they need."""
         return {}
 

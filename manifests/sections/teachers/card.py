@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError, changed_values, nearest, parse_section
+from manifests.fingerprint import Json
 from manifests.ontology import Ontology
 
 CARDS = Path(__file__).parents[2] / "cards"
@@ -148,7 +149,7 @@ class Card:
     stands_for: Mapping[str, Mapping[str, tuple[str | tuple[str, str], ...]]] = field(default_factory=dict)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """What of the card can change what the network gives; where it lies and what it is called cannot."""
         return {
             "input": changed_values(self.input),
@@ -224,23 +225,27 @@ def read_card(path: Path) -> Card:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    kinds = {"network": CardNetwork, "input": CardInput, "output": CardOutput, "classes": CardClasses}
+    parts = ("network", "input", "output", "classes")
     for name, values in document.items():
-        if name not in (*kinds, "dictionaries") or not isinstance(values, dict):
-            raise ConfigError(f"{path}: there is no section [{name}]; a card has {', '.join(kinds)}, dictionaries.NAME")
-    parts: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        try:
-            parts[name] = parse_section(name, document.get(name, {}), kind)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    said = {name: _words(path, name, values) for name, values in document.get("dictionaries", {}).items()}
-    return Card(path, **parts, stands_for=said)
+        if name not in (*parts, "dictionaries") or not isinstance(values, dict):
+            raise ConfigError(f"{path}: there is no section [{name}]; a card has {', '.join(parts)}, dictionaries.NAME")
+    network, into, out, classes = (document.get(name, {}) for name in parts)
+    try:
+        return Card(
+            path,
+            parse_section("network", network, CardNetwork),
+            parse_section("input", into, CardInput),
+            parse_section("output", out, CardOutput),
+            parse_section("classes", classes, CardClasses),
+            {name: _words(name, values) for name, values in document.get("dictionaries", {}).items()},
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
-def _words(path: Path, dictionary: str, values: Any) -> dict[str, tuple[str | tuple[str, str], ...]]:
+def _words(dictionary: str, values: Any) -> dict[str, tuple[str | tuple[str, str], ...]]:
     """Return what classes stand for in a dictionary, as written; raises ConfigError for anything but words."""
-    where = f"{path}: [dictionaries.{dictionary}]"
+    where = f"[dictionaries.{dictionary}]"
     if not isinstance(values, dict):
         raise ConfigError(f'{where} is no table; write lines such as road = ["road"] below it')
     found = {}

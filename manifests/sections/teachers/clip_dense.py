@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from manifests.fingerprint import Settings
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.masks import DECODINGS
 from manifests.sections.teachers.published import pinned_by_publication
@@ -158,7 +157,7 @@ class ClipDenseConfig(TeacherSection):
         }
         return frozenset(name for name, modes in of_mode.items() if self.mode not in modes)
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
         values = {key: value for key, value in self.counted().items() if key in _FIELDS[stage]}
         if self.quick_gelu == implies_quick_gelu(self.model):

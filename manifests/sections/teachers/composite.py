@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manifests.config import ConfigError, changed_values
+from manifests.fingerprint import Json, Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
@@ -56,7 +56,7 @@ class TipsConfig:
         """Raise ValueError unless the weights are named and pinned."""
         check_weights(self.pinned)
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text" or "encode"."""
         changed = changed_values(self)
         seen = ("precision", "short_side_px", "window_px", "stride_px") if stage == "encode" else ()
@@ -102,7 +102,7 @@ class Sam3Config:
         """Raise ValueError unless the weights are named and pinned."""
         check_weights(self.pinned)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Return what can change the regions."""
         changed = changed_values(self)
         return {key: changed[key] for key in ("precision", "min_score") if key in changed} | weights_identity(
@@ -155,7 +155,7 @@ class ProposerConfig:
         if self.pinned.is_hub and told:
             raise ValueError(f'proposer.trained_on is "{self.trained_on}", but {self.weights} speaks of {told[0]}')
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Return what can change the regions, and what they were learnt from."""
         changed = changed_values(self)
         return (
@@ -183,7 +183,7 @@ class SlicConfig:
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Return what can change the regions."""
         return changed_values(self)
 
@@ -259,12 +259,12 @@ class CompositeConfig(TeacherSection):
         """Return the settings that change no row, as the others are set: SAM 3's scores are its own."""
         return frozenset({"logit_scale"}) if self.masks == "sam3" else frozenset()
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text", "encode" or "segment"; weights by digest.
 
         Where labels of driving scenes taught the masks, it says `supervised`, for whoever shows results.
         """
-        found: dict[str, Any] = {"name": self.name}
+        found: dict[str, Json] = {"name": self.name}
         if stage != "segment":
             found |= {"features": self.features, self.features: dict(self.feature_config.settings(stage))}
         if stage == "encode":
@@ -278,7 +278,7 @@ class CompositeConfig(TeacherSection):
                 found["supervised"] = True
         return found
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what "encode" and "segment" depend on beside the section: what SAM 3 is asked for, and who owns it."""
         if self.masks != "sam3" or stage == "text":
             return {}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from manifests.fingerprint import Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.masks import MASK_FORMATS, MaskConfig
@@ -115,7 +114,7 @@ class FcClipConfig(MaskConfig):
         """How many bytes a value of a query's vectors is kept in."""
         return 4 if self.parity else 2
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text", "encode" or "segment"; see MaskConfig."""
         wide = {"vector_bytes": self.vector_bytes} if self.parity and stage == "encode" else {}
         return {**super().settings(stage), **wide}
@@ -125,6 +124,6 @@ class FcClipConfig(MaskConfig):
         """The weights of all networks."""
         return (self.pinned, self.pinned_clip) if self.pinned_clip else (self.pinned,)
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what segments depend on beside their tables and settings: which prompts are countable."""
         return {"thing_of_prompt": ontology.thing_of_prompt.tolist()} if stage == "segment" else {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from manifests.fingerprint import Settings
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.weights import Weights
 
@@ -50,7 +51,7 @@ class MaskConfig(TeacherSection):
         """How mask logits are kept: as `masks` says, in parity always with what float16 can tell apart."""
         return "float16" if self.parity else self.masks
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text", "encode" or "segment"; pinned weights by digest."""
         values = {key: value for key, value in self.counted().items() if key in self.fields[stage]}
         for weights in self.files:

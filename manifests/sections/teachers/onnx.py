@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from manifests.fingerprint import Json, Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
@@ -128,7 +127,7 @@ class OnnxConfig(TeacherSection):
         every = {name for names in _OF_TEXT.values() for name in names}
         return frozenset(every - set(_OF_TEXT[self.text]))
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text", "encode" or "segment".
 
         The network by its digest, the card by what it says. Raises ConfigError for a card that cannot be used.
@@ -141,7 +140,7 @@ class OnnxConfig(TeacherSection):
         kept = {key: value for key, value in self.counted().items() if key in ("top", "kept")}
         return {"name": self.name, "weights": self.pinned.identity, "card": self.the_card.identity, **kept, **taught}
 
-    def _text_settings(self) -> dict[str, Any]:
+    def _text_settings(self) -> dict[str, Json]:
         """Return what vectors of prompts depend on."""
         if self.pinned_text is None:
             return {"dims": self.dims}
@@ -150,7 +149,7 @@ class OnnxConfig(TeacherSection):
         gelu = {} if self.quick_gelu is None else {"quick_gelu": self.quick_gelu}
         return {"model": self.text_model, "weights": self.pinned_text.identity, **gelu}
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what segments depend on beside their tables and settings: which prompts each class stands for."""
         if stage != "segment":
             return {}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from manifests.fingerprint import Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
@@ -152,7 +151,7 @@ class OracleConfig(TeacherSection):
         }
         return frozenset(name for name, is_idle in idle.items() if is_idle)
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of "text" or "segment"; both say that they are simulated."""
         values = self.counted()
         if stage == "text":
@@ -171,7 +170,7 @@ class OracleConfig(TeacherSection):
         """Return the tables that the truth is read from."""
         return TRUTH if self.source == "points" else ()
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what rows depend on beside the section: the way from labels to prompts, and which maps are read."""
         if stage == "text":
             return {"ontology": ontology.label_content(), "groups": [group.name for group in ontology.groups]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
+from manifests.fingerprint import Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
@@ -61,13 +61,13 @@ class TeacherConfig(Protocol):
     def idle(self) -> frozenset[str]:
         """See TeacherSection."""
 
-    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Mapping[str, Any]:
+    def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """See TeacherSection."""
 
     def check_templates(self, templates: str) -> None:
         """See TeacherSection."""
 
-    def settings(self, stage: str) -> Mapping[str, Any]:
+    def settings(self, stage: str) -> Settings:
         """Return the values that can change the rows of stage "encode", "text" or "segment", for its identity.
 
         `supervised` is True among them where weights learnt from labels of driving scenes: whoever shows results has

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from manifests.config import ConfigError
-from manifests.fingerprint import sha256_as_it_looks
+from manifests.fingerprint import Json, sha256_as_it_looks
 
 HUB = "hub:"
 
@@ -113,7 +112,7 @@ def check_weights(weights: Weights) -> None:
         )
 
 
-def weights_identity(weights: Weights) -> dict[str, Any]:
+def weights_identity(weights: Weights) -> dict[str, Json]:
     """Return what stands for a network in an identity: its tensors by digest, and what the files beside them say.
 
     Those of the hub are known by the commit, those on disk are small and digested. Raises ConfigError if they lack.
