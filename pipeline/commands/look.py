@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from pipeline.commands.console import (
     shown,
 )
 from pipeline.look.comparison import write_comparison
-from pipeline.look.pictures import draw_frames
+from pipeline.look.frames import draw_frames
 from pipeline.look.query import ask
 from pipeline.look.report import write_report
 from pipeline.look.viewer import view_frames, write_recording
@@ -76,12 +77,18 @@ def view(
 def pictures(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; default: pictures/RECIPE.")] = None,
     frames: FramesOption = 4,
+    depth: Annotated[bool, typer.Option("--depth", help="Colour points by depth, to judge calibration.")] = False,
 ) -> None:
-    """Draw frames, a picture each: images with segments and points, and all labels there are from above."""
+    """Draw frames, a picture each: images with segments and points, and all labels there are from above.
+
+    After `project` alone points are coloured by depth.
+    """
     with sentences():
-        for path in draw_frames(load_recipe(recipe, set_ or ()), out, frames):
+        loaded = load_recipe(recipe, set_ or ())
+        folder, tell = out or Path("pictures") / loaded.run_name, partial(console.print, soft_wrap=True)
+        for path in draw_frames(loaded, folder, frames, depth, tell):
             console.print(f"wrote {path}", soft_wrap=True)
 
 

@@ -30,6 +30,9 @@ SHOWN: tuple[type[FrameRecord], ...] = (Index, Points, Project, Segment, Group, 
 NEEDED = tuple(kind.table for kind in SHOWN)
 """What a frame must have to be shown; `make pack` builds all of it."""
 
+SENSED = ("index", "points", "project")
+"""What it must have for points on images to be shown, before any network has looked at them."""
+
 OPTIONAL: tuple[type[FrameRecord], ...] = (Label, Predict, Vote, Correct, Refine)
 """What is shown of a frame if it exists: true labels, predictions, and labels after a vote and flat interaction."""
 
@@ -72,27 +75,31 @@ class FrameRows:
 
 @dataclass(frozen=True)
 class Browser:
-    """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same."""
+    """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same.
+
+    A frame that lacks a row of a table that is `needed` is not shown.
+    """
 
     store: Store
     recipe: Recipe
     tables: Mapping[str, TableRef]
     excluded: frozenset[str]
+    needed: tuple[str, ...] = NEEDED
 
     @classmethod
-    def open(cls, store: Store, recipe: Recipe) -> Browser:
+    def open(cls, store: Store, recipe: Recipe, needed: tuple[str, ...] = NEEDED) -> Browser:
         """Return the tables that a recipe asks for; raises StoreError naming the make target if one lacks."""
-        ref = tables_of(store, recipe, NEEDED)
+        ref = tables_of(store, recipe, needed)
         tables = dict(ref.tables)
         predicted = made_of_points(store, ref, "predict", pin(recipe, "predict"))
         if predicted:
             tables["predict"] = predicted
         with suppress(StoreError, ConfigError):  # there is none, or it is old: then it is not shown
             tables["refine"] = refined_of(store, recipe, ref)[0]
-        return cls(store, recipe, tables, frozenset(ref.excluded))
+        return cls(store, recipe, tables, frozenset(ref.excluded), needed)
 
     def places(self) -> list[Place]:
-        """Return every frame that no table of `NEEDED` lacks, excluded ones left out, in the order of the tables."""
+        """Return every frame that no needed table lacks, excluded ones left out, in the order of the tables."""
         return [Place(shard.shard, row) for shard in self.tables["index"].shards for row in self._rows_of(shard)]
 
     def choose(self, limit: int) -> list[Place]:
@@ -143,7 +150,7 @@ class Browser:
 
     def _rows_of(self, shard: ShardFile) -> Sequence[int]:
         """Return which rows of a shard of `index` can be shown, ascending."""
-        bad = self.excluded.union(*(self._shards[name][shard.shard].failed for name in NEEDED))
+        bad = self.excluded.union(*(self._shards[name][shard.shard].failed for name in self.needed))
         if not bad:
             return range(shard.rows)
         states = self.store.states("index", self.tables["index"].fingerprint, shard)

@@ -11,18 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
-from manifests.recipe import Recipe
-from manifests.storage.store import Store
 from manifests.tables.base import UInt8
 from manifests.tables.labels import Target
 from manifests.tables.sensors import Points, Project
 from manifests.tables.teacher import Segment
 from pipeline.frame import Camera, Frame, read_image
-from pipeline.look.browse import Browser, FrameRows
+from pipeline.look.browse import FrameRows
 from pipeline.stages.segment import views_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MASK_OPACITY = 0.45
 BIRDS_EYE_M = 50.0  # half the side of the view from above; nuScenes is annotated about this far
@@ -109,11 +108,15 @@ def pixels(
 
 
 def dot(
-    picture: NDArray[np.uint8], row: NDArray[np.integer[Any]], column: NDArray[np.integer[Any]], rgb: NDArray[np.uint8]
+    picture: NDArray[np.uint8],
+    row: NDArray[np.integer[Any]],
+    column: NDArray[np.integer[Any]],
+    rgb: NDArray[np.uint8],
+    side_px: int = 2,
 ) -> None:
-    """Paint a dot of 2 x 2 pixels for each point onto a picture (h, w, 3); what sticks out is cut off."""
+    """Paint a square dot for each point onto a picture (h, w, 3), the last on top; what sticks out is cut off."""
     height, width = picture.shape[:2]
-    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    for down, right in np.ndindex(side_px, side_px):
         inside = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
         picture[row[inside] + down, column[inside] + right] = rgb[inside]
 
@@ -261,8 +264,8 @@ def save_image(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path, quality=88)
 
 
-def save_frame(path: Path, item: FrameRows, root: Path, ontology: Ontology) -> None:
-    """Write one picture of all of a frame: images above, views from above and the classes that occur below."""
+def frame_figure(item: FrameRows, root: Path, ontology: Ontology) -> Figure:
+    """Return one picture of all of a frame: images above, views from above and the classes that occur below."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -295,8 +298,7 @@ def save_frame(path: Path, item: FrameRows, root: Path, ontology: Ontology) -> N
         fontsize=11,
         parse_math=False,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    return figure
 
 
 def save_curves(
@@ -369,17 +371,3 @@ def classes_in(labels: Mapping[str, UInt8]) -> list[int]:
         if name in labels:
             present.update(np.unique(labels[name]).tolist())
     return sorted(present - {0})
-
-
-def draw_frames(recipe: Recipe, folder: Path, limit: int) -> list[Path]:
-    """Write one PNG for each of at most `limit` frames of the recipe into `folder` and return the paths."""
-    browser = Browser.open(Store.open(recipe.run.store), recipe)
-    paths = []
-    for place in browser.choose(limit):
-        item = browser.read(place)
-        path = folder / f"{item.frame.scene}_{item.frame.timestamp_us}.png".replace("/", "_")
-        if path in paths:  # times may be unknown
-            path = folder / f"{item.frame.scene}_{item.frame.frame_id}.png".replace("/", "_")
-        save_frame(path, item, Path(recipe.data.root), recipe.ontology)
-        paths.append(path)
-    return paths

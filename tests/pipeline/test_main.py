@@ -179,10 +179,30 @@ def test_a_verify_without_tables_says_what_to_run(run: Run, recipe: Path) -> Non
 def test_pictures_show_the_frame(run: Run, recipe: Path, tmp_path: Path) -> None:
     assert run("run", "pack", recipe)[0] == 0
     status, text = run("pictures", recipe, "--out", tmp_path / "pictures")
-    (path,) = (tmp_path / "pictures").iterdir()
-    assert status == 0 and path.name in text
+    (path,) = (tmp_path / "pictures").rglob("*.png")
+    assert status == 0 and path.name in text and path.parent.name == "scene-0008"
     with Image.open(path) as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 1000
+
+
+def test_before_any_network_has_looked_points_are_drawn_by_depth_and_no_picture_replaces_another(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, text = run("pictures", recipe)
+    assert status == 3 and "holds nothing of recipe tiny yet" in text
+    assert run("run", "points,project", recipe)[0] == 0
+    status, text = run("pictures", recipe)
+    assert status == 0 and "coloured by depth, since nothing is named yet: recipe tiny has no table `segment`" in text
+    (path,) = Path("pictures/tiny/scene-0008").iterdir()
+    assert path.name.endswith("-depth.png")
+    before = path.read_bytes()
+    with Image.open(path) as picture:
+        assert picture.width > 1500 and "frame " in picture.info["Description"]
+    # the same again is itself, and what is given this folder for another recipe is told
+    assert run("pictures", recipe)[0] == 0 and path.read_bytes() == before
+    status, text = run("pictures", recipe, "--set", "run.name=other", "--out", "pictures/tiny")
+    assert status == 2 and "would be overwritten by one of recipe other" in text and path.read_bytes() == before
 
 
 def test_a_store_of_another_kind_gives_a_sentence(run: Run, recipe: Path) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
+from pipeline.frame import Frame
+from pipeline.look.depth import FAR_M, NEAR_M, depth_rgb
+from pipeline.look.frames import picture_name
 from pipeline.look.pictures import CHANGES, VERDICTS, changes, dot, errors, panels, rgb_of, save_curves, tint
 
 
@@ -32,6 +35,21 @@ def test_dots_at_the_border_are_cut_off() -> None:
     picture = np.zeros((3, 3, 3), np.uint8)
     dot(picture, np.array([0, 2, -1]), np.array([0, 2, 1]), np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]], np.uint8))
     assert picture[..., 0].tolist() == [[1, 3, 3], [1, 1, 0], [0, 0, 2]]
+
+
+def test_near_is_red_far_is_blue_and_equal_factors_are_equal_steps() -> None:
+    near, middle, far, beyond = depth_rgb(np.array([NEAR_M, np.sqrt(NEAR_M * FAR_M), FAR_M, 500.0]))
+    assert near.argmax() == 0 and middle.argmax() == 1 and far.argmax() == 2 and (far == beyond).all()
+
+
+def test_no_two_frames_have_a_picture_of_one_name() -> None:
+    frames = [("a", "a/b_c"), ("a_b", "a_b/c"), ("a", "a/b/c"), ("a", "b.c"), ("a", "b c")]
+
+    def frame(scene: str, name: str) -> Frame:
+        return Frame(name, scene, 0, "", "", None, np.eye(4), np.eye(4), ())
+
+    names = {picture_name(frame(*one), kind) for one in frames for kind in ("labels", "depth")}
+    assert len(names) == 2 * len(frames) and all(name.count("/") == 1 for name in names)
 
 
 def test_an_error_map_tells_right_wrong_and_no_answer_apart_where_there_is_truth() -> None:
