@@ -81,9 +81,20 @@ def of_locale(error: BaseException) -> bool:
     return isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding().lower() not in ("utf-8", "utf8")
 
 
+def one_line(text: str) -> str:
+    """Return a text as one line: entries of an indented list are divided by ";", and such a list ends in "."."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    joined = ""
+    for before, line in zip(["", *lines], lines, strict=False):
+        if before[:1].isspace() and before.rstrip()[-1] not in ".:;,!?":
+            joined += ";" if line[:1].isspace() else "."
+        joined += " " + line
+    return " ".join(joined.split())
+
+
 def summary(error: BaseException) -> str:
     """Return an error as one line that is never empty: sentences of ours as they are, anything else with its type."""
-    text = shown_text(printable(" ".join(str(error).split())))
+    text = shown_text(printable(one_line(str(error))))
     if of_locale(error):
         encoding = sys.getfilesystemencoding()
         text += f". Python takes file names to be {encoding} here; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.config import ConfigError
-from manifests.endings import Bug, Ending, ending_of, is_bug, printable, summary, trace_of
+from manifests.endings import Bug, Ending, ending_of, is_bug, one_line, printable, summary, trace_of
 from manifests.storage.errors import DiskFull, StoreError
 from pipeline.frame import FrameError
 from trainer.errors import TrainerError
@@ -61,6 +61,13 @@ def test_a_message_is_one_line_never_empty_and_holds_nothing_that_a_terminal_obe
 def test_an_error_without_a_message_is_told_by_its_kind() -> None:
     assert summary(RuntimeError()) == "RuntimeError" and summary(FrameError("")) == "FrameError"
     assert printable("a\x1b[2Jb\n") == r"a\x1b[2Jb\n"
+
+
+def test_a_list_stays_readable_as_one_line() -> None:
+    told = TrainerError("run is another one:\n  lr: 1 -> 2\n  split: a -> b\nTrain it again: make distill")
+    assert summary(told) == "run is another one: lr: 1 -> 2; split: a -> b. Train it again: make distill"
+    assert one_line("no list\nof any kind") == "no list of any kind" and one_line("\n") == ""
+    assert one_line("one:\n  ends here.\nThen more") == "one: ends here. Then more"
 
 
 def test_a_trace_holds_what_raise_from_none_leaves_out() -> None:
