@@ -56,6 +56,9 @@ importlib.metadata.version("MinkowskiEngine")
 assert importlib.util.find_spec("MinkowskiEngine").origin, "the Python half of MinkowskiEngine is missing"
 """
 
+LOCAL_FILES = "*.local.toml"
+"""What is laid over recipes on one machine."""
+
 
 class SetupError(Exception):
     """What stands in the way and what to do about it; printed without a trace."""
@@ -448,6 +451,20 @@ def set_up(place: Place, thorough: bool = False) -> None:
         write_stamp(place)
 
 
+def ignore_local_files(place: Place) -> None:
+    """Have git ignore NAME.local.toml by a list of its own: what .gitignore names does not travel with a Ray job."""
+    if not (place.root / ".git").exists():
+        return
+    command = ["git", "-C", str(place.root), "rev-parse", "--git-path", "info/exclude"]
+    with contextlib.suppress(OSError):  # no git, or a folder of it that cannot be written: nothing depends on this
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        path = place.root / asked.stdout.strip()
+        known = path.read_text().splitlines() if path.is_file() else []
+        if asked.returncode == 0 and LOCAL_FILES not in known:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join([*known, LOCAL_FILES, ""]))
+
+
 def say(text: str) -> None:
     print(f"setup: {text}", flush=True)
 
@@ -462,6 +479,7 @@ def main(arguments: Sequence[str] | None = None, place: Place | None = None) -> 
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         check_python()
+        ignore_local_files(place)
         set_up(place, options.thorough)
     except (SetupError, OSError) as error:
         print(f"setup: {error}", file=sys.stderr)

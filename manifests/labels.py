@@ -7,6 +7,7 @@ checkpoint holds is known to the trainer alone: it compares that itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from manifests.fingerprint import differences, digest, looks_of, plain
 from manifests.learnt import changes_since, recorded_weights
 from manifests.recipe import Recipe
 from manifests.sections.network import NetworkConfig, without_labels
-from manifests.sections.training import Improvement
+from manifests.sections.training import Improvement, Task
 from manifests.splits import ALL
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -25,12 +26,15 @@ from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from manifests.tables.answers import Predict, Refine
+from manifests.tables.answers import Predict, Refine, Similarity
 from manifests.tables.arrow import column_digests
 from manifests.tables.base import FrameRecord
 
 PREDICT_VERSION = 1
 """Raised when the code changes what a prediction is."""
+
+SIMILARITY_VERSION = 1
+"""Raised when the code changes what a similarity is."""
 
 REFINE_VERSION = 1
 """Raised when the code changes what a refined label is."""
@@ -84,21 +88,13 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
     Raises StoreError if there are none, or if the points, the settings or the class dictionary have changed since they
     were made: classes are numbers there. By which weights they were made stands in the manifest.
     """
-    advice = f"run: {recipe.make('predict')}"
-    table = pinned_table(store, pin(recipe, "predict"), "predict")
+    answers = Answers(f"the predictions of recipe {recipe.name}", pin(recipe, "predict"), recipe.make("predict"))
+    table = pinned_table(store, answers.ref, "predict")
     if table is None:
-        raise StoreError(f"recipe {recipe.name} has no predictions yet; {advice}")
-    manifest = expect_manifest(store, table, advice)
-    keys = {shard.shard: predict_key(table.fingerprint, shard) for shard in points.shards}
-    changed = any(keys.get(shard.shard) != shard.key for shard in table.shards)
-    if changed or manifest.identity["needs"]["points"] != points.fingerprint:
-        raise StoreError(f"the points of recipe {recipe.name} were made anew since they were predicted; {advice}")
-    wanted = predict_identity(recipe, manifest.identity["settings"]["weights"], points.fingerprint)
-    changes = differences(manifest.identity["settings"], wanted["settings"])
-    if changes:
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of other settings ({'; '.join(changes)}); {advice}"
-        )
+        raise StoreError(f"recipe {recipe.name} has no predictions yet; {answers.advice}")
+    manifest = expect_manifest(store, table, answers.advice)
+    answers.check_made_of(table, manifest, points)
+    answers.check_settings(manifest, predict_identity(recipe, weights_of(manifest), points.fingerprint))
     if manifest.made.get("class_names") not in (None, list(recipe.ontology.class_names)):
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
@@ -109,7 +105,7 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
 
 def weights_of(manifest: Manifest) -> str:
     """Return the digest of the weights that predictions were made by."""
-    return str(manifest.identity["settings"]["weights"])
+    return str(manifest.identity.get("settings", {}).get("weights"))
 
 
 def students_predictions(store: Store, recipe: Recipe, points: TableRef) -> tuple[TableRef, Manifest]:
@@ -119,33 +115,101 @@ def students_predictions(store: Store, recipe: Recipe, points: TableRef) -> tupl
     StoreError where that is another file, one that was written anew, or a student that learnt on, or something else.
     """
     table, manifest = predictions_of(store, recipe, points)
-    made, advice = manifest.made, f"run: {recipe.make('predict')}"
-    if "student" not in made:
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} do not say what their student learnt: an earlier version made "
-            f"them; to have it noted, which predicts nothing again, {advice}"
-        )
-    task, named = recipe.predict.of, recipe.predict.checkpoint
-    wanted, path = (Path(one).expanduser().absolute() for one in (named or recipe.folder() / task, made["checkpoint"]))
-    if wanted not in (path, path.parent):
-        raise StoreError(f"the predictions of recipe {recipe.name} are of {path}, and it names {wanted} now; {advice}")
-    if named:
-        if looks_of(path) not in (None, made.get("checkpoint_looks")):
-            raise StoreError(f"{path} was written anew since recipe {recipe.name} predicted with it; {advice}")
-        return table, manifest
-    weights = weights_of(manifest)
-    if (now := recorded_weights(recipe, task)) not in (None, weights):
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of weights {weights}; its student has {now} by now; {advice}"
-        )
-    if changes := changes_since(made["student"], recipe, task, store):
-        listed = "".join(f"\n  {line}" for line in changes)
-        raise StoreError(
-            f"the predictions of recipe {recipe.name} are of a student of another recipe than the one at hand, or of "
-            f"this one before it was changed:{listed}\nTake the change back, or train it: "
-            f"{recipe.make(task, more=['--fresh'])} (which moves the old run aside), then {advice}"
-        )
+    answers = Answers(f"the predictions of recipe {recipe.name}", pin(recipe, "predict"), recipe.make("predict"))
+    answers.check_student(store, recipe, recipe.predict.of, manifest, recipe.predict.checkpoint)
     return table, manifest
+
+
+def similarity_pin(recipe: Recipe, slug: str) -> str:
+    """Return the name of the ref that keeps the similarities to a phrase, by its name in files."""
+    return pin(recipe, f"similarity-{slug}")
+
+
+def similarity_identity(recipe: Recipe, weights: str, points: str, query: str) -> dict[str, Any]:
+    """Return what a table of similarities depends on: weights, the table of points, and the identity of the query."""
+    return network_identity(Similarity, SIMILARITY_VERSION, recipe, weights, points, query=query)
+
+
+def similarities_of(
+    store: Store, recipe: Recipe, points: TableRef, slug: str, query: str, phrase: str
+) -> TableRef | None:
+    """Return the table of similarities to a query by the pre-training that the recipe asks for, None if none is there.
+
+    `query` is the identity of the query. Raises StoreError where they are of other points, settings or another vector
+    of the phrase, or of a pre-training that learnt on, or something else.
+    """
+    answers = Answers(
+        f"the similarities to “{phrase}” of recipe {recipe.name}",
+        similarity_pin(recipe, slug),
+        recipe.make("query", phrase=phrase),
+    )
+    table = pinned_table(store, answers.ref, "similarity")
+    if table is None:
+        return None
+    manifest = expect_manifest(store, table, answers.advice)
+    answers.check_made_of(table, manifest, points)
+    answers.check_settings(manifest, similarity_identity(recipe, weights_of(manifest), points.fingerprint, query))
+    answers.check_student(store, recipe, "pretrain", manifest)
+    return table
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network made of points, as sentences call it; the ref that keeps it, and the command that makes it."""
+
+    what: str
+    ref: str
+    command: str
+
+    @property
+    def advice(self) -> str:
+        """What to do, for the end of a sentence."""
+        return f"run: {self.command}"
+
+    def check_made_of(self, table: TableRef, manifest: Manifest, points: TableRef) -> None:
+        """Raise StoreError unless the table was made of these very points."""
+        keys = {shard.shard: predict_key(table.fingerprint, shard) for shard in points.shards}
+        changed = any(keys.get(shard.shard) != shard.key for shard in table.shards)
+        if changed or manifest.identity.get("needs", {}).get("points") != points.fingerprint:
+            raise StoreError(f"the points were made anew since {self.what} were made of them; {self.advice}")
+
+    def check_settings(self, manifest: Manifest, wanted: Mapping[str, Any]) -> None:
+        """Raise StoreError unless the table is of the settings, and of the version, that are wanted."""
+        before, now = ({name: one.get(name) for name in ("version", "settings")} for one in (manifest.identity, wanted))
+        changes = differences(before["settings"] or {}, now["settings"])
+        if before["version"] != now["version"]:
+            changes.append(f"made by version {before['version']} of the code, which is {now['version']} now")
+        if changes:
+            raise StoreError(f"{self.what} are of other settings ({'; '.join(changes)}); {self.advice}")
+
+    def check_student(self, store: Store, recipe: Recipe, task: Task, manifest: Manifest, named: str = "") -> None:
+        """Raise StoreError unless the network is the newest of a task of the recipe as it is now, or the one `named`.
+
+        No checkpoint is opened: the manifest says of which file the table is, and what was learnt there.
+        """
+        made, weights = manifest.made, weights_of(manifest)
+        if "student" not in made or "checkpoint" not in made:
+            raise StoreError(
+                f"{self.what} do not say what their student learnt: an earlier version made them; to have it noted, "
+                f"which computes nothing again, {self.advice}"
+            )
+        start = named or recipe.folder() / task
+        wanted, path = (Path(one).expanduser().absolute() for one in (start, made["checkpoint"]))
+        if wanted not in (path, path.parent):
+            raise StoreError(f"{self.what} are of {path}, and it names {wanted} now; {self.advice}")
+        if named:
+            if looks_of(path) not in (None, made.get("checkpoint_looks")):
+                raise StoreError(f"{path} was written anew since {self.what} were made with it; {self.advice}")
+            return
+        if (now := recorded_weights(recipe, task)) not in (None, weights):
+            raise StoreError(f"{self.what} are of weights {weights}; its student has {now} by now; {self.advice}")
+        if changes := changes_since(made["student"], recipe, task, store):
+            listed = "".join(f"\n  {line}" for line in changes)
+            raise StoreError(
+                f"{self.what} are of a student of another recipe than the one at hand, or of this one before it was "
+                f"changed:{listed}\nTake the change back, or train it: {recipe.make(task, more=['--fresh'])} (which "
+                f"moves the old run aside), then {self.advice}"
+            )
 
 
 # -- refined labels ----------------------------------------------------------------------------------------------------

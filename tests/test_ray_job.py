@@ -14,6 +14,9 @@ TRAVEL = {
     "install/constraints.txt",
     "manifests/ontologies/nuscenes.toml",
     "manifests/storage/store.py",
+    "mine.local.toml",
+    "mine.toml",
+    "recipes/other.local.toml",
     "pipeline/__main__.py",
     "tests/golden/metrics_iou.npz",
 }
@@ -50,6 +53,12 @@ def test_nothing_heavy_travels_with_a_job(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
         files = {name for name in sent.namelist() if not name.endswith("/")}
     assert files == TRAVEL | {".gitignore", ".rayignore"}
+
+
+def test_what_is_laid_over_a_recipe_is_no_secret_of_git_s_list() -> None:
+    """A job would be of another recipe, and nobody told: what `make setup` gives git to ignore must not be here."""
+    for name in (".gitignore", ".rayignore", ".dockerignore"):
+        assert "local" not in "".join(line for line in (ROOT / name).read_text().splitlines() if line[:1] != "#"), name
 
 
 def test_folders_that_git_ignores_are_not_even_walked_through() -> None:

@@ -402,3 +402,17 @@ def test_the_lock_of_a_killed_set_up_is_free(tmp_path: Path) -> None:
 
 
 # ---- make
+
+
+def test_git_ignores_local_files_by_a_list_of_its_own(place: Place) -> None:
+    """And not by .gitignore, which Ray obeys: what is laid over a recipe has to travel with a job."""
+    setup.ignore_local_files(place)
+    assert not (place.root / ".git").exists(), "what is no checkout becomes none"
+    subprocess.run(["git", "init", "-q", place.root], check=True)
+    (place.root / "mine.local.toml").write_text("")
+    (place.root / ".git" / "info" / "exclude").write_text("kept")
+    for _ in range(2):
+        setup.ignore_local_files(place)
+    assert (place.root / ".git" / "info" / "exclude").read_text() == "kept\n*.local.toml\n"
+    status = ["git", "-C", str(place.root), "status", "--porcelain", "--ignored", "mine.local.toml"]
+    assert subprocess.run(status, capture_output=True, text=True, check=True).stdout == "!! mine.local.toml\n"

@@ -166,7 +166,7 @@ def test_another_default_needs_a_version_and_a_new_setting_is_only_written_down(
     before["defaults"]["voxels"]["defaults"][name] += 1.0
     [sentence], writable = said(before, found, tmp_path / "versions.json")
     assert sentence.endswith(
-        "raise PREDICT_VERSION in manifests/labels.py and VERSION in trainer/inference/search.py, "
+        "raise PREDICT_VERSION in manifests/labels.py and SIMILARITY_VERSION in manifests/labels.py, "
         "then run: python -m tests.versions --write"
     )
     before["defaults"]["voxels"] = copy.deepcopy(found["defaults"]["voxels"])

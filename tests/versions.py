@@ -36,7 +36,6 @@ from manifests.tables.base import Record
 from pipeline.frame import Frame
 from tests.fixed_rows import VARIANTS, Rows, recipe_over, rows_of, teacher_recipes, write_log
 from tests.reads import Read, watched_recipe
-from trainer.inference import search
 
 GOLDEN = Path(__file__).parent / "golden" / "versions.json"
 COMMAND = "python -m tests.versions --write"
@@ -151,7 +150,7 @@ def versions_behind(section: str) -> dict[str, int]:
     kind, _, name = section.partition(" ")
     if kind == "teacher":
         return {section: TEACHER_SECTIONS[name].version}
-    of_trainer = {"training": learnt.VERSION, "search": search.VERSION}
+    of_trainer = {"training": learnt.VERSION, "search": labels.SIMILARITY_VERSION}
     of_trainer |= {"predict": labels.PREDICT_VERSION, "refine": labels.REFINE_VERSION}
     return {one: of_trainer[one] if one in of_trainer else SPECS[one].version for one in ENTERS[section]}
 
@@ -209,7 +208,7 @@ def where_to_raise(name: str) -> str:
         return f"`version` in manifests/sections/teachers/{teacher}.py"
     places = {
         "training": "VERSION in manifests/learnt.py",
-        "search": "VERSION in trainer/inference/search.py",
+        "search": "SIMILARITY_VERSION in manifests/labels.py",
         "predict": "PREDICT_VERSION in manifests/labels.py",
         "refine": "REFINE_VERSION in manifests/labels.py",
     }

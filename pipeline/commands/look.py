@@ -67,10 +67,10 @@ def view(
     """Open frames in Rerun, which is an extra, or write them as a recording for it."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
-        if out is None:
-            view_frames(loaded, frames, shown)
-        else:
-            write_recording(loaded, out, frames, shown)
+        not_shown = view_frames(loaded, frames, shown) if out is None else write_recording(loaded, out, frames, shown)
+        for line in not_shown:
+            console.print(line, soft_wrap=True)
+        if out is not None:
             console.print(f"wrote {out}; look at it with: rerun {out}", soft_wrap=True)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from manifests.asked import pin, tables_of
 from manifests.config import ConfigError
-from manifests.labels import refined_of
+from manifests.labels import pinned_table, refine_pin, refined_of, students_predictions
 from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
@@ -75,7 +74,8 @@ class FrameRows:
 
 @dataclass(frozen=True)
 class Browser:
-    """The tables of a recipe, side by side. Predictions count where the points they were made of are still the same.
+    """The tables of a recipe, side by side. Predictions count if they are of the student that the recipe asks for now,
+    and refined labels if all that they were made from is the recipe's; `hidden` says by table why they do not.
 
     A frame that lacks a row of a table that is `needed` is not shown.
     """
@@ -85,18 +85,19 @@ class Browser:
     tables: Mapping[str, TableRef]
     excluded: frozenset[str]
     needed: tuple[str, ...] = NEEDED
+    hidden: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, store: Store, recipe: Recipe, needed: tuple[str, ...] = NEEDED) -> Browser:
         """Return the tables that a recipe asks for; raises StoreError naming the make target if one lacks."""
         ref = tables_of(store, recipe, needed)
-        tables = dict(ref.tables)
-        predicted = made_of_points(store, ref, "predict", pin(recipe, "predict"))
-        if predicted:
-            tables["predict"] = predicted
-        with suppress(StoreError, ConfigError):  # there is none, or it is old: then it is not shown
-            tables["refine"] = refined_of(store, recipe, ref)[0]
-        return cls(store, recipe, tables, frozenset(ref.excluded), needed)
+        answers, hidden = answers_of(store, recipe, ref) if "points" in ref.tables else ({}, {})
+        return cls(store, recipe, {**ref.tables, **answers}, frozenset(ref.excluded), needed, hidden)
+
+    def not_shown(self) -> list[str]:
+        """Return, in sentences, why answers that there are of the student are not shown."""
+        called = {"predict": "Predictions", "refine": "Refined labels"}
+        return [f"{called[name]} are not shown: {reason}" for name, reason in self.hidden.items()]
 
     def places(self) -> list[Place]:
         """Return every frame that no needed table lacks, excluded ones left out, in the order of the tables."""
@@ -165,16 +166,22 @@ class Browser:
         }
 
 
-def made_of_points(store: Store, ref: Ref, stage: str, pin: str) -> TableRef | None:
-    """Return a table of the trainer by the ref `pin` as far as it is of the points in `ref`, else None."""
-    made = store.read_ref(pin)
-    if made is None or stage not in made.tables:  # none was made, or it is being made for the first time
-        return None
-    points, used = ref.table("points"), made.table("points")
-    now = {shard.shard: shard.key for shard in points.shards}
-    same = {shard.shard for shard in used.shards if now.get(shard.shard) == shard.key}
-    table = made.table(stage)
-    kept = tuple(shard for shard in table.shards if shard.shard in same)
-    if used.fingerprint != points.fingerprint or not kept:
-        return None
-    return TableRef(table.stage, table.fingerprint, kept)
+def answers_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[dict[str, TableRef], dict[str, str]]:
+    """Return the trainer's tables of a recipe as it is now, and by table why one that there is cannot be shown.
+
+    Raises StoreError for a ref that is damaged.
+    """
+    tables: dict[str, TableRef] = {}
+    hidden: dict[str, str] = {}
+    kept = {"predict": pin(recipe, "predict"), "refine": refine_pin(recipe, recipe.refine.of, recipe.refine.by)}
+    for stage, name in kept.items():
+        if pinned_table(store, name, stage) is None:
+            continue
+        try:
+            if stage == "predict":
+                tables[stage], _ = students_predictions(store, recipe, ref.table("points"))
+            else:
+                tables[stage], _ = refined_of(store, recipe, ref)
+        except (StoreError, ConfigError) as error:
+            hidden[stage] = str(error)
+    return tables, hidden

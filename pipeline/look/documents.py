@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from manifests.asked import made_anew
 from manifests.config import ConfigError
 from manifests.fingerprint import Settings, differences, digest, plain
+from manifests.learnt import changes_since as learnt_changes
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import EvaluationRecord, JudgedEvaluation, PartScores
 from manifests.records.log import RunLog, run_log
 from manifests.records.run import RunRecord
+from manifests.sections.training import Task
 from manifests.shown import shown_values
 from manifests.splits import split_content
 from manifests.storage import sealed
@@ -86,6 +88,8 @@ def shown_scores(path: Path, browser: Browser, ontology: Ontology) -> ShownScore
         newer = f"weights {newest.get('weights')}, epoch {newest.get('epoch')} of {newest.get('epochs')}"
     if others := of_others(document, browser, of_newest):
         raise ValueError(f"its scores were made from {others}")
+    if of_newest and (changes := of_another_student(path.parent / document.learnt_by, newest, browser)):
+        raise ValueError(f"its student learnt something else than the recipe asks for now ({changes})")
     return ShownScores(
         of=document.of,
         steps=tuple(document.refinement.split("+")) if document.refine else (),
@@ -116,6 +120,14 @@ def of_others(document: EvaluationRecord, browser: Browser, of_newest: bool) -> 
         return "shards that it does not name: an older version of this program wrote it"
     anew = [line for part in document.every_content for line in made_anew(part or {}, tables)]
     return f"shards that were made anew since ({'; '.join(anew)})" if anew else ""
+
+
+def of_another_student(run: Path, learnt: Mapping[str, Any], browser: Browser) -> str:
+    """Return in what a checkpoint of a run differs from what the recipe asks of that run; mostly nothing."""
+    if run.name not in get_args(Task):
+        return ""
+    task: Task = run.name  # type: ignore[assignment]
+    return "; ".join(learnt_changes(learnt, browser.recipe, task, browser.store))
 
 
 def check_classes(document: EvaluationRecord, ontology: Ontology) -> None:
@@ -188,6 +200,11 @@ def shown_training(path: Path, folder: Path, number: int, browser: Browser) -> S
         pass
     except (OSError, ValueError) as error:
         found["report of the run"] = f"cannot be read: {error}"
+    try:
+        if changes := of_another_student(path.parent, sealed.newest_checkpoint(path.parent) or {}, browser):
+            found["this run is not what the recipe asks for now"] = changes
+    except (OSError, ValueError) as error:
+        found["its newest checkpoint"] = f"cannot be read: {error}"
     if lines.damage or log.damage:
         found["the log"] = f"{path} is not whole ({lines.damage or log.damage}); curves show the lines that are"
     started = indented(shown_values(as_document(log.starts[-1] if log.starts else {})))

@@ -31,6 +31,8 @@ def draw_frames(recipe: Recipe, folder: Path, limit: int, by_depth: bool, tell: 
     store = Store.open(recipe.run.store)
     browser, kind = opened(store, recipe, by_depth, tell)
     root, paths = Path(recipe.data.root), []
+    for line in browser.not_shown() if kind == "labels" else ():
+        tell(line)
     for place in browser.choose(limit):
         item = browser.read(place)
         path = folder / picture_name(item.frame, kind)

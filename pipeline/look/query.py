@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.asked import pin, tables_of
+from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.fingerprint import differences
+from manifests.labels import similarities_of
 from manifests.query import (
     By,
     Query,
@@ -41,7 +42,7 @@ from manifests.tables.answers import Similarity
 from manifests.tables.base import Failed, Float32
 from manifests.tables.superpoints import PairVectors
 from manifests.tables.teacher import Text
-from pipeline.look.browse import Browser, Place, Track, made_of_points
+from pipeline.look.browse import Browser, Place, Track
 from pipeline.teachers.registry import TEACHERS
 from superpixels.similarity import Similarity as SimilarityOfPoints
 from superpixels.similarity import similarity, spread, top_mean
@@ -162,7 +163,8 @@ def similarity_of_points(query: Query, rivals: Float32, pairs: PairVectors, n_po
 class Asked:
     """A query with its rankings, as far as they are of the tables that the recipe's name stands for now.
 
-    `rivals` are the vectors of the dictionary's other prompts, `tables` what each ranking was made from.
+    `rivals` are the vectors of the dictionary's other prompts, `tables` what each ranking was made from; `hidden` says
+    why a ranking that there is by TMP features is none of them.
     """
 
     query: Query
@@ -170,6 +172,7 @@ class Asked:
     tables: Mapping[By, TableRef]
     rivals: NDArray[np.float32]
     store: Store
+    hidden: str = ""
 
     def margins(self, place: Place, frame_id: str, n_points: int) -> dict[By, NDArray[np.float32]]:
         """Return the margins of a frame's points, (n,) each, NaN where nothing is known; without the frame, nothing.
@@ -212,7 +215,9 @@ def asked_of(browser: Browser, runs: str) -> tuple[list[Asked], list[str]]:
             continue
         if one.rankings:
             found.append(one)
-        else:
+        if one.hidden:
+            sentences.append(f"“{one.query.phrase}” is not shown by TMP features: {one.hidden}")
+        elif not one.rankings:
             sentences.append(
                 f"“{one.query.phrase}” was asked of tables that are not those of the recipe any more: it is not shown. "
                 f"Run: {browser.recipe.make('query', phrase=one.query.phrase)}"
@@ -227,7 +232,11 @@ def read_asked(path: Path, store: Store, ref: Ref, recipe: Recipe) -> Asked:
     rivals = np.zeros((0, len(query.vector)), np.float32)
     if "text" not in ref.tables or ref.tables["text"].fingerprint != query.text:
         return Asked(query, {}, {}, rivals, store)
-    similar = made_of_points(store, ref, "similarity", pin(recipe, f"similarity-{query.slug}"))
+    similar, hidden = None, ""
+    try:
+        similar = similarities_of(store, recipe, ref.table("points"), query.slug, query.identity, query.phrase)
+    except (StoreError, ConfigError) as error:
+        hidden = str(error)
     candidates: dict[By, TableRef | None] = {"masks": ref.tables.get("pairs"), "tmp": similar}
     rankings: dict[By, Ranking] = {}
     for by, table in candidates.items():
@@ -236,4 +245,4 @@ def read_asked(path: Path, store: Store, ref: Ref, recipe: Recipe) -> Asked:
             rankings[by], tables[by] = ranking, table
     if tables:
         rivals = query.rivals(text_rows(store, ref))
-    return Asked(query, rankings, tables, rivals, store)
+    return Asked(query, rankings, tables, rivals, store, hidden)

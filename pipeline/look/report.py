@@ -143,7 +143,8 @@ def notices(browser: Browser, recipe: Recipe) -> list[str]:
             "There are no true labels here, so nothing is compared with the truth. Where the data set has them: "
             f"{recipe.make('label')}"
         )
-    if "predict" not in browser.tables:
+    found += browser.not_shown()
+    if "predict" not in browser.tables and "predict" not in browser.hidden:
         found.append(
             "There are no predictions of these points yet, so the student is not shown. Run: "
             f"{recipe.make('distill', 'predict')}"

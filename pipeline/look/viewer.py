@@ -34,8 +34,8 @@ LAYERS = {"target": "pseudo_labels", "predict": "predictions", "label": "truth"}
 POINT_RADIUS_M = 0.06
 
 
-def view_frames(recipe: Recipe, n_frames: int, track: Track) -> None:
-    """Open at most `n_frames` frames in the viewer and return when it is closed; see `write_recording` for errors.
+def view_frames(recipe: Recipe, n_frames: int, track: Track) -> list[str]:
+    """Open at most `n_frames` frames in the viewer and return when it is closed; see `write_recording` for the rest.
 
     Raises ConfigError where the viewer cannot be opened, say without a screen.
     """
@@ -44,15 +44,18 @@ def view_frames(recipe: Recipe, n_frames: int, track: Track) -> None:
         raise ConfigError(f"there is no screen here to open the viewer on; {elsewhere}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{recipe.name}.rrd"
-        write_recording(recipe, path, n_frames, track)
+        not_shown = write_recording(recipe, path, n_frames, track)
         # started as a module, because its program need not be on PATH; the default address is open to the network
         done = subprocess.run([sys.executable, "-m", "rerun", "--bind", "127.0.0.1", str(path)], check=False)
     if done.returncode:
         raise ConfigError(f"the viewer ended with status {done.returncode}; {elsewhere}")
+    return not_shown
 
 
-def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> None:
+def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> list[str]:
     """Write at most `n_frames` frames, evenly chosen, as a Rerun recording (.rrd), which appears when it is whole.
+
+    Returns sentences on labels and queries that there are and that are not shown.
 
     Raises ConfigError where Rerun is not installed or the file cannot be written, and otherwise like `Browser.read`.
     """
@@ -66,7 +69,7 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
     browser = Browser.open(Store.open(recipe.run.store), recipe)
     places = browser.choose(n_frames)
     cameras = [camera.name for camera in browser.read(places[0]).frame.cameras]
-    asked, _ = asked_of(browser, recipe.run.runs)
+    asked, not_asked = asked_of(browser, recipe.run.runs)
     recording = rerun.RecordingStream(f"AFOV {recipe.name}")
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -87,6 +90,7 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
         raise ConfigError(f"recording {path} cannot be written: {error}; --out names another file") from None
     finally:
         scratch.unlink(missing_ok=True)
+    return [*browser.not_shown(), *not_asked]
 
 
 def layout(layers: Sequence[str], cameras: Sequence[str]) -> Any:

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.asked import pin
 from manifests.query import queries_folder, read_query, write_ranking
 from manifests.recipe import Recipe, load_recipe
-from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from manifests.tables.answers import Similarity
-from manifests.tables.arrow import to_arrow
 from manifests.tables.sensors import Points
 from pipeline.engine.pools import make_pool
 from pipeline.engine.runner import Runner
@@ -26,7 +23,7 @@ from pipeline.look.pictures import heat, heat_scale
 from pipeline.look.query import ask, asked_of
 from pipeline.look.report import write_report
 from pipeline.look.viewer import log_heat
-from tests.refs import newest
+from tests.answers import put_similarities
 
 ALL_HOT = 0.5
 
@@ -52,18 +49,17 @@ def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def add_features(recipe: Recipe) -> None:
     """What the trainer writes for a query: a table in which every point is as similar, and a ranking."""
-    store, folder = Store.open(recipe.run.store), queries_folder(recipe.run.runs, recipe.name)
+    folder = queries_folder(recipe.run.runs, recipe.name)
     query, masks = ask(recipe, "car", 5)
-    points = newest(store, "tiny").table("points")
-    (shard,) = points.shards
-    (row,) = store.every(Points, points.fingerprint, [shard])
-    value = np.full(row.n_points, ALL_HOT, np.float16)
-    made = Similarity(frame_id=row.frame_id, cosine=value, margin=value)
-    written = store.write("similarity", "5a", shard.shard, "1b", to_arrow([made], Similarity))
-    table = TableRef("similarity", "5a", (written,))
-    store.write_ref(pin(recipe, f"similarity-{query.slug}"), Ref("tiny", {"points": points, "similarity": table}))
+
+    def answer(row: Points) -> Similarity:
+        value = np.full(row.n_points, ALL_HOT, np.float16)
+        return Similarity(frame_id=row.frame_id, cosine=value, margin=value)
+
+    table = put_similarities(recipe, query, answer)
     frame = replace(masks.frames[0], margin=ALL_HOT)
-    write_ranking(folder, query, replace(masks, by="tmp", table="5a", low=0.0, high=ALL_HOT, frames=(frame,)))
+    ranking = replace(masks, by="tmp", table=table.fingerprint, low=0.0, high=ALL_HOT, frames=(frame,))
+    write_ranking(folder, query, ranking)
 
 
 def test_heat_runs_from_an_ordinary_point_to_the_best_frame() -> None:
@@ -102,6 +98,16 @@ def test_what_cannot_be_shown_is_said(asked_tiny: Recipe, tmp_path: Path) -> Non
     assert found == [] and len(sentences) == 2
     assert "broken.json is not a query" in sentences[0]
     assert "are not those of the recipe any more: it is not shown. Run: make query RECIPE=" in (sentences[1])
+
+
+def test_what_another_pretraining_found_is_not_shown_and_the_reason_is(asked_tiny: Recipe) -> None:
+    add_features(asked_tiny)
+    store = Store.open(asked_tiny.run.store)
+    for word, reason in (("pretrain.epochs=3", "pretrain.epochs"), ("voxels.size_m=0.2", "are of other settings")):
+        recipe = load_recipe(str(asked_tiny.typed), [word])
+        (asked,), (sentence,) = asked_of(Browser.open(store, recipe), recipe.run.runs)
+        assert set(asked.rankings) == {"masks"}
+        assert "“car” is not shown by TMP features" in sentence and reason in sentence and "make query" in sentence
 
 
 def test_the_viewer_has_a_layer_per_query(asked_tiny: Recipe) -> None:

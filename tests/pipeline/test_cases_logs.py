@@ -35,7 +35,8 @@ from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.geometry import chained, pose_matrix
 from pipeline.lenses import Lens
-from pipeline.look.pictures import draw_frames, from_above
+from pipeline.look.frames import draw_frames
+from pipeline.look.pictures import from_above
 from pipeline.stages.index import check_frame
 from pipeline.stages.registry import STAGES
 from superpixels.returns import is_return
@@ -192,7 +193,7 @@ def test_c15_returns_from_nothing_get_no_label_and_change_none(made: Made) -> No
 def test_c19_every_frame_has_a_picture_of_its_own(made: Made, tmp_path: Path) -> None:
     recipe = load_recipe(made("c19_pictures_overwritten") / "r.toml")
     assert Runner(recipe).run(["pairs", "target"], InlinePool(recipe)) == []
-    paths = draw_frames(recipe, tmp_path, 4)
+    paths = draw_frames(recipe, tmp_path, 4, False, print)
     assert len(set(paths)) == 2 and all(path.is_file() for path in paths)
 
 

@@ -15,17 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from manifests.asked import pin, ref_of
+from manifests.asked import ref_of
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import TargetConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
-from manifests.storage.refs import Ref, TableRef
+from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from manifests.tables.answers import Predict
-from manifests.tables.arrow import to_arrow
 from manifests.tables.base import FrameRecord, Rows
 from manifests.tables.columns import Scalar
 from manifests.tables.labels import Correct, Target, Vote
@@ -39,6 +38,7 @@ from pipeline.look.documents import shown_table
 from pipeline.look.figures import ShownFrame, refinements
 from pipeline.look.report import write_report
 from pipeline.look.viewer import view_frames, write_recording
+from tests.answers import put_predictions
 from tests.filled import record
 from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
 from tests.refs import newest, put_ref
@@ -108,18 +108,14 @@ def folder(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "place"))
 
 
-def add_predictions(recipe: Recipe) -> None:
+def add_predictions(recipe: Recipe) -> TableRef:
     """A student that calls everything a car, as the trainer writes it."""
-    store = Store.open(recipe.run.store)
-    points = newest(store, recipe.name).table("points")
-    (shard,) = points.shards
-    (row,) = store.every(Points, points.fingerprint, [shard])
-    label = np.full(row.n_points, 4, np.uint8)
-    made = record(Predict, frame_id=row.frame_id, label=label, confidence=label)
-    written = store.write("predict", "0" * 12, shard.shard, "1" * 12, to_arrow([made], Predict))
-    table = TableRef("predict", "0" * 12, (written,))
-    store.write_manifest(Manifest("predict", "0" * 12, {"stage": "predict", "version": 1}, (written,), {"epoch": 1}))
-    store.write_ref(pin(recipe, "predict"), Ref(recipe.name, {"points": points, "predict": table}))
+
+    def answer(row: Points) -> Predict:
+        label = np.full(row.n_points, 4, np.uint8)
+        return record(Predict, frame_id=row.frame_id, label=label, confidence=label)
+
+    return put_predictions(recipe, answer)
 
 
 def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
@@ -139,7 +135,7 @@ def add_runs(recipe: Recipe, word: str = "val", **changes: Any) -> None:
 def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Path) -> None:
     recipe = recipe_in(folder)
     build(recipe, "label")
-    add_predictions(recipe)
+    predictions = add_predictions(recipe)
     add_runs(recipe)
     asked: list[tuple[int, str]] = []
 
@@ -158,7 +154,7 @@ def test_everything_is_on_the_page_and_the_page_asks_for_nothing_else(folder: Pa
     assert "2 of 2" in page.text and "8 s, 3.0 frames/s" in page.text and "initial weights random" in page.text
     assert "notice" not in re.findall(r'class="(\w+)"', page.source)
     ref = newest(Store.open(recipe.run.store), "tiny")
-    assert all(table.fingerprint in page.text for table in ref.tables.values()) and "0" * 12 in page.text
+    assert all(table.fingerprint in page.text for table in (*ref.tables.values(), predictions))
 
     files = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*") if file.is_file())
     assert sorted({*page.files, "index.html"}) == files  # every picture is shown, and nothing from elsewhere
@@ -412,7 +408,9 @@ def test_predictions_of_points_made_anew_are_not_shown(folder: Path) -> None:
     shards = tuple(replace(s, name=f"{s.shard}.{s.key}.{s.sha256[:12]}.parquet") for s in shards)
     tables = dict(ref.tables) | {"points": replace(ref.tables["points"], shards=shards)}
     store.write_ref(ref_of(recipe), replace(ref, tables=tables))
-    assert "predict" not in Browser.open(store, recipe).tables
+    browser = Browser.open(store, recipe)
+    assert "predict" not in browser.tables
+    assert re.search("points were made anew since the predictions .* run: make predict RECIPE=", *browser.not_shown())
 
 
 def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None:

@@ -328,10 +328,10 @@ def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, con
         replace(shard, key="00ff", name=shard.name.replace(shard.key, "00ff")) for shard in points.shards
     )
     fleet.set_table(replace(points, shards=other_keys))
-    with pytest.raises(StoreError, match="were made anew since they were predicted"):
+    with pytest.raises(StoreError, match="were made anew since the predictions of recipe street were made"):
         evaluate(recipe, console)
     fleet.put("points", moved)
-    with pytest.raises(StoreError, match="were made anew since they were predicted"):
+    with pytest.raises(StoreError, match="were made anew since the predictions of recipe street were made"):
         evaluate(recipe, console)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,14 @@ from rich.console import Console
 from manifests.asked import tables_of
 from manifests.fingerprint import digest
 from manifests.labels import ORIGINS, REFINE_VERSION, refine_pin, refined_of, students_predictions
+from manifests.recipe import Recipe
+from manifests.sections.labels import LabelsConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardWriter
 from manifests.tables.answers import Refine
+from pipeline.exchange.labels import write_labels
+from pipeline.exchange.review import review
 from tests.trainer.test_refine import (
     CAR,
     MIDDLE_ERRS,
@@ -35,6 +40,7 @@ from tests.trainer.test_refine import (
     target_row,
 )
 from tests.versions import digest_of
+from trainer.errors import TrainerError
 from trainer.inference import refine as arrays
 from trainer.inference.predict import predict
 from trainer.inference.refined_table import refine
@@ -323,6 +329,33 @@ def test_predictions_of_another_student_are_handed_on_by_nobody(fleet: Any, cons
     os.utime(fleet.folder / "other.safetensors")
     with pytest.raises(StoreError, match=r"other.safetensors was written anew since .*; run: make predict"):
         read(named)
+
+
+def test_no_reader_takes_what_another_student_said(
+    fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.inference.submit.LIDARSEG_CLASSES", fleet.recipe().ontology.class_names[1:])
+    fleet.put("index", lambda name: replace(index_row("v0"), frame_id=name))
+    recipe = fleet.recipe("distill.epochs=1")
+    train(recipe, "distill", console)
+    predict(recipe, console)
+    refine(recipe, console)
+    readers: dict[str, Callable[[Recipe], object]] = {
+        "evaluate": lambda now: evaluate(now, console),
+        "evaluate refined": lambda now: evaluate(replace(now, evaluate=replace(now.evaluate, refine="vote")), console),
+        "refine": lambda now: refine(now, console),
+        "submit": lambda now: submit(now, console),
+        "submit refined": lambda now: submit(now, console, of="refine"),
+        "labels": lambda now: write_labels(replace(now, labels=LabelsConfig(of="predict")), fleet.folder / "out"),
+        "refined labels": lambda now: write_labels(now, fleet.folder / "out"),
+        "review": lambda now: review(now, fleet.folder / "out", 3),
+    }
+    edited = fleet.recipe("distill.epochs=2")
+    for name, reader in readers.items():
+        with pytest.raises((StoreError, TrainerError), match=r"distill.epochs: 1 -> 2\n.*--fresh"):
+            reader(edited)
+            raise AssertionError(f"{name} hands on what another student said")
+    assert not (fleet.folder / "out").exists()
 
 
 def test_what_was_made_for_another_split_stays(fleet: Any, console: Console) -> None:

@@ -148,6 +148,8 @@ def test_scores_of_what_has_been_made_anew_are_marked(
     put(recipe, "evaluate.json", "prediction", 0.4, weights=weights)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target})
     assert [line.title for line in read_lines([recipe])] == ["pseudo-labels", "student"]
+    edited = read_lines([fleet.recipe("distill.epochs=2")])
+    assert [line.title for line in edited] == ["pseudo-labels", "student, TRAINED OTHERWISE"]
     put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": "0" * 12})
     assert [line.title for line in read_lines([recipe])] == ["pseudo-labels, OUT OF DATE", "student, OUT OF DATE"]

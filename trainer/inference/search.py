@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manifests.asked import pin
 from manifests.fingerprint import differences
-from manifests.labels import network_identity
+from manifests.labels import similarity_identity, similarity_pin
 from manifests.query import (
     HEADINGS,
     Query,
@@ -41,9 +41,6 @@ from trainer.inference.predict import Saying, Sweeps, check_run, load_learnt, n_
 from trainer.loop.learner import N_INPUTS
 from trainer.network.minkunet import build_network
 
-VERSION = 1
-"""Raised when the code changes what a similarity is."""
-
 
 def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Ranking:
     """Write the similarity to a phrase of every point in `predict.split`; return the `n_frames` frames most like it.
@@ -70,8 +67,8 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
     weights = learnt.document["weights"]
-    identity = network_identity(Similarity, VERSION, recipe, weights, sweeps.points, query=query.identity)
-    name, saying = pin(recipe, f"similarity-{query.slug}"), similarity_to(query, sweeps)
+    identity = similarity_identity(recipe, weights, sweeps.points, query.identity)
+    name, saying = similarity_pin(recipe, query.slug), similarity_to(query, sweeps)
     table = run_over(sweeps, network_path, learnt, network, saying, identity, name, console)
     ranking = rank_by_features(query, sweeps.store, table, {*sweeps.ref.excluded, *recipe.data.exclude}, n_frames)
     write_ranking(folder, query, ranking)

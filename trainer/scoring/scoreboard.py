@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from rich.table import Table
 
 from manifests.asked import made_anew, tables_of
+from manifests.learnt import changes_since
 from manifests.recipe import Recipe
 from manifests.records.evaluation import EvaluationRecord, PartScores
+from manifests.sections.training import Task
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.sealed import read_as
 from manifests.storage.store import Store
+from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.records.record import states_of, teacher_of, weights_of
 
@@ -29,6 +33,9 @@ NAMES = {
 
 OUT_OF_DATE = ", OUT OF DATE"
 """Marks scores of weights, pseudo-labels or other shards that have been made anew since."""
+
+OTHERWISE = ", TRAINED OTHERWISE"
+"""Marks scores of a student that learnt something else than the recipe asks for now."""
 
 UNKNOWN = ", SHARDS UNKNOWN"
 """Marks scores that do not say of which shards they are: those of versions up to 0.9."""
@@ -120,12 +127,23 @@ class Facts:
 
     supervised: bool
     tables: Mapping[str, TableRef]
-    runs: Path
+    recipe: Recipe
+    store: Store
 
-    def weights(self, student: str) -> set[str]:
-        """Return the digests of the weights that a run keeps."""
+    @property
+    def runs(self) -> Path:
+        """The folder of its runs."""
+        return self.recipe.folder()
+
+    def weights(self, student: str) -> dict[str, Path]:
+        """Return the checkpoints that a run keeps by the digest of their weights."""
         folder = self.runs / student
-        return {weights for path in states_of(folder) if (weights := weights_of(path)) is not None}
+        return {weights: path for path in states_of(folder) if (weights := weights_of(path)) is not None}
+
+    def learnt_otherwise(self, path: Path, task: Task) -> bool:
+        """Return whether a checkpoint learnt something else than the recipe asks of its run now."""
+        document = checkpoint.read_document(path)
+        return bool(changes_since(document, self.recipe, task, self.store, checkpoint.newest_weights))
 
 
 def facts_of(recipe: Recipe) -> Facts:
@@ -134,12 +152,12 @@ def facts_of(recipe: Recipe) -> Facts:
     try:
         ref = tables_of(store, recipe, ["target"])
     except StoreError:
-        return Facts(False, {}, recipe.folder())
+        return Facts(False, {}, recipe, store)
     try:
         teacher = teacher_of(store, ref, None) or {}
     except StoreError:
         teacher = {}
-    return Facts(bool(teacher.get("supervised")), ref.tables, recipe.folder())
+    return Facts(bool(teacher.get("supervised")), ref.tables, recipe, store)
 
 
 def titled(document: EvaluationRecord, facts: Facts) -> dict[str, Mapping[str, PartScores]]:
@@ -163,9 +181,12 @@ def titled(document: EvaluationRecord, facts: Facts) -> dict[str, Mapping[str, P
 
 def which_weights(document: EvaluationRecord, student: str, facts: Facts) -> str:
     """Return what a title has to say of weights that are not the result of the student's run; mostly nothing."""
-    file = document.checkpoint
-    if document.weights is None or document.weights in facts.weights(student):
-        return f", epoch {document.epoch} of {document.epochs}" if document.is_of_unfinished_run else ""
+    file, kept = document.checkpoint, facts.weights(student)
+    if document.weights is None or document.weights in kept:
+        said = f", epoch {document.epoch} of {document.epochs}" if document.is_of_unfinished_run else ""
+        task: Task | None = student if student in get_args(Task) else None  # type: ignore[assignment]
+        otherwise = document.weights and task and facts.learnt_otherwise(kept[document.weights], task)
+        return said + (OTHERWISE if otherwise else "")
     elsewhere = file and Path(file).expanduser().parent.resolve() != (facts.runs / student).resolve()
     return f", {file}" if elsewhere else OUT_OF_DATE
 
