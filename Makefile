@@ -80,6 +80,8 @@ check: lint test ## lint, then test
 bench: setup ## time and bytes against the usual way, side by side
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/run.py $(ARGS)
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/network.py $(NETWORK_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m bench.voting
+	@OMP_NUM_THREADS=1 $(PY) -m bench.planning $(PLANNING_ARGS)
 
 ladder: export OMP_NUM_THREADS = 1
 ladder: setup ## what each part of the method adds, on the synthetic city; goes on where it stopped

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +30,14 @@ def canonical(value: Any) -> str:
     Raises TypeError for anything without a stable form (sets, objects, bytes, non-string keys) and ValueError for NaN
     and infinities, so that an identity never hides a difference.
     """
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    if type(value) is str:  # what most of the values of a long list of frames are
+        return encode_basestring(value)
+    if type(value) is tuple and all(type(item) is str for item in value):
+        return f"[{','.join(map(encode_basestring, value))}]"
+    return ENCODER.encode(plain(value))
+
+
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
@@ -90,17 +99,17 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def looks_of(path: Path) -> str | None:
+def looks_of(path: Path | str) -> str | None:
     """Return how a file looks from outside, without opening it: size and times of change; None if it is not there.
 
     Beside the time of modification, which copying tools restore, it is the time of the last change of the entry, which
     nobody can set.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a name with a zero byte in it
         return None
-    return canonical([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return f"[{status.st_size},{status.st_mtime_ns},{status.st_ctime_ns}]"
 
 
 def sha256_as_it_looks(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -208,10 +208,14 @@ def slashed(name: str) -> str:
 
 def inside(root: Path, relative: str) -> Path:
     """Return the path of a data file; raises FrameError if the relative name is absolute or climbs out of the root."""
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "\\" in relative:
+    if not stays_inside(relative):
         raise FrameError(f"{relative!r} leaves the data root {root}; file names in the data set must stay inside it")
-    return root / path
+    return root / relative
+
+
+def stays_inside(relative: str) -> bool:
+    """Return whether a name is one of a file below the folder that it is relative to."""
+    return not (relative.startswith("/") or "\\" in relative or (".." in relative and ".." in relative.split("/")))
 
 
 def read_file(root: Path, relative: str, sha256: str | None = "") -> bytes:

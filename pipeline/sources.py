@@ -16,7 +16,7 @@ from pathlib import Path
 
 from manifests.fingerprint import digest, looks_of, sha256_file
 from manifests.storage.seen import SeenFile, SeenFiles
-from pipeline.frame import Frame, FrameError, inside
+from pipeline.frame import Frame, FrameError, inside, stays_inside
 
 Digests = Mapping[str, str | None]
 """Hex sha256 of files by their name below a folder; None for those that are not there."""
@@ -108,7 +108,4 @@ def sha256_of(root: Path, name: str) -> str | None:
 
 
 def _looks(root: Path, name: str) -> str | None:
-    try:
-        return looks_of(inside(root, name)) if name else None
-    except FrameError:
-        return None
+    return looks_of(f"{root}/{name}") if name and stays_inside(name) else None

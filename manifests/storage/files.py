@@ -6,7 +6,8 @@ import io
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ from manifests.storage.errors import StoreError, is_full, unwritable
 from manifests.storage.names import TEMPORARY
 from manifests.storage.remote import patiently
 
+S = TypeVar("S")
 T = TypeVar("T")
+REQUESTS_AT_ONCE = 64  # to a store behind a network, where each waits for tens of milliseconds
 ONE_WRITER = "one_writer=true"
 
 
@@ -91,6 +94,17 @@ class Files:
     def patiently(self, action: Callable[[], T]) -> T:
         """Return what `action` returns; on a file system behind a network it is tried again after errors that pass."""
         return action() if self.local is not None else patiently(action)
+
+    def side_by_side(self, action: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Yield what `action` returns for every item, in order; behind a network, many requests are under way at once.
+
+        Raises what it raises, of the first item for which it does.
+        """
+        if self.local is not None:
+            yield from map(action, items)
+            return
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="store") as threads:
+            yield from threads.map(action, items)
 
     def scratch(self, path: str) -> Scratch:
         """Return a file to write that becomes `path` when it is published."""

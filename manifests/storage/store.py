@@ -132,16 +132,19 @@ class Store:
         """
         folder = table_folder(stage, fingerprint)
         sizes = self.files.sizes(folder)
+        names = sorted(
+            name for name in sizes if name.endswith(".json") and name != MANIFEST and not name.startswith(TEMPORARY)
+        )
         found = {}
-        for name in sorted(sizes):
-            if name.endswith(".json") and name != MANIFEST and not name.startswith(TEMPORARY):
-                document, where = read_json(self.files, f"{folder}/{name}"), self.files.show(folder, name)
-                if document is None:  # dropped since the folder was listed
-                    continue
-                with advising(HEAL):
-                    shard = sidecar_from(document, stage, fingerprint, name, where)
-                if sizes.get(shard.name) == shard.bytes:
-                    found[shard.shard, shard.key] = shard
+        for name, document in zip(
+            names, self.files.side_by_side(lambda name: read_json(self.files, f"{folder}/{name}"), names), strict=True
+        ):
+            if document is None:  # dropped since the folder was listed
+                continue
+            with advising(HEAL):
+                shard = sidecar_from(document, stage, fingerprint, name, self.files.show(folder, name))
+            if sizes.get(shard.name) == shard.bytes:
+                found[shard.shard, shard.key] = shard
         return found
 
     def read(self, stage: str, fingerprint: str, shard: ShardFile, columns: Sequence[str] | None = None) -> pa.Table:

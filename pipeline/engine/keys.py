@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +26,27 @@ def digest_listing(frames: Iterable[Frame]) -> str:
     total = hashlib.sha256()
     for frame in frames:
         said = {**vars(frame.index()), "status": "ok", "reason": None, "problems": frame.problems}
-        for name in (*Index.schema.names, "problems"):
+        pieces: list[bytes] = []
+        for name in SAID:
             value = said[name]
             if isinstance(value, np.ndarray):
-                total.update(f"{name}:{value.dtype.str}{value.shape}".encode())
-                total.update(np.ascontiguousarray(value).tobytes())
+                pieces += heading(name, value.dtype, value.shape), value.tobytes()
             else:
-                total.update(f"{name}:{canonical(value)}".encode())
+                pieces.append(spelt(name, value))
+        total.update(b"".join(pieces))
     return total.hexdigest()[:DIGITS]
+
+
+SAID = (*Index.schema.names, "problems")
+
+
+@lru_cache(maxsize=256)
+def heading(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what stands before the bytes of an array."""
+    return f"{name}:{dtype.str}{shape}".encode()
+
+
+@lru_cache(maxsize=1024, typed=True)
+def spelt(name: str, value: Any) -> bytes:
+    """Return a value that is no array as bytes; many are those of the frame before."""
+    return f"{name}:{canonical(value)}".encode()

@@ -32,7 +32,7 @@ from pipeline.stages.base import Stage
 from pipeline.stages.registry import STAGES, with_upstream
 
 FRAMES_PER_SHARD = 64
-LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look
+LOOKS_AT_ONCE = 32  # threads that ask a file system, perhaps behind a network, how files look
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Planner:
 
     def _plan_stage(self, stage: Stage[Any], upstream: Mapping[str, Table]) -> StagePlan:
         found = self.look(stage, again=False)
+        if stage.name != "index":
+            self._look_at_files(stage, found.fingerprint, upstream)
         shards = tuple(self.plan_shard(found, shard, upstream) for shard in self.shards_of(stage))
         changes = () if found.committed else tuple(self._changes(stage, found.identity))
         size = stage.kilobytes_per_frame(self.recipe)
@@ -123,23 +125,24 @@ class Planner:
         identity = self.identity(stage)
         fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
         if stage.name == "index":
-            self._look_at_files(stage, digest(identity))
+            self._contents.clear()
+            self._look_at_files(stage, digest(identity), {})
         kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
         fingerprint = digest(identity)
         return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
 
-    def _look_at_files(self, stage: Stage[Any], fingerprint: str) -> None:
-        """Look at the files of all shards of `index` from outside, side by side: every look may cross a network."""
+    def _look_at_files(self, stage: Stage[Any], fingerprint: str, upstream: Mapping[str, Table]) -> None:
+        """Look at the files that a stage reads, side by side: every look may cross a network."""
         files = stage.files(self.recipe)
-        assert files is not None
-        self._contents.clear()
+        if files is None:
+            return
         with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
             for some in batched(self.listing().items(), 16 * LOOKS_AT_ONCE):
-                asked = []
-                for shard, frames in some:
-                    task = self._task(stage, fingerprint, shard, frames, {})
-                    assert task is not None
-                    asked.append((shard, task.key, names_in(files, frames)))
+                asked = [
+                    (shard, task.key, names_in(files, frames))
+                    for shard, frames in some
+                    if (task := self._task(stage, fingerprint, shard, frames, upstream))
+                ]
                 seen = threads.map(lambda one: self._seen(files, *one), asked)
                 for (shard, key, _), content in zip(asked, seen, strict=True):
                     if content is not None:
