@@ -9,6 +9,7 @@
 # ARCHIVE the file that tables are shared as
 # WORDS   what to ask the map for
 # A, B    two runs to compare: RECIPE/TASK, or folders
+# STAGE   the table or training that make profile looks at
 # SIZE    of the city in make demo: demo, or tiny for a quick one
 PYTHON ?= python3.11
 RECIPE ?=
@@ -19,6 +20,7 @@ WORDS ?=
 SIZE ?= demo
 A ?=
 B ?=
+STAGE ?=
 NETWORK_ARGS ?=
 # What a variable holds is text: make expands nothing in it ($(value)), and recipes get it from the environment, where a
 # shell expands nothing in it either.
@@ -35,13 +37,14 @@ AS ?=
 override OF := $(value OF)
 override AS := $(value AS)
 OUT_ASKED := $(filter-out undefined,$(origin OUT))
+override STAGE := $(value STAGE)
 override A := $(value A)
 override B := $(value B)
 ifeq ($(origin OUT),undefined)
 OUT := export/$(RECIPE)
 endif
 override OUT := $(value OUT)
-export PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT OF AS A B
+export STAGE PYTHON RECIPE TABLES ARCHIVE WORDS SIZE OUT OF AS A B
 PY := .venv/bin/python
 # What a message advises is then a make command.
 export AFOV_ADVICE := make
@@ -54,7 +57,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test coverage lint check bench ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test coverage lint check bench profile ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +79,12 @@ lint: setup ## format, lint and types
 	$(PY) -m mypy
 
 check: lint test ## lint, then test
+
+profile: recipe setup ## a flame graph of STAGE, a table or a training, in profile/: make profile STAGE=points RECIPE=city ARGS=--again
+	@test -n "$$STAGE" || { echo "profile: name what to look at: make profile STAGE=points RECIPE=$$RECIPE" >&2; exit 2; }
+	@mkdir -p profile
+	@$(dir $(PY))py-spy record --subprocesses --function --output "profile/$$STAGE.svg" -- $(if $(filter $(STAGE),$(TRAINER)),$(AFOV) "$$STAGE" "$$RECIPE",$(AFOV) run "$$RECIPE" "$$STAGE" --set run.pool=inline) $(ARGS)
+	@echo "open profile/$$STAGE.svg in a browser: the wider a box, the more of the time; click to look into it"
 
 bench: setup ## time and bytes against the usual way, side by side
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/run.py $(ARGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # that `make test` hands on
-VARIABLES = ("RECIPE", "ARGS", "OUT", "TABLES", "ARCHIVE", "WORDS", "SIZE", "A", "B", "PYTHON")
+VARIABLES = ("RECIPE", "ARGS", "OUT", "TABLES", "ARCHIVE", "WORDS", "SIZE", "A", "B", "PYTHON", "STAGE")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,6 +55,25 @@ def test_stages_and_training_run_in_the_order_they_are_named_even_in_parallel(
         ["-m", "afov", "pretrain", "nuscenes_mini", "--set", "a.b=1 2"],
         ["-m", "afov", "distill", "nuscenes_mini", "--set", "a.b=1 2"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("points", ["run", "city", "points", "--set", "run.pool=inline", "--again"]),
+        ("distill", ["distill", "city", "--again"]),
+    ],
+)
+def test_a_profile_is_of_the_command_that_builds_or_trains(
+    tmp_path: Path, making: Callable[..., list[list[str]]], stage: str, words: list[str]
+) -> None:
+    (tmp_path / "py-spy").symlink_to(tmp_path / "a python")
+    _, called = making("profile", "RECIPE=city", f"STAGE={stage}", "ARGS=--again")
+    spy, watched = called[: called.index("--")], called[called.index("--") + 1 :]
+    assert spy[0] == "record"
+    assert spy[-1] == f"profile/{stage}.svg"
+    assert watched[1:] == ["-m", "afov", *words]
+    assert "name what to look at" in make("profile", "RECIPE=city", f"PYTHON={tmp_path / 'a python'}").stderr
 
 
 NAMED = {"export": ["OUT"], "query": ["WORDS"], "share": ["ARCHIVE"], "receive": ["ARCHIVE"], "diff": ["A", "B"]}
