@@ -443,6 +443,9 @@ def set_up(place: Place, thorough: bool = False) -> None:
     """Do what is missing, and nothing when nothing is."""
     if is_up_to_date(place, thorough):
         return
+    if place.venv.is_symlink():  # others use it: to clear it is not ours
+        say(f"{place.venv} is a link to {place.venv.resolve()}, which is taken as it is; its own checkout keeps it up")
+        return
     with locked(place.root / ".setup.lock"):
         if is_up_to_date(place, thorough):  # whoever held the lock did it
             return

@@ -426,3 +426,14 @@ def test_git_ignores_local_files_by_a_list_of_its_own(place: Place) -> None:
     assert (place.root / ".git" / "info" / "exclude").read_text() == "kept\n*.local.toml\n"
     status = ["git", "-C", str(place.root), "status", "--porcelain", "--ignored", "mine.local.toml"]
     assert subprocess.run(status, capture_output=True, text=True, check=True).stdout == "!! mine.local.toml\n"
+
+
+def test_an_environment_that_others_use_too_is_never_cleared(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other" / ".venv").mkdir(parents=True)
+    (tmp_path / "other" / ".venv" / "kept").write_text("")
+    place.venv.symlink_to(tmp_path / "other" / ".venv")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    setup.set_up(place)
+    assert (tmp_path / "other" / ".venv" / "kept").exists() and "is a link to" in capsys.readouterr().out
