@@ -159,6 +159,16 @@ def unfinished(store: Store, recipe: Recipe, stage: str) -> str:
     return ""
 
 
+def built_otherwise(store: Store, recipe: Recipe, stage: str) -> list[str]:
+    """Return in what the nearest table of a stage that there is of the recipe differs from what it asks for, readable.
+
+    None is listed where the recipe has no such table at all.
+    """
+    wanted = asked(recipe)
+    refs = (ref for ref in keyed_refs(store).values() if ref.recipe == recipe.name and stage in ref.tables)
+    return min((changes_to(ref.asked, wanted, [stage], recipe) for ref in refs), key=len, default=[])
+
+
 def contents_of(tables: Iterable[TableRef], scenes: Collection[str]) -> dict[str, dict[str, str]]:
     """Return, by table and shard, the keys and contents that some scenes have, as scores made of them record them."""
     return {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from manifests import stages
+from manifests.asked import tables_of
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.records.evaluation import Compared
 from manifests.storage.errors import StoreError
@@ -78,3 +81,14 @@ def test_what_could_not_be_compared_is_said_and_written_down(noted: Any, console
         assert any(one.startswith(sentence) for one in record["sources"]["not_compared"])
     root.rename(root.with_name("gone"))
     assert compared(noted).not_compared == (f"{root} is not on this machine",)
+
+
+def test_an_index_of_an_earlier_version_is_not_said_to_be_missing(noted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = stages.SPECS["index"]
+    monkeypatch.setitem(stages.SPECS, "index", replace(spec, version=spec.version + 1))
+    recipe = noted.recipe()
+    (sentence,) = compare_files(
+        noted.store, recipe, tables_of(noted.store, recipe, ["points"]), SCENES, ["points"]
+    ).not_compared
+    assert f"index: made by version {spec.version} of the stage, which is {spec.version + 1} now" in sentence
+    assert "was built otherwise" in sentence and "make index RECIPE=" in sentence

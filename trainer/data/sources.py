@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from manifests.asked import place_of
+from manifests.asked import built_otherwise, place_of
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Compared
@@ -89,13 +89,23 @@ def _sources(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], un
                 yield from (_Source(root, name, file) for name, file in seen.files.items() if _stays(name))
         unknown += [f"{root} is not on this machine" for root, there in here.items() if not there]
         if table is None:
-            unknown.append(f"table `{stage}` is not there, which says from which files the others were made")
+            unknown.append(_why_unknown(store, recipe, stage))
         elif without and any(here.values()):
             unknown.append(
                 f"how the files of {without} shards of `{stage}` looked is not noted, or the note is damaged"
             )
     if any("is not noted" in one for one in unknown):
         unknown.append(f"to have them looked at: {recipe.make('pack')}")
+
+
+def _why_unknown(store: Store, recipe: Recipe, stage: str) -> str:
+    """Return why there is no table that says from which files the others were made: never built, or built otherwise."""
+    if changes := built_otherwise(store, recipe, stage):
+        return (
+            f"table `{stage}`, which says from which files the others were made, was built otherwise "
+            f"({'; '.join(changes)}); to have it built as it is asked for now: {recipe.make(stage)}"
+        )
+    return f"table `{stage}` is not there, which says from which files the others were made"
 
 
 def _stays(name: str) -> bool:
