@@ -15,6 +15,7 @@ from typing import Any
 from manifests.config import ConfigError, changed_values, default_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
+from manifests.records.table import Built
 from manifests.sections.data import DataConfig
 from manifests.splits import split_content
 from manifests.stages import SPECS, fingerprint, with_needs
@@ -147,13 +148,13 @@ def unfinished(store: Store, recipe: Recipe, stage: str) -> str:
         if own and name in own.tables:  # it is whole by now, whatever failed once
             continue
         manifest = store.read_manifest(name, fingerprint(recipe, name))
-        failed = manifest.made.get("failures", []) if manifest else []
+        failed = manifest.how(Built).failures if manifest else ()
         if failed:
             scenes = list(dict.fromkeys(scene_of(shard) for shard, *_ in failed))
             named = ", ".join(scenes[:3]) + (f" and {len(scenes) - 3} more" if len(scenes) > 3 else "")
             return (
                 f"table `{stage}` of recipe {recipe.name} is not finished: `{name}` failed in {named} "
-                f"({str(failed[0][2])[:200]}). Mend these scenes, exclude frames with data.exclude, or take the scenes "
+                f"({failed[0][2][:200]}). Mend these scenes, exclude frames with data.exclude, or take the scenes "
                 f'that are whole with [data] incomplete = "leave out"; then run: {recipe.make(stage)}'
             )
     return ""

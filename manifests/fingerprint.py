@@ -24,7 +24,7 @@ Settings: TypeAlias = Mapping[str, Json]
 DIGITS = 12  # of a hex digest in names: 48 bits, ample for the tables and shards of one store
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Json) -> str:
     """Return JSON with one spelling per value: sorted keys, no spaces, tuples as lists, shortest round-trip floats.
 
     Raises TypeError for anything without a stable form (sets, objects, bytes, non-string keys) and ValueError for NaN
@@ -58,7 +58,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) has no stable form; an identity holds plain values only")
 
 
-def digest(value: Any) -> str:
+def digest(value: Json) -> str:
     """Return the first 12 hex digits of the sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:DIGITS]
 
@@ -69,7 +69,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(old: Any, new: Any) -> list[str]:
+def differences(old: Json, new: Json) -> list[str]:
     """Return one line per value that differs, for example `settings.min_points: 2 -> 3`, in sorted order of paths."""
     before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
     lines = []

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from manifests.asked import pin
 from manifests.config import changed_values
-from manifests.fingerprint import differences, digest, looks_of, plain
+from manifests.fingerprint import Json, differences, digest, looks_of
 from manifests.learnt import changes_since, recorded_weights
 from manifests.recipe import Recipe
+from manifests.records.table import Identity, Predicted
 from manifests.sections.network import NetworkConfig, without_labels
 from manifests.sections.training import Improvement, Task
 from manifests.splits import ALL
@@ -49,32 +49,29 @@ POSES = ("frame_id", "status", "timestamp_us", "ego_from_lidar", "world_from_lid
 # -- predictions -------------------------------------------------------------------------------------------------------
 
 
-def predict_identity(recipe: Recipe, weights: str, points: str) -> dict[str, Any]:
+def predict_identity(recipe: Recipe, weights: str, points: str) -> Identity:
     """Return what a table of predictions depends on: weights, and the table of points."""
     views = {"views": recipe.predict.views} if recipe.predict.views > 1 else {}
     return network_identity(Predict, PREDICT_VERSION, recipe, weights, points, **views)
 
 
 def network_identity(
-    kind: type[FrameRecord], version: int, recipe: Recipe, weights: str, points: str, **more: Any
-) -> dict[str, Any]:
+    kind: type[FrameRecord], version: int, recipe: Recipe, weights: str, points: str, **more: Json
+) -> Identity:
     """Return what a table depends on that a network with these weights makes of points; `more` are further settings."""
-    identity: dict[str, Any] = plain(
-        {
-            "stage": kind.table,
-            "version": version,
-            "columns": kind.signature(),
-            "settings": {
-                "weights": weights,
-                "voxels": changed_values(without_labels(recipe.voxels)),
-                "network": recipe.network.name,
-                **NetworkConfig(engine=recipe.network.engine).content(),
-                **more,
-            },
-            "needs": {"points": points},
-        }
+    return Identity(
+        stage=kind.table,
+        version=version,
+        columns=kind.signature(),
+        settings={
+            "weights": weights,
+            "voxels": changed_values(without_labels(recipe.voxels)),
+            "network": recipe.network.name,
+            **NetworkConfig(engine=recipe.network.engine).content(),
+            **more,
+        },
+        needs={"points": points},
     )
-    return identity
 
 
 def predict_key(fingerprint: str, points: ShardFile) -> str:
@@ -95,7 +92,7 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
     manifest = expect_manifest(store, table, answers.advice)
     answers.check_made_of(table, manifest, points)
     answers.check_settings(manifest, predict_identity(recipe, weights_of(manifest), points.fingerprint))
-    if manifest.made.get("class_names") not in (None, list(recipe.ontology.class_names)):
+    if manifest.how(Predicted).class_names not in (None, recipe.ontology.class_names):
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
             f"now; run: {recipe.make(recipe.predict.of, 'predict')}"
@@ -105,7 +102,7 @@ def predictions_of(store: Store, recipe: Recipe, points: TableRef) -> tuple[Tabl
 
 def weights_of(manifest: Manifest) -> str:
     """Return the digest of the weights that predictions were made by."""
-    return str(manifest.identity.get("settings", {}).get("weights"))
+    return str(manifest.identity.settings.get("weights"))
 
 
 def students_predictions(store: Store, recipe: Recipe, points: TableRef) -> tuple[TableRef, Manifest]:
@@ -125,7 +122,7 @@ def similarity_pin(recipe: Recipe, slug: str) -> str:
     return pin(recipe, f"similarity-{slug}")
 
 
-def similarity_identity(recipe: Recipe, weights: str, points: str, query: str) -> dict[str, Any]:
+def similarity_identity(recipe: Recipe, weights: str, points: str, query: str) -> Identity:
     """Return what a table of similarities depends on: weights, the table of points, and the identity of the query."""
     return network_identity(Similarity, SIMILARITY_VERSION, recipe, weights, points, query=query)
 
@@ -170,15 +167,15 @@ class Answers:
         """Raise StoreError unless the table was made of these very points."""
         keys = {shard.shard: predict_key(table.fingerprint, shard) for shard in points.shards}
         changed = any(keys.get(shard.shard) != shard.key for shard in table.shards)
-        if changed or manifest.identity.get("needs", {}).get("points") != points.fingerprint:
+        if changed or manifest.identity.needs.get("points") != points.fingerprint:
             raise StoreError(f"the points were made anew since {self.what} were made of them; {self.advice}")
 
-    def check_settings(self, manifest: Manifest, wanted: Mapping[str, Any]) -> None:
+    def check_settings(self, manifest: Manifest, wanted: Identity) -> None:
         """Raise StoreError unless the table is of the settings, and of the version, that are wanted."""
-        before, now = ({name: one.get(name) for name in ("version", "settings")} for one in (manifest.identity, wanted))
-        changes = differences(before["settings"] or {}, now["settings"])
-        if before["version"] != now["version"]:
-            changes.append(f"made by version {before['version']} of the code, which is {now['version']} now")
+        before = manifest.identity
+        changes = differences(before.settings, wanted.settings)
+        if before.version != wanted.version:
+            changes.append(f"made by version {before.version} of the code, which is {wanted.version} now")
         if changes:
             raise StoreError(f"{self.what} are of other settings ({'; '.join(changes)}); {self.advice}")
 
@@ -187,23 +184,23 @@ class Answers:
 
         No checkpoint is opened: the manifest says of which file the table is, and what was learnt there.
         """
-        made, weights = manifest.made, weights_of(manifest)
-        if "student" not in made or "checkpoint" not in made:
+        made, weights = manifest.how(Predicted), weights_of(manifest)
+        if made.student is None or not made.checkpoint:
             raise StoreError(
                 f"{self.what} do not say what their student learnt: an earlier version made them; to have it noted, "
                 f"which computes nothing again, {self.advice}"
             )
         start = named or recipe.folder() / task
-        wanted, path = (Path(one).expanduser().absolute() for one in (start, made["checkpoint"]))
+        wanted, path = (Path(one).expanduser().absolute() for one in (start, made.checkpoint))
         if wanted not in (path, path.parent):
             raise StoreError(f"{self.what} are of {path}, and it names {wanted} now; {self.advice}")
         if named:
-            if looks_of(path) not in (None, made.get("checkpoint_looks")):
+            if looks_of(path) not in (None, made.checkpoint_looks):
                 raise StoreError(f"{path} was written anew since {self.what} were made with it; {self.advice}")
             return
         if (now := recorded_weights(recipe, task)) not in (None, weights):
             raise StoreError(f"{self.what} are of weights {weights}; its student has {now} by now; {self.advice}")
-        if changes := changes_since(made["student"], recipe, task, store):
+        if changes := changes_since(made.student, recipe, task, store):
             listed = "".join(f"\n  {line}" for line in changes)
             raise StoreError(
                 f"{self.what} are of a student of another recipe than the one at hand, or of this one before it was "
@@ -243,13 +240,13 @@ def steps_left(recipe: Recipe, of: str, by: Improvement) -> Improvement:
     return "afi"
 
 
-def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str, str], **more: Any) -> dict[str, Any]:
+def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str, str], **more: Json) -> Identity:
     """Return what a table of refined labels depends on: how they are refined, and the tables they are made from.
 
     `more` says what else the labels depend on that are refined, where no table says so.
     """
     left, settings = steps_left(recipe, of, by), recipe.refine
-    found: dict[str, Any] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
+    found: dict[str, Json] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
     if "vote" in left and (voting := changed_values(recipe.vote)):
         found["vote"] = voting
     if "afi" in left:
@@ -258,16 +255,7 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
         found["ground_classes"] = list(recipe.ontology.ground_class_ids)
         if settings.merge and of == "prediction":
             found["merge"] = {"seed": settings.merge_seed, "things": recipe.ontology.thing_of_class.tolist()}
-    identity: dict[str, Any] = plain(
-        {
-            "stage": "refine",
-            "version": REFINE_VERSION,
-            "columns": Refine.signature(),
-            "settings": found,
-            "needs": dict(needs),
-        }
-    )
-    return identity
+    return Identity("refine", REFINE_VERSION, Refine.signature(), found, dict(needs))
 
 
 def reach_of(recipe: Recipe, steps: str) -> int:
@@ -297,7 +285,8 @@ def refine_keys(
         for number, shard in enumerate(scene):
             if shard.shard not in shards:
                 continue
-            content, names = [], []
+            content: list[Json] = []
+            names: list[str] = []
             for near in scene[in_reach([one.rows for one in scene], number, reach)]:
                 if near.shard not in known:
                     read = store.read(index.stage, index.fingerprint, near, POSES)
@@ -346,10 +335,10 @@ def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manife
     tables = [one for one in (*needed, before if merges else None) if one]
     identity = refine_identity(recipe, of, by, {one.stage: one.fingerprint for one in tables})
     manifest = expect_manifest(store, table, advice)
-    changes = differences(manifest.identity, identity)
+    changes = manifest.identity.changes(identity)
     if changes:
         raise StoreError(f"the refined labels of recipe {recipe.name} are others ({'; '.join(changes)}); {advice}")
-    names, reach = {shard.shard for shard in table.shards}, reach_of(recipe, identity["settings"]["steps"])
+    names, reach = {shard.shard for shard in table.shards}, reach_of(recipe, steps_left(recipe, of, by))
     silent = {*ref.excluded, *recipe.data.exclude}
     keys = refine_keys(store, table.fingerprint, ref.table("index"), tables, names, reach, silent)
     stale = [shard.shard for shard in table.shards if keys.get(shard.shard) != shard.key]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from manifests.asked import tables_of
 from manifests.config import changed_values
-from manifests.fingerprint import differences, digest, plain
+from manifests.fingerprint import Json, Settings, differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.sections.network import without_labels, without_pairs
 from manifests.sections.training import Task
@@ -25,7 +25,7 @@ VERSION = 1
 """Raised when the code, or another default, changes what a training makes of the same settings (tests/versions.py)."""
 
 
-def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
+def settings_of(recipe: Recipe, task: Task) -> dict[str, Json]:
     """Return the settings that the result of a task depends on, readable; the tables it reads are not among them.
 
     How many checkpoints are kept has no influence; of `init` the initial weights count, not where they lie.
@@ -36,7 +36,7 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
         settings.pop(name, None)
     if (split := str(settings.get("split", ""))).endswith(".txt"):  # what the file says, not what it is called
         settings["split"] = split_content(split)
-    found: dict[str, Any] = plain(
+    found: dict[str, Json] = plain(
         {
             "task": task,
             task: settings,
@@ -49,6 +49,13 @@ def settings_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     if VERSION > 1:  # not at first, so that runs made before there was one stay what they are
         found["version"] = VERSION
     return found
+
+
+def without_engine(settings: Settings) -> Settings:
+    """Return settings of a training without the engine: weights are of none, and what predicts says which it used."""
+    network = settings["network"] or {}
+    assert isinstance(network, Mapping), "of a recipe, or of an identity made of one"
+    return {**settings, "network": {key: value for key, value in network.items() if key != "engine"}}
 
 
 Weights = Callable[[Recipe, str], str | None]
@@ -89,9 +96,7 @@ def changes_since(
         return []
     wanted = settings_of(recipe, task)
     made = {name: identity.get(name) for name in wanted}
-    for settings in (made, wanted):  # weights are of no engine; what predicts with them says which one it used
-        settings["network"] = {key: value for key, value in (settings["network"] or {}).items() if key != "engine"}
-    changes = differences(made, wanted)
+    changes = differences(without_engine(made), without_engine(wanted))
     changes += other_start(document, recipe, task, weights)
     learnt_without = document.get("config", {}).get("data", {}).get("exclude", [])
     changes += differences({"data.exclude": sorted(learnt_without)}, {"data.exclude": sorted(recipe.data.exclude)})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from manifests.records.table import Provenance
 
 PACKAGES = (
     *("numpy", "scipy", "pyarrow", "pillow", "scikit-image", "torch", "open_clip_torch", "timm", "transformers", "ray"),
@@ -45,11 +47,11 @@ def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 @cache
-def made_by() -> Mapping[str, Any]:
+def made_by() -> Provenance:
     """Return commit and packages of this process, looked up once."""
-    return {"commit": git_commit(), "packages": package_versions()}
+    return Provenance(commit=git_commit(), packages=package_versions())
 
 
-def origin_of(device: str, batch: int | None) -> dict[str, Any]:
+def origin_of(device: str, batch: int | None) -> Provenance:
     """Return what a shard's sidecar says of how it was made: commit, packages, device, images at once of a network."""
-    return {**made_by(), "device": device, **({"batch": batch} if batch else {})}
+    return replace(made_by(), device=device, batch=batch or None)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.config import ConfigError
-from manifests.fingerprint import digest, plain
+from manifests.fingerprint import Json, Settings, digest, plain
 from manifests.tables.teacher import Text
 
 By = Literal["masks", "tmp"]
@@ -48,7 +48,7 @@ class Query:
     phrase: str
     vector: NDArray[np.float32]
     text: str
-    encoder: Mapping[str, Any]
+    encoder: Settings
 
     @property
     def slug(self) -> str:
@@ -132,7 +132,7 @@ def rank(
     return Ranking(by, query.identity, table, len(found), low, high, tuple(best[:limit]))
 
 
-def encoder_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_of(settings: Settings) -> dict[str, Json]:
     """Return, of the settings in the identity of a table `text`, what says which encoder made its vectors."""
     return {name: value for name, value in settings.items() if name in ("teacher", "templates")}
 

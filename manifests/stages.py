@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from manifests.config import ConfigError, changed_values
-from manifests.fingerprint import Json, Settings, digest
+from manifests.fingerprint import Json, Settings
 from manifests.recipe import Recipe
+from manifests.records.table import Identity
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.tables.base import EVERY_ROW, Record
 from manifests.tables.labels import Correct, Label, Mend, Target, Vote
@@ -263,7 +264,7 @@ SPECS: dict[str, TableSpec] = {
 """The tables that the pipeline makes, in the order data flows."""
 
 
-def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> dict[str, Json]:
+def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> Identity:
     """Return the readable identity of a table; its digest, the fingerprint, names the folder of the table.
 
     With `columns` it is that of these columns alone, as it enters the identity of whoever needs no others. Raises
@@ -271,18 +272,18 @@ def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) 
     """
     spec = SPECS[name]
     of_others = {key for key, some in spec.affects.items() if columns is not None and not set(some) & set(columns)}
-    return {
-        "stage": name,
-        "version": spec.version,
-        "columns": spec.kind.signature(),
-        "settings": {key: value for key, value in spec.settings(recipe).items() if key not in of_others},
-        "needs": {need.table: fingerprint(recipe, need.table, need.columns) for need in spec.needs(recipe)},
-    }
+    return Identity(
+        stage=name,
+        version=spec.version,
+        columns=spec.kind.signature(),
+        settings={key: value for key, value in spec.settings(recipe).items() if key not in of_others},
+        needs={need.table: fingerprint(recipe, need.table, need.columns) for need in spec.needs(recipe)},
+    )
 
 
 def fingerprint(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> str:
     """Return the digest of a table's identity, or of that of some of its columns."""
-    return digest(identity(recipe, name, columns))
+    return identity(recipe, name, columns).fingerprint
 
 
 def with_needs(recipe: Recipe, names: Iterable[str]) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from manifests.asked import pin
-from manifests.fingerprint import digest
 from manifests.labels import predict_identity, predict_key, similarity_identity, similarity_pin
 from manifests.learnt import settings_of, student_of
 from manifests.query import Query
 from manifests.recipe import Recipe
+from manifests.records.table import Identity
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
@@ -39,14 +39,14 @@ def learnt(recipe: Recipe, task: Task) -> dict[str, Any]:
 
 def put_answers(
     recipe: Recipe,
-    identity: Mapping[str, Any],
+    identity: Identity,
     name: str,
     task: Task,
     answer: Callable[[Points], FrameRecord],
 ) -> TableRef:
     """Write a table of answers to the recipe's points, one a frame, and the ref `name` that keeps it."""
-    store, stage = Store.open(recipe.run.store), str(identity["stage"])
-    points, fingerprint = newest(store, recipe.name).table("points"), digest(identity)
+    store, stage = Store.open(recipe.run.store), identity.stage
+    points, fingerprint = newest(store, recipe.name).table("points"), identity.fingerprint
     shards = []
     for shard in points.shards:
         rows = [answer(row) for row in store.every(Points, points.fingerprint, [shard])]
@@ -55,7 +55,7 @@ def put_answers(
     table = TableRef(stage, fingerprint, tuple(shards))
     made = {"checkpoint": str(recipe.folder() / task / "epoch-0001.safetensors"), "epoch": 1}
     made |= {"student": student_of(learnt(recipe, task)), "class_names": list(recipe.ontology.class_names)}
-    store.write_manifest(Manifest(stage, fingerprint, dict(identity), table.shards, made))
+    store.write_manifest(Manifest(stage, fingerprint, identity, table.shards, made))
     store.write_ref(name, Ref(recipe.name, {"points": points, stage: table}))
     return table
 

@@ -51,10 +51,10 @@ ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 ORDER = {
     "manifests": (
         ("fingerprint",),
-        ("advice", "foreign", "provenance", "shown"),
+        ("advice", "foreign", "shown"),
         ("config",),
         ("ontology", "records", "splits", "templates"),
-        ("tables",),
+        ("provenance", "tables"),
         ("query", "sections"),
         ("recipe", "storage"),
         ("endings", "stages"),

@@ -189,7 +189,7 @@ def cases(measured: Measured) -> Iterator[tuple[str, str, Recipe, Rows]]:
 def own_identity(recipe: Recipe, stage: str) -> Any:
     """What of an identity a stage adds itself: it has to hold all that tells its rows from others of the same rows."""
     whole = identity(recipe, stage)
-    return canonical({"settings": whole["settings"], "needs": sorted(whole["needs"])})
+    return canonical({"settings": whole.settings, "needs": sorted(whole.needs)})
 
 
 def same_identity(recipe: Recipe, other: Recipe, stage: str) -> bool:

@@ -1,8 +1,8 @@
 """JSON documents as frozen dataclasses: the class says all that its document holds; reading and writing follow from it.
 
 A field without a default must be there. One with a default need not: it does not apply everywhere, or versions before
-did not write it; None of such a field is not written. Whatever else a document holds makes it none of its kind, so that
-no entry is read by half, or misspelt and passed over.
+did not write it; None of such a field is not written, unless it is marked NULL. Whatever else a document holds makes it
+none of its kind, so that no entry is read by half, or misspelt and passed over.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ T = TypeVar("T")
 REST = {"rest": True}
 """Metadata of the one field, a mapping, that takes the entries that no other field is named after."""
 
+NULL = {"null": True}
+"""Metadata of a field that may lack in what other versions wrote, and of which None is written as null."""
+
 
 class Unfit(ValueError):
     """A document that is none of its kind, as a sentence that goes on after the name of its file."""
@@ -33,7 +36,7 @@ def as_document(record: Any) -> Any:
             value = getattr(record, item.name)
             if item.metadata == REST:
                 document |= as_document(value)
-            elif value is not None or not _may_lack(item):
+            elif value is not None or not _may_lack(item) or item.metadata == NULL:
                 document[item.name] = as_document(value)
         return document
     if isinstance(record, Mapping):

@@ -20,7 +20,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,13 +29,14 @@ import pyarrow.parquet as pq
 
 from manifests.advice import HEAL
 from manifests.fingerprint import digest
+from manifests.records.codec import as_document
 from manifests.shown import shown_values
 from manifests.storage.documents import MOST_JSON_BYTES, advising, expect_list
 from manifests.storage.errors import Malformed, StoreError, unwritable
-from manifests.storage.manifest import Manifest
+from manifests.storage.manifest import Manifest, identity_from
 from manifests.storage.names import MANIFEST, RUNS, checked, checked_hex, ref_path, sidecar_name, table_folder
 from manifests.storage.refs import Ref, TableRef, ref_from
-from manifests.storage.shards import ShardFile, shard_from
+from manifests.storage.shards import ShardFile, shard_from, sidecar_document
 from manifests.storage.store import Store
 from manifests.storage.tar import (
     LICENCE,
@@ -163,7 +164,7 @@ def with_upstream(store: Store, ref: Ref, tables: Sequence[TableRef]) -> list[Ta
 
     def add_with_needs(table: TableRef) -> None:
         manifest = store.read_manifest(table.stage, table.fingerprint)
-        for stage in ("index", *(manifest.identity.get("needs", {}) if manifest else ())):
+        for stage in ("index", *(manifest.identity.needs if manifest else ())):
             if stage in ref.tables and stage != table.stage and stage not in found:
                 add_with_needs(ref.tables[stage])
         found[table.stage] = table
@@ -176,19 +177,17 @@ def with_upstream(store: Store, ref: Ref, tables: Sequence[TableRef]) -> list[Ta
 def manifest_of(store: Store, table: TableRef) -> bytes:
     """Return the manifest of a table as it travels: of exactly the shards that the ref names."""
     manifest = store.read_manifest(table.stage, table.fingerprint)
-    if manifest is None or digest(manifest.identity) != table.fingerprint:
+    if manifest is None or manifest.identity.fingerprint != table.fingerprint:
         raise StoreError(
             f"table {table.stage}/{table.fingerprint} has no manifest that says what it is; build it again"
         )
-    document = asdict(manifest) | {"shards": [asdict(shard) for shard in table.shards]}
+    document = as_document(replace(manifest, shards=table.shards))
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
 
 def sidecar_of(table: TableRef, shard: ShardFile) -> bytes:
     """Return the sidecar of a shard."""
-    return json.dumps(
-        asdict(shard) | {"stage": table.stage, "fingerprint": table.fingerprint}, indent=1, sort_keys=True
-    ).encode()
+    return json.dumps(sidecar_document(table.stage, table.fingerprint, shard), indent=1, sort_keys=True).encode()
 
 
 def listed(tables: Sequence[TableRef], documents: Mapping[str, bytes]) -> Iterator[tuple[str, int, str]]:
@@ -346,16 +345,16 @@ def read_table(file: BinaryIO, named: Any, rest: Iterator[Member], where: str) -
     member = expected(rest, f"{folder}/{MANIFEST}", where)
     here = f"{where}: {member.name}"
     document = parsed(content_of(file, member.start, member.bytes, MOST_JSON_BYTES, here), here)
-    identity, made = document.get("identity"), document.get("made", {})
+    identity, made = identity_from(document.get("identity"), here), document.get("made", {})
     try:
-        found = digest(identity)
+        found = identity.fingerprint
     except (TypeError, ValueError, RecursionError):
         found = ""
-    if found != fingerprint or not isinstance(identity, dict) or identity.get("stage") != stage:
+    if found != fingerprint or identity.stage != stage:
         raise StoreError(
             f"{here}: the digest of its identity is {found or 'none'}, and its folder {fingerprint}; it was changed"
         )
-    if stage not in TABLES or identity.get("columns") != TABLES[stage].signature():
+    if stage not in TABLES or identity.columns != TABLES[stage].signature():
         raise StoreError(f"{here}: table `{stage}` has other columns in this version; it cannot be used here")
     shards = []
     for item in expect_list(document.get("shards"), here):

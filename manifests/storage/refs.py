@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL, command
+from manifests.records.codec import as_document
 from manifests.shown import shown_values
 from manifests.storage.documents import advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
@@ -228,7 +229,7 @@ def _document(ref: Ref | None) -> dict[str, Any]:
 
 def _described(table: TableRef) -> dict[str, Any]:
     """Return a table as a ref holds it: by what its shards were made is in their sidecars."""
-    shards = [{key: value for key, value in asdict(shard).items() if key != "origin"} for shard in table.shards]
+    shards = [{key: value for key, value in as_document(shard).items() if key != "origin"} for shard in table.shards]
     return {"stage": table.stage, "fingerprint": table.fingerprint, "shards": shards}
 
 

@@ -10,15 +10,17 @@ import errno
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from types import MappingProxyType, TracebackType
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.advice import HEAL
-from manifests.fingerprint import DIGITS
+from manifests.fingerprint import DIGITS, Settings
+from manifests.records.codec import as_document, as_record
+from manifests.records.table import Provenance
 from manifests.storage.documents import put_json
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
@@ -26,6 +28,8 @@ from manifests.storage.names import checked, checked_hex, is_word, make_target, 
 from manifests.storage.remote import RangeFile, Unreachable
 from manifests.tables.arrow import digest_column, failed_row, record_of, to_arrow, unlike
 from manifests.tables.base import Failed, R, Record
+
+UNKNOWN = Provenance()
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class ShardFile:
     failed: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
-    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    origin: Provenance = field(default=UNKNOWN, compare=False)
 
 
 class ShardWriter:
@@ -62,10 +66,10 @@ class ShardWriter:
         key: str,
         schema: pa.Schema,
         apart: Iterable[str] = (),
-        origin: Mapping[str, Any] = MappingProxyType({}),
+        origin: Provenance = UNKNOWN,
     ) -> None:
         """`apart` are the columns that get digests of their own, `origin` what the sidecar says of how it was made."""
-        self._origin = dict(origin)
+        self._origin = origin
         self._files, self._folder, self._shard, self._key = files, folder, shard, key
         stage, fingerprint = folder.split("/")
         self._about = {"stage": stage, "fingerprint": fingerprint}
@@ -238,7 +242,7 @@ def shard_from(document: Any, where: str) -> ShardFile:
             failed=tuple(str(frame) for frame in document.get("failed", ())),
             counts={str(name): int(count) for name, count in document.get("counts", {}).items()},
             columns={str(name): checked_hex(str(value)) for name, value in document.get("columns", {}).items()},
-            origin=dict(document.get("origin", {})),
+            origin=as_record(Provenance, document.get("origin", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise Malformed(f"{where} is damaged: it does not describe a shard") from None
@@ -247,7 +251,7 @@ def shard_from(document: Any, where: str) -> ShardFile:
     return shard
 
 
-def sidecar_from(document: Mapping[str, Any], stage: str, fingerprint: str, name: str, where: str) -> ShardFile:
+def sidecar_from(document: Settings, stage: str, fingerprint: str, name: str, where: str) -> ShardFile:
     """Return the shard that a sidecar of this name in the folder of a table describes; raises Malformed if it is not.
 
     A sidecar of another table or shard has come to its place by hand.
@@ -263,7 +267,12 @@ def sidecar_from(document: Mapping[str, Any], stage: str, fingerprint: str, name
 def put_sidecar(files: Files, stage: str, fingerprint: str, shard: ShardFile) -> None:
     """Make a shard count whose file lies in its place."""
     path = f"{table_folder(stage, fingerprint)}/{sidecar_name(shard.shard, shard.key)}"
-    put_json(files, path, asdict(shard) | {"stage": stage, "fingerprint": fingerprint})
+    put_json(files, path, sidecar_document(stage, fingerprint, shard))
+
+
+def sidecar_document(stage: str, fingerprint: str, shard: ShardFile) -> Settings:
+    """Return what the sidecar of a shard says: all of it, and the table that it belongs to."""
+    return {**as_document(shard), "stage": stage, "fingerprint": fingerprint}
 
 
 def read_footer(source: Any, size: int) -> bytes:

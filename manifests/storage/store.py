@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL
+from manifests.records.codec import as_document
+from manifests.records.table import Built, Provenance
 from manifests.storage.documents import advising, put_json, read_json
 from manifests.storage.errors import StoreError
 from manifests.storage.files import Files
@@ -46,7 +47,7 @@ from manifests.storage.names import (
 )
 from manifests.storage.refs import Building, Ref, read_ref, read_refs, this_process, update_ref
 from manifests.storage.remote import RangeFile
-from manifests.storage.shards import ShardFile, ShardReader, ShardWriter, damage, put_sidecar, sidecar_from
+from manifests.storage.shards import UNKNOWN, ShardFile, ShardReader, ShardWriter, damage, put_sidecar, sidecar_from
 from manifests.tables.base import F, Failed, FrameRecord, R
 
 
@@ -111,7 +112,7 @@ class Store:
         key: str,
         schema: pa.Schema,
         apart: Iterable[str] = (),
-        origin: Mapping[str, Any] = MappingProxyType({}),
+        origin: Provenance = UNKNOWN,
     ) -> ShardWriter:
         """Return a writer that takes one frame after the other and commits the shard at the end.
 
@@ -211,7 +212,7 @@ class Store:
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest of a table; the last writer wins, and every writer lists what is committed by then."""
         self.claim()
-        document = asdict(manifest) | {"shards": [asdict(shard) for shard in manifest.shards]}
+        document = as_document(manifest)
         put_json(self.files, f"{table_folder(manifest.stage, manifest.fingerprint)}/{MANIFEST}", document)
 
     def read_manifest(self, stage: str, fingerprint: str) -> Manifest | None:
@@ -231,7 +232,7 @@ class Store:
                 manifest = self.read_manifest(stage, entry.base_name)
                 if manifest is not None:
                     found.append(manifest)
-        return sorted(found, key=lambda manifest: str(manifest.made.get("finished", "")))
+        return sorted(found, key=lambda manifest: manifest.how(Built).finished)
 
     def read_ref(self, name: str) -> Ref | None:
         """Return what a name stands for, or None if it truly stands for nothing.

@@ -7,7 +7,7 @@ not, held or being built, its training runs' tables too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL
-from manifests.fingerprint import DIGITS, digest
+from manifests.fingerprint import Settings
 from manifests.storage import marker
 from manifests.storage.documents import decode, has_digest, read_bytes
 from manifests.storage.errors import Malformed, StoreError
@@ -154,8 +154,8 @@ def _look_at_manifest(store: Store, stage: str, fingerprint: str, expected: bool
     except StoreError as error:
         found.damages.append(Damage(path, _words(error, path), stage, fingerprint))
         return
-    if digest(manifest.identity)[:DIGITS] != fingerprint:
-        what = f"the digest of its identity is {digest(manifest.identity)}, and its folder {fingerprint}"
+    if (digest := manifest.identity.fingerprint) != fingerprint:
+        what = f"the digest of its identity is {digest}, and its folder {fingerprint}"
         found.damages.append(Damage(path, what, stage, fingerprint))
 
 
@@ -186,7 +186,7 @@ def _look_at_table(store: Store, stage: str, fingerprint: str, named: Iterable[S
         found.shards[folder, shard.name] = stage, fingerprint, shard
 
 
-def _document(store: Store, path: str, found: Found) -> Mapping[str, object] | None:
+def _document(store: Store, path: str, found: Found) -> Settings | None:
     """Return a document, or None, having noted what is wrong with it, if anything is."""
     found.documents += 1
     try:

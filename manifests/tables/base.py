@@ -113,9 +113,9 @@ class Record:
         cls.schema = pa.schema([column.field for column in cls.columns])
 
     @classmethod
-    def signature(cls) -> list[list[str]]:
+    def signature(cls) -> tuple[tuple[str, str, str, str], ...]:
         """Return the signatures of all columns: the part of a table that enters an identity."""
-        return [column.signature for column in cls.columns]
+        return tuple(column.signature for column in cls.columns)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

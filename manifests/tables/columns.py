@@ -62,9 +62,9 @@ class Column(ABC):
         return pa.field(self.name, self.type, metadata={key: text for key, text in said.items() if text})
 
     @cached_property
-    def signature(self) -> list[str]:
+    def signature(self) -> tuple[str, str, str, str]:
         """Name, type, element type and shape, which enter an identity; rewording a unit rebuilds nothing."""
-        return [self.name, str(self.type), self.meaning.get("dtype", ""), self.meaning.get("shape", "")]
+        return self.name, str(self.type), self.meaning.get("dtype", ""), self.meaning.get("shape", "")
 
     def to_arrow(self, value: Any, lengths: dict[str, int]) -> Any:
         """Return a value of a row as Arrow takes it; raises ValueError for one that is missing or does not fit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from manifests.records.table import Built, Work
 from manifests.storage.manifest import Manifest
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import StagePlan
@@ -61,9 +62,9 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
         if plan.stage.build:
             seconds, source = 0.0, "once for all frames"
         for manifest in reversed(found):
-            measured = seconds_per_frame(manifest)
-            if measured is not None:
-                seconds, source = measured, told(manifest, manifest.fingerprint == plan.fingerprint)
+            how = manifest.how(Built)
+            if how.work and (measured := how.work.seconds_per_frame) is not None:
+                seconds, source = measured, told(how.work, how, manifest.fingerprint == plan.fingerprint)
                 break
         hours = None if seconds is None else n_frames * seconds / 3600
         yield Cost(plan.stage.name, n_frames, hours, n_frames * kilobytes(plan, found) / 1e6, source)
@@ -74,21 +75,10 @@ def uses_network(runner: Runner) -> bool:
     return not runner.recipe.teacher.ready_made
 
 
-def seconds_per_frame(manifest: Manifest) -> float | None:
-    """Return the worker seconds a frame took in the run that wrote a manifest, or None where it does not tell."""
-    work = manifest.made.get("work")
-    match work:
-        case {"frames": int() as frames, "seconds": int() | float() as seconds, "workers": int() as workers}:
-            return seconds * workers / frames if frames > 0 and seconds >= 0 and workers > 0 else None
-    return None
-
-
-def told(manifest: Manifest, same: bool) -> str:
+def told(work: Work, how: Built, same: bool) -> str:
     """Return in words where a measured rate comes from."""
-    devices = ", ".join(str(device) for device in manifest.made.get("devices", ())) or "cpu"
-    frames = manifest.made["work"]["frames"]
-    day = str(manifest.made.get("finished", ""))[:10]
-    return f"{frames} frames of this store on {devices}, {day}{'' if same else ', other settings'}"
+    devices = ", ".join(how.devices) or "cpu"
+    return f"{work.frames} frames of this store on {devices}, {how.finished[:10]}{'' if same else ', other settings'}"
 
 
 def kilobytes(plan: StagePlan, found: Sequence[Manifest]) -> float:

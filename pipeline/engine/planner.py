@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from manifests.asked import asked, keyed_refs, ref_of, ref_with
 from manifests.config import ConfigError
-from manifests.fingerprint import differences, digest
+from manifests.fingerprint import Json, digest
 from manifests.recipe import Recipe
+from manifests.records.table import Identity
 from manifests.splits import load_split
 from manifests.stages import Need, fingerprint, identity
 from manifests.storage.names import scene_of, shard_name
@@ -44,7 +45,7 @@ class Found:
 
     stage: Stage[Any]
     fingerprint: str
-    identity: Mapping[str, Any]
+    identity: Identity
     committed: Mapping[tuple[str, str], ShardFile]
     kept: Mapping[str, Mapping[tuple[str, str], ShardFile]]
     again: bool
@@ -100,7 +101,7 @@ class Planner:
             plans[stage.name] = self._plan_stage(stage, plans)
         return list(plans.values())
 
-    def identity(self, stage: Stage[Any]) -> dict[str, Any]:
+    def identity(self, stage: Stage[Any]) -> Identity:
         """Return the readable identity of a stage's table; its digest names the folder."""
         return identity(self.recipe, stage.name)
 
@@ -126,9 +127,9 @@ class Planner:
         fused = [STAGES[need.table] for need in stage.needs(self.recipe) if need.how == "fused"]
         if stage.name == "index":
             self._contents.clear()
-            self._look_at_files(stage, digest(identity), {})
-        kept = {table.name: self.store.shards(table.name, digest(self.identity(table))) for table in fused}
-        fingerprint = digest(identity)
+            self._look_at_files(stage, identity.fingerprint, {})
+        kept = {table.name: self.store.shards(table.name, self.fingerprint(table.name)) for table in fused}
+        fingerprint = identity.fingerprint
         return Found(stage, fingerprint, identity, self.store.shards(stage.name, fingerprint), kept, again)
 
     def _look_at_files(self, stage: Stage[Any], fingerprint: str, upstream: Mapping[str, Table]) -> None:
@@ -209,7 +210,7 @@ class Planner:
         """Return what a key says of a table that its stage makes on its way: the shard that is there, or its key."""
         table = STAGES[name]
         seen = self._index_digest(*index, table.seen_of_index(self.recipe))
-        key = digest({"table": digest(self.identity(table)), "index": seen})
+        key = digest({"table": self.fingerprint(name), "index": seen})
         made = kept.get((shard, key))
         return [made.key, made.sha256] if made else key
 
@@ -234,7 +235,7 @@ class Planner:
         `kept` are shards of tables that the stage makes on its way: with them, the key is that of a shard made from
         them.
         """
-        depends: dict[str, Any] = {"table": fingerprint}
+        depends: dict[str, Json] = {"table": fingerprint}
         if stage.build:
             return self._build_task(stage, fingerprint, shard)
         if stage.name == "index":
@@ -336,14 +337,14 @@ class Planner:
             self._listing_digests[shard] = digest_listing(frames)
         return self._listing_digests[shard]
 
-    def _changes(self, stage: Stage[Any], identity: Mapping[str, Any]) -> list[str]:
+    def _changes(self, stage: Stage[Any], identity: Identity) -> list[str]:
         """Return what differs from the nearest table that the recipe stood for, else from the newest of the stage."""
         refs = [self.read_ref(), *keyed_refs(self.store).values()]
         names = {ref.tables[stage.name].fingerprint for ref in refs if ref and stage.name in ref.tables}
         made = [self.store.read_manifest(stage.name, name) for name in sorted(names)]
-        changes = [differences(manifest.identity, identity) for manifest in made if manifest]
+        changes = [manifest.identity.changes(identity) for manifest in made if manifest]
         if not changes:
-            changes = [differences(one.identity, identity) for one in self.store.manifests(stage.name)[-1:]]
+            changes = [one.identity.changes(identity) for one in self.store.manifests(stage.name)[-1:]]
         return min(changes, key=len, default=[])
 
     def read_ref(self) -> Ref | None:

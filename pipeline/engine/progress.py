@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
-from manifests.fingerprint import digest
 from manifests.recipe import Recipe
+from manifests.records.table import Built
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import ALL, Failure
@@ -90,7 +90,7 @@ def progress_in_store(runner: Runner, targets: Sequence[str]) -> Iterator[Progre
 def fingerprint_in_store(runner: Runner, stage: Stage[Any]) -> str | None:
     """Return the name of a stage's table: where that depends on files that are not here, as the recipe's ref has it."""
     try:
-        return digest(runner.identity(stage))
+        return runner.identity(stage).fingerprint
     except (ConfigError, OSError):
         ref = runner.store.read_ref(runner.recipe.name)
         if ref is None:
@@ -103,8 +103,6 @@ def fingerprint_in_store(runner: Runner, stage: Stage[Any]) -> str | None:
 def failures_of(store: Store, stage: str, fingerprint: str, done: Container[str]) -> Iterator[Failure]:
     """Yield what the manifest of a table says has failed, without the shards that are done since."""
     manifest = store.read_manifest(stage, fingerprint)
-    told = manifest.made.get("failures", []) if manifest else []
-    for item in told if isinstance(told, list) else []:
-        match item:
-            case [str(shard), str() | None as frame_id, str(cause)] if shard not in done:
-                yield Failure(stage, shard, frame_id, cause)
+    for shard, frame_id, cause in manifest.how(Built).failures if manifest else ():
+        if shard not in done:
+            yield Failure(stage, shard, frame_id, cause)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from manifests.asked import ref_of
-from manifests.fingerprint import canonical
+from manifests.fingerprint import Settings, canonical
 from manifests.provenance import git_commit, package_versions
+from manifests.records.codec import as_document
+from manifests.records.table import Built, Work
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Planner
-from pipeline.engine.tasks import Failure, Pool, StagePlan, Table, Work
+from pipeline.engine.tasks import Failure, Pool, StagePlan, Table
 from pipeline.stages.registry import STAGES
 
 MANY_FAILURES = 200  # how many are kept in a manifest, and told at the end of a run
@@ -43,31 +44,31 @@ def write_manifest(
     for shard in shards:
         for name, count in shard.counts.items():
             totals[name] = totals.get(name, 0) + count
-    made = {
-        "recipe": planner.recipe.name,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "pool": type(pool).__name__,
-        "devices": devices,
-        "batches": batches,
-        "git_commit": git_commit() if built else None,
-        "packages": package_versions() if built else {},
-        "excluded": list(planner.recipe.data.exclude),
-        "origins": origins_of(shards),
-        "failed": [frame for shard in shards for frame in shard.failed],
-        "counts": totals,
-        "work": asdict(work),
-        "failures": [[one.shard, one.frame_id, one.cause] for one in failures[:MANY_FAILURES]],
-    }
-    planner.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, made))
+    made = Built(
+        recipe=planner.recipe.name,
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        pool=type(pool).__name__,
+        devices=tuple(devices),
+        batches=tuple(batches),
+        git_commit=git_commit() if built else None,
+        packages=package_versions() if built else {},
+        excluded=planner.recipe.data.exclude,
+        origins=tuple(origins_of(shards)),
+        failed=tuple(frame for shard in shards for frame in shard.failed),
+        counts=totals,
+        work=work,
+        failures=tuple((one.shard, one.frame_id, one.cause) for one in failures[:MANY_FAILURES]),
+    )
+    planner.store.write_manifest(Manifest(plan.stage.name, plan.fingerprint, plan.identity, shards, as_document(made)))
 
 
-def origins_of(shards: Sequence[ShardFile]) -> list[dict[str, Any]]:
+def origins_of(shards: Sequence[ShardFile]) -> list[Settings]:
     """Return by what code, packages and devices the shards of a table were made, and how many by each, most first.
 
     More than one is no fault: keys say that the rows count the same. It is what to look at first where they do not.
     """
-    counted = Counter(canonical(dict(shard.origin)) for shard in shards)
+    counted = Counter(canonical(as_document(shard.origin)) for shard in shards)
     return [{**json.loads(origin), "shards": number} for origin, number in counted.most_common()]
 
 

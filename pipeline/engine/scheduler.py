@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from manifests.asked import ref_of
+from manifests.records.table import Work
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
 from pipeline.engine.refs import move_ref, write_manifest
-from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher, Work
+from pipeline.engine.tasks import Failure, Outcome, Pool, Queue, ShardPlan, StagePlan, Task, Watcher
 from pipeline.stages.registry import STAGES, with_upstream
 
 _log = logging.getLogger("afov.shards")  # for the log file

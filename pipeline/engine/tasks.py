@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from manifests.records.table import Identity
 from manifests.storage.shards import ShardFile
 from pipeline.frame import Frame
 from pipeline.stages.base import Stage
@@ -72,15 +73,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a run did for one stage: how many frames, and how long each worker was at it if all had the same share."""
-
-    frames: int
-    seconds: float
-    workers: int
-
-
-@dataclass(frozen=True)
 class ShardPlan:
     """One shard of a stage: built already (`done`), to be built (`task`), or not to be planned yet (neither)."""
 
@@ -97,7 +89,7 @@ class StagePlan:
 
     stage: Stage[Any]
     fingerprint: str
-    identity: Mapping[str, Any]
+    identity: Identity
     shards: tuple[ShardPlan, ...]
     changes: tuple[str, ...]
     kilobytes_per_frame: float

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.asked import made_anew
 from manifests.config import ConfigError
-from manifests.fingerprint import Settings, differences, digest, plain
+from manifests.fingerprint import digest, plain
 from manifests.learnt import changes_since as learnt_changes
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
@@ -21,6 +21,7 @@ from manifests.records.codec import as_document
 from manifests.records.evaluation import EvaluationRecord, JudgedEvaluation, PartScores
 from manifests.records.log import RunLog, run_log
 from manifests.records.run import RunRecord
+from manifests.records.table import Built, Identity, Predicted
 from manifests.sections.training import Task
 from manifests.shown import shown_values
 from manifests.splits import split_content
@@ -286,38 +287,42 @@ def shown_table(browser: Browser, name: str, recipe: Recipe) -> ShownTable:
     """Return what identifies a table and how it was made; `changes` names settings the recipe has changed since."""
     table = browser.tables[name]
     manifest = browser.store.read_manifest(name, table.fingerprint)
-    made = manifest.made if manifest else {}
-    identity = manifest.identity if manifest else {}
-    document = {"identity": identity, "made": made, "shards": {shard.shard: shard.name for shard in table.shards}}
+    identity = manifest.identity if manifest else None
+    built, computed = (manifest.how(Built), manifest.how(Predicted)) if manifest else (Built(), Predicted())
+    document = {
+        "identity": as_document(identity) or {},
+        "made": manifest.made if manifest else {},
+        "shards": {shard.shard: shard.name for shard in table.shards},
+    }
     return ShownTable(
         table=name,
         fingerprint=table.fingerprint,
-        version=str(identity.get("version", "?")),
+        version=str(identity.version if identity else "?"),
         frames=table.rows,
         failed=sum(len(shard.failed) for shard in table.shards),
         megabytes=sum(shard.bytes for shard in table.shards) / 1e6,
-        finished=str(made.get("finished", "?")),
-        commit=str(made.get("git_commit") or made.get("commit") or "?"),
-        device=", ".join(map(str, made.get("devices", ()))) or str(made.get("device", "?")),
+        finished=built.finished or "?",
+        commit=built.git_commit or computed.commit or "?",
+        device=", ".join(built.devices) or computed.device or "?",
         changes=tuple(changes_since(name, identity, recipe)),
         document=indented(document),
     )
 
 
-def changes_since(name: str, identity: Settings, recipe: Recipe) -> list[str]:
+def changes_since(name: str, identity: Identity | None, recipe: Recipe) -> list[str]:
     """Return how the recipe as it is now differs from what a table of the pipeline was made from."""
-    if name not in STAGES or not identity:
+    if name not in STAGES or identity is None:
         return []
     try:
-        return differences(identity, Runner(recipe).identity(STAGES[name]))
+        return identity.changes(Runner(recipe).identity(STAGES[name]))
     except ConfigError as error:  # say, the teacher's files are elsewhere; the tables can still be shown
         return [f"cannot be compared with the recipe: {error}"]
 
 
-def made_from(browser: Browser, name: str) -> Mapping[str, Any]:
-    """Return the readable identity of a table; empty if its manifest is missing."""
+def made_from(browser: Browser, name: str) -> Identity | None:
+    """Return the readable identity of a table, None if its manifest is missing."""
     manifest = browser.store.read_manifest(name, browser.tables[name].fingerprint)
-    return manifest.identity if manifest else {}
+    return manifest.identity if manifest else None
 
 
 def indented(value: object) -> str:

@@ -6,14 +6,13 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
-from manifests.fingerprint import differences
+from manifests.fingerprint import Settings, differences
 from manifests.labels import similarities_of
 from manifests.query import (
     By,
@@ -74,9 +73,9 @@ def text_rows(store: Store, ref: Ref) -> list[Text]:
     fingerprint = ref.table(name).fingerprint
     for needed in ("segment", "text"):
         manifest = store.read_manifest(name, fingerprint)
-        if manifest is None or needed not in manifest.identity.get("needs", {}):
+        if manifest is None or needed not in manifest.identity.needs:
             break  # nothing says so: vectors of another size are still found out
-        name, fingerprint = needed, str(manifest.identity["needs"][needed])
+        name, fingerprint = needed, manifest.identity.needs[needed]
     else:
         if fingerprint != table.fingerprint:
             raise StoreError(
@@ -94,7 +93,7 @@ def understand(recipe: Recipe, phrase: str, store: Store, ref: Ref, rows: Sequen
     """
     words, table, kind = cleaned(phrase), ref.table("text"), TEACHERS[recipe.teacher.name]
     manifest = store.read_manifest("text", table.fingerprint)
-    made: Mapping[str, Any] = manifest.identity.get("settings", {}) if manifest else {}
+    made: Settings = manifest.identity.settings if manifest else {}
     encoder = encoder_of(made)
     known = {normal(row.prompt): row for row in rows}
     if normal(words) in known:

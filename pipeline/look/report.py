@@ -111,8 +111,8 @@ def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, tra
 def notices(browser: Browser, recipe: Recipe) -> list[str]:
     """Return sentences on what the pictures and numbers must not be taken for."""
     found = []
-    settings = [made_from(browser, name).get("settings", {}) for name in browser.tables]
-    teachers = [item["teacher"] for item in settings if "teacher" in item]
+    settings = [made.settings for name in browser.tables if (made := made_from(browser, name))]
+    teachers = [one for item in settings if isinstance(one := item.get("teacher"), Mapping)]
     kind_of = {str(item.get("name")): TEACHER_SECTIONS.get(str(item.get("name"))) for item in teachers}
     simulated = {str(item.get("name")) for item in teachers if item.get("simulated")}
     simulated |= {name for name, kind in kind_of.items() if kind and kind.simulated}

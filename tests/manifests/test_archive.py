@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.fingerprint import digest
+from manifests.records.codec import as_document
 from manifests.storage import archive
 from manifests.storage.archive import pack, unpack
 from manifests.storage.errors import StoreError
@@ -27,9 +28,10 @@ from manifests.tables.arrow import failed_row, to_arrow
 from manifests.tables.base import Failed
 from manifests.tables.labels import Target
 from tests.manifests.s3_server import Server
+from tests.refs import identity
 
-IDENTITY = {"stage": "target", "version": 1, "columns": Target.signature(), "settings": {}, "needs": {}}
-FINGERPRINT, KEY = digest(IDENTITY), "00aa11bb22cc"
+IDENTITY = identity("target")
+FINGERPRINT, KEY = IDENTITY.fingerprint, "00aa11bb22cc"
 
 
 def made(place: Path, *shards: str) -> Store:
@@ -220,10 +222,10 @@ HOSTILE: dict[str, tuple[Callable[[list[Any]], list[Any]], str]] = {
     "an endless size listed": (with_listed(2, bytes=1e400), "does not describe its files"),
     "another digest listed": (with_listed(2, sha256="0" * 64), "is damaged (sha256 differs)"),
     "an identity of another table": (
-        with_document(2, identity=IDENTITY | {"version": 2}),
+        with_document(2, identity=as_document(replace(IDENTITY, version=2))),
         "the digest of its identity",
     ),
-    "an identity that is a word": (with_document(2, identity="target"), "the digest of its identity"),
+    "an identity that is a word": (with_document(2, identity="target"), "does not say what the table was made from"),
     "a manifest without shards": (
         with_document(2, shards=None),
         "lacks a list that it should hold; the archive was not",
@@ -298,7 +300,7 @@ def test_an_archive_damaged_anywhere_is_a_sentence_or_the_same_tables(
             _, [table] = archive.read_archive(file, "bad.tar")
         except StoreError:
             return
-    assert digest(table.manifest.identity) == FINGERPRINT and len(table.shards) == 1
+    assert table.manifest.identity.fingerprint == FINGERPRINT and len(table.shards) == 1
 
 
 def test_a_store_that_cannot_be_written_gets_nothing(packed: Path, tmp_path: Path, small_disk: Path) -> None:

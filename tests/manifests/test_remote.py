@@ -29,6 +29,7 @@ from manifests.tables.arrow import to_arrow
 from manifests.tables.base import Bool, FrameRecord
 from manifests.tables.labels import Target
 from tests.manifests.s3_server import Bucket, Line, Server, line_to, uri_of
+from tests.refs import identity
 
 FINGERPRINT, KEY = "0123456789ab", "00aa11bb22cc"
 
@@ -92,7 +93,7 @@ def no_move(tmp_path: Path) -> Store:
 def check_everything(store: Store, reopened: Store) -> None:
     """Write, list, read, name, verify, collect and delete; the second store sees what the first one did."""
     shard = write(store)
-    store.write_manifest(made := Manifest("target", FINGERPRINT, {"stage": "target"}, (shard,), {"finished": "now"}))
+    store.write_manifest(made := Manifest("target", FINGERPRINT, identity("target"), (shard,), {"finished": "now"}))
     store.write_ref("recipe", ref := Ref("recipe", {"target": TableRef("target", FINGERPRINT, (shard,))}))
     loose = write(store, "scene-2")
     assert reopened.shards("target", FINGERPRINT) == {("scene-1", KEY): shard, ("scene-2", KEY): loose}

@@ -32,6 +32,7 @@ from manifests.tables.arrow import to_arrow
 from manifests.tables.base import Failed, FrameRecord
 from manifests.tables.labels import Label, Target
 from manifests.tables.registry import TABLES
+from tests.refs import identity
 
 FINGERPRINT = "0123456789ab"
 KEY = "00aa11bb22cc"
@@ -167,7 +168,7 @@ def test_a_sidecar_that_names_a_file_outside_its_folder_is_refused(store: Store,
 @pytest.mark.parametrize("shard", ["../x", "/x", "a b", ".hidden", ""])
 def test_a_manifest_or_ref_that_leaves_its_folder_is_refused(store: Store, shard: str) -> None:
     good = write(store)
-    made = Manifest("target", FINGERPRINT, {"stage": "target"}, (good,), {"finished": "now"})
+    made = Manifest("target", FINGERPRINT, identity("target"), (good,), {"finished": "now"})
     store.write_manifest(made)
     store.write_ref("recipe", Ref("recipe", {"target": TableRef("target", FINGERPRINT, (good,))}))
     assert store.read_manifest("target", FINGERPRINT) == made

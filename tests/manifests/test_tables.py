@@ -133,8 +133,8 @@ def test_another_status_than_ok_or_failed_is_damage() -> None:
 
 
 def test_the_signature_of_a_column_is_name_type_element_type_and_shape() -> None:
-    assert Points.signature()[3:5] == [["n_points", "int64", "", ""], ["xyz_m", "large_binary", "<f4", "n_points,3"]]
-    assert Text.signature()[1] == ["prompt", "string", "", ""]
+    assert Points.signature()[3:5] == (("n_points", "int64", "", ""), ("xyz_m", "large_binary", "<f4", "n_points,3"))
+    assert Text.signature()[1] == ("prompt", "string", "", "")
 
 
 def test_rewording_a_unit_changes_no_signature_and_another_type_does() -> None:

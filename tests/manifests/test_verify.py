@@ -25,12 +25,13 @@ from manifests.storage.verify import Damage, damaged_shards, heal, look_over
 from manifests.tables.arrow import to_arrow
 from manifests.tables.labels import Target
 from tests.manifests.test_store import KEY, target_row
+from tests.refs import identity
 
-IDENTITY = {"stage": "target", "settings": {"labels": "group"}}
-FINGERPRINT = digest(IDENTITY)
-HELD = digest({"stage": "target", "settings": {"labels": "vote"}})
+IDENTITY = identity("target", {"labels": "group"})
+FINGERPRINT = IDENTITY.fingerprint
+HELD = identity("target", {"labels": "vote"}).fingerprint
 NAME = "street/0a1b2c3d4e5f"
-PREDICTED = digest({"stage": "predict"})
+PREDICTED = identity("predict").fingerprint
 FILES = [
     "marker",
     "ref",
@@ -60,7 +61,7 @@ def build(place: Path) -> Store:
     store.write_ref(NAME, Ref("street", {}, key="0a1b2c3d4e5f"))
     store.write_ref(NAME, Ref("street", {"target": TableRef("target", FINGERPRINT, whole)}, ("a",), (held,)))
     predicted = write(store, PREDICTED, stage="predict")
-    store.write_manifest(Manifest("predict", PREDICTED, {"stage": "predict"}, (predicted,)))
+    store.write_manifest(Manifest("predict", PREDICTED, identity("predict"), (predicted,)))
     store.write_ref("runs/street-predict", Ref("street", {"predict": TableRef("predict", PREDICTED, (predicted,))}))
     write_seen(store, "/data", "scene-1", KEY, Seen("ab" * 32, "cd" * 6))
     return store
@@ -194,7 +195,7 @@ def test_a_manifest_that_says_another_identity_is_damaged_though_its_digest_is_r
     store = build(tmp_path / "store")
     path = files_of(store)["manifest"]
     document = decode(path.read_bytes(), "it")
-    path.write_bytes(encode(document | {"identity": {"stage": "target"}}))
+    path.write_bytes(encode(document | {"identity": document["identity"] | {"version": 2}}))
     assert [damage.what.split(" is ")[0] for damage in verify(store)] == ["the digest of its identity"]
 
 

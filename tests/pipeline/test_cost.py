@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from manifests.recipe import Recipe, load_recipe
+from manifests.records.table import Built
 from manifests.storage.manifest import Manifest
 from pipeline.__main__ import app
-from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, seconds_per_frame
+from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.stages.registry import PACKED
+from tests.refs import identity
 
 
 @pytest.fixture
@@ -74,4 +76,5 @@ def test_a_run_of_one_scene_tells_what_the_other_will_cost(recipe_of: Callable[.
     ],
 )
 def test_a_manifest_tells_worker_seconds_or_nothing(work: Any, seconds: float | None) -> None:
-    assert seconds_per_frame(Manifest("points", "00", {}, (), {"work": work})) == seconds
+    how = Manifest("points", "00", identity("points"), (), {"work": work}).how(Built)
+    assert (how.work and how.work.seconds_per_frame) == seconds

@@ -37,6 +37,7 @@ from pipeline.datasets.semantic_kitti import calibration, split_projection
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages.index import camera_problems, check_frame, pose_problems
 from pipeline.teachers.artifacts import read_text, read_triple
+from tests.refs import identity
 
 MOST_GROWTH_BYTES = 512 << 20
 MOST_SECONDS = 120  # no test of time: it ends a test that hangs
@@ -171,7 +172,7 @@ def stored(place: Path) -> tuple[Store, dict[str, Any], dict[str, Path]]:
     """A store with one shard, and its documents by what they are."""
     store = Store.open(place / "store")
     shard = store.write("target", FINGERPRINT, "scene-1", KEY, to_arrow([row("a", 50), row("b", 50)], Target))
-    store.write_manifest(Manifest("target", FINGERPRINT, {"stage": "target"}, (shard,), {"finished": "now"}))
+    store.write_manifest(Manifest("target", FINGERPRINT, identity("target"), (shard,), {"finished": "now"}))
     table = TableRef("target", FINGERPRINT, (shard,))
     store.write_ref("recipe", Ref("recipe", {"target": table}, ("frame",), (table,)))
     folder = place / "store" / "target" / FINGERPRINT

@@ -443,8 +443,8 @@ def test_labelled_points_come_back_as_pseudo_labels(simulated: Callable[..., Rec
     assert (target.label == label.label)[seen].mean() > 0.95
     assert pairs.vector.shape[1] == 64
     manifest = Runner(recipe).store.manifests("segment")[0]
-    assert manifest.identity["settings"]["teacher"]["simulated"] is True
-    assert set(manifest.identity["needs"]) == {"text", "label", "project"}
+    assert manifest.identity.settings["teacher"]["simulated"] is True
+    assert set(manifest.identity.needs) == {"text", "label", "project"}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from pipeline.__main__ import app
 from pipeline.look.query import ask, similarity_of_points
 from pipeline.stages import text as text_stage
 from tests.filled import record
-from tests.refs import put_ref
+from tests.refs import identity, put_ref
 
 CAR, VAN, ROAD, WALL = np.eye(4, dtype=np.float32)
 PROMPTS = {"car": CAR, "van": VAN, "road": ROAD, "street wall": WALL}
@@ -62,7 +62,7 @@ def put(store: Store, recipe: Recipe, text: dict[str, Any], pairs: Sequence[Any]
     tables = {}
     for name, key, content in (("text", "7e", rows), ("segment", "5e", []), ("pairs", "9a", pairs)):
         shards = (store.write(name, key, "scene-1", "c0", to_arrow(content, TABLES[name])),) if content else ()
-        store.write_manifest(Manifest(name, key, {"needs": chain[name], "settings": {}}, shards))
+        store.write_manifest(Manifest(name, key, identity(name, **chain[name]), shards))
         tables[name] = TableRef(name, key, shards)
     tables["index"] = TableRef("index", "1d", ())
     put_ref(store, recipe, tables, ("left out",))
@@ -130,7 +130,7 @@ def test_any_phrase_goes_through_a_text_encoder_as_prompts_do(street: Callable[.
     recipe = street(*tiny)
     store, rows = Store.open(recipe.run.store), text_stage.build(recipe)
     shard = store.write("text", "7f", "all", "c0", to_arrow(rows, Text))
-    store.write_manifest(Manifest("text", "7f", {"settings": dict(text_stage.STAGE.settings(recipe))}, (shard,)))
+    store.write_manifest(Manifest("text", "7f", identity("text", text_stage.STAGE.settings(recipe)), (shard,)))
     text = TableRef("text", "7f", (shard,))
     frames = [pairs_row("bus", [rows[3].vector], [0], [0])]
     shard = store.write("pairs", "9b", "scene-1", "c0", to_arrow(frames, Pairs))

@@ -41,7 +41,7 @@ from pipeline.look.viewer import view_frames, write_recording
 from tests.answers import put_predictions
 from tests.filled import record
 from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
-from tests.refs import newest, put_ref
+from tests.refs import identity, newest, put_ref
 
 NO_FRAME = ShownFrame("scene", "frame", "now", "", (), (), ())
 HOSTILE = "no-<script>alert('x')</script>\"><img src=x onerror=y>"
@@ -301,7 +301,7 @@ def test_what_teachers_knew_before_and_random_weights_are_named_first(folder: Pa
         ({"name": "composite", "trained_on": "coco"}, "where objects end from the labels of coco"),
     ):
         table = browser.tables["segment"]
-        settings = {"settings": {"teacher": teacher}}
+        settings = identity("segment", {"teacher": teacher})
         browser.store.write_manifest(Manifest("segment", table.fingerprint, settings, table.shards))
         page = Page(write_report(recipe, folder / "out", 1))
         assert sentence in page.text and page.text.index(sentence) < page.text.index("have a pseudo-label")

@@ -28,6 +28,7 @@ from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import refine
 from superpixels.metrics import Confusion
 from tests.filled import record
+from tests.refs import identity
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.inference.predict import predict
@@ -67,9 +68,9 @@ def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
     points = fleet.ref().tables["points"]
     key = predict_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_arrow(rows, Predict))
-    identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
+    made_of = predict_identity(fleet.recipe(), "feed", points.fingerprint)
     made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
-    fleet.store.write_manifest(Manifest("predict", "a1b2", identity, (shard,), made))
+    fleet.store.write_manifest(Manifest("predict", "a1b2", made_of, (shard,), made))
     fleet.store.write_ref(
         pin(fleet.recipe(), "predict"), Ref("street", {"predict": TableRef("predict", "a1b2", (shard,))})
     )
@@ -361,8 +362,8 @@ def test_labels_of_another_class_dictionary_are_refused(scored: Any, console: Co
     table = scored.ref().tables["label"]
     content = recipe.ontology.raw_content()
     for ontology, refused in ((content, False), ({**content, "of": "another"}, True)):
-        identity = {"settings": {"ontology": ontology}}
-        scored.store.write_manifest(Manifest("label", table.fingerprint, identity, table.shards))
+        made_of = identity("label", {"ontology": ontology})
+        scored.store.write_manifest(Manifest("label", table.fingerprint, made_of, table.shards))
         if refused:
             with pytest.raises(StoreError, match="made with another class dictionary"):
                 evaluate(recipe, console)

@@ -72,7 +72,7 @@ def test_the_choice_moves_no_identity(fleet: Any) -> None:
     assert predict_identity(plain, "w", "p") == predict_identity(named, "w", "p")
     assert settings_of(plain, "distill") == settings_of(named, "distill")
     other = fleet.recipe("network.engine=torch")
-    assert predict_identity(other, "w", "p")["settings"]["engine"] == "torch"
+    assert predict_identity(other, "w", "p").settings["engine"] == "torch"
     assert settings_of(other, "distill")["network"] == {"name": "minkunet_small", "engine": "torch"}
 
 

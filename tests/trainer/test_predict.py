@@ -146,7 +146,7 @@ def test_what_is_there_is_not_computed_again(fleet: Any, console: Console, capsy
     ref = fleet.store.expect_ref(pin(fleet.recipe(), "predict"))
     assert ref.tables["predict"] == again
     manifest = fleet.store.read_manifest("predict", again.fingerprint)
-    assert manifest.identity["needs"]["points"] == fleet.ref().tables["points"].fingerprint
+    assert manifest.identity.needs["points"] == fleet.ref().tables["points"].fingerprint
 
 
 def test_other_weights_make_another_table(fleet: Any, console: Console) -> None:

@@ -15,6 +15,7 @@ from manifests.records.evaluation import JudgedEvaluation
 from manifests.records.run import RunRecord
 from manifests.storage.manifest import Manifest
 from tests.records import evaluation, part
+from tests.refs import identity
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict
@@ -37,9 +38,9 @@ def record_in(fleet: Any, task: str, runs: str = "runs") -> RunRecord:
 def made_from(fleet: Any, stage: str, settings: dict[str, Any], **needs: str) -> str:
     """Give a table of the recipe a manifest and return its fingerprint."""
     table = fleet.ref().tables[stage]
-    identity = {"stage": stage, "version": 2, "settings": settings, "needs": needs}
+    made_of = identity(stage, settings, 2, **needs)
     made = {"git_commit": "abc", "packages": {"numpy": "1"}}
-    fleet.store.write_manifest(Manifest(stage, table.fingerprint, identity, table.shards, made))
+    fleet.store.write_manifest(Manifest(stage, table.fingerprint, made_of, table.shards, made))
     return str(table.fingerprint)
 
 

@@ -171,7 +171,7 @@ def test_a_shard_that_is_gone_is_made_again_with_the_same_bytes(fleet: Any, cons
     assert "1 shards computed, 2 were there" in capsys.readouterr().out
     assert fleet.store.read_ref(refine_pin(fleet.recipe(), "prediction", "vote+afi")).tables["refine"] == first
     manifest = fleet.store.read_manifest("refine", first.fingerprint)
-    assert manifest.identity["needs"].keys() == {"points", "predict"} and manifest.shards
+    assert manifest.identity.needs.keys() == {"points", "predict"} and manifest.shards
 
 
 def test_several_processes_write_the_bytes_of_one(fleet: Any, console: Console) -> None:

@@ -16,7 +16,7 @@ from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from tests.records import evaluation, part, refined
-from tests.refs import newest, put_ref
+from tests.refs import identity, newest, put_ref
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop.train import train
@@ -69,13 +69,13 @@ def test_what_a_supervised_teacher_made_is_marked_and_yardsticks_are_not(fleet: 
     store = Store.open(recipe.run.store)
     ref = newest(store, recipe.name)
     table = TableRef("segment", "5" * 12, ())
-    identity = {"settings": {"teacher": {"name": "composite", "trained_on": "mapillary", "supervised": True}}}
-    store.write_manifest(Manifest("segment", table.fingerprint, identity, ()))
+    teacher = {"name": "composite", "trained_on": "mapillary", "supervised": True}
+    store.write_manifest(Manifest("segment", table.fingerprint, identity("segment", {"teacher": teacher}), ()))
     put_ref(store, recipe, {**ref.tables, "segment": table})
     assert [line.title for line in read_lines([recipe])] == [
         "pseudo-labels, supervised teacher", "student, supervised teacher", "decision tree",
     ]  # fmt: skip
-    assert reads_labels(recipe, "distill", None, identity["settings"]["teacher"])
+    assert reads_labels(recipe, "distill", None, teacher)
 
 
 def test_tables_show_percent_and_a_dash_for_nothing() -> None:

@@ -16,6 +16,7 @@ from manifests.storage.manifest import Manifest
 from manifests.tables.answers import Similarity
 from manifests.tables.base import Failed, Rows
 from superpixels.similarity import similarity, top_mean
+from tests.refs import identity
 from trainer.checkpoints import checkpoint
 from trainer.data.samples import point_sample
 from trainer.errors import TrainerError
@@ -89,7 +90,7 @@ def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
         search(recipe, "car", 1, console)
     asked(fleet, "car", fleet.text[0])
     fleet.store.write_manifest(
-        Manifest("text", fleet.ref().tables["text"].fingerprint, {"settings": {"teacher": {"seed": 1}}}, ())
+        Manifest("text", fleet.ref().tables["text"].fingerprint, identity("text", {"teacher": {"seed": 1}}), ())
     )
     with pytest.raises(TrainerError, match=r"another text encoder than that of “car” \(teacher.seed: 1 -> 0\)"):
         search(recipe, "car", 1, console)

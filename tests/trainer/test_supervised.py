@@ -15,6 +15,7 @@ from manifests.sections.training import FinetuneConfig, ProbeConfig
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
+from tests.refs import identity
 from trainer.checkpoints import checkpoint
 from trainer.data.tables import Every, Tables, select_frames
 from trainer.errors import TrainerError
@@ -97,7 +98,7 @@ def test_a_folder_of_a_run_may_start_another(fleet: Any, console: Console, disti
 
 def test_labels_of_another_dictionary_teach_nothing(fleet: Any, console: Console) -> None:
     table = fleet.ref().tables["label"]
-    fleet.store.write_manifest(Manifest("label", table.fingerprint, {"settings": {"ontology": {}}}, table.shards))
+    fleet.store.write_manifest(Manifest("label", table.fingerprint, identity("label", {"ontology": {}}), table.shards))
     with pytest.raises(StoreError, match="made with another class dictionary"):
         train(fleet.recipe(), "supervised", console)
     fleet.drop_table("label")

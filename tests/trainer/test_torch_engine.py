@@ -215,9 +215,7 @@ def test_a_recipe_chooses_the_engine_which_counts_as_part_of_what_is_computed(fl
     loss = document["loss"]["total"]
     assert math.isfinite(loss)
     table = predict(ours, console)
-    assert predict_identity(ours, "w", "p")["settings"] == predict_identity(other, "w", "p")["settings"] | {
-        "engine": "torch"
-    }
+    assert predict_identity(ours, "w", "p").settings == predict_identity(other, "w", "p").settings | {"engine": "torch"}
     # Weights are of no engine: the other one predicts with them, and only near ties differ.
     labels = []
     for made in (table, predict(other, console)):

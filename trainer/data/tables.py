@@ -6,14 +6,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manifests.config import ConfigError
-from manifests.fingerprint import plain
+from manifests.fingerprint import Settings, plain
 from manifests.ontology import Ontology
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
@@ -209,7 +208,7 @@ def scenes_of_split(tables: Tables, split: str, dataset: str) -> frozenset[str]:
         raise ConfigError(str(error)) from None
 
 
-def check_dictionary(store: Store, ref: Ref, stage: str, content: Mapping[str, Any]) -> None:
+def check_dictionary(store: Store, ref: Ref, stage: str, content: Settings) -> None:
     """Raise StoreError unless a table that holds classes was made with this content of the class dictionary.
 
     Classes are numbers there; with another dictionary they would silently mean other things. The manifests say what
@@ -217,7 +216,7 @@ def check_dictionary(store: Store, ref: Ref, stage: str, content: Mapping[str, A
     """
     table = ref.tables.get(stage)
     made = table and store.read_manifest(stage, table.fingerprint)
-    if made and made.identity.get("settings", {}).get("ontology") != plain(content):
+    if made and made.identity.settings.get("ontology") != plain(content):
         raise StoreError(
             f"table `{stage}` of recipe {ref.recipe} was made with another class dictionary than the recipe names now; "
             f"run: {ref.make(stage)}"

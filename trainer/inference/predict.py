@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from manifests.asked import pin, tables_of
-from manifests.fingerprint import digest, looks_of
+from manifests.fingerprint import looks_of
 from manifests.labels import predict_identity, predict_key
 from manifests.learnt import changes_since, student_of
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document
+from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
@@ -113,7 +115,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
     identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
     views = recipe.predict.views
-    return run_over(sweeps, path, learnt, network, SAYS_CLASSES, identity, name, console, views, class_names=wanted)
+    return run_over(sweeps, path, learnt, network, SAYS_CLASSES, identity, name, console, views, tuple(wanted))
 
 
 def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store: Store) -> None:
@@ -158,11 +160,11 @@ def run_over(
     learnt: checkpoint.Checkpoint,
     network: nn.Module,
     saying: Saying[F],
-    identity: Mapping[str, Any],
+    identity: Identity,
     name: str,
     console: Console,
     views: int = 1,
-    **made: Any,
+    class_names: tuple[str, ...] | None = None,
 ) -> TableRef:
     """Run what a checkpoint learnt over all sweeps; return the table of what it says of them, which ref `name` names.
 
@@ -170,11 +172,11 @@ def run_over(
 
     The table is identified by what `identity` says, the weights and the table of points among it, and each shard by the
     points it was made of: what is there already is not computed again. A frame without points to read keeps its row,
-    failed. `made` is what else its manifest says of how it was made. Raises StoreError for tables that are damaged,
-    and TrainerError for weights of another network.
+    failed. `class_names` says what outputs mean, where they mean classes. Raises StoreError for tables that are
+    damaged, and TrainerError for weights of another network.
     """
     recipe, store, tables, device = sweeps.recipe, sweeps.store, sweeps.tables, sweeps.device
-    stage = str(identity["stage"])
+    stage = identity.stage
     checkpoint.load_weights(learnt, network)
     network.to(device).eval()
     if unused := unused_gpu(device):
@@ -185,7 +187,7 @@ def run_over(
     compared = compare_files(store, recipe, sweeps.ref, sweeps.shards, ["points"])
     if compared.note:
         console.print(compared.note)
-    fingerprint = digest(identity)
+    fingerprint = identity.fingerprint
     keys = {shard: predict_key(fingerprint, tables.file("points", shard)) for shard in sweeps.shards}
     committed = store.shards(stage, fingerprint)
     missing = [shard for shard in sweeps.shards if (shard, keys[shard]) not in committed]
@@ -203,8 +205,8 @@ def run_over(
                 committed[shard, keys[shard]] = writer.commit()
 
     table = TableRef(stage, fingerprint, tuple(committed[shard, keys[shard]] for shard in sweeps.shards))
-    how = how_made(path, learnt, device) | made | {"sources": asdict(compared)}
-    store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), how))
+    how = replace(how_made(path, learnt, device), class_names=class_names, sources=compared)
+    store.write_manifest(Manifest(stage, fingerprint, identity, everything(committed), as_document(how)))
     points = sweeps.ref.table("points")
     seen = replace(points, shards=tuple(shard for shard in points.shards if shard.shard in keys))
     store.write_ref(name, Ref(recipe.name, {"points": seen, stage: table}, sweeps.ref.excluded), run)
@@ -214,18 +216,22 @@ def run_over(
     return table
 
 
-def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) -> dict[str, Any]:
+def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) -> Predicted:
     """Return what a manifest says of how a network made a table: weights, code, packages, device and time."""
-    return {
-        "checkpoint": str(path),
-        "checkpoint_looks": looks_of(path),
-        "student": student_of(learnt.document),
-        **{name: learnt.document.get(name) for name in ("weights", "epoch", "step", "epochs")},
-        "commit": git_commit(),
-        "versions": package_versions(TRAINER_PACKAGES),
-        "device": str(device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    known = learnt.document
+    return Predicted(
+        checkpoint=str(path),
+        checkpoint_looks=looks_of(path),
+        student=student_of(known),
+        weights=known.get("weights"),
+        epoch=known.get("epoch"),
+        step=known.get("step"),
+        epochs=known.get("epochs"),
+        commit=git_commit(),
+        versions=package_versions(TRAINER_PACKAGES),
+        device=str(device),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def checkpoint_path(recipe: Recipe) -> Path | None:

@@ -13,13 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from manifests.asked import tables_of
-from manifests.fingerprint import digest
 from manifests.labels import (
     ORIGINS,
     in_reach,
@@ -33,6 +31,8 @@ from manifests.labels import (
 )
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document
+from manifests.records.table import Computed, Identity
 from manifests.sections.training import Improvement
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -70,13 +70,13 @@ class Work:
     by: Improvement
     steps: Improvement
     tables: tuple[TableRef, ...]
-    identity: Mapping[str, Any]
+    identity: Identity
     keys: Mapping[str, str]
 
     @property
     def fingerprint(self) -> str:
         """The digest of the identity."""
-        return digest(self.identity)
+        return self.identity.fingerprint
 
 
 def refine_each(
@@ -145,7 +145,7 @@ def work_of(
     earlier = pinned_table(store, refine_pin(recipe, source.of, by), "refine")
     names = {*shards, *(shard.shard for shard in (earlier.shards if earlier else ()))}
     reach = reach_of(recipe, steps)
-    keys = refine_keys(store, digest(identity), ref.table("index"), tables, names, reach, silent)
+    keys = refine_keys(store, identity.fingerprint, ref.table("index"), tables, names, reach, silent)
     return Work(by, steps, tables, identity, keys)
 
 
@@ -258,13 +258,13 @@ def published(
     """
     known = {shard: committed[shard, key] for shard, key in work.keys.items() if (shard, key) in committed}
     ordered = tuple(known[one.shard] for one in ref.table("index").shards if one.shard in known)
-    how = {
-        "commit": git_commit(),
-        "versions": package_versions(TRAINER_PACKAGES),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    how = Computed(
+        commit=git_commit(),
+        versions=package_versions(TRAINER_PACKAGES),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     everything = tuple(committed[place] for place in sorted(committed))
-    store.write_manifest(Manifest("refine", work.fingerprint, work.identity, everything, how))
+    store.write_manifest(Manifest("refine", work.fingerprint, work.identity, everything, as_document(how)))
     whole = TableRef("refine", work.fingerprint, ordered)
     store.write_ref(name, Ref(recipe.name, {table.stage: table for table in (*work.tables, whole)}, ref.excluded), run)
     return replace(whole, shards=tuple(known[shard] for shard in shards))

@@ -100,7 +100,7 @@ def check_encoder(recipe: Recipe, query: Query, store: Store) -> None:
     pinned = store.read_ref(name)
     learnt = pinned.tables.get("text") if pinned else None
     manifest = store.read_manifest("text", learnt.fingerprint) if learnt else None
-    changes = differences(encoder_of(manifest.identity.get("settings", {})), query.encoder) if manifest else []
+    changes = differences(encoder_of(manifest.identity.settings), query.encoder) if manifest else []
     if changes:
         raise TrainerError(
             f"pre-training learnt vectors of another text encoder than that of “{query.phrase}” "

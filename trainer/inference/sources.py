@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from manifests.labels import predictions_of, pseudo_labels_before
+from manifests.labels import predictions_of, pseudo_labels_before, weights_of
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Origin
+from manifests.records.table import Predicted
 from manifests.sections.training import Refinable
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
@@ -79,24 +80,31 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Origi
     changed since they were made; TrainerError where the student is of another recipe.
     """
     table, manifest = predictions_of(store, recipe, ref.table("points"))
-    path, weights = checkpoint_path(recipe), manifest.identity["settings"]["weights"]
+    path, weights, made = checkpoint_path(recipe), weights_of(manifest), manifest.how(Predicted)
     if path is not None:
         document = official.read_document(path)
         if document["weights"] != weights:
             raise StoreError(
-                f"the predictions of recipe {recipe.name} are of {manifest.made.get('checkpoint')} (weights "
+                f"the predictions of recipe {recipe.name} are of {made.checkpoint} (weights "
                 f"{weights}); {path} holds others by now; run: {recipe.make('predict')}"
             )
-        check_classes(manifest.made.get("class_names") or document.get("class_names"), recipe)
+        check_classes(made.class_names or document.get("class_names"), recipe)
         check_student(path, document, recipe, store)
-    made = {name: manifest.made.get(name) for name in ("checkpoint", "epoch", "epochs", "step", "device")}
-    commit = manifest.made.get("commit")
-    return table, Origin(**made, student=recipe.predict.of, weights=weights, predicted_by_commit=commit)
+    return table, Origin(
+        checkpoint=made.checkpoint or None,
+        epoch=made.epoch,
+        epochs=made.epochs,
+        step=made.step,
+        device=made.device or None,
+        student=recipe.predict.of,
+        weights=weights,
+        predicted_by_commit=made.commit,
+    )
 
 
-def check_classes(named: list[str] | None, recipe: Recipe) -> None:
+def check_classes(named: Sequence[str] | None, recipe: Recipe) -> None:
     """Raise StoreError unless predictions are of the recipe's classes, as far as they say of which they are."""
-    if named not in (None, list(recipe.ontology.class_names)):
+    if named is not None and tuple(named) != recipe.ontology.class_names:
         raise StoreError(
             f"the predictions of recipe {recipe.name} are of other classes than dictionary {recipe.ontology.name} has "
             f"now; run: {recipe.make(recipe.predict.of, 'predict')}"

@@ -71,7 +71,7 @@ class Run:
         settings = settings_of(self.recipe, self.objective.task)
         frames = [frame.frame_id for frame in self.selection.frames]
         return RunIdentity(
-            ontology=settings.pop("ontology"),
+            ontology=str(settings.pop("ontology")),
             tables={
                 name: TableIdentity(table.fingerprint, digest([shard.key for shard in table.shards]))
                 for name, table in self.used.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from manifests.fingerprint import differences
+from manifests.fingerprint import Json, differences
 from manifests.records.codec import as_document
 from manifests.records.evaluation import JudgedEvaluation
 from manifests.records.run import NumbersLine, RunRecord
@@ -27,7 +27,7 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, list[str]]:
     }
     runs = []
     for run in (one, other):
-        settings: dict[str, object] = {**run.written, **run.config}
+        settings: dict[str, Json] = {**run.written, **run.config}
         if one.task != other.task:
             settings = {name: values for name, values in settings.items() if name not in get_args(Task)}
             settings["training"] = run.config[run.task]
@@ -82,15 +82,15 @@ def result_differences(one: Evaluations, other: Evaluations) -> list[str]:
     return lines
 
 
-def results_of(evaluations: Evaluations) -> dict[str, dict[str, object]]:
+def results_of(evaluations: Evaluations) -> dict[str, dict[str, Json]]:
     """Return the scores of a run in %, by what was scored and then by what they are of, `car of seen points`."""
 
     def percent(value: float | None) -> float | None:
         return None if value is None else round(100 * value, 2)
 
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Json]] = {}
     for one in evaluations.values():
-        rows: dict[str, object] = {"split": one.split, "what the split file says": one.split_content}
+        rows: dict[str, Json] = {"split": one.split, "what the split file says": one.split_content}
         rows |= {"test time": as_document(one.test_time)}
         for part, scores in one.scores.items():
             rows[f"mIoU of {part} points"] = percent(scores.mean_iou)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from manifests.fingerprint import Settings, differences, plain
+from manifests.fingerprint import Json, Settings, differences, plain
 from manifests.recipe import Recipe
 from manifests.records.run import Ancestor
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig, without_labels, without_pairs
@@ -112,7 +112,7 @@ def departures(
     return differences(paper, own)
 
 
-def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, object] | None:
+def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, Json] | None:
     """Return the sections that the paper's run of a task has, or None where it has none."""
     sections: dict[tuple[str, Task], SgdConfig] = {
         ("nuscenes", "pretrain"): PretrainConfig(clamp_cosines=False),
@@ -133,7 +133,7 @@ def paper_settings(task: Task, dataset: str, start: str | None) -> dict[str, obj
 
 def settings_of(
     voxels: VoxelConfig, network: NetworkConfig, augment: AugmentConfig, task: Task, settings: SgdConfig
-) -> dict[str, object]:
+) -> dict[str, Json]:
     """Return the sections that a task reads, as far as they are compared; what computes convolutions is no setting."""
     network = replace(network, engine=NetworkConfig.engine)
     if task == "pretrain":

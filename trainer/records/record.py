@@ -35,6 +35,7 @@ from manifests.records.run import (
     ShardsMade,
     TableMade,
 )
+from manifests.records.table import Built
 from manifests.sections.training import LabelledConfig, Task
 from manifests.storage import sealed
 from manifests.storage.refs import Ref, TableRef
@@ -110,8 +111,8 @@ def teacher_of(store: Store, ref: Ref, initial: Ancestor | None) -> Settings | N
     manifest = store.read_manifest("segment", table.fingerprint) if table else None
     if manifest is None:
         return initial.teacher if initial else None
-    teacher: Settings | None = manifest.identity.get("settings", {}).get("teacher")
-    return teacher
+    teacher = manifest.identity.settings.get("teacher")
+    return teacher if isinstance(teacher, Mapping) else None
 
 
 def made_with(store: Store, used: Mapping[str, TableRef]) -> dict[str, Settings]:
@@ -232,18 +233,17 @@ def with_upstream(store: Store, used: Mapping[str, str], learnt: Mapping[str, Le
         if stage in found:
             continue
         manifest = store.read_manifest(stage, fingerprint)
-        identity = dict(manifest.identity) if manifest else {}
-        made = manifest.made if manifest else {}
+        identity, made = (manifest.identity, manifest.how(Built)) if manifest else (None, Built())
         shards = learnt[stage].shards if stage in learnt else None
         found[stage] = TableMade(
             fingerprint=fingerprint,
-            settings=identity.get("settings"),
-            version=identity.get("version"),
-            commit=made.get("git_commit"),
-            packages=made.get("packages"),
+            settings=identity.settings if identity else None,
+            version=identity.version if identity else None,
+            commit=made.git_commit,
+            packages=made.packages if manifest else None,
             shards=ShardsMade(len(shards), digest(shards)) if shards is not None else None,
         )
-        waiting |= {name: need for name, need in identity.get("needs", {}).items() if name not in found}
+        waiting |= {name: need for name, need in (identity.needs if identity else {}).items() if name not in found}
     return dict(sorted(found.items()))
 
 
