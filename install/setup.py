@@ -322,7 +322,7 @@ def make_venv(place: Place) -> None:
     if not venv_is_sound(place):
         if place.venv.is_symlink():  # making it anew would empty what others use
             raise SetupError(
-                f"{place.venv} is a link to {place.venv.resolve()}, which is not an environment of this checkout; remove "
+                f"{place.venv} is a link to {place.venv.resolve()}, which is no environment of this checkout; remove "
                 "the link, and run make setup again for an environment of its own"
             )
         say(f"making {place.venv}")

@@ -61,7 +61,8 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeFile
     """Return the recipe at a path, or the built-in one of that name, with its local file and overrides applied.
 
     A recipe's name is its file name without `.toml`. One that starts with `base = "NAME"` says only in which settings
-    it differs from another recipe, a built-in one or a file in the same folder. Raises ConfigError for a missing or
+    it differs from another recipe, a built-in one or a file in the same folder; one that names another teacher begins
+    section [teacher] anew. Raises ConfigError for a missing or
     malformed file, or an override that is not `section.key=value`.
     """
     sections: dict[str, Settings] = {}
@@ -80,6 +81,7 @@ def read_layers(recipe: str | Path, overrides: Sequence[str] = ()) -> list[Layer
         if BASE in document:
             raise ConfigError(f"{local}: a local file is laid over recipe {path.stem} and has no {BASE} of its own")
         layers.append(Layer(str(local), checked_sections(document, local)))
+    layers = begun_anew(layers, "teacher")
     settings: dict[str, Settings] = {}
     for layer in layers:
         settings = {**settings, **{name: laid_over(settings.get(name, {}), of) for name, of in layer.sections.items()}}
@@ -97,6 +99,22 @@ def read_layers(recipe: str | Path, overrides: Sequence[str] = ()) -> list[Layer
         layers.append(Layer(f"--set {override}", {name: nested}))
         settings[name] = laid_over(settings.get(name, {}), nested)
     return layers
+
+
+def begun_anew(layers: Sequence[Layer], section: str) -> list[Layer]:
+    """Return the layers, those without a section that come before one which gives it another `name`.
+
+    Another teacher has other settings: what a base says of its own would be refused, or mean something else.
+    """
+    start, name = 0, None
+    for number, layer in enumerate(layers):
+        given = layer.sections.get(section, {}).get("name", name)
+        if given != name:
+            start, name = number, given
+    return [
+        Layer(layer.origin, {key: of for key, of in layer.sections.items() if key != section or number >= start})
+        for number, layer in enumerate(layers)
+    ]
 
 
 def local_file(path: Path) -> Path:

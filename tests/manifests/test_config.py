@@ -191,3 +191,16 @@ def test_a_base_may_be_a_built_in_recipe(tmp_path: Path) -> None:
 def test_a_wrong_base_gets_a_sentence(tmp_path: Path, base: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         read_recipe(recipe(tmp_path, f"base = {base}\n"))
+
+
+def test_another_teacher_than_that_of_the_base_begins_its_section_anew(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text('[teacher]\nname = "oracle"\nseed = 3\n[run]\nstore = "s"\n')
+    (tmp_path / "same.toml").write_text('base = "below"\n[teacher]\nname = "oracle"\nsource = "maps"\n')
+    (tmp_path / "other.toml").write_text('base = "same"\n[teacher]\nname = "onnx"\nweights = "w.onnx"\n')
+    (tmp_path / "more.toml").write_text('base = "other"\n[teacher]\ntop = 2\n')
+    assert read_recipe(tmp_path / "same.toml").sections["teacher"] == {"name": "oracle", "seed": 3, "source": "maps"}
+    found = read_recipe(tmp_path / "more.toml").sections
+    assert found["teacher"] == {"name": "onnx", "weights": "w.onnx", "top": 2}
+    assert found["run"] == {"store": "s"}
+    with pytest.raises(ConfigError, match="seed"):  # --set changes one value, and says which others no longer fit
+        load_recipe(tmp_path / "below.toml", ["teacher.name=onnx", "data.root=x"])
