@@ -320,11 +320,6 @@ def forget_damaged(site: Path) -> None:
 def make_venv(place: Place) -> None:
     """Make a virtual environment with a working pip, keeping what one holds whose interpreter is sound."""
     if not venv_is_sound(place):
-        if place.venv.is_symlink():  # making it anew would empty what others use
-            raise SetupError(
-                f"{place.venv} is a link to {place.venv.resolve()}, which is no environment of this checkout; remove "
-                "the link, and run make setup again for an environment of its own"
-            )
         say(f"making {place.venv}")
         # The base interpreter: the one running this may belong to the very environment that is about to be cleared.
         run(place, [os.path.realpath(sys.executable), "-m", "venv", "--clear", place.venv])
