@@ -101,7 +101,7 @@ docs: setup ## write docs/data.md, settings.md and files.md anew from the code
 	@$(AFOV) docs
 
 site: setup ## README's pages as one site with search, in site/; a dead link is an error
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "wrote site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "wrote site/index.html; its search needs a server: python3 -m http.server -d site"
 
 clean: ## remove caches; .venv, tables and checkpoints stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifests.pulse import left_to_another
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 """One thread: MinkowskiEngine's results are then the same in every run, and it is no slower."""
 
@@ -19,7 +21,8 @@ def words_for(module: str, words: Sequence[str]) -> list[str]:
 
 def call(module: str, *words: str) -> int:
     """Run a module of ours to its end, its output on this terminal, and return its exit code."""
-    return subprocess.run(words_for(module, words), env={**os.environ, **ENVIRONMENT}, check=False).returncode
+    with left_to_another():
+        return subprocess.run(words_for(module, words), env={**os.environ, **ENVIRONMENT}, check=False).returncode
 
 
 def start(module: str, *words: str, log: Path) -> subprocess.Popen[bytes]:

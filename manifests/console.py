@@ -28,6 +28,7 @@ from rich.text import Text
 from manifests.advice import filled
 from manifests.config import RECIPES, ConfigError, find_recipe, local_file, read_recipe
 from manifests.endings import Ending, ending_of, summary, trace_of
+from manifests.pulse import pulse
 from manifests.sections.data import RunConfig
 from manifests.shown import shown_text
 
@@ -154,7 +155,7 @@ def sentences(program: str = "error", kept: str = "finished shards are kept, the
     """
     asked = _asked.get()
     forgiving_streams()
-    with interruptible(), logged(asked) as log:
+    with interruptible(), logged(asked) as log, heartbeat(asked):
         try:
             tell_of_local_file(asked)
             yield
@@ -162,6 +163,26 @@ def sentences(program: str = "error", kept: str = "finished shards are kept, the
             raise
         except BaseException as error:
             end(error, program, kept, asked.debug, log)
+
+
+@contextmanager
+def heartbeat(asked: Asked) -> Iterator[None]:
+    """Let the command say that it lives, where no terminal shows it; not with `run.progress` false."""
+    if not wants_progress(asked):
+        yield
+        return
+    with pulse(next((word for word in sys.argv[1:] if not word.startswith("-")), "afov")):
+        yield
+
+
+def wants_progress(asked: Asked) -> bool:
+    """Return whether the recipe asks for progress to be shown; also where it cannot be read, which is told later."""
+    if asked.recipe is None:
+        return True
+    try:
+        return read_recipe(asked.recipe, asked.overrides).section("run", RunConfig).progress
+    except (ConfigError, OSError):
+        return True
 
 
 def tell_of_local_file(asked: Asked) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Column, Table
 from rich.text import Text
@@ -15,6 +15,7 @@ from rich.text import Text
 from manifests.advice import HEAL
 from manifests.asked import variants
 from manifests.config import find_recipe, local_file
+from manifests.pulse import Bar
 from manifests.recipe import Recipe, load_recipe
 from manifests.stages import with_needs
 from manifests.storage.errors import StoreError
@@ -183,7 +184,7 @@ def verify(
             raise StoreError(
                 f"store {store.place} holds nothing of recipe {loaded.name} yet; run: {loaded.make('pack')}"
             )
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        with Bar(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("verify", total=found.n_bytes)
             damages = [*found.damages, *damaged_shards(store, found, lambda size: progress.advance(bar, size))]
         for damage in damages:
@@ -260,7 +261,7 @@ class ProgressWatcher:
     """Shows one bar with an estimate of the time left per stage, or one line per stage where nobody watches."""
 
     def __init__(self, visible: bool) -> None:
-        self.progress = Progress(
+        self.progress = Bar(
             TextColumn("{task.description:>8}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from manifests.config import ConfigError
 from manifests.console import RecipeArgument, SetOption, matching_recipes, plain_console, sentences
 from manifests.endings import Ending
+from manifests.pulse import Bar
 from pipeline.stages.registry import PACKED, STAGES
 
 __all__ = ["Ending", "RecipeArgument", "SetOption", "console", "sentences"]
@@ -37,5 +37,5 @@ def expand(targets: list[str]) -> list[str]:
 
 def shown(items: Sequence[Any], what: str) -> Iterable[Any]:
     """Yield the items, and show how far it got where somebody watches."""
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Bar(console=console, disable=not console.is_terminal, transient=True) as progress:
         yield from progress.track(items, description=what)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from manifests.pulse import Bar
 from manifests.records.codec import as_document
 from manifests.records.run import NumbersLine, StartLine
 from manifests.sections.data import Tracker as TrackerName
@@ -18,9 +19,9 @@ from trainer.errors import TrainerError
 from trainer.loop.tracking import Tracking
 
 
-def progress_bar(console: Console, wanted: bool) -> Progress:
+def progress_bar(console: Console, wanted: bool) -> Bar:
     """Return a bar with the time left, or one that shows nothing where nobody watches."""
-    return Progress(
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
