@@ -63,12 +63,14 @@ def demo(size: str, sets: Sequence[str], tell: Tell) -> None:
     run("trainer", "evaluate", "city_scratch", *options)
     step(8, "The report")
     run("pipeline", "report", "city", *options)
+    run("pipeline", "report", "city", "city_scratch", *options)  # TMP against scratch, side by side
     step(9, "All scores, on drives that no student saw")
     run("trainer", "scores", "city", "city_scratch", *options)
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
     tell(
         "\nThe teacher was simulated: these numbers show the method at work, not what label-free learning reaches.\n"
-        f"Done in {minutes} min {seconds} s. Look at it: {Path('reports/city/index.html').absolute()}"
+        f"Done in {minutes} min {seconds} s. Look at it: {Path('reports/city/index.html').absolute()}\n"
+        f"With TMP and from scratch, side by side: {Path('reports/city+city_scratch/index.html').absolute()}"
     )
 
 

@@ -49,12 +49,16 @@ def report(
     set_: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the page; default: reports/RECIPE, reports/A+B.")] = None,
     frames: FramesOption = 4,
+    single_file: Annotated[bool, typer.Option("--single-file", help="Put all pictures into the page itself.")] = False,
 ) -> None:
     """Write one offline page: frames, scores, label coverage, curves, identities; of several recipes, side by side."""
     with sentences():
         loaded = [load_recipe(recipe, set_ or ()) for recipe in recipes]
         folder = out or Path("reports") / "+".join(one.run_name for one in loaded)
-        page = write_report(loaded[0], folder, frames, shown) if len(loaded) == 1 else write_comparison(loaded, folder)
+        if len(loaded) > 1:
+            page = write_comparison(loaded, folder)  # one file as it is
+        else:
+            page = write_report(loaded[0], folder, frames, shown, single_file=single_file)
         console.print(f"wrote {page}", soft_wrap=True)
 
 

@@ -18,7 +18,7 @@ from manifests.records.log import run_log
 from manifests.storage import sealed
 from manifests.storage.store import Store
 from pipeline.look.browse import Browser
-from pipeline.look.documents import ShownScores, log_files, read_evaluations
+from pipeline.look.documents import ShownScores, log_files, read_evaluations, unrefined, with_unrefined
 from pipeline.look.report import notices
 
 PARTS = ("seen", "unseen", "all")
@@ -93,7 +93,7 @@ def summary(compared: Sequence[Compared]) -> list[tuple[str, str, list[float | N
     rows = [
         (one.title, recipe.title, [percent(one.parts[part].mean_iou) if part in one.parts else None for part in PARTS])
         for recipe in compared
-        for one in recipe.scores
+        for one in with_unrefined(recipe.scores)
     ]
     titles = [title for title, _, _ in rows]
     return sorted(rows, key=lambda row: titles.index(row[0]))
@@ -102,7 +102,8 @@ def summary(compared: Sequence[Compared]) -> list[tuple[str, str, list[float | N
 def class_rows(compared: Sequence[Compared]) -> list[ClassRow]:
     """Return the IoU of each class over all points, of the student of each recipe."""
     found = []
-    students = [next((one for one in recipe.scores if one.of == "prediction"), None) for recipe in compared]
+    plain = [unrefined(recipe.scores) for recipe in compared]
+    students = [next((one for one in some if one.of == "prediction"), None) for some in plain]
     for number, name in enumerate(compared[0].recipe.ontology.class_names[1:]):
         scored = [one.parts["all"].iou[number] if one and "all" in one.parts else None for one in students]
         values = tuple(map(percent, scored))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from manifests.asked import made_anew
 from manifests.config import ConfigError
 from manifests.fingerprint import digest, plain
+from manifests.labels import pinned_table, refine_pin
 from manifests.learnt import changes_since as learnt_changes
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
@@ -77,6 +78,21 @@ def read_evaluations(runs: Path, browser: Browser, ontology: Ontology) -> tuple[
     return found, unreadable
 
 
+def unrefined(found: Sequence[ShownScores]) -> list[ShownScores]:
+    """Return the scores of labels as they were made; of those that are there refined alone, what they were before."""
+    plain = [item for item in found if not item.before]
+    for item in found:
+        if item.before and item.of not in {one.of for one in plain}:
+            title = SCORED.get(item.of, item.of)
+            plain.append(replace(item, steps=(), title=title, parts=item.before, before={}, changed={}, confusion=None))
+    return sorted(plain, key=lambda item: list(SCORED).index(item.of) if item.of in SCORED else len(SCORED))
+
+
+def with_unrefined(found: Sequence[ShownScores]) -> list[ShownScores]:
+    """Return all scores, those of `unrefined` labels first."""
+    return [*unrefined(found), *(item for item in found if item.before)]
+
+
 def shown_scores(path: Path, browser: Browser, ontology: Ontology) -> ShownScores:
     """Return one evaluation; raises ValueError if it is none, or one of other classes, and OSError."""
     document = sealed.read_as(EvaluationRecord, path)
@@ -110,6 +126,11 @@ def of_others(document: EvaluationRecord, browser: Browser, of_newest: bool) -> 
     Where the evaluation is `of_newest`, weights that the run still has, another student may have predicted since.
     """
     tables = {name: table for name, table in browser.tables.items() if not (name == "predict" and of_newest)}
+    if document.refine:  # in this way, which need not be the one that section [refine] asks for
+        name = refine_pin(browser.recipe, document.of, document.refinement)
+        tables.pop("refine", None)
+        if refined := pinned_table(browser.store, name, "refine"):
+            tables["refine"] = refined
     used = {name: one for name, one in document.tables.items() if not (name == "predict" and of_newest)}
     gone = [name for name, one in used.items() if name not in tables or tables[name].fingerprint != one]
     if gone:
@@ -165,7 +186,7 @@ def about(document: EvaluationRecord) -> str:
     if document.weights:
         text += f", weights {document.weights}"
     if document.commit:
-        text += f", scored by commit {document.commit}"
+        text += f", scored by commit {document.commit[:12]}{'+' * document.commit.endswith('+')}"
     return text
 
 

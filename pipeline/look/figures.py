@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.fingerprint import Settings
 from manifests.ontology import Ontology
 from manifests.query import By
 from manifests.recipe import Recipe
@@ -21,6 +22,7 @@ from manifests.tables.labels import Correct, Label, Target
 from manifests.tables.sensors import Points, Project
 from manifests.tables.teacher import Segment
 from pipeline.look.browse import Browser, FrameRows, Place
+from pipeline.look.cloud import cloud
 from pipeline.look.pictures import (
     Panel,
     camera_pictures,
@@ -38,6 +40,7 @@ from pipeline.look.pictures import (
 from pipeline.look.query import Asked
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
+from superpixels.reliability import Trust
 
 PICTURES = "pictures"
 IMAGE_PX, PANEL_PX = 960, 800
@@ -47,17 +50,21 @@ BY: Mapping[By, str] = {"masks": "by mask vectors", "tmp": "by TMP features"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page: its file relative to the page, a heading, a sentence below, and what it shows in words."""
+    """A picture of the page: its file relative to the page, a heading, a sentence below, and what it shows in words.
+
+    `cloud` is the frame of which the large view has the points of this picture, empty where it shows an image.
+    """
 
     file: str
     title: str
     about: str
     alt: str
+    cloud: str = ""
 
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """One frame of the page; `classes` are the classes that occur."""
+    """One frame of the page; `classes` are the classes that occur, `doubt` is why it is here, `cloud` its points."""
 
     scene: str
     frame_id: str
@@ -66,6 +73,8 @@ class ShownFrame:
     cameras: tuple[Picture, ...]
     panels: tuple[Picture, ...]
     classes: tuple[int, ...]
+    doubt: str = ""
+    cloud: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
         file = f"{PICTURES}/{number:03d}-above-{place}.png"
         save_panel(folder / file, from_above(frame, rows[Points].xyz_m), panel, PANEL_PX)
         alt = f"{panel.title} of the points from above, 100 by 100 metres: {panel.about}"
-        above.append(Picture(file, panel.title, panel.about, alt))
+        above.append(Picture(file, panel.title, panel.about, alt, frame.frame_id))
     seen, label = rows[Target].seen, rows[Target].label
     return ShownFrame(
         scene=frame.scene,
@@ -106,6 +115,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
         cameras=tuple(cameras),
         panels=tuple(above),
         classes=tuple(classes_in(item.labels)),
+        cloud=cloud(item),
     )
 
 
@@ -217,6 +227,20 @@ def curve_pictures(task: str, log: RunLog, folder: Path, stem: str) -> tuple[Pic
         last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in curves.items())
         pictures.append(Picture(file, what, last, f"{what} of {task} by step; at the end: {last}"))
     return tuple(pictures)
+
+
+def risk_picture(worth: Mapping[str, Trust], folder: Path) -> Picture | None:
+    """Draw risk against coverage of tables of labels by name into the folder's pictures; None where nothing tells."""
+    curves = {
+        name: [(100 * cover, 100 * risk) for cover, risk in one.curve] for name, one in worth.items() if one.curve
+    }
+    if not curves:
+        return None
+    file = f"{PICTURES}/risk.svg"
+    save_curves(folder / file, curves, "risk, 1 - mIoU in %", along="coverage: the surest part of the points, in %")
+    told = ", ".join(f"{name} AUGRC {100 * worth[name].augrc:.1f} %" for name in curves)
+    about = f"a curve that rises to the right belongs to a confidence that knows what is wrong; {told}"
+    return Picture(file, "Risk and coverage", about, f"Risk against coverage of labels: {about}")
 
 
 def percent(part: float, whole: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,9 @@ RINGS_M = (20.0, 40.0)
 GROUND = "#15181d"
 FAINT = "#3d444d"
 QUIET = "#7d8894"
+
+SVG_STYLE = ":root { --quiet: #59636e } @media (prefers-color-scheme: dark) { :root { --quiet: #98a3b0 } }"
+"""Colours of words and lines in drawings: those of the page that shows them."""
 
 VERDICTS: Mapping[str, str] = {"right": "#4c6a92", "wrong": "#ff5a36", "no answer": "#ffd23f"}
 """Colours of an error map; they differ in lightness, too."""
@@ -306,15 +311,16 @@ def save_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     title: str,
     single: Sequence[tuple[float, float]] = (),
+    along: str = "step",
 ) -> None:
     """Write curves by name, as points (step, value), as an SVG that suits a light page and a dark one.
 
-    `single` are values of single steps, which scatter about the means; they stay in the background.
+    `single` are values of single steps, which scatter about the means; they stay in the background. `along` names
+    what runs from left to right.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "", "text.color": QUIET, "axes.labelcolor": QUIET}):
+    with as_svg():
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axis = figure.add_subplot()
         if single:
@@ -326,11 +332,28 @@ def save_curves(
         axis.spines[["bottom", "left"]].set_color(QUIET)
         axis.tick_params(colors=QUIET)
         axis.grid(color=QUIET, alpha=0.25, lw=0.6)
-        axis.set(xlabel="step", title=title)
+        axis.set(xlabel=along, title=title)
         for text in figure.legend(loc="outside lower center", ncols=4, frameon=False).get_texts():
             text.set_parse_math(False)
-        # no date and no maker: the same curves are the same bytes
-        figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        save_svg(path, figure)
+
+
+def as_svg() -> AbstractContextManager[None]:
+    """Return a context in which figures for `save_svg` are drawn."""
+    import matplotlib
+
+    return matplotlib.rc_context({"svg.hashsalt": "", "text.color": QUIET, "axes.labelcolor": QUIET})
+
+
+def save_svg(path: Path, figure: Figure) -> None:
+    """Write a figure as an SVG whose words have the colours of the page, light or dark.
+
+    It bears no date and no maker: the same figure is the same bytes.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    head, tag, rest = file.getvalue().replace(QUIET, "var(--quiet)").partition("<defs>")
+    path.write_text(f"{head}<style>{SVG_STYLE}</style>{tag}{rest}", encoding="utf-8")
 
 
 def save_confusion(path: Path, matrix: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -347,27 +370,35 @@ def save_confusion(path: Path, matrix: NDArray[np.int64], names: Sequence[str]) 
     counts = matrix[np.ix_(rows, columns)]
     shares = 100 * counts / np.maximum(matrix[rows].sum(axis=1, keepdims=True), 1)
     side = 1.6 + 0.42 * max(len(rows), len(columns), 4)
-    with matplotlib.rc_context({"svg.hashsalt": "", "text.color": QUIET, "axes.labelcolor": QUIET}):
+    with as_svg():
         figure = Figure(figsize=(side, side), layout="constrained")
         axis = figure.add_subplot()
         axis.pcolormesh(shares, cmap="Blues", vmin=0, vmax=100, edgecolors=QUIET, linewidth=0.3)
+        blues = matplotlib.colormaps["Blues"]
         for row, column in zip(*np.nonzero(shares >= 0.5), strict=True):
-            share = shares[row, column]
-            colour = "white" if share > 55 else "#1c2128"
-            axis.text(column + 0.5, row + 0.5, f"{share:.0f}", color=colour, fontsize=8, ha="center", va="center")
+            colour = readable_on(blues(shares[row, column] / 100))
+            text = f"{shares[row, column]:.0f}"
+            axis.text(column + 0.5, row + 0.5, text, color=colour, fontsize=8, ha="center", va="center")
         labels = ["no answer" if index == 0 else names[index] for index in columns]
         axis.set_xticks(np.arange(len(columns)) + 0.5, labels, rotation=60, ha="right", parse_math=False)
         axis.set_yticks(np.arange(len(rows)) + 0.5, [names[index] for index in rows], parse_math=False)
         axis.set(xlabel="answer", ylabel="truth", aspect="equal", ylim=(len(rows), 0))
         axis.tick_params(colors=QUIET, length=0, labelsize=9)
         axis.spines[:].set_visible(False)
-        figure.savefig(path, transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        save_svg(path, figure)
+
+
+def readable_on(rgb: Sequence[float]) -> str:
+    """Return black or white, whichever is the easier to read on a colour, shares of red, green and blue."""
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in rgb[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"  # either contrast is 4.6 there
 
 
 def classes_in(labels: Mapping[str, UInt8]) -> list[int]:
     """Return the classes that points of a frame bear in any table that is drawn, ascending, 0 left out."""
     present: set[int] = set()
-    for name in ("target", "predict", "label"):
+    for name in ("target", "predict", "refine", "label"):
         if name in labels:
             present.update(np.unique(labels[name]).tolist())
     return sorted(present - {0})

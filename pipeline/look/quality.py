@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.labels import ORIGINS
 from manifests.ontology import Ontology
-from manifests.tables.answers import Predict
-from manifests.tables.base import UInt8
+from manifests.tables.answers import Predict, Refine
+from manifests.tables.base import Bool, UInt8
 from manifests.tables.labels import Label, Target
 from manifests.tables.sensors import PointOfPair, Points
 from manifests.tables.superpoints import Group, NamedPoints
@@ -22,6 +23,9 @@ from superpixels.voting import Ballot, seen_twice
 
 Counts = NDArray[np.int64]
 
+BEST_FIRST = (Refine.table, Predict.table, Target.table)
+"""Tables that say how sure their labels are, the best labels first."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -30,7 +34,9 @@ class Quality:
     `n_seen` lie in some image, `n_labelled` have a pseudo-label. `n_shared` belong to superpoints of more than one
     camera, and for `n_agreed` of these all such superpoints are of one class. Arrays have an entry per class, (c,), 0
     first: `shared_of_class` and `agreed_of_class` count these points by pseudo-label, `points_of_class` all points by
-    pseudo-label ("target"), by truth ("label") and by prediction ("predict"), as far as these exist.
+    pseudo-label ("target"), by truth ("label") and by prediction ("predict"), as far as these exist. `taught_of_class`
+    are points that the student names too, by pseudo-label, and `as_taught_of_class` those that it names the same.
+    `doubts` says of each frame, in their order, how doubtful its labels are.
     """
 
     n_frames: int
@@ -42,6 +48,30 @@ class Quality:
     shared_of_class: Counts
     agreed_of_class: Counts
     points_of_class: dict[str, Counts] = field(default_factory=dict)
+    taught_of_class: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    as_taught_of_class: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    doubts: tuple[Doubt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """How doubtful the labels of a frame are, by what is known without truth: shares of points, None where not known.
+
+    `cameras` is how many of the points that several cameras name are named otherwise by some; `student` how many that
+    teacher and student name they name otherwise; `changed` how many labels a vote or flat interaction changed; `unsure`
+    the mean of 1 - confidence of the best labels that there are, 1 for a point without any.
+    """
+
+    cameras: float | None = None
+    student: float | None = None
+    changed: float | None = None
+    unsure: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Their mean, as far as they are known."""
+        known = [one for one in (self.cameras, self.student, self.changed, self.unsure) if one is not None]
+        return sum(known) / len(known) if known else 0.0
 
 
 @dataclass(frozen=True)
@@ -143,8 +173,9 @@ def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
     """Return the counts over some frames, read one at a time."""
     n_classes = len(ontology.classes)
     n_frames = n_points = n_seen = 0
-    shared_of_class, agreed_of_class = np.zeros((2, n_classes), np.int64)
+    shared_of_class, agreed_of_class, taught_of_class, as_taught_of_class = np.zeros((4, n_classes), np.int64)
     points_of_class: dict[str, Counts] = {}
+    doubts: list[Doubt] = []
     for item in frames:
         target = item.rows[Target]
         n_frames += 1
@@ -153,6 +184,17 @@ def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
         shared, agreed = agreement(item.rows[PointOfPair], item.rows[NamedPoints], ontology)
         shared_of_class += np.bincount(target.label[shared], minlength=n_classes)
         agreed_of_class += np.bincount(target.label[agreed], minlength=n_classes)
+        taught, as_taught = both_named(item)
+        taught_of_class += np.bincount(target.label[taught], minlength=n_classes)
+        as_taught_of_class += np.bincount(target.label[as_taught], minlength=n_classes)
+        doubts.append(
+            Doubt(
+                cameras=share_of(shared & ~agreed, shared),
+                student=share_of(taught & ~as_taught, taught),
+                changed=share_changed(item),
+                unsure=unsure(item),
+            )
+        )
         for name, label in item.labels.items():
             if name in (Target.table, Label.table, Predict.table):
                 points_of_class[name] = points_of_class.get(name, 0) + np.bincount(label, minlength=n_classes)
@@ -166,4 +208,36 @@ def measure(frames: Iterable[FrameRows], ontology: Ontology) -> Quality:
         shared_of_class=shared_of_class,
         agreed_of_class=agreed_of_class,
         points_of_class=points_of_class,
+        taught_of_class=taught_of_class,
+        as_taught_of_class=as_taught_of_class,
+        doubts=tuple(doubts),
     )
+
+
+def both_named(item: FrameRows) -> tuple[Bool, Bool]:
+    """Return which points of a frame teacher and student both name, and which of them the same, (n,) each."""
+    taught = item.rows[Target].label
+    answer = item.labels.get(Predict.table, np.zeros_like(taught))
+    both = (taught > 0) & (answer > 0)
+    return both, both & (taught == answer)
+
+
+def share_of(some: Bool, points: Bool) -> float | None:
+    """Return which share of some points others are; None of no points."""
+    whole = np.count_nonzero(points)
+    return np.count_nonzero(some) / whole if whole else None
+
+
+def share_changed(item: FrameRows) -> float | None:
+    """Return how many of a frame's refined labels are not as they were given; None where nothing was refined."""
+    row = item.rows.get(Refine)
+    if row is None or not len(row.origin):
+        return None
+    by_others = [ORIGINS.index(name) for name in ("neighbour", "flat interaction")]
+    return float(np.isin(row.origin, by_others).mean())
+
+
+def unsure(item: FrameRows) -> float | None:
+    """Return the mean of 1 - confidence of a frame's best labels; None of no points."""
+    confidence = next(item.confidences[name] for name in BEST_FIRST if name in item.confidences)
+    return 1 - float(confidence.mean()) / 255 if len(confidence) else None

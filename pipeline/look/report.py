@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,26 +20,43 @@ from manifests.recipe import Recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.storage.store import Store
 from pipeline.look.browse import Browser, Track
-from pipeline.look.documents import indented, log_files, made_from, read_evaluations, shown_table, shown_training
-from pipeline.look.figures import PICTURES, confusion_picture, percent, show_frame, show_query
+from pipeline.look.documents import (
+    indented,
+    log_files,
+    made_from,
+    read_evaluations,
+    shown_table,
+    shown_training,
+    unrefined,
+    with_unrefined,
+)
+from pipeline.look.figures import PICTURES, confusion_picture, percent, risk_picture, show_frame, show_query
 from pipeline.look.pictures import CHANGES, VERDICTS, heat_scale
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.query import asked_of
+from pipeline.look.worst import ranked, to_draw
 
 PAGE = "index.html"
 GENERATOR = "AFOV report"  # in the page's head: a folder is replaced only if it holds a report
 COUNTED_PAIRS = 40  # frames, each with the next of its scene, over which tables of labels are judged
+LISTED_FRAMES = 20  # of those that are counted, how many of the most doubtful are listed
 COUNTED_FRAMES = 200  # coverage and agreement are counted over this many frames at most, evenly chosen
 
 
 def write_report(
-    recipe: Recipe, folder: Path, n_frames: int, track: Track = lambda items, _: items, now: datetime | None = None
+    recipe: Recipe,
+    folder: Path,
+    n_frames: int,
+    track: Track = lambda items, _: items,
+    now: datetime | None = None,
+    single_file: bool = False,
 ) -> Path:
     """Write the report of a recipe into `folder` and return the path of its page.
 
-    At most `n_frames` frames are drawn, evenly chosen. An older report in the folder is replaced once the new one is
-    whole. Raises StoreError for tables that are missing or damaged, FrameError for an image that cannot be read, and
-    ConfigError if the folder holds anything but a report or cannot be written.
+    At most `n_frames` frames are drawn, the most doubtful first; pictures lie beside the page, or in it where it shall
+    be a `single_file`. An older report in the folder is replaced once the new one is whole. Raises StoreError for
+    tables that are missing or damaged, FrameError for an image that cannot be read, and ConfigError if the folder holds
+    anything but a report or cannot be written.
     """
     check_replaceable(folder)
     store = Store.open(recipe.run.store)
@@ -47,8 +65,11 @@ def write_report(
     try:
         (scratch / PICTURES).mkdir(parents=True)
         made = (now or datetime.now(UTC)).isoformat(timespec="seconds")
-        page = render(now=made, **contents(recipe, browser, scratch, n_frames, track))
+        found = contents(recipe, browser, scratch, n_frames, track)
+        page = render(pictures_in=scratch if single_file else None, now=made, **found)
         (scratch / PAGE).write_text(page, encoding="utf-8")
+        if single_file:
+            shutil.rmtree(scratch / PICTURES)
         replace_folder(scratch, folder)
     except OSError as error:
         raise ConfigError(f"the report in {folder} cannot be made: {error}; --out names another folder") from None
@@ -62,17 +83,22 @@ def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, tra
     runs = recipe.folder()
     evaluations, unreadable = read_evaluations(runs, browser, recipe.ontology)
     refined = {item.of for item in evaluations if item.before and item.steps == ("afi",)}
-    frames = [
-        show_frame(browser.read(place), recipe, scratch, number, refined)
-        for number, place in enumerate(track(browser.choose(n_frames), "frames"))
-    ]
-    counted = (browser.read(place) for place in track(browser.choose(COUNTED_FRAMES), "counts"))
-    quality = measure(counted, recipe.ontology)
+    places = browser.choose(COUNTED_FRAMES)
+    quality = measure((browser.read(place) for place in track(places, "counts")), recipe.ontology)
     pairs = (
         (browser.read(place), browser.read(follower) if (follower := browser.after(place)) else None)
         for place in track(browser.choose(COUNTED_PAIRS), "labels")
     )
     tables_of_labels = label_quality(pairs, recipe.ontology)
+    worst = ranked(places, quality.doubts)
+    chosen = track(to_draw(worst, browser.choose(n_frames), n_frames), "frames")
+    frames = [
+        replace(
+            show_frame(browser.read(one.place), recipe, scratch, number, refined),
+            doubt=f"Rank {one.rank} of {len(worst)} by doubt: {one.about}.",
+        )
+        for number, one in enumerate(chosen)
+    ]
     identities = [shown_table(browser, name, recipe) for name in browser.tables]
     queries, not_asked = asked_of(browser, recipe.run.runs)
     return {
@@ -83,14 +109,16 @@ def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, tra
         "verdicts": VERDICTS,
         "changes": CHANGES if refined or "correct" in browser.tables else {},
         "frames": frames,
+        "worst": worst[:LISTED_FRAMES],
         "quality": quality,
         "tables_of_labels": [(item, item.scores()) for item in tables_of_labels],
+        "risk": risk_picture({one.table: worth for one in tables_of_labels if (worth := one.worth())}, scratch),
         "judged": any(item.confusion for item in tables_of_labels),
         "learnt": learnt_classes(tables_of_labels, recipe.ontology),
         "n_frames_in_all": len(browser.places()),
         "has": set(browser.tables),
-        "scored": evaluations,
-        "evaluations": [item for item in evaluations if not item.before],
+        "scored": with_unrefined(evaluations),
+        "evaluations": unrefined(evaluations),
         "refined": [item for item in evaluations if item.before],
         "confusions": [
             confusion_picture(item.title, item.confusion, scratch, number, recipe.ontology)
@@ -183,8 +211,8 @@ def sections(recipe: Recipe) -> dict[str, str]:
 # -- the page and its folder -------------------------------------------------------------------------------------------
 
 
-def render(**context: Any) -> str:
-    """Return the page; every value is escaped."""
+def render(*, pictures_in: Path | None, **context: Any) -> str:
+    """Return the page; every value is escaped. Pictures are part of it where `pictures_in` says where they are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -195,7 +223,15 @@ def render(**context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    return environment.get_template("report.html.jinja").render(generator=GENERATOR, **context)
+    environment.filters["source"] = lambda file: file if pictures_in is None else data_uri(pictures_in / file)
+    embedded = pictures_in is not None
+    return environment.get_template("report.html.jinja").render(generator=GENERATOR, embedded=embedded, **context)
+
+
+def data_uri(path: Path) -> str:
+    """Return a picture as an address that holds all of it."""
+    kind = {".jpg": "image/jpeg", ".png": "image/png", ".svg": "image/svg+xml"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def check_replaceable(folder: Path) -> None:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
+from manifests.tables.answers import Predict, Refine
 from manifests.tables.base import Rows
 from manifests.tables.labels import Label, Target, Vote
 from manifests.tables.sensors import PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints
 from pipeline.frame import Frame
-from pipeline.look.browse import FrameRows
-from pipeline.look.quality import agreement, as_ballot, label_quality, measure
+from pipeline.look.browse import FrameRows, Place
+from pipeline.look.quality import Doubt, agreement, as_ballot, label_quality, measure
+from pipeline.look.worst import ranked, to_draw
 from tests.filled import record
 
 
@@ -140,3 +142,41 @@ def test_a_frame_is_compared_with_the_next_where_both_stand_in_the_world() -> No
     label = np.array([1], np.uint8)
     # the vehicle went on by 3 m, so 5 m ahead of it is 8 m ahead of where it was
     np.testing.assert_allclose(as_ballot(second, first, label).here_from_lidar @ [5, 0, 0, 1], [8, 0, 0, 1])
+
+
+def test_how_doubtful_a_frame_is_needs_no_truth(ontology: Ontology) -> None:
+    rows = rows_of(ontology)
+    number = ontology.class_names.index
+    said = np.array([number("car"), number("car"), number("truck"), number("car"), number("car")], np.uint8)
+    sure = np.array([255, 255, 51, 255, 204], np.uint8)
+    target = replace(rows[Target], confidence=np.array([255, 0, 255, 0, 0], np.uint8))
+    named = [rows[PointOfPair], rows[NamedPoints]]
+    taught, student = FrameRows(None, Rows(*named, target)), record(Predict, label=said, confidence=sure)  # type: ignore[arg-type]
+    predicted = FrameRows(None, Rows(*named, target, student))  # type: ignore[arg-type]
+    origin = np.array([4, 2, 3, 4, 0], np.uint8)
+    best = record(Refine, label=said, confidence=np.full(5, 255, np.uint8), origin=origin)
+    better = FrameRows(None, Rows(*named, target, student, best))  # type: ignore[arg-type]
+    quality = measure([taught, predicted, better], ontology)
+    alone, learnt, refined = quality.doubts
+    assert alone.cameras == 2 / 3 and alone.student is None and alone.changed is None and alone.unsure == 0.6
+    assert alone.total == pytest.approx((2 / 3 + 0.6) / 2)
+    assert learnt.student == 0.5, "of four points that both name, two"
+    assert learnt.unsure == pytest.approx(1 - (3 + 0.2 + 0.8) / 5)
+    assert refined.changed == 0.4 and refined.unsure == 0
+    car = number("car")
+    assert (quality.taught_of_class[car], quality.as_taught_of_class[car]) == (6, 4)
+
+
+def test_the_worst_frames_come_first_not_two_of_one_place_and_usual_ones_follow() -> None:
+    places = [Place(f"scene-{shard}", row) for shard in "ab" for row in range(8)]
+    doubts = [Doubt(unsure=0.1) for _ in places]
+    doubts[2], doubts[3], doubts[12] = Doubt(unsure=0.9), Doubt(unsure=0.8), Doubt(cameras=0.6, unsure=0.8)
+    found = ranked(places, doubts)
+    assert [one.place.row for one in found[:3]] == [2, 3, 4] and [one.rank for one in found] == list(range(1, 17))
+    drawn = to_draw(found, [places[0], places[15]], 4)
+    assert [(one.place, one.rank) for one in drawn[:2]] == [(places[2], 1), (places[12], 3)]
+    assert {one.place for one in drawn[2:]} == {places[0], places[15]}
+    assert [one.place for one in to_draw(found, [places[2]], 1)] == [places[2]]
+    assert len(to_draw(found[:1], [found[0].place], 4)) == 1
+    assert drawn[1].about == "cameras disagree on 60.0 % of what several name, 80.0 % unsure on average"
+    assert drawn[1].scene == "scene-b"
