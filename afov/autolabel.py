@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from afov.watching import Amount, Fraction, clock, remaining, told
 from manifests.config import ConfigError
 from manifests.labels import refine_split
 from manifests.recipe import Recipe
+from manifests.records.codec import as_record
+from manifests.records.labels import LabelsRecord
 from manifests.splits import load_split
 from manifests.stages import corrected_table
 from manifests.storage.names import scene_of
@@ -303,20 +305,19 @@ def summary(recipe: Recipe, done: Sequence[Ended], seconds: float) -> list[str]:
         f"report: {(Path('reports') / recipe.run_name / 'index.html').absolute()}",
     ]
     lines.append(f"tables: {recipe.run.store}; runs: {recipe.folder()}")
-    record = json.loads((labels / "labels.json").read_bytes())
-    counts = record["counts"]
-    share = 100 * counts["labelled"] / max(counts["points"], 1)
+    record = as_record(LabelsRecord, json.loads((labels / "labels.json").read_bytes()))
+    counts = record.counts
     lines.append(
-        f"coverage: {share:.1f} % of {counts['points']:,} points in {counts['frames']} frames have a label; "
-        f"{len(record['without_labels'])} frames have none"
+        f"coverage: {counts.labelled_percent:.1f} % of {counts.points:,} points in {counts.frames} frames have a "
+        f"label; {len(record.without_labels)} frames have none"
     )
-    lines += agreement(counts["by_origin"])
-    doubtful = ", ".join(f"{one['frame_id']} ({one['mean_confidence']:.2f})" for one in record["look_first"][:3])
+    lines += agreement(counts.by_origin)
+    doubtful = ", ".join(f"{one.frame_id} ({one.mean_confidence:.2f})" for one in record.look_first[:3])
     lines.append(f"look first at the frames whose labels are least sure: {doubtful}")
     return lines
 
 
-def agreement(by_origin: dict[str, int]) -> list[str]:
+def agreement(by_origin: Mapping[str, int]) -> list[str]:
     """Return what the origins of refined labels say of how far sources agree; nothing of other labels."""
     named = sum(count for name, count in by_origin.items() if name != "none")
     if not named:

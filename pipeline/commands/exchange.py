@@ -88,13 +88,12 @@ def labels_command(
             asked.append(f"labels.formats={json.dumps([name.strip() for name in as_.split(',')])}")
         loaded = load_recipe(recipe, [*(set_ or ()), *asked])
         done = write_labels(loaded, out or Path("labels") / loaded.run_name, shown)
-        counts = done.record["counts"]
+        counts = done.record.counts
         if done.aside:
             console.print(f"labels: other ones were in {done.folder}; they are in {done.aside} now", soft_wrap=True)
-        share = 100 * counts["labelled"] / counts["points"] if counts["points"] else 0.0
         console.print(
-            f"labels: {counts['frames']} frames of table {done.record['of']} in {done.folder} "
-            f"({', '.join(done.record['layouts'])}), {share:.1f} % of the points labelled"
+            f"labels: {counts.frames} frames of table {done.record.of} in {done.folder} "
+            f"({', '.join(done.record.layouts)}), {counts.labelled_percent:.1f} % of the points labelled"
             + ("; all was there already" if done.kept else ""),
             soft_wrap=True,
         )
@@ -105,10 +104,10 @@ def labels_command(
                 "name another one: OUT=... (--out)",
                 soft_wrap=True,
             )
-        for name, reason in list(done.record["without_labels"].items())[:MOST_TOLD]:
+        for name, reason in list(done.record.without_labels.items())[:MOST_TOLD]:
             console.print(f"labels: frame {name} has none: {reason}", soft_wrap=True)
-        if len(done.record["without_labels"]) > MOST_TOLD:
-            console.print(f"labels: and {len(done.record['without_labels']) - MOST_TOLD} more, in labels.json")
+        if len(done.record.without_labels) > MOST_TOLD:
+            console.print(f"labels: and {len(done.record.without_labels) - MOST_TOLD} more, in labels.json")
 
 
 def review_command(

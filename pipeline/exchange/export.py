@@ -29,6 +29,8 @@ from manifests.asked import tables_of
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document, as_record
+from manifests.records.labels import ExportedShard, ExportIdentity, ExportRecord
 from manifests.sections.teachers.artifacts import TEXT
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
@@ -101,12 +103,8 @@ def export(  # long: one file of the format after another
     ref = tables_of(store, recipe, TABLES_READ)
     tables = {name: ref.table(name) for name in TABLES_READ}
     text = text_vectors(store, tables["text"], recipe)
-    identity = {
-        "recipe": recipe.name,
-        "layout": layout,
-        "sixteen_bit": sixteen_bit,
-        "tables": {name: table.fingerprint for name, table in tables.items()},
-    }
+    fingerprints = {name: table.fingerprint for name, table in tables.items()}
+    identity = ExportIdentity(recipe.name, layout, sixteen_bit, fingerprints)
     done = open_folder(out, identity)
     (out / MASKS).mkdir(exist_ok=True)
     (out / POINT_LABELS).mkdir(exist_ok=True)
@@ -123,9 +121,9 @@ def export(  # long: one file of the format after another
             frames = list(frames_of(store, tables, sources, ref.excluded))
             remove_excluded(out, store, tables["index"], sources["index"], ref.excluded)
             before = done.get(shard)
-            if before and before["content"] == content and all(complete(out, frame) for frame, _ in frames):
+            if before and before.content == content and all(complete(out, frame) for frame, _ in frames):
                 kept += len(frames)
-                most = max(most, int(before["most_segments"]))
+                most = max(most, before.most_segments)
                 continue
             most_here = 0
             for frame, read in frames:
@@ -139,8 +137,8 @@ def export(  # long: one file of the format after another
                 put(point_label_path(out, frame), lambda file, label=label: np.save(file, label))  # type: ignore[misc]
             written += len(frames)
             most = max(most, most_here)
-            done[shard] = {"content": content, "most_segments": most_here}
-            put_record(out, identity, done)
+            done[shard] = ExportedShard(content, most_here)
+            put_record(out, ExportRecord(identity, done))
     return Exported(written, kept, most, text.shape[1])
 
 
@@ -235,7 +233,7 @@ class ImageWriter:
         put_tensors(self.folder / f"{camera.token}.pt", *([vectors] if self.layout == "san" else [vectors, vectors]))
         put_png(self.folder / f"{camera.token}.png", ids)
 
-    def records(self, label_map: npt.NDArray[np.uint16], segments: Segments) -> list[dict[str, Any]]:
+    def records(self, label_map: npt.NDArray[np.uint16], segments: Segments) -> list[dict[str, bool | int]]:
         """Return what the json holds of each segment, in order of id."""
         prompts = segments.prompt_id.tolist()
         if self.layout == "fcclip":
@@ -259,7 +257,7 @@ def image_sized(segments: Segments, camera: Camera) -> npt.NDArray[np.uint16]:
 # -- files that appear whole or not at all
 
 
-def open_folder(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def open_folder(out: Path, identity: ExportIdentity) -> dict[str, ExportedShard]:
     """Return what is written already of an export of these tables; a new folder is made, with an empty record.
 
     Raises StoreError if the folder holds anything that such an export did not write.
@@ -271,22 +269,20 @@ def open_folder(out: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
                 f"{out} exists and holds no {RECORD}; give a new folder, or an earlier export to go on with"
             )
         out.mkdir(parents=True, exist_ok=True)
-        put_record(out, identity, {})
+        put_record(out, ExportRecord(identity, {}))
         return {}
     try:
-        record = json.loads(path.read_bytes())
-        before, shards = record["export"], dict(record["shards"])
-        assert all({"content", "most_segments"} <= shard.keys() for shard in shards.values())
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        record = as_record(ExportRecord, json.loads(path.read_bytes()))
+    except (ValueError, RecursionError):
         raise StoreError(f"{path} is damaged; remove the folder and export again") from None
-    if before != identity:
+    if record.export != identity:
         raise StoreError(f"{out} holds an export of other tables, or with other options; give a new folder")
-    return shards
+    return dict(record.shards)
 
 
-def put_record(out: Path, identity: Mapping[str, Any], shards: Mapping[str, Any]) -> None:
+def put_record(out: Path, record: ExportRecord) -> None:
     """Write which shards are whole."""
-    content = json.dumps({"export": identity, "shards": shards}, indent=1).encode()
+    content = json.dumps(as_document(record), indent=1).encode()
     put(out / RECORD, lambda file: file.write(content))
 
 

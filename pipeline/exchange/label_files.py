@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from manifests.records.labels import Layout
 from manifests.storage.names import shard_name
 
 IDENTITY_POSE = "1 0 0 0 0 1 0 0 0 0 1 0"  # the rows of (3, 4)
@@ -82,7 +83,7 @@ class Writer(Protocol):
     def finish(self) -> None:
         """Write what is about all frames."""
 
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> Layout:
         """Return what `labels.json` says of this layout."""
 
 
@@ -95,9 +96,9 @@ class PerFrame:
     def finish(self) -> None:
         """Do nothing."""
 
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> Layout:
         """Return that values are the numbers of classes."""
-        return {"values": {one.name: one.number for one in self.classes}}
+        return Layout({one.name: one.number for one in self.classes})
 
     def path(self, name: str) -> Path:
         """Return the path of a file, whose folder is made."""
@@ -173,9 +174,9 @@ class Kitti(PerFrame):
         self.path("semantic-kitti.yaml").write_text(self.yaml(), encoding="utf-8")
         self.path("labels.xml").write_text(self.xml(), encoding="utf-8")
 
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> Layout:
         """Return the numbers that stand for classes."""
-        return {"values": {one.name: int(self._raw[one.number]) for one in self.classes}, "instances": "none"}
+        return Layout({one.name: int(self._raw[one.number]) for one in self.classes}, instances="none")
 
     def put(self, sweep: LabelledSweep) -> str:
         """Write points, labels and the pose of a scan; instances, of which no table knows, are 0."""

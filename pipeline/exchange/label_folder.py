@@ -9,14 +9,15 @@ import csv
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from manifests.config import ConfigError
 from manifests.fingerprint import sha256_file
+from manifests.records.codec import as_record
+from manifests.records.labels import LabelsRecord
 
 RECORD, FRAMES, SUMS = "labels.json", "frames.csv", "files.sha256"
 
@@ -38,7 +39,7 @@ def sole_writer(out: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def earlier(out: Path) -> dict[str, Any] | None:
+def earlier(out: Path) -> LabelsRecord | None:
     """Return the record of a folder of labels; None if there is no folder, or an empty one.
 
     Raises ConfigError for a folder that is not ours.
@@ -46,27 +47,23 @@ def earlier(out: Path) -> dict[str, Any] | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
-        record = json.loads((out / RECORD).read_bytes())
-        if not isinstance(record["identity"], dict) or "layouts" not in record:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return as_record(LabelsRecord, json.loads((out / RECORD).read_bytes()))
+    except (OSError, ValueError, RecursionError):
         raise ConfigError(
             f"{out} is there and holds no {RECORD} of labels; name another folder for them: OUT=... (--out)"
         ) from None
-    found: dict[str, Any] = record
-    return found
 
 
-def whole(out: Path, record: Mapping[str, Any]) -> bool:
+def whole(out: Path, record: LabelsRecord) -> bool:
     """Return whether all files that a folder of labels lists are there."""
-    layouts = list(record["layouts"])
+    layouts = list(record.layouts)
     try:
         with (out / FRAMES).open(newline="", encoding="utf-8") as table:
             rows = list(csv.DictReader(table))
         names = [row[layout] for row in rows for layout in layouts]
     except (OSError, KeyError, ValueError, csv.Error):
         return False
-    return len(rows) == record["counts"]["frames"] and all((out / name).is_file() for name in dict.fromkeys(names))
+    return len(rows) == record.counts.frames and all((out / name).is_file() for name in dict.fromkeys(names))
 
 
 def moved_aside(out: Path) -> Path:

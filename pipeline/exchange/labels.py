@@ -20,17 +20,26 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
-from manifests.fingerprint import digest, plain, sha256_file
+from manifests.fingerprint import digest, sha256_file
 from manifests.labels import ORIGINS, refine_split, refined_of, students_predictions, weights_of
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document
+from manifests.records.labels import (
+    DoubtfulFrame,
+    LabelCounts,
+    LabelsIdentity,
+    LabelsRecord,
+    Layout,
+    NamedClass,
+    RefinedBy,
+)
 from manifests.splits import ALL, load_split
 from manifests.stages import corrected_table
 from manifests.storage.errors import StoreError
@@ -83,7 +92,7 @@ class Written:
     """
 
     folder: Path
-    record: Mapping[str, Any]
+    record: LabelsRecord
     kept: bool = False
     aside: Path | None = None
     changed: tuple[str, ...] = ()
@@ -135,12 +144,12 @@ def write_labels(
     """
     store = Store.open(recipe.run.store)
     source = Source.of_recipe(store, recipe)
-    identity = identity_of(recipe, source) | ({} if only is None else {"only": sorted(only)})
+    identity = identity_of(recipe, source, only)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with sole_writer(out):
             before = earlier(out)
-            if before is not None and before["identity"] == identity and whole(out, before):
+            if before is not None and before.identity == as_document(identity) and whole(out, before):
                 return Written(out, before, kept=True, changed=tuple(changed_files(out)))
             scratch = out.with_name(f".{out.name}.{secrets.token_hex(6)}")
             try:
@@ -238,24 +247,22 @@ def labels_in(rows: Rows) -> tuple[Labels, Labels, dict[str, Labels]]:
     return said.label, said.confidence, {}
 
 
-def identity_of(recipe: Recipe, source: Source) -> dict[str, Any]:
+def identity_of(recipe: Recipe, source: Source, only: frozenset[str] | None = None) -> LabelsIdentity:
     """Return what the content of a folder depends on."""
-    identity: dict[str, Any] = plain(
-        {
-            "format": FORMAT,
-            "of": source.of,
-            "tables": {name: table.fingerprint for name, table in source.tables.items()},
-            "contents": source.contents(),
-            "excluded": sorted(source.excluded),
-            "dictionary": recipe.ontology.name,
-            "classes": [[one.name, hex_colour(one.rgb), one.thing] for one in classes_of(recipe)],
-            "raw": recipe.ontology.raw_content(),
-            "formats": list(recipe.labels.formats),
-            "min_confidence": recipe.labels.min_confidence,
-            "below": recipe.labels.below,
-        }
+    return LabelsIdentity(
+        format=FORMAT,
+        of=source.of,
+        tables={name: table.fingerprint for name, table in source.tables.items()},
+        contents=source.contents(),
+        excluded=tuple(sorted(source.excluded)),
+        dictionary=recipe.ontology.name,
+        classes=tuple((one.name, hex_colour(one.rgb), one.thing) for one in classes_of(recipe)),
+        raw=recipe.ontology.raw_content(),
+        formats=recipe.labels.formats,
+        min_confidence=recipe.labels.min_confidence,
+        below=recipe.labels.below,
+        only=None if only is None else tuple(sorted(only)),
     )
-    return identity
 
 
 def classes_of(recipe: Recipe) -> list[LabelClass]:
@@ -304,10 +311,10 @@ def fill(
     recipe: Recipe,
     source: Source,
     folder: Path,
-    identity: Mapping[str, Any],
+    identity: LabelsIdentity,
     track: Track,
     only: frozenset[str] | None,
-) -> dict[str, Any]:
+) -> LabelsRecord:
     """Write all files into a new folder, and return what its record says; raises like `write_labels`."""
     classes, settings = classes_of(recipe), recipe.labels
     tally = Tally(len(classes))
@@ -337,7 +344,7 @@ def fill(
         )
     layouts = {name: writer.about() for name, writer in writers.items()}
     record = record_of(recipe, source, identity, classes, tally, failed, layouts)
-    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(as_document(record), indent=1, ensure_ascii=False), encoding="utf-8")
     write_sums(folder)
     return record
 
@@ -405,44 +412,37 @@ def why_not(rows: Mapping[str, FrameRecord | Failed], excluded: Collection[str])
 def record_of(
     recipe: Recipe,
     source: Source,
-    identity: Mapping[str, Any],
+    identity: LabelsIdentity,
     classes: Sequence[LabelClass],
     tally: Tally,
     failed: Mapping[str, str],
-    layouts: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
+    layouts: Mapping[str, Layout],
+) -> LabelsRecord:
     """Return the content of `labels.json`."""
-    by_class = {one.name: int(tally.by_class[one.number]) for one in classes}
-    refined = {"of": recipe.refine.of, "by": recipe.refine.by} if source.of == "refine" else None
-    return {
-        "recipe": recipe.name,
-        "dataset": recipe.data.dataset,
-        "version": recipe.data.version,
-        "dictionary": recipe.ontology.name,
-        "of": source.of,
-        "refined": refined,
-        "weights": source.weights,
-        "min_confidence": recipe.labels.min_confidence,
-        "below": recipe.labels.below,
-        "classes": [
-            {"number": one.number, "name": one.name, "colour": hex_colour(one.rgb), "thing": one.thing}
-            for one in classes
-        ],
-        "layouts": layouts,
-        "counts": {
-            "frames": tally.frames,
-            "points": tally.points,
-            "labelled": int(tally.points - tally.by_class[0]),
-            "not_sure_enough": tally.unsure,
-            "by_class": by_class,
-            "by_origin": {
-                name: int(n) for name, n in zip(ORIGINS, tally.by_origin, strict=True) if source.of == "refine"
-            },
-        },
-        "look_first": [{"frame_id": name, "mean_confidence": round(sure, 4)} for sure, name in tally.doubtful],
-        "without_labels": dict(failed),
-        "identity": identity,
-    }
+    return LabelsRecord(
+        recipe=recipe.name,
+        dataset=recipe.data.dataset,
+        version=recipe.data.version,
+        dictionary=recipe.ontology.name,
+        of=source.of,
+        refined=RefinedBy(recipe.refine.of, recipe.refine.by) if source.of == "refine" else None,
+        weights=source.weights,
+        min_confidence=recipe.labels.min_confidence,
+        below=recipe.labels.below,
+        classes=tuple(NamedClass(one.number, one.name, hex_colour(one.rgb), one.thing) for one in classes),
+        layouts=layouts,
+        counts=LabelCounts(
+            frames=tally.frames,
+            points=tally.points,
+            labelled=int(tally.points - tally.by_class[0]),
+            not_sure_enough=tally.unsure,
+            by_class={one.name: int(tally.by_class[one.number]) for one in classes},
+            by_origin={name: int(n) for name, n in zip(ORIGINS, tally.by_origin, strict=True) if source.of == "refine"},
+        ),
+        look_first=tuple(DoubtfulFrame(name, round(sure, 4)) for sure, name in tally.doubtful),
+        without_labels=dict(failed),
+        identity=as_document(identity),
+    )
 
 
 def mean_confidence(sweep: LabelledSweep) -> float:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
+from manifests.records.codec import as_document
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.tables.registry import FRAME_TABLES
@@ -231,11 +232,11 @@ def test_labels_that_are_not_sure_enough_are_none_or_unsure(place: Place, tmp_pa
     found = np.concatenate([np.load(done.folder / frame["npy"]) for frame in frames_of(done.folder)])
     unsure = 17 if below == "unsure" else 0
     np.testing.assert_array_equal(found, np.where((label > 0) & (sure < np.ceil(least * 255)), unsure, label))
-    assert 0 < done.record["counts"]["not_sure_enough"] < np.count_nonzero(label)
-    names = [one["name"] for one in done.record["classes"]]
+    assert 0 < done.record.counts.not_sure_enough < np.count_nonzero(label)
+    names = [one.name for one in done.record.classes]
     assert (names[-1] == "unsure") == (below == "unsure")
     if below == "unsure":
-        values = done.record["layouts"]["kitti"]["values"]
+        values = done.record.layouts["kitti"].values
         assert values["unsure"] == max(values.values()) and len(set(values.values())) == len(values)
 
 
@@ -253,7 +254,7 @@ def test_frames_without_labels_are_named_and_have_no_file(place: Place, tmp_path
     )
     assert done.exit_code == 0, done.output
     written = write_labels(left_out, tmp_path / "out")
-    assert written.record["without_labels"] == {name: "excluded by data.exclude"}
+    assert written.record.without_labels == {name: "excluded by data.exclude"}
     assert name not in {frame["frame_id"] for frame in frames_of(written.folder)}
 
 
@@ -302,7 +303,7 @@ def test_the_record_is_written_anew_where_the_dictionary_has_another_name(place:
     write_labels(place.recipe(), out)
     path.write_text(Path("manifests/ontologies/nuscenes.toml").read_text().replace('"nuscenes"', '"other"', 1))
     written = write_labels(replace(place.recipe(), ontology=load_ontology(str(path))), out)
-    assert not written.kept and written.record == record_of(out) and written.record["dictionary"] == "other"
+    assert not written.kept and as_document(written.record) == record_of(out) and written.record.dictionary == "other"
 
 
 def test_a_folder_that_is_not_ours_is_refused(place: Place, tmp_path: Path) -> None:
