@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 
 from bench.ladder_plan import PLAIN, TABLES, Plan, Step, chosen, read_rungs, steps_of, write_text
-from bench.ladder_results import write_documents
+from bench.ladder_results import TRUST, write_documents
 from manifests.asked import tables_of
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import digest
@@ -339,13 +339,17 @@ class Ladder:
         return f"{', '.join(scores) or 'done'} in {record['wall_s']:.0f} s, {record['cpu_s']:.0f} CPU s"
 
     def scores(self, step: Step) -> dict[str, Any]:
-        """Return the scores of each line of a step, by how it was refined: mIoU and IoU of every class by points."""
+        """Return the scores of each line of a step, by how it was refined: mIoU, IoU by class, worth of confidence."""
         found = {}
         for refine, path in self.plan.score_files(step).items():
             document = json.loads(path.read_text(encoding="utf-8"))
             scores = document["scores_before" if refine == PLAIN and "scores_before" in document else "scores"]
             found[refine] = {
-                part: {"mean_iou": score["mean_iou"], "iou": dict(zip(document["classes"], score["iou"], strict=True))}
+                part: {
+                    "mean_iou": score["mean_iou"],
+                    "iou": dict(zip(document["classes"], score["iou"], strict=True)),
+                    **{name: score[name] for name in TRUST if score.get(name) is not None},
+                }
                 for part, score in scores.items()
             }
         return found

@@ -14,6 +14,9 @@ from manifests.config import ConfigError
 
 BEGIN, END = "<!-- ladder: begin, written by make ladder -->", "<!-- ladder: end -->"
 PARTS = ("all", "seen", "unseen")
+TRUST = {"calibration_error": "calibration error", "augrc": "AUGRC"}
+"""What the confidence of labels is worth, on all points; small is good. Scores of before it was measured have none."""
+
 INTRODUCTION = """# Results
 
 The ladder of quality, measured on the **synthetic city** with a **simulated teacher**: true class maps, spoilt on
@@ -56,13 +59,13 @@ class Gain:
         return f"{self.mean:+.2f} ({self.agree} of {self.seeds})"
 
 
-def by_seed(records: Records, line: Line, part: str) -> dict[int | None, float]:
-    """Return mIoU in percent of a line on a part of the points, by seed; a score of nothing is left out."""
+def by_seed(records: Records, line: Line, part: str, what: str = "mean_iou") -> dict[int | None, float]:
+    """Return mIoU, or one of `TRUST`, in percent of a line on a part of the points, by seed, where it is there."""
     rung = line.name.partition("+")[0]
     found = {}
     for record in records.values():
         if record["rung"] == rung and line.refine in record["scores"]:
-            value = record["scores"][line.refine].get(part, {}).get("mean_iou")
+            value = record["scores"][line.refine].get(part, {}).get(what)
             if value is not None:
                 found[record["seed"]] = 100 * float(value)
     return found
@@ -87,19 +90,22 @@ def table(rungs: Mapping[str, Rung], records: Records) -> str:
     """Return the scores of one preset as a table in Markdown."""
     lines = lines_of(rungs, records)
     numbers = {line.name: number for number, line in enumerate(lines, 1)}
-    rows = ["| | | all points | seen points | unseen points | gain, all points | over | seeds |"]
-    rows.append("|---:|---|---:|---:|---:|---:|---:|---:|")
+    told = [what for what in TRUST if any(by_seed(records, line, "all", what) for line in lines)]
+    trust = "".join(f" {TRUST[what]} |" for what in told)
+    rows = [f"| | | all points | seen points | unseen points | gain, all points | over |{trust} seeds |"]
+    rows.append(f"|---:|---|---:|---:|---:|---:|---:|{'---:|' * len(told)}---:|")
     part = ""
     for line in lines:
         if line.part != part:
             part = line.part
-            rows.append(f"| | **{part}** | | | | | | |")
+            rows.append(f"| | **{part}** | | | | | | |{' |' * len(told)}")
         scores = {name: by_seed(records, line, name) for name in PARTS}
         against = next((one for one in lines if one.name == line.against), None)
         gained = gain(scores["all"], by_seed(records, against, "all")) if against else None
         spreads = [str(Spread.of(list(scores[name].values())) or "–") for name in PARTS]
         seeds = len([seed for seed in scores["all"] if seed is not None])
         cells = [numbers[line.name], line.title, *spreads, gained or "", numbers[line.against] if gained else ""]
+        cells += [str(Spread.of(list(by_seed(records, line, "all", what).values())) or "–") for what in told]
         rows.append("| " + " | ".join(map(str, [*cells, seeds or "none"])) + " |")
     return "\n".join(rows)
 

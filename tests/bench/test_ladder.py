@@ -101,7 +101,8 @@ class Machine:
         elif what == "evaluate":
             task, refine = sections.get("predict", {}).get("of", "distill"), arguments[-1].partition("refine=")[2]
             middle = "-pseudo" if "--of" in arguments else "" if task == "distill" else f"-{task}"
-            scores = {part: {"mean_iou": self.miou, "iou": [self.miou]} for part in ("all", "seen", "unseen")}
+            score = {"mean_iou": self.miou, "iou": [self.miou], "calibration_error": None, "augrc": 0.2}
+            scores = {part: score for part in ("all", "seen", "unseen")}
             document = {"classes": ["car"], "scores": scores}
             if refine not in ("", PLAIN):
                 document["scores_before"] = {part: {"mean_iou": 0.25, "iou": [0.25]} for part in scores}
@@ -240,6 +241,7 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
 
     record = ladder.record(ladder.steps["best_s0"])
     assert record["scores"][PLAIN]["all"]["mean_iou"] == 0.25 and record["scores"]["afi"]["all"]["iou"] == {"car": 0.5}
+    assert record["scores"]["afi"]["all"]["augrc"] == 0.2 and "calibration_error" not in record["scores"]["afi"]["all"]
     assert record["training"]["seconds"] == 3.0 and record["cpu_s"] == 4.5 and record["done"] is True
     assert 'init = "' in record["recipe"]
 
@@ -429,6 +431,16 @@ def test_the_table_names_the_line_that_a_gain_is_over(plan: Plan) -> None:
     assert rows[7].startswith("| 4 | best | 58.67 ± ") and rows[7].endswith("| +2.00 (1 of 2) | 3 | 3 |")
     assert rows[8].startswith("| 5 | best, corrected | 60.00 ±") and rows[8].endswith("| +1.33 (1 of 3) | 4 | 3 |")
     assert len(rows) == 9, "what has no score has no row"
+
+
+def test_what_the_confidence_is_worth_has_columns_where_it_was_measured(plan: Plan) -> None:
+    worth = {"calibration_error": 0.125, "augrc": 0.25}
+    measured = {"all": {"mean_iou": 0.5, **worth}, "seen": {"mean_iou": 0.5}, "unseen": {"mean_iou": None}}
+    rows = table(plan.rungs, RECORDS | {"group": RECORDS["group"] | {"scores": {"none": measured}}}).splitlines()
+    assert rows[0].endswith("| over | calibration error | AUGRC | seeds |") and rows[1].count("|") == 11
+    assert rows[2] == "| | **Labels** | | | | | | | | |"
+    assert rows[3] == "| 1 | as they are | 50.00 | 50.00 | – |  |  | 12.50 | 25.00 | none |"
+    assert rows[4].endswith("| 1 | – | – | none |"), "scored before it was"
 
 
 def test_words_around_the_table_and_other_presets_are_kept(plan: Plan, tmp_path: Path) -> None:
