@@ -73,7 +73,8 @@ def differences(old: Json, new: Json) -> list[str]:
     """Return one line per value that differs, for example `settings.min_points: 2 -> 3`, in sorted order of paths."""
     before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
     lines = []
-    for path in sorted(before.keys() | after.keys()):
+    filled = {path[:at] for path in before.keys() | after.keys() for at, sign in enumerate(path) if sign == "."}
+    for path in sorted((before.keys() | after.keys()) - filled):  # what is empty on one side has its lines by then
         if before.get(path, _ABSENT) != after.get(path, _ABSENT):
             lines.append(f"{path}: {show(before.get(path, _ABSENT))} -> {show(after.get(path, _ABSENT))}")
     return lines

@@ -24,9 +24,11 @@ from tests.advice import ANY, LISTED, ROOT, advised, commands_of, listed, makefi
 CHAIN = "tests/trainer/test_main.py::test_the_whole_chain_runs"
 STORY = "tests/pipeline/test_main.py::test_plan_run_why_verify_and_gc_tell_one_story"
 REPLACED = "tests/pipeline/test_content.py::test_bytes_that_the_index_does_not_know_are_never_kept_and_the_advice_heals"
+UNFIT = "tests/pipeline/test_content.py::test_rows_that_no_stage_makes_are_built_again_by_what_is_advised"
 RUN_BY = {
     "make ANY": STORY,
     "make ANY --fresh": "tests/trainer/test_main.py::test_fresh_and_resume_reach_the_run",
+    "make ANY --again": UNFIT,
     "make ANY predict": CHAIN,
     "make distill predict": CHAIN,
     "make docs": "tests/pipeline/test_main.py::test_the_description_of_the_tables_is_up_to_date",
@@ -35,11 +37,11 @@ RUN_BY = {
     "make index --again": REPLACED,
     "make label": STORY,
     "make pack": STORY,
+    "make pack --again": UNFIT,
     "make pack ANY": STORY,
     "make pack label": STORY,
     "make pairs": STORY,
     "make pictures": "tests/pipeline/test_main.py::test_pictures_show_the_frame",
-    "make points": STORY,
     "make predict": CHAIN,
     "make predict evaluate": CHAIN,
     "make pretrain": CHAIN,

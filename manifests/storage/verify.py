@@ -7,9 +7,10 @@ not, held or being built, its training runs' tables too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import pyarrow.fs as pafs
@@ -215,9 +216,10 @@ def _words(error: StoreError, path: str) -> str:
 # -- healing -----------------------------------------------------------------------------------------------------------
 
 
-def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
+def heal(store: Store, damages: Iterable[Damage], asked: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """Drop what is damaged, and return a sentence for each that says what was done and what makes it again.
 
+    `asked` are the tables that the recipe at hand asks for, fingerprints by stage: a run of it makes no others.
     Refs that name a shard which is dropped name it no longer: who reads them is told what to build. Raises StoreError
     where the store is not marked as ours; a damaged mark is written anew if nothing else than a store lies there.
     """
@@ -227,9 +229,14 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
         marker.mark(store.files)
         done.append(f"{MARKER}: written anew")
     marker.expect(store.files)
-    for damage in found:
+    refs: Mapping[str, Ref] = {}
+    for damage in found:  # refs first: those that are left can be read then
         kind = kind_of(damage.path)
         again = f"make {make_target(damage.stage)} RECIPE=..."
+        if damage.stage and asked.get(damage.stage, damage.fingerprint) != damage.fingerprint:
+            refs = refs or store.refs()
+            names = [name for name, ref in refs.items() if _names(ref, damage)]
+            again = f"a run that asks for it, as {' and '.join(names)} did" if names else "nothing that is known"
         if kind == "ref":
             store.files.delete(damage.path)
             done.append(f"{damage.path}: dropped; what was before it counts, if anything, and the next run goes on")
@@ -249,6 +256,12 @@ def heal(store: Store, damages: Iterable[Damage]) -> list[str]:
             _drop_sidecar(store, damage)
             done.append(f"{damage.path}: dropped; its shard is built again by: {again}")
     return done
+
+
+def _names(ref: Ref, damage: Damage) -> bool:
+    """Return whether a ref names the table of what is damaged."""
+    tables = (*ref.tables.values(), *ref.held)
+    return any((one.stage, one.fingerprint) == (damage.stage, damage.fingerprint) for one in tables)
 
 
 def _drop_sidecar(store: Store, damage: Damage) -> None:

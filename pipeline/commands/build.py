@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from manifests.advice import HEAL
-from manifests.asked import variants
+from manifests.asked import asked, variants
 from manifests.config import find_recipe, local_file
 from manifests.pulse import Bar
 from manifests.recipe import Recipe, load_recipe
@@ -190,7 +190,8 @@ def verify(
         for damage in damages:
             console.print(Text.assemble((damage.path, "red"), f": {damage.what}"), soft_wrap=True)
         if mend:
-            for line in heal(store, damages):
+            wanted = {stage: str(table["fingerprint"]) for stage, table in asked(loaded)["tables"].items()}
+            for line in heal(store, damages, wanted):
                 console.print(line, soft_wrap=True)
         outcome = f"{len(damages)} damaged{' and dropped' if mend and damages else ''}"
         read = f"{len(found.shards)} shards, {found.n_bytes / 1e9:.3f} GB and {found.documents} documents read"

@@ -132,7 +132,7 @@ class Browser:
             if row.frame_id != index.frame_id:
                 raise StoreError(
                     f"row {place.row} of shard {place.shard} is frame {row.frame_id} in table `{kind.table}` and "
-                    f"{index.frame_id} in `index`; run: {self.recipe.make(kind.table)}"
+                    f"{index.frame_id} in `index`; run: {self.recipe.make(kind.table, more=['--again'])}"
                 )
             if isinstance(row, FrameRecord):
                 rows.append(row)

@@ -53,6 +53,7 @@ def test_a_difference_reads_like_a_sentence() -> None:
     new = {"settings": {"policy": "confidence", "min_points": 3, "occluded": True}, "version": 1}
     assert differences(old, new) == ["settings.min_points: 2 -> 3", "settings.occluded: (default) -> true"]
     assert differences(old, old) == []
+    assert differences({"target": {}}, {"target": {"labels": "vote"}}) == ['target.labels: (default) -> "vote"']
 
 
 def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:

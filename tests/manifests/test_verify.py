@@ -191,6 +191,15 @@ def test_who_reads_a_ref_whose_shard_was_dropped_is_told_what_to_build(tmp_path:
     assert store.unreferenced(0) == []
 
 
+def test_what_the_recipe_at_hand_does_not_ask_for_is_said_to_be_built_by_who_does(tmp_path: Path) -> None:
+    """A command that builds nothing of it would be no advice."""
+    store = build(tmp_path / "store")
+    files_of(store)["shard"].write_bytes(b"?")
+    (damage,) = verify(store)
+    (sentence,) = heal(store, [damage], {"target": HELD})
+    assert f"built again by: a run that asks for it, as {NAME} did" in sentence and "make" not in sentence
+
+
 def test_a_manifest_that_says_another_identity_is_damaged_though_its_digest_is_right(tmp_path: Path) -> None:
     store = build(tmp_path / "store")
     path = files_of(store)["manifest"]

@@ -12,19 +12,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from manifests.asked import tables_of
+from manifests.asked import ref_of, tables_of
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.evaluation import Compared
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
-from manifests.tables.arrow import column_digests
+from manifests.tables.arrow import column_digests, to_arrow
+from manifests.tables.sensors import Points
+from manifests.tables.superpoints import Pairs
 from pipeline.engine import planner
 from pipeline.engine.keys import digest_table
 from pipeline.engine.pools import InlinePool
@@ -32,6 +34,7 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.stages.registry import STAGES
 from tests.pipeline.unsteady import halve_segments
+from trainer.data.samples import checked_pairs
 from trainer.data.sources import compare_files
 
 SCENES = {"day": 3, "night": 2}
@@ -421,3 +424,25 @@ def test_whatever_happens_to_files_a_run_leaves_what_a_fresh_build_leaves(
         recipe = recipe_of(*overrides)
         build(recipe)
         assert rows(recipe) == fresh(recipe_of, tmp_path / "fresh", *overrides), f"step {step}: {event}"
+
+
+@pytest.mark.parametrize("targets", [["pairs"], ["points", "pairs", "target"]])
+def test_rows_that_no_stage_makes_are_built_again_by_what_is_advised(
+    recipe_of: Callable[..., Recipe], targets: list[str]
+) -> None:
+    recipe = recipe_of()
+    build(recipe)
+    before, store = rows(recipe), Store.open(recipe.run.store)
+    ref = Runner(recipe).read_ref()
+    assert ref is not None
+    table = ref.tables["pairs"]
+    made = store.every(Pairs, table.fingerprint, table.shards[:1])
+    wrong = [replace(row, point=np.full_like(row.point, -1)) for row in made]
+    shard = store.write("pairs", table.fingerprint, table.shards[0].shard, table.shards[0].key, to_arrow(wrong, Pairs))
+    shards = (shard, *table.shards[1:])
+    store.write_ref(ref_of(recipe), replace(ref, tables={**ref.tables, "pairs": replace(table, shards=shards)}))
+    sweep = store.every(Points, ref.tables["points"].fingerprint, ref.tables["points"].shards[:1])[0]
+    with pytest.raises(ValueError, match=r"`point` holds -1 in row .*run: make pairs RECIPE=... ARGS=--again"):
+        checked_pairs(sweep, wrong[0], None)
+    assert build(recipe, targets).built == [] and rows(recipe) != before, "the shard counts: nothing is built"
+    assert run(recipe, targets, again=targets)[1] == [] and rows(recipe) == before

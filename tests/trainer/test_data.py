@@ -352,7 +352,7 @@ def test_a_frame_that_cannot_be_used_is_named(fleet: Any) -> None:
     two_classes = partial(target_sample, VOXELS, None, ("ignore", "car"))
     batch = BatchDataset(tables_of(fleet, "points", "target"), frames, two_classes, 0)[0, (0,)]
     assert isinstance(batch, StoreError)
-    assert "frame a0: table `target`, column `label`: label 3 in row 0 is none of the 2 classes" in str(batch)
+    assert "frame a0: table `target`, column `label` holds 3 in row 0, which is none of the 2 classes" in str(batch)
 
     fleet.put("points", lambda name: record(Points, frame_id=name))
     pairs = partial(pair_sample, VOXELS, AUGMENT)

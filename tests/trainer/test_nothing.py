@@ -134,6 +134,6 @@ def test_columns_that_do_not_belong_together_are_named(fleet: Any, console: Cons
         train(fleet.recipe(), "distill", console)
     fleet.put("target", lambda name: changed("label", 200)(fleet.target_row(name)))
     with pytest.raises(
-        StoreError, match=r"table `target`, column `label`: label 200 in row 7 is none of the 4 classes"
+        StoreError, match=r"table `target`, column `label` holds 200 in row 7, which is none of the 4 classes"
     ):
         train(fleet.recipe(), "distill", console)

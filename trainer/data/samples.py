@@ -67,32 +67,21 @@ def checked_pairs(sweep: Points, pairs: Pairs, n_prompts: int | None) -> tuple[P
     }  # fmt: skip
     for column, length in lengths.items():
         if length != len(pairs.point):
-            raise ValueError(
-                f"table `pairs`, column `{column}` has {length} rows and `point` {len(pairs.point)}; run: make "
-                "pairs RECIPE=..."
-            )
+            raise unusable("pairs", f"column `{column}` has {length} rows and `point` {len(pairs.point)}")
     if len(pairs.vector) != len(pairs.superpoint_prompt):
-        raise ValueError(
-            f"table `pairs`, column `vector` has {len(pairs.vector)} rows for {len(pairs.superpoint_prompt)} "
-            "superpoints; run: make pairs RECIPE=..."
-        )
+        what = f"column `vector` has {len(pairs.vector)} rows for {len(pairs.superpoint_prompt)} superpoints"
+        raise unusable("pairs", what)
     if not np.isfinite(pairs.vector).all():
-        raise ValueError("table `pairs`, column `vector` holds what is no finite number; run: make pairs RECIPE=...")
+        raise unusable("pairs", "column `vector` holds what is no finite number")
     return sweep, pairs
 
 
 def check_sweep(sweep: Points) -> None:
     """Raise ValueError, with table and column, unless every point has a place and an intensity."""
     if sweep.xyz_m.ndim != 2 or sweep.xyz_m.shape[1] != 3:
-        raise ValueError(
-            f"table `points`, column `xyz_m` has shape {sweep.xyz_m.shape}; expected (n, 3); run: make points "
-            "RECIPE=..."
-        )
+        raise unusable("points", f"column `xyz_m` has shape {sweep.xyz_m.shape}; expected (n, 3)")
     if len(sweep.intensity) != len(sweep.xyz_m):
-        raise ValueError(
-            f"table `points`, column `intensity` has {len(sweep.intensity)} rows for {len(sweep.xyz_m)} points; run: "
-            "make points RECIPE=..."
-        )
+        raise unusable("points", f"column `intensity` has {len(sweep.intensity)} rows for {len(sweep.xyz_m)} points")
 
 
 def check_rows(table: str, column: str, rows: NDArray[Any], n_rows: int | None, of_what: str) -> None:
@@ -104,10 +93,12 @@ def check_rows(table: str, column: str, rows: NDArray[Any], n_rows: int | None, 
     if wrong is not None:
         at = int(np.flatnonzero(rows == wrong)[0])
         expected = f"0 to {n_rows - 1}, one of {n_rows} {of_what}" if n_rows else f"0 or more, one of the {of_what}"
-        raise ValueError(
-            f"table `{table}`, column `{column}` holds {wrong} in row {at}; expected {expected}; run: make {table} "
-            "RECIPE=..."
-        )
+        raise unusable(table, f"column `{column}` holds {wrong} in row {at}; expected {expected}")
+
+
+def unusable(table: str, what: str) -> ValueError:
+    """Return the error for rows that no stage makes; a shard that counts is only built again where that is asked."""
+    return ValueError(f"table `{table}`, {what}; run: make {table} RECIPE=... ARGS=--again")
 
 
 def target_sample(
@@ -125,10 +116,8 @@ def target_sample(
     """
     target = rows[Target]
     if confident and len(target.confidence) != len(target.label):
-        raise ValueError(
-            f"table `target`, column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels; "
-            "run: make target RECIPE=..."
-        )
+        what = f"column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels"
+        raise unusable("target", what)
     confidence = target.confidence if confident else None
     return class_sample(voxels, augmentation, class_names, rows[Points], target.label, rng, confidence)
 
@@ -151,16 +140,10 @@ def class_sample(
     """
     check_sweep(sweep)
     if len(label) != len(sweep.xyz_m):
-        raise ValueError(
-            f"table `{table}`, column `label` has {len(label)} labels for a sweep of {len(sweep.xyz_m)} points; run: "
-            f"make {table} RECIPE=..."
-        )
+        raise unusable(table, f"column `label` has {len(label)} labels for a sweep of {len(sweep.xyz_m)} points")
     if label.max(initial=0) >= len(class_names):
-        raise ValueError(
-            f"table `{table}`, column `label`: label {label.max()} in row {int(label.argmax())} is none of the "
-            f"{len(class_names)} classes; was the table made with another dictionary? run: make {table} "
-            "RECIPE=..."
-        )
+        where = f"column `label` holds {label.max()} in row {int(label.argmax())}"
+        raise unusable(table, f"{where}, which is none of the {len(class_names)} classes")
     there = is_return(sweep.xyz_m)
     if not there.all():
         sweep, label = some_of(sweep, there), label[there]

@@ -107,7 +107,7 @@ class Tables:
                 raise StoreError(
                     f"table `{table.stage}`, shard {frame.shard}, row {frame.row} holds frame {row.frame_id} with "
                     f'status "{status}"; expected {frame.frame_id} with status "{OK}". The tables do not belong '
-                    "together; run: make pack RECIPE=..."
+                    "together; run: make pack RECIPE=... ARGS=--again"
                 )
             rows.append(row)
         return Rows(*rows)
@@ -121,7 +121,9 @@ class Tables:
         for row, frame in enumerate(zip(*states, strict=True)):
             if len({state.frame_id for state in frame}) != 1:
                 names = ", ".join(f"{t.stage}: {s.frame_id}" for t, s in zip(self.tables, frame, strict=True))
-                raise StoreError(f"row {row} of shard {shard} is not one frame ({names}); run: make pack RECIPE=...")
+                raise StoreError(
+                    f"row {row} of shard {shard} is not one frame ({names}); run: make pack RECIPE=... ARGS=--again"
+                )
             yield list(frame)
 
     def used(self, frames: Sequence[FrameRow]) -> dict[str, TableRef]:

@@ -253,7 +253,7 @@ def check_lengths(frame: FrameRow, rows: Rows) -> None:
         n_points["target, column seen"] = len(target.seen)
     if len(set(n_points.values())) > 1:
         raise StoreError(
-            f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack RECIPE=..."
+            f"frame {frame.frame_id} has unequal numbers of points ({n_points}); run: make pack RECIPE=... ARGS=--again"
         )
 
 
