@@ -10,27 +10,24 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from manifests.config import ConfigError, changed_values, default_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
-from manifests.records.table import Built
+from manifests.records.evaluation import Contents
+from manifests.records.table import AskedTable, AskedTables, Built
 from manifests.sections.data import DataConfig
 from manifests.splits import split_content
-from manifests.stages import SPECS, fingerprint, with_needs
+from manifests.stages import SPECS, fingerprint, identity, with_needs
 from manifests.storage.errors import StoreError
 from manifests.storage.names import ref_name, scene_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 
-RECEIVED = "received"
-"""Set in what a ref asks for where its tables were handed on: their data set need not be here."""
-
 MOST_DIFFERENCES = 12  # told in one message
 
 
-def asked(recipe: Recipe) -> dict[str, Any]:
+def asked(recipe: Recipe) -> AskedTables:
     """Return, readable, all that a recipe's tables depend on: which data, and per table its version and settings.
 
     A table that the recipe cannot have (`encode` of a teacher that encodes nothing) is left out.
@@ -46,18 +43,13 @@ def asked(recipe: Recipe) -> dict[str, Any]:
     if recipe.data.split.endswith(".txt"):  # what the file says, not what it is called
         data["split"] = split_content(recipe.data.split)
     tables = {}
-    for name, spec in SPECS.items():
+    for name in SPECS:
         try:
-            tables[name] = {
-                "fingerprint": fingerprint(recipe, name),
-                "version": spec.version,
-                "settings": dict(spec.settings(recipe)),
-                "columns": digest(spec.kind.signature()),
-            }
+            one = identity(recipe, name)
         except ConfigError:
             continue
-    found: dict[str, Any] = plain({"data": {**data, "root": place_of(recipe)}, "tables": tables})
-    return found
+        tables[name] = AskedTable(one.version, plain(one.settings), digest(one.columns), one.fingerprint)
+    return AskedTables(plain({**data, "root": place_of(recipe)}), tables)
 
 
 def place_of(recipe: Recipe) -> str:
@@ -67,7 +59,7 @@ def place_of(recipe: Recipe) -> str:
 
 def tables_key(recipe: Recipe) -> str:
     """Return the digest of what a recipe's tables depend on."""
-    return digest(asked(recipe))
+    return asked(recipe).key
 
 
 def ref_of(recipe: Recipe) -> str:
@@ -83,7 +75,7 @@ def pin(recipe: Recipe, task: str) -> str:
 def ref_with(recipe: Recipe, tables: Mapping[str, TableRef], excluded: Iterable[str] = ()) -> Ref:
     """Return tables as the ref of a recipe as it is now, which `ref_of` names."""
     now = asked(recipe)
-    return Ref(recipe.name, tables, tuple(excluded), key=digest(now), asked=now)
+    return Ref(recipe.name, tables, tuple(excluded), key=now.key, asked=now)
 
 
 def own_ref(store: Store, recipe: Recipe) -> Ref:
@@ -103,7 +95,7 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
     the differences to the nearest and the command that builds it.
     """
     wanted, stages = asked(recipe), list(stages)
-    own = store.read_ref(ref_name(recipe.name, digest(wanted)))
+    own = store.read_ref(ref_name(recipe.name, wanted.key))
     candidates, near = [own] if own else [], []
     if own is None or not own.tables.keys() >= set(stages):
         for name, ref in keyed_refs(store).items():
@@ -112,7 +104,7 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
                 candidates.append(ref)
             elif name.split("/")[0] == recipe.name:
                 near.append(changes)
-    roots = sorted({str(ref.asked["data"]["root"]) for ref in candidates if ref.tables.keys() >= set(stages)})
+    roots = sorted({ref.asked.root for ref in candidates if ref.asked and ref.tables.keys() >= set(stages)})
     if own is None and len(roots) > 1:
         raise StoreError(
             f"store {store.place} has taken in tables of recipe {recipe.name} over several data sets, in "
@@ -182,7 +174,7 @@ def contents_of(tables: Iterable[TableRef], scenes: Collection[str]) -> dict[str
     }
 
 
-def made_anew(then: Mapping[str, Any], tables: Mapping[str, TableRef]) -> list[str]:
+def made_anew(then: Contents, tables: Mapping[str, TableRef]) -> list[str]:
     """Return, readable, which shards are others in these tables than `contents_of` once recorded.
 
     A table that is not among them any more is not one of them.
@@ -199,9 +191,9 @@ def made_anew(then: Mapping[str, Any], tables: Mapping[str, TableRef]) -> list[s
     return found
 
 
-def same_table(ref: Ref, wanted: Mapping[str, Any], name: str) -> bool:
+def same_table(ref: Ref, wanted: AskedTables, name: str) -> bool:
     """Return whether a ref's table is the one that is wanted now."""
-    return bool(ref.asked["tables"].get(name) == wanted["tables"].get(name))
+    return ref.asked is not None and ref.asked.tables.get(name) == wanted.tables.get(name)
 
 
 def keyed_refs(store: Store) -> dict[str, Ref]:
@@ -213,28 +205,29 @@ def variants(store: Store, recipe: Recipe) -> dict[str, list[str]]:
     """Return the refs of a recipe of this name under other settings or before an edit, and how they differ from now."""
     now = asked(recipe)
     others = {name: ref for name, ref in keyed_refs(store).items() if ref.recipe == recipe.name}
-    others.pop(ref_name(recipe.name, digest(now)), None)
-    names = [name for name in now["tables"]]
+    others.pop(ref_name(recipe.name, now.key), None)
+    names = list(now.tables)
     return {name: changes_to(ref.asked, now, names, recipe) for name, ref in others.items()}
 
 
-def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str], recipe: Recipe) -> list[str]:
+def changes_to(before: AskedTables | None, now: AskedTables, stages: Sequence[str], recipe: Recipe) -> list[str]:
     """Return in what tables that were asked for differ from those of the recipe now, as far as `stages` go; readable.
 
     Another data root counts, unless the tables were handed on and the recipe's own root is not on this machine.
     """
-    wanted, defaults = dict(now["data"]), plain(default_values(DataConfig))
+    before = before or AskedTables({}, {})
+    wanted, defaults = now.data, plain(default_values(DataConfig))
     data = {  # earlier versions wrote down what has its default too
-        key: value for key, value in before.get("data", {}).items() if key in wanted or value != defaults.get(key)
+        key: value for key, value in before.data.items() if key in wanted or value != defaults.get(key)
     }
-    if before.get(RECEIVED) and not Path(wanted["root"]).exists():
-        data["root"] = wanted["root"]
+    if before.received and not Path(now.root).exists():
+        data["root"] = now.root
     found = differences({"data": data}, {"data": wanted})
-    then, tables = before.get("tables", {}), now["tables"]
+    then, tables = before.tables, now.tables
     lacking = [name for name in stages if name not in tables]
     if lacking:
         fingerprint(recipe, lacking[0])  # raises: the recipe cannot have it
-    if all(then.get(name, {}).get("fingerprint") == tables[name]["fingerprint"] for name in stages):
+    if all(name in then and then[name].fingerprint == tables[name].fingerprint for name in stages):
         return found
     for name in with_needs(recipe, stages):
         was, will = then.get(name), tables.get(name)
@@ -243,9 +236,5 @@ def changes_to(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequen
         if was is None:
             found.append(f"{name}: there is no such table")
             continue
-        found += differences({name: was["settings"]}, {name: will["settings"]})
-        if was["version"] != will["version"]:
-            found.append(f"{name}: made by version {was['version']} of the stage, which is {will['version']} now")
-        if was["columns"] != will["columns"]:
-            found.append(f"{name}: its columns are others now")
+        found += was.changes(name, will)
     return found or ["the code that made them: a table that they need has another identity now"]

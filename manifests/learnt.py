@@ -68,9 +68,10 @@ def recorded_weights(recipe: Recipe, task: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        weights = (sealed.read_sealed(path).get("result") or {}).get("weights")
+        result = sealed.read_sealed(path).get("result")
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read: {error}; write it again: {recipe.make(task)}") from None
+    weights = result.get("weights") if isinstance(result, Mapping) else None
     return None if weights is None else str(weights)
 
 

@@ -10,20 +10,20 @@ Phrases come from people: the name of a file is made of their letters and digits
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.config import ConfigError
-from manifests.fingerprint import Json, Settings, digest, plain
+from manifests.fingerprint import Json, Settings, digest
+from manifests.records.codec import as_document, as_record
 from manifests.tables.teacher import Text
 
 By = Literal["masks", "tmp"]
@@ -31,6 +31,8 @@ By = Literal["masks", "tmp"]
 
 HEADINGS = ("", "frame", "shard", "margin", "cosine", "points")
 """Of a ranking as a table."""
+
+T = TypeVar("T")
 
 MAX_LETTERS = 200
 _SLUG_LETTERS = 48
@@ -184,23 +186,32 @@ def ranking_path(folder: Path, slug: str, by: By) -> Path:
     return folder / f"{slug}.{by}.json"
 
 
+@dataclass(frozen=True)
+class _QueryRecord:
+    """The file of a query."""
+
+    phrase: str
+    text: str
+    encoder: Settings
+    vector: tuple[float, ...]
+
+
 def write_query(folder: Path, query: Query) -> Path:
     """Write a query and return its path; raises ConfigError where it cannot be written."""
-    document = {"phrase": query.phrase, "text": query.text, "encoder": plain(query.encoder)}
-    return write(folder / f"{query.slug}.json", document | {"vector": query.vector.tolist()})
+    vector = tuple(query.vector.tolist())
+    return write(folder / f"{query.slug}.json", _QueryRecord(query.phrase, query.text, query.encoder, vector))
 
 
 def read_query(path: Path) -> Query:
     """Return the query in a file; raises ConfigError if it cannot be read or is none."""
-    document = read(path, "query")
+    record = read(path, _QueryRecord, "query")
     try:
-        phrase, vector = cleaned(document["phrase"]), np.array(document["vector"], np.float32)
-        fits = vector.ndim == 1 and abs(float(np.linalg.norm(vector)) - 1) < 1e-3
-        if not fits or f"{slug_of(phrase)}.json" != path.name or not isinstance(document["encoder"], dict):
+        phrase, vector = cleaned(record.phrase), np.array(record.vector, np.float32)
+        if abs(float(np.linalg.norm(vector)) - 1) >= 1e-3 or f"{slug_of(phrase)}.json" != path.name:
             raise ValueError
-        return Query(phrase, vector, str(document["text"]), document["encoder"])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except ValueError:
         raise ConfigError(f"{path} is not a query; delete it and ask again") from None
+    return Query(phrase, vector, record.text, record.encoder)
 
 
 def query_files(folder: Path) -> list[Path]:
@@ -210,7 +221,7 @@ def query_files(folder: Path) -> list[Path]:
 
 def write_ranking(folder: Path, query: Query, ranking: Ranking) -> Path:
     """Write a ranking beside its query and return its path; raises ConfigError where it cannot be written."""
-    return write(ranking_path(folder, query.slug, ranking.by), asdict(ranking))
+    return write(ranking_path(folder, query.slug, ranking.by), ranking)
 
 
 def read_ranking(folder: Path, query: Query, by: By) -> Ranking | None:
@@ -221,60 +232,26 @@ def read_ranking(folder: Path, query: Query, by: By) -> Ranking | None:
     path = ranking_path(folder, query.slug, by)
     if not path.is_file():
         return None
-    document = read(path, "ranking")
-    try:
-        frames = tuple(
-            RankedFrame(
-                str(item["frame_id"]),
-                str(item["shard"]),
-                int(item["row"]),
-                finite(item["margin"]),
-                finite(item["cosine"]),
-                int(item["points"]),
-            )
-            for item in document["frames"]
-        )
-        found = Ranking(
-            document["by"],
-            str(document["query"]),
-            str(document["table"]),
-            int(document["n_frames"]),
-            finite(document["low"]),
-            finite(document["high"]),
-            frames,
-        )
-        if found.by != by or by not in get_args(By):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ConfigError(f"{path} is not a ranking; delete it and ask again") from None
+    found = read(path, Ranking, "ranking")
+    if found.by != by:
+        raise ConfigError(f"{path} is not a ranking; delete it and ask again")
     return found if found.query == query.identity else None
 
 
-def finite(value: Any) -> float:
-    """Return a number; raises ValueError if it is not finite."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{number} is not finite")
-    return number
-
-
-def read(path: Path, what: str) -> dict[str, Any]:
-    """Return the JSON object in a file; raises ConfigError if there is none."""
+def read(path: Path, kind: type[T], what: str) -> T:
+    """Return the record in a file; raises ConfigError if there is none of its kind."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
+        return as_record(kind, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path} is not a {what} ({error}); delete it and ask again") from None
-    return document
 
 
-def write(path: Path, document: Mapping[str, Any]) -> Path:
-    """Write JSON that appears whole; raises ConfigError where it cannot be written."""
+def write(path: Path, record: _QueryRecord | Ranking) -> Path:
+    """Write a record as JSON that appears whole; raises ConfigError where it cannot be written."""
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+        scratch.write_text(json.dumps(as_document(record), indent=1, ensure_ascii=False), encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from None

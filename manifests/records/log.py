@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from manifests.fingerprint import Settings
 from manifests.records.codec import Unfit, as_record
 from manifests.records.run import NumbersLine, StartLine
 
@@ -22,7 +23,7 @@ class RunLog:
     damage: str
 
 
-def run_log(lines: Iterable[Mapping[str, object]]) -> RunLog:
+def run_log(lines: Iterable[Settings]) -> RunLog:
     """Return what the lines of a log say; those that are none of their kind are left out and told as damage."""
     starts: list[StartLine] = []
     steps: dict[int, NumbersLine] = {}

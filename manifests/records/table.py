@@ -120,3 +120,47 @@ class Predicted(Computed):
     device: str = ""
     class_names: tuple[str, ...] | None = None
     sources: Compared | None = None
+
+
+@dataclass(frozen=True)
+class AskedTable:
+    """A table that a recipe asks for: its identity, the settings in it, and a digest of its columns.
+
+    Versions up to 0.9 did not write the fingerprint.
+    """
+
+    version: int
+    settings: Settings
+    columns: str
+    fingerprint: str | None = None
+
+    def changes(self, name: str, now: AskedTable) -> list[str]:
+        """Return in what another one differs, as sentences about a table of this name; readable."""
+        found = differences({name: self.settings}, {name: now.settings})
+        if self.version != now.version:
+            found.append(f"{name}: made by version {self.version} of the stage, which is {now.version} now")
+        if self.columns != now.columns:
+            found.append(f"{name}: its columns are others now")
+        return found
+
+
+@dataclass(frozen=True)
+class AskedTables:
+    """All that the tables of a recipe depend on, readable: which data, and every table by name.
+
+    `received` is true where the tables were handed on, so that their data set need not be here.
+    """
+
+    data: Settings
+    tables: Mapping[str, AskedTable]
+    received: bool | None = None
+
+    @property
+    def key(self) -> str:
+        """The digest of it, which names the recipe's ref."""
+        return digest(as_document(self))
+
+    @property
+    def root(self) -> str:
+        """The folder of the data set, as every working folder names it."""
+        return str(self.data["root"])

@@ -28,14 +28,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.advice import HEAL
-from manifests.fingerprint import digest
+from manifests.fingerprint import Settings, digest
 from manifests.records.codec import as_document
-from manifests.shown import shown_values
 from manifests.storage.documents import MOST_JSON_BYTES, advising, expect_list
 from manifests.storage.errors import Malformed, StoreError, unwritable
 from manifests.storage.manifest import Manifest, identity_from
 from manifests.storage.names import MANIFEST, RUNS, checked, checked_hex, ref_path, sidecar_name, table_folder
-from manifests.storage.refs import Ref, TableRef, ref_from
+from manifests.storage.refs import Ref, TableRef, ref_from, shown_asked
 from manifests.storage.shards import ShardFile, shard_from, sidecar_document
 from manifests.storage.store import Store
 from manifests.storage.tar import (
@@ -110,11 +109,11 @@ def pack(  # long: one file is written from its first byte to its last
         (tar_name(path, place), path, size, sha256)
         for place, (path, size, sha256) in enumerate(listed(tables, documents))
     ]
-    about = {
+    about: Settings = {
         "name": name,
         "recipe": ref.recipe,
         "key": ref.key,
-        "asked": shown_values(ref.asked),
+        "asked": shown_asked(ref),
         "excluded": list(ref.excluded),
         "tables": {},
     }
@@ -274,7 +273,7 @@ def with_arrived(ref: Ref, arrived: Sequence[TableRef]) -> Ref:
     return replace(ref, held=(*ref.held, *(table for table in arrived if table not in known)))
 
 
-def contents_from(document: Mapping[str, Any], licence: str, where: str) -> Contents:
+def contents_from(document: Settings, licence: str, where: str) -> Contents:
     """Return what an archive says of its tables; raises StoreError if its ref is none that a recipe has."""
     recipe = checked(str(document.get("recipe")))
     if document.get("format") == 1:
@@ -291,7 +290,7 @@ def contents_from(document: Mapping[str, Any], licence: str, where: str) -> Cont
         raise Malformed(f"{where} has a ref, {name[:80]!r}, that no recipe has")
     if ref.key:
         checked_hex(ref.key)
-    return Contents(name, replace(ref, asked={**ref.asked, "received": True}), licence)
+    return Contents(name, replace(ref, asked=ref.asked and replace(ref.asked, received=True)), licence)
 
 
 def read_archive(file: BinaryIO, where: str) -> tuple[Contents, list[Packed]]:

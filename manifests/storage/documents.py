@@ -14,13 +14,14 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from manifests.advice import HEAL
+from manifests.fingerprint import Json, Settings
 from manifests.storage.errors import Malformed, StoreError
 from manifests.storage.files import Files
 from manifests.storage.remote import whole
@@ -30,7 +31,7 @@ _HEAD = re.compile(rb'\{"digest": "([0-9a-f]{64})",')
 _PLAIN = b"{\n"
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
+def encode(document: Settings) -> bytes:
     """Return a document as the bytes that lie in a store."""
     if not document:
         raise ValueError("an empty document says nothing; a store has none")
@@ -42,7 +43,7 @@ def seal(text: bytes) -> bytes:
     return b'{"digest": "' + hashlib.sha256(text[1:]).hexdigest().encode() + b'",' + text[1:]
 
 
-def decode(content: bytes, where: str) -> dict[str, Any]:
+def decode(content: bytes, where: str) -> dict[str, Json]:
     """Return the document that `encode` made these bytes of; raises Malformed if a single bit of them has changed."""
     head = _HEAD.match(content)
     if head and hashlib.sha256(content[head.end() :]).hexdigest().encode() != head[1]:
@@ -93,14 +94,14 @@ def read_bytes(files: Files, path: str) -> bytes | None:
         raise kind(f"{files.show(path)} cannot be read: {error}") from None
 
 
-def read_json(files: Files, path: str) -> dict[str, Any] | None:
+def read_json(files: Files, path: str) -> dict[str, Json] | None:
     """Return a document, or None if there is none; raises StoreError for one that is damaged or cannot be read."""
     with advising(HEAL):
         content = read_bytes(files, path)
         return None if content is None else decode(content, files.show(path))
 
 
-def put_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
+def put_json(files: Files, path: str, document: Settings) -> None:
     """Write a document, which appears whole or not at all."""
     content = encode(document)
     with files.scratch(path) as (stream, publish):

@@ -22,7 +22,9 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL, command
-from manifests.records.codec import as_document
+from manifests.fingerprint import Json, Settings
+from manifests.records.codec import Unfit, as_document, as_record
+from manifests.records.table import AskedTables
 from manifests.shown import shown_values
 from manifests.storage.documents import advising, encode, expect_list, read_json
 from manifests.storage.errors import Malformed, StoreError
@@ -85,7 +87,7 @@ class Ref:
     held: tuple[TableRef, ...] = ()
     building: tuple[Building, ...] = ()
     key: str = ""
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: AskedTables | None = None
     words: str = field(default="", compare=False)
 
     def make(self, target: str) -> str:
@@ -194,7 +196,7 @@ def _newest(files: Files, name: str) -> _Newest:
     raise StoreError(f"{files.show(path)} is listed, and cannot be found; see that one store lies there, and run again")
 
 
-def _read(files: Files, path: str) -> dict[str, Any] | None:
+def _read(files: Files, path: str) -> dict[str, Json] | None:
     """As `read_json`; without hard links a file can be seen while it is written, so damage is looked at again."""
     for wait_s in (0.01, 0.03, 0.1):
         try:
@@ -213,13 +215,13 @@ def _clear(files: Files, name: str, newest: int) -> None:
             files.delete(ref_path(name, number))
 
 
-def _document(ref: Ref | None) -> dict[str, Any]:
+def _document(ref: Ref | None) -> dict[str, Json]:
     if ref is None:
         return {"deleted": True}
     return {
         "recipe": ref.recipe,
         "key": ref.key,
-        "asked": shown_values(ref.asked),
+        "asked": shown_asked(ref),
         "tables": {stage: _described(table) for stage, table in ref.tables.items()},
         "excluded": list(ref.excluded),
         "held": [_described(table) for table in ref.held],
@@ -227,17 +229,27 @@ def _document(ref: Ref | None) -> dict[str, Any]:
     }
 
 
-def _described(table: TableRef) -> dict[str, Any]:
+def shown_asked(ref: Ref) -> Settings:
+    """Return what a ref asks for as documents hold it, without passwords; empty where it does not say."""
+    asked: Settings = shown_values(as_document(ref.asked)) or {}
+    return asked
+
+
+def _described(table: TableRef) -> Settings:
     """Return a table as a ref holds it: by what its shards were made is in their sidecars."""
     shards = [{key: value for key, value in as_document(shard).items() if key != "origin"} for shard in table.shards]
     return {"stage": table.stage, "fingerprint": table.fingerprint, "shards": shards}
 
 
-def ref_from(document: Mapping[str, Any], where: str) -> Ref:
+def ref_from(document: Settings, where: str) -> Ref:
     """Return the ref that a document describes; raises Malformed if it is malformed or names foreign files."""
-    named, asked = document.get("tables"), document.get("asked", {})
-    if not isinstance(named, dict) or not isinstance(asked, dict):
+    named = document.get("tables")
+    if not isinstance(named, dict):
         raise Malformed(f"{where} is damaged: it is not a ref of this store")
+    try:
+        asked = as_record(AskedTables, document["asked"]) if document.get("asked") else None
+    except Unfit as error:
+        raise Malformed(f"{where} is damaged: it does not say what its recipe asks for: {error}") from None
     return Ref(
         str(document.get("recipe")),
         {stage: table_from(item, where) for stage, item in named.items()},

@@ -15,11 +15,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
+from manifests.fingerprint import Json, Settings
 from manifests.records.codec import Unfit, as_record
 from manifests.storage import documents
 from manifests.storage.errors import Malformed
@@ -73,7 +74,7 @@ def check_file(path: Path) -> bool:
     return True
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+def newest_checkpoint(folder: Path) -> dict[str, Json] | None:
     """Return what the newest checkpoint of a run's epochs says of itself, or None without one.
 
     Raises Damaged if that is not what was written, and OSError.
@@ -127,12 +128,12 @@ def _digest(file: BinaryIO, place: int) -> str:
 # -- JSON documents ----------------------------------------------------------------------------------------------------
 
 
-def sealed_text(document: Mapping[str, Any]) -> bytes:
+def sealed_text(document: Settings) -> bytes:
     """Return a document as the bytes of a file; raises ValueError for numbers that JSON does not have."""
     return documents.seal(json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def parsed(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Json]:
     """Return the document in the bytes of a file; raises Damaged if they are not what was written.
 
     A document without a digest is taken as it is.
@@ -168,7 +169,7 @@ def is_sealed_format(number: Any) -> bool:
     return number is not None and not (type(number) is int and number < SEALED_SINCE)
 
 
-def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, document: Settings) -> None:
     """Write a document, sealed; it is there whole or not at all. Raises OSError, and ValueError like `sealed_text`."""
     write_whole(path, sealed_text(document))
 
@@ -187,7 +188,7 @@ def write_whole(path: Path, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Json]:
     """Return a document; raises Damaged if it is not what was written, and OSError if it cannot be read."""
     return parsed(path.read_bytes())
 
@@ -212,13 +213,13 @@ class Lines:
     """
 
     texts: tuple[str, ...]
-    documents: tuple[dict[str, Any], ...]
+    documents: tuple[dict[str, Json], ...]
     chain: str
     damage: str = ""
     half: bool = False
 
 
-def chained(document: Mapping[str, Any], chain: str) -> tuple[str, str]:
+def chained(document: Settings, chain: str) -> tuple[str, str]:
     """Return a line of a log, sealed, without its end, and the chain after it; raises ValueError like `sealed_text`."""
     text = json.dumps({**document, "chain": NO_CHAIN}, allow_nan=False)
     link = _link(chain, text)
@@ -236,7 +237,7 @@ def read_lines(data: bytes) -> Lines:
     that cannot be read are left out: so they were when a run was killed.
     """
     texts: list[str] = []
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Json]] = []
     chain, damage, unsealed = NO_CHAIN, "", b'"chain"' not in data
     *whole, rest = data.decode("utf-8", errors="surrogateescape").split("\n")
     for number, text in enumerate(whole, start=1):

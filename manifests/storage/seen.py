@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from manifests.fingerprint import digest
+from manifests.records.codec import Unfit, as_document, as_record
 from manifests.storage.documents import decode, put_json, read_bytes
 from manifests.storage.errors import Malformed
 from manifests.storage.names import SEEN, checked, checked_hex
 from manifests.storage.store import Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,24 @@ class SeenFiles:
     files: Mapping[str, SeenFile]
 
 
+@dataclass(frozen=True)
+class _Note:
+    """The first document of a shard; only where `by_file`, the second was written beside it."""
+
+    place: str
+    stats: str
+    content: str
+    by_file: bool = False
+
+
+@dataclass(frozen=True)
+class _FilesNote:
+    """The second document of a shard: how each file looked, and its sha256."""
+
+    place: str
+    files: Mapping[str, tuple[str | None, str | None]]
+
+
 def files_path(stage: str, shard: str, key: str) -> str:
     """Return the path of the note on the single files of a committed shard, relative to the store."""
     return f"{SEEN}/{checked(shard)}.{checked_hex(digest([stage, key]))}.json"
@@ -56,25 +77,17 @@ def read_files(store: Store, stage: str, shard: str, key: str) -> SeenFiles | No
 
     Raises StoreError if the store cannot be read.
     """
-    document = _read(store, files_path(stage, shard, key))
-    try:
-        files = {str(name): SeenFile(*map(_text, seen)) for name, seen in document["files"].items()}
-        return SeenFiles(str(document["place"]), files)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    note = _read(store, files_path(stage, shard, key), _FilesNote)
+    if note is None:
         return None
+    return SeenFiles(note.place, {name: SeenFile(*seen) for name, seen in note.files.items()})
 
 
 def write_files(store: Store, stage: str, shard: str, key: str, seen: SeenFiles) -> None:
     """Note what was seen of the files of a committed shard; the last one to look is right."""
-    files = {name: [file.looks, file.sha256] for name, file in seen.files.items()}
+    note = _FilesNote(seen.place, {name: (file.looks, file.sha256) for name, file in seen.files.items()})
     store.claim()
-    put_json(store.files, files_path(stage, shard, key), {"place": seen.place, "files": files})
-
-
-def _text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(value)
-    return value
+    put_json(store.files, files_path(stage, shard, key), as_document(note))
 
 
 def seen_path(place: str, shard: str, key: str) -> str:
@@ -87,23 +100,21 @@ def read_seen(store: Store, place: str, shard: str, key: str) -> Seen | None:
 
     Raises StoreError if the store cannot be read.
     """
-    match _read(store, seen_path(place, shard, key)):
-        case {"stats": str(stats), "content": str(found), "by_file": True}:  # older ones have no note by file beside
-            return Seen(stats, found)
-    return None
+    note = _read(store, seen_path(place, shard, key), _Note)
+    return Seen(note.stats, note.content) if note and note.by_file else None
 
 
-def _read(store: Store, path: str) -> dict[str, Any]:
-    """Return a note, empty if there is none or it is damaged."""
+def _read(store: Store, path: str, kind: type[T]) -> T | None:
+    """Return a note, None if there is none or it is damaged."""
     content = read_bytes(store.files, path)
     try:
-        return {} if content is None else decode(content, store.files.show(path))
-    except Malformed:
-        return {}
+        return None if content is None else as_record(kind, decode(content, store.files.show(path)))
+    except (Malformed, Unfit):
+        return None
 
 
 def write_seen(store: Store, place: str, shard: str, key: str, seen: Seen) -> None:
     """Note what was seen of a shard's files; the last one to look is right."""
-    document = {"place": place, "stats": seen.stats, "content": seen.content, "by_file": True}
+    note = _Note(place=place, stats=seen.stats, content=seen.content, by_file=True)
     store.claim()
-    put_json(store.files, seen_path(place, shard, key), document)
+    put_json(store.files, seen_path(place, shard, key), as_document(note))

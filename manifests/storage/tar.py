@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from manifests.fingerprint import Json
 from manifests.storage.errors import StoreError
 from manifests.storage.names import is_word
 
@@ -120,7 +121,7 @@ def content_of(file: BinaryIO, start: int, length: int, most: int, where: str) -
     return file.read(length)
 
 
-def parsed(content: bytes, where: str) -> dict[str, Any]:
+def parsed(content: bytes, where: str) -> dict[str, Json]:
     """Return a JSON document; raises StoreError for anything else."""
     try:
         document = json.loads(content)

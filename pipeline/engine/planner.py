@@ -365,7 +365,7 @@ class Planner:
         now = asked(self.recipe)
         tables: dict[str, TableRef] = {}
         for ref in keyed_refs(self.store).values():
-            if ref.asked.get("data") == now["data"]:
+            if ref.asked and ref.asked.data == now.data:
                 same = {name: table for name, table in ref.tables.items() if self._is_of(name, table.fingerprint)}
                 tables = {**same, **tables}
         return ref_with(self.recipe, tables)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from manifests.fingerprint import digest
 from manifests.records.codec import as_document
+from manifests.records.table import AskedTable, AskedTables
 from manifests.storage import archive
 from manifests.storage.archive import pack, unpack
 from manifests.storage.errors import StoreError
@@ -93,14 +94,14 @@ def test_tables_travel_from_a_bucket_and_into_one(packed: Path, tmp_path: Path, 
 
 def test_a_ref_travels_with_its_key_and_what_was_asked(tmp_path: Path) -> None:
     store, name = made(tmp_path / "from", "scene-1"), "street/0a1b2c3d4e5f"
-    asked = {"run": {"store": "s3://K:CANARY@b"}, "group": {"min_points": 3}}
+    asked = AskedTables({"root": "s3://K:CANARY@b"}, {"group": AskedTable(1, {"min_points": 3}, KEY, KEY)})
     tables = store.expect_ref("recipe").tables
     store.write_ref(name, Ref("street", tables, ("a",), key="0a1b2c3d4e5f", asked=asked))
     pack(store, name, ["target"], "x", tmp_path / "tables.tar")
     done = unpack(tmp_path / "tables.tar", there := Store.open(tmp_path / "to"))
     ref = there.expect_ref(name)
     assert done.ref == name and (ref.key, ref.excluded, ref.building) == ("0a1b2c3d4e5f", ("a",), ())
-    assert ref.asked == {"run": {"store": "s3://b"}, "group": {"min_points": 3}, "received": True}
+    assert ref.asked == replace(asked, data={"root": "s3://b"}, received=True)
     assert b"CANARY" not in (tmp_path / "tables.tar").read_bytes()
 
 

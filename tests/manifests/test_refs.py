@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.records.table import AskedTable, AskedTables
 from manifests.storage import conditional, refs
 from manifests.storage.documents import encode
 from manifests.storage.errors import StoreError
@@ -27,7 +28,8 @@ from tests.manifests.s3_server import Line, Server, line_to, uri_of
 
 KEY = "00aa11bb22cc"
 NAME = ref_name("street", KEY)
-EMPTY = Ref("street", {}, key=KEY, asked={"group": {"min_points": 2}})
+ASKED = AskedTables({"root": "."}, {"group": AskedTable(1, {"min_points": 2}, KEY, KEY)})
+EMPTY = Ref("street", {}, key=KEY, asked=ASKED)
 
 
 @pytest.fixture

@@ -221,8 +221,8 @@ def test_the_tenth_round_comes_after_the_ninth() -> None:
 
 def test_a_recipe_without_corrections_is_asked_for_as_before(place: Place, tmp_path: Path) -> None:
     plain, corrected = place.recipe(), place.recipe(f"data.corrections={tmp_path}")
-    assert "mend" not in asked(plain)["tables"] and "corrections" not in asked(plain)["data"]
-    assert asked(corrected)["data"]["corrections"] == str(tmp_path)
+    assert "mend" not in asked(plain).tables and "corrections" not in asked(plain).data
+    assert asked(corrected).data["corrections"] == str(tmp_path)
     assert fingerprint(plain, "target") != fingerprint(corrected, "target")
     assert fingerprint(plain, "group") == fingerprint(corrected, "group")
 

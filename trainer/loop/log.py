@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from manifests.fingerprint import Settings
 from manifests.pulse import Bar
 from manifests.records.codec import as_document
 from manifests.records.run import NumbersLine, StartLine
@@ -135,7 +135,7 @@ def go_on(path: Path, step: int, epoch: int, tell: Callable[[str], None]) -> str
     return chain
 
 
-def is_done(line: Mapping[str, Any], step: int, epoch: int) -> bool:
+def is_done(line: Settings, step: int, epoch: int) -> bool:
     """Return whether a line is a start, or of what had been done after this step and this epoch."""
     if line.get("event") not in ("step", "epoch"):
         return True

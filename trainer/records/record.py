@@ -83,7 +83,7 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def ancestor(path: Path, document: Mapping[str, object]) -> Ancestor:
+def ancestor(path: Path, document: Settings) -> Ancestor:
     """Return what is known of a checkpoint that a run starts from: of its `document`, in which what it started from
     itself is described alike.
     """
