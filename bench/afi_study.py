@@ -218,7 +218,8 @@ ERRORS: dict[str, Spoil] = {
 
 UNSEEN = "two 45 deg wedges unseen"
 REFERENCE = FlatInteractionConfig.parity()
-DEFAULT = FlatInteractionConfig()
+DEFAULT = FlatInteractionConfig(fill_reach_m=0.0, fill_certainty=0.0, fill_agreement=0.0)
+"""The default but for one thing: gaps are filled however far evidence is, as their filling is judged."""
 BASE = replace(DEFAULT, margin=0.1, island_points=0)
 UNGATED = replace(BASE, gated=False)
 HALF_SAMPLES = (1365, 455, 151, 50)

@@ -36,7 +36,7 @@ PREDICT_VERSION = 1
 SIMILARITY_VERSION = 1
 """Raised when the code changes what a similarity is."""
 
-REFINE_VERSION = 1
+REFINE_VERSION = 2
 """Raised when the code changes what a refined label is."""
 
 ORIGINS = ("none", "camera", "neighbour", "flat interaction", "student")

@@ -238,7 +238,7 @@ SPECS: dict[str, TableSpec] = {
         ),
         TableSpec(
             kind=Correct,
-            version=4,
+            version=5,
             needs=lambda recipe: (Need(Points), Need(corrected_table(recipe))),
             settings=lambda recipe: {
                 **changed_values(recipe.correct),

@@ -37,8 +37,11 @@ class FlatInteractionConfig:
     not stand apart: the farthest of the latter is at most `max_isolation` times as far away as it is, in the median,
     for these themselves (0.0: no such test). `gated` false replaces every label.
 
-    Gaps: a point without a label gets the winner wherever there is evidence; but where less than `fill_share` of a
-    surface leads to it, the label of the nearest point that has one (0.0: never).
+    Gaps: a point without a label gets the winner where there is evidence; but where less than `fill_share` of a surface
+    leads to it, the label of the nearest point that has one (0.0: never). It stays without one where evidence does not
+    reach: unless a point that has a label lies within `fill_reach_m` (0.0: however far it is), the label has at least
+    the share `fill_certainty` of the evidence handed to the point (0.0: no such test), and at least the share
+    `fill_agreement` of the `fill_neighbours` nearest points that have a label bear it (0.0: no such test).
 
     Islands, where the gate is in force: wrong labels come in patches, which agree with themselves. Points that bear one
     label and hang together by their `island_links` nearest neighbours, 2 to `island_points` of them, take the class of
@@ -79,6 +82,10 @@ class FlatInteractionConfig:
     agreement: float = 0.6
     max_isolation: float = 1.5
     fill_share: float = 0.2
+    fill_reach_m: float = 1.5
+    fill_certainty: float = 0.5
+    fill_neighbours: int = 10
+    fill_agreement: float = 0.6
     island_points: int = 300
     island_links: int = 8
     island_shore: int = 20
@@ -111,14 +118,21 @@ class FlatInteractionConfig:
             raise ValueError(f'ring is "{self.ring}"; choose "off", "contradicted" or "all"')
         counts = (
             *(self.neighbours, self.decoder_neighbours, self.support_neighbours, self.agreement_neighbours),
-            *(self.island_links, self.island_shore),
+            *(self.island_links, self.island_shore, self.fill_neighbours),
         )
         if min(counts) < 1 or self.directions < 2:
             raise ValueError("every number of neighbours must be at least 1, and directions at least 2")
-        if not 0 < self.collinear_cos < 1 or min(self.margin, self.max_isolation, self.fill_share) < 0:
-            raise ValueError("0 < collinear_cos < 1, margin >= 0, max_isolation >= 0 and fill_share >= 0 are required")
-        if not all(0 <= share <= 1 for share in (self.max_support, self.agreement, self.island_purity)):
-            raise ValueError("max_support, agreement and island_purity are shares; give 0 to 1")
+        least = min(self.margin, self.max_isolation, self.fill_share, self.fill_reach_m)
+        if not 0 < self.collinear_cos < 1 or least < 0:
+            raise ValueError(
+                "0 < collinear_cos < 1, margin >= 0, max_isolation >= 0, fill_share >= 0 and fill_reach_m >= 0 are "
+                "required"
+            )
+        shares = (self.max_support, self.agreement, self.island_purity, self.fill_certainty, self.fill_agreement)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError(
+                "max_support, agreement, island_purity, fill_certainty and fill_agreement are shares: 0 to 1"
+            )
         if min(self.island_points, self.island_gap_deg, self.island_flatness) < 0:
             raise ValueError("island_points, island_gap_deg and island_flatness must be 0 or more")
 
@@ -134,6 +148,9 @@ class FlatInteractionConfig:
             residual=(0.01, 0.3, 0.01, 0.01),
             gated=False,
             fill_share=0.0,
+            fill_reach_m=0.0,
+            fill_certainty=0.0,
+            fill_agreement=0.0,
             ring="all",
             standing_radius_m=0.0,
         )

@@ -110,6 +110,31 @@ def reached(xyz_m: Floats, coarse: Level, config: FlatInteractionConfig) -> Floa
     return total
 
 
+def borne_out(
+    xyz_m: Floats,
+    label: npt.NDArray[np.uint8],
+    winner: Ints,
+    score: Floats,
+    gap: Ints,
+    config: FlatInteractionConfig,
+) -> npt.NDArray[np.bool_]:
+    """Return for each of some points without a label whether evidence reaches so far that it may get one, (g,).
+
+    That is: a point with a label is near, enough of the evidence handed to it speaks for the winner, and so do the
+    nearest points that have a label. `label` (n,) are those that give evidence, `score` (n, c) is what was handed on.
+    """
+    known = np.flatnonzero(label)
+    fine = score[gap, winner[gap]] >= config.fill_certainty
+    if not (config.fill_reach_m or config.fill_agreement) or not len(known):
+        return np.asarray(fine)
+    k = min(config.fill_neighbours, len(known))
+    limit_m = config.fill_reach_m or np.inf
+    away_m, near = (found.reshape(-1, k) for found in cKDTree(xyz_m[known]).query(xyz_m[gap[fine]], k))
+    same = label[known[near]] == winner[gap[fine], None]
+    fine[fine] = (away_m[:, 0] <= limit_m) & (same.sum(axis=1) >= config.fill_agreement * k)
+    return np.asarray(fine)
+
+
 def ego_ring(
     xyz_m: Floats, config: FlatInteractionConfig, ground_classes: tuple[int, ...], sensor_height_m: float | None
 ) -> tuple[Ints, tuple[str, ...]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from superpixels.flat_config import DEFAULTS, FlatInteractionConfig, Floats, Ints
-from superpixels.flat_gate import ego_ring, reached, replaceable, without_islands
+from superpixels.flat_gate import borne_out, ego_ring, reached, replaceable, without_islands
 from superpixels.flat_levels import decode, encode
 from superpixels.returns import is_return
 from superpixels.unfit import Unfit
@@ -170,6 +170,8 @@ def refine_in_order(
         loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
         known = np.flatnonzero(source)
         winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
+    gap = np.setdiff1d(np.flatnonzero((old == 0) & (winner != 0)), ring, assume_unique=True)
+    winner[gap[~borne_out(xyz_m, source, winner, score, gap, config)]] = 0
     if config.gated and config.island_points:
         drained = without_islands(xyz_m, winner, tree, config)
         drained[ring] = np.where(np.isin(drained[ring], ground_classes), drained[ring], winner[ring])

@@ -63,6 +63,7 @@ STAGE = Stage(
     index_columns=("n_points", "ego_from_lidar"),
     count=lambda row: {
         "points": len(row.label),
+        "labelled_points": int(np.count_nonzero(row.label)),
         "changed_points": int(row.changed.sum()),
         "frames_without_ego_ring": int(row.note is not None),
     },

@@ -14,13 +14,14 @@ from scipy.spatial import cKDTree
 from bench.afi import street
 from manifests.config import changed_values, parse_section
 from superpixels.flat_config import FlatInteractionConfig
-from superpixels.flat_gate import ego_ring, replaceable
+from superpixels.flat_gate import borne_out, ego_ring, replaceable
 from superpixels.flat_interaction import Refined, in_piles, order_of_content, refine
 from superpixels.flat_levels import Level, decode, encode, pool
 from superpixels.ground import plane_inliers, ring_candidates
 
 PARITY = FlatInteractionConfig.parity()
 DEFAULT = FlatInteractionConfig()
+ANYWHERE = FlatInteractionConfig(fill_reach_m=0.0, fill_certainty=0.0, fill_agreement=0.0)
 NUSCENES: dict[str, Any] = {"n_classes": 16, "ground_classes": (11, 12, 13, 14), "sensor_height_m": 1.84}
 GOLDEN = ("afi_0", "afi_1", "afi_2", "afi_n1000", "real_nuscenes/afi_real0", "real_nuscenes/afi_real1")
 
@@ -205,7 +206,7 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], sentence: str
 # what it does to labels
 
 
-@pytest.mark.parametrize("config", [PARITY, DEFAULT])
+@pytest.mark.parametrize("config", [PARITY, ANYWHERE])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
 def test_one_label_in_gives_that_label_out_wherever_there_is_evidence(
     config: FlatInteractionConfig, share: float
@@ -277,7 +278,7 @@ def test_a_floor_and_a_wall_keep_their_labels(config: FlatInteractionConfig) -> 
     assert (found.labels == labels)[:2500].mean() >= 0.99 and (found.labels == labels)[2500:].mean() >= 0.99
 
 
-@pytest.mark.parametrize("config", [PARITY, DEFAULT])
+@pytest.mark.parametrize("config", [PARITY, ANYWHERE])
 def test_a_floor_is_continued_to_the_wall_better_than_by_the_nearest_label(config: FlatInteractionConfig) -> None:
     xyz_m, labels = corner()
     strip = (labels == 1) & (xyz_m[:, 0] < 2.0)
@@ -312,12 +313,53 @@ def test_correct_labels_lose_little(config: FlatInteractionConfig, points: float
     assert 100 * refine(xyz_m, truth, config, **NUSCENES).changed.mean() <= points
 
 
-def test_every_point_without_a_label_gets_one_where_others_have_labels() -> None:
+def test_every_point_without_a_label_gets_one_where_evidence_may_come_from_anywhere() -> None:
     xyz_m, truth = street(0)
     hidden = np.abs(np.arctan2(xyz_m[:, 1], xyz_m[:, 0])) < 0.3
-    found = refine(xyz_m, np.where(hidden, 0, truth), **NUSCENES)
+    found = refine(xyz_m, np.where(hidden, 0, truth), ANYWHERE, **NUSCENES)
     assert found.labels.all() and found.changed[hidden].all()
     assert (found.labels == truth)[hidden].mean() > 0.7
+
+
+def test_what_a_camera_to_the_front_never_saw_stays_without_a_label_but_at_its_rim() -> None:
+    xyz_m, truth = street(0)
+    seen = np.abs(np.arctan2(xyz_m[:, 1], xyz_m[:, 0])) < 0.7
+    labels = np.where(seen, truth, 0)
+    found, everywhere = (refine(xyz_m, labels, config, n_classes=16) for config in (DEFAULT, ANYWHERE))
+    away_m = cKDTree(xyz_m[seen]).query(xyz_m[~seen])[0]
+    filled = found.labels[~seen] > 0
+    assert 0 < filled.mean() < 0.2 and away_m[filled].max() <= 1.5 and (everywhere.labels[~seen] > 0).mean() > 0.8
+    assert not found.score[~seen][~filled].any() and not found.changed[~seen][~filled].any()
+    right = found.labels[~seen] == truth[~seen]
+    assert right[filled].mean() > 0.9 > (everywhere.labels == truth)[~seen].mean()
+    np.testing.assert_array_equal(found.labels[seen], everywhere.labels[seen])
+
+
+@pytest.mark.parametrize(
+    ("settings", "filled"),
+    [
+        ({}, [1, 2]),
+        ({"fill_reach_m": 0.9}, [1]),
+        ({"fill_certainty": 0.0}, [1, 2, 3]),
+        ({"fill_agreement": 0.0, "fill_neighbours": 1}, [1, 2, 4]),
+        ({"fill_reach_m": 0.0, "fill_agreement": 0.0}, [1, 2, 4, 5]),
+    ],
+)
+def test_a_gap_is_filled_where_a_label_is_near_evidence_is_clear_and_neighbours_bear_it(
+    settings: dict[str, float], filled: list[int]
+) -> None:
+    """Point 0 has a label; 1 and 2 are 0.5 and 1 m off, and each of the others lacks one thing."""
+    x = np.array([0.0, 0.5, 1.0, -0.5, 40.0, 80.0])
+    known = np.concatenate([np.zeros(20), np.full(20, 40.5)])  # twenty of class 1 about 0, twenty of class 2 by point 4
+    xyz_m = np.zeros((46, 3), np.float32)
+    xyz_m[:6, 0], xyz_m[6:, 0], xyz_m[6:, 1] = x, known, np.tile(np.linspace(-0.1, 0.1, 20), 2)
+    label = np.concatenate([[1, 0, 0, 0, 0, 0], np.repeat([1, 2], 20)]).astype(np.uint8)
+    score = np.zeros((46, 3), np.float32)
+    score[:, 1] = [1, 0.9, 0.8, 0.4, 0.9, 0.9, *np.ones(40)]
+    gap = np.arange(1, 6)
+    config = FlatInteractionConfig(**settings)  # type: ignore[arg-type]
+    kept = borne_out(xyz_m, label, np.ones(46, np.int64), score, gap, config)
+    assert gap[kept].tolist() == filled
 
 
 def test_the_gate_keeps_a_label_that_its_neighbours_share_and_drops_one_that_none_does() -> None:
@@ -375,9 +417,9 @@ def test_a_label_is_given_up_where_few_share_it_most_near_ones_do_not_and_the_po
 def test_a_point_to_which_no_surface_leads_takes_the_nearest_label() -> None:
     xyz_m = np.concatenate([sheet(), np.float32([[3, 7, 4]])])
     labels = np.where(np.arange(2501) == 2500, 0, np.where(xyz_m[:, 0] < 4, 1, 2))
-    assert refine(xyz_m, labels).labels[2500] == 1
+    assert refine(xyz_m, labels, ANYWHERE).labels[2500] == 1
     nearest_away = np.where(labels == 1, 3, labels)
-    assert refine(xyz_m, nearest_away).labels[2500] == 3
+    assert refine(xyz_m, nearest_away, ANYWHERE).labels[2500] == 3
 
 
 def test_the_foot_of_a_thing_in_the_ring_keeps_its_label_and_bare_ground_does_not() -> None:
