@@ -247,7 +247,8 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
     """
     left, settings = steps_left(recipe, of, by), recipe.refine
     found: dict[str, Json] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
-    if "vote" in left and (voting := changed_values(recipe.vote)):
+    voting = {key: value for key, value in changed_values(recipe.vote).items() if key != "names"}  # of stage `vote`
+    if "vote" in left and voting:
         found["vote"] = voting
     if "afi" in left:
         if correcting := changed_values(recipe.correct):

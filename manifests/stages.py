@@ -15,7 +15,7 @@ from manifests.fingerprint import Json, Settings
 from manifests.recipe import Recipe
 from manifests.records.table import Identity
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
-from manifests.tables.base import EVERY_ROW, Record
+from manifests.tables.base import EVERY_ROW, FrameRecord, Record
 from manifests.tables.labels import Correct, Label, Mend, Target, Vote
 from manifests.tables.sensors import Coordinates, Index, PixelOfPair, PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
@@ -163,8 +163,19 @@ def segment_settings(recipe: Recipe) -> Settings:
 
 
 def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
-    """Return the tables that are read of a frame and of those around it."""
-    return tuple(Need(kind, "window", recipe.vote.reach) for kind in (Coordinates, PointOfPair, NamedPoints))
+    """Return the tables that are read of a frame and of those around it.
+
+    Raises ConfigError where points are to have several names and the recipe asks for no scores of pixels.
+    """
+    kinds: tuple[type[FrameRecord], ...] = (Coordinates, PointOfPair, NamedPoints)
+    if recipe.vote.names > 1:
+        if recipe.group.scores != "pixel":
+            raise ConfigError(
+                f"vote.names is {recipe.vote.names}, which takes what else a pixel may show from table `score`; set "
+                'group.scores = "pixel", or vote.names = 1'
+            )
+        kinds += (Score,)
+    return tuple(Need(kind, "window", recipe.vote.reach) for kind in kinds)
 
 
 def corrected_table(recipe: Recipe) -> type[Group] | type[Vote]:
@@ -219,7 +230,15 @@ SPECS: dict[str, TableSpec] = {
         TableSpec(Text, 1, no_needs, text_settings, alone=True),
         TableSpec(Encode, 5, no_needs, lambda recipe: teacher_settings(recipe, "encode")),
         TableSpec(Segment, 1, segment_needs, segment_settings),
-        TableSpec(Score, 1, score_needs, lambda recipe: {"teacher": recipe.teacher.name}),
+        TableSpec(
+            kind=Score,
+            version=2,
+            needs=score_needs,
+            settings=lambda recipe: {
+                "teacher": recipe.teacher.name,
+                "classes": recipe.ontology.class_of_prompt.tolist(),
+            },
+        ),
         TableSpec(
             kind=Group,
             version=1,

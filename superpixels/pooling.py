@@ -128,3 +128,21 @@ def strip_argmax(
         best[rows] = winner
         score[rows] = np.take_along_axis(strip, winner[..., None], axis=2)[..., 0]
     return best, score
+
+
+def at_pixels(
+    scores: npt.NDArray[np.floating[Any]],
+    row_px: npt.NDArray[np.integer[Any]],
+    col_px: npt.NDArray[np.integer[Any]],
+    height_px: int,
+    width_px: int,
+) -> npt.NDArray[np.float32]:
+    """Return scores (T, h, w), upsampled bilinearly to (T, H, W), at some pixels, (p, T); see `strip_argmax`."""
+    _, grid_h, grid_w = scores.shape
+    by_cell = scores.transpose(1, 2, 0).astype(np.float32)
+    left, right, across = (taps[col_px] for taps in bilinear_taps(width_px, grid_w))
+    above, below, down = (taps[row_px] for taps in bilinear_taps(height_px, grid_h))
+    across, down = across.astype(np.float32)[:, None], down.astype(np.float32)[:, None]
+    upper = by_cell[above, left] * (1 - across) + by_cell[above, right] * across
+    lower = by_cell[below, left] * (1 - across) + by_cell[below, right] * across
+    return np.asarray(upper * (1 - down) + lower * down)

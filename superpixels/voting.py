@@ -37,6 +37,9 @@ class VotingConfig:
         A vote counts half if the point was that far from its sensor, or that long ago or ahead.
     ``disputed``
         Weight of a point that two cameras name differently, 0..1.
+    ``names``
+        Classes among which a point divides its vote, 1 to 3, by how likely they are in its pixel: pseudo-labels of
+        teachers that tell, with scores of pixels. Predictions have three always.
     ``own``
         How much more what a point says itself counts than one vote of its surroundings.
     ``azimuth_deg``, ``elevation_deg``, ``through_m``
@@ -57,8 +60,11 @@ class VotingConfig:
     elevation_deg: float = 1.5
     through_m: float = 0.5
     prior: float = 0.5
+    names: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.names <= 3:
+            raise ValueError(f"names is {self.names}; expected 1 to 3 classes a point")
         if not 0 <= self.reach <= 64:
             raise ValueError(f"reach is {self.reach}; expected 0..64 sweeps")
         for name in ("voxel_m", "voxel_height_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg"):

@@ -68,6 +68,15 @@ class Score(FrameRecord, table="score"):
             shape=("n_pairs",),
         ),
     ]
+    runner_up: Annotated[
+        UInt8,
+        About(
+            "the two classes that are likeliest at the pixel beside that of its name, the likelier first, 0 none: of "
+            "teachers that tell",
+            shape=("n_pairs", 2),
+        ),
+    ]
+    runner_up_score: Annotated[UInt8, About("how likely they are", "1/255", shape=("n_pairs", 2))]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

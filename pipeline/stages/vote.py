@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
+from manifests.tables.base import UInt8
 from manifests.tables.labels import Vote
 from manifests.tables.sensors import Coordinates, PointOfPair
 from manifests.tables.superpoints import NamedPoints
+from manifests.tables.teacher import Score
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.group import agreement
@@ -41,8 +44,33 @@ def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
     group = one.rows[NamedPoints]
     shared, agreed = agreement(one.rows[PointOfPair], group, recipe.ontology)
     disputed = np.where(shared & ~agreed, recipe.vote.disputed, 1.0)
-    weight = group.confidence / 255 * disputed
-    return Ballot.cast(one.rows[Coordinates].xyz_m, group.label, weight, one.frame, here.frame)
+    label, sure = group.label, group.confidence
+    if recipe.vote.names > 1:
+        label, sure = several_names(one.rows[PointOfPair], group, one.rows[Score], recipe.ontology, recipe.vote.names)
+        disputed = disputed[:, None]
+    return Ballot.cast(one.rows[Coordinates].xyz_m, label, sure / 255 * disputed, one.frame, here.frame)
+
+
+def several_names(
+    project: PointOfPair, group: NamedPoints, score: Score, ontology: Ontology, names: int
+) -> tuple[UInt8, UInt8]:
+    """Return the likeliest classes of every point and how sure the teacher is of each in 1/255, both (n, names).
+
+    The first is the pseudo-label. The others are those of the pixel that is surest of it; a point without a
+    pseudo-label has none.
+    """
+    label, sure = (np.zeros((len(group.label), names), np.uint8) for _ in range(2))
+    label[:, 0], sure[:, 0] = group.label, group.confidence
+    point = project.point[group.pair]
+    named = ontology.class_of_prompt[group.superpoint_prompt][group.pair_superpoint]
+    speaks = np.flatnonzero((named == group.label[point]) & (named > 0))
+    order = speaks[
+        np.argsort(score.score[group.pair[speaks]], kind="stable")
+    ]  # of several writes the last, surest, stays
+    for rank in range(names - 1):
+        label[point[order], 1 + rank] = score.runner_up[group.pair[order], rank]
+        sure[point[order], 1 + rank] = score.runner_up_score[group.pair[order], rank]
+    return label, sure
 
 
 STAGE = Stage(

@@ -103,6 +103,26 @@ class PixelTeacher(Teacher, Protocol):
         ...
 
 
+@runtime_checkable
+class RankingTeacher(PixelTeacher, Protocol):
+    """A teacher that can tell of every pixel how likely each class is."""
+
+    def class_grids(
+        self,
+        frame: Frame,
+        encoding: Mapping[str, NDArray[Any]],
+        text: NDArray[Any],
+        views: Sequence[Segments],
+        class_of_prompt: NDArray[Any],
+    ) -> list[NDArray[Any]]:
+        """Return how likely the classes of the dictionary are in each view, 0..1, (classes, h, w), in camera order.
+
+        The grid may be any: its cells are mixed bilinearly for pixels. `class_of_prompt` (p,) has the class of every
+        prompt. Raises FrameError.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TeacherKind:
     """How a worker loads a teacher for stage "text", "encode" or "segment"; its section tells the rest.

@@ -213,6 +213,19 @@ class Onnx:
         grids = (self.probabilities(one, parts_of(one, encoding, PARTS)) for one in frame.cameras)
         return [strip_argmax(grid, view.height_px, view.width_px)[1] for grid, view in zip(grids, views, strict=True)]
 
+    def class_grids(
+        self,
+        frame: Frame,
+        encoding: Mapping[str, npt.NDArray[Any]],
+        text: npt.NDArray[Any],
+        views: Sequence[Segments],
+        class_of_prompt: npt.NDArray[Any],
+    ) -> list[npt.NDArray[Any]]:
+        """Return the probabilities of the dictionary's classes in each view, (classes, h, w); see RankingTeacher."""
+        grids = (self.probabilities(one, parts_of(one, encoding, PARTS)) for one in frame.cameras)
+        first = [rows[0] if rows else -1 for rows in self.prompts]
+        return [summed_by_class(grid, first, class_of_prompt) for grid in grids]
+
     def probabilities(self, camera: Camera, parts: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """Return the probabilities of a view's cells, (c, h, w), 0 for unused classes; raises FrameError."""
         try:
@@ -233,6 +246,20 @@ class Onnx:
                 mean = text[list(prompts)].astype(np.float32).mean(axis=0)
                 found[row] = mean / max(float(np.linalg.norm(mean)), 1e-9)
         return found
+
+
+def summed_by_class(
+    probability: npt.NDArray[np.floating[Any]], prompt: Sequence[int], class_of_prompt: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    """Return the probabilities of classes (classes, h, w) from those of what prompts stand for, (m, h, w).
+
+    `prompt` names each of them, -1 for one that has no name.
+    """
+    found = np.zeros((int(class_of_prompt.max()) + 1, *probability.shape[1:]), np.float32)
+    for one, grid in zip(prompt, probability, strict=True):
+        if one >= 0:
+            found[class_of_prompt[one]] += grid
+    return found
 
 
 def resampled(image: npt.NDArray[np.uint8], size_px: tuple[int, int], how: str) -> npt.NDArray[np.uint8]:

@@ -12,11 +12,16 @@ from manifests.ontology import parse_ontology
 from manifests.recipe import load_recipe
 from manifests.sections.tables import GroupConfig
 from manifests.stages import fingerprint, with_needs
-from manifests.tables.sensors import PixelOfPair, Project
+from manifests.tables.sensors import PixelOfPair, PointOfPair, Project
+from manifests.tables.superpoints import NamedPoints
+from manifests.tables.teacher import Score
 from pipeline.frame import Camera
 from pipeline.stages.group import group_frame
-from pipeline.stages.score import at_pairs
+from pipeline.stages.score import at_pairs, runners_up
+from pipeline.stages.vote import several_names
+from pipeline.teachers.base import RankingTeacher
 from pipeline.teachers.registry import TEACHERS
+from superpixels.pooling import strip_argmax
 from superpixels.segments import Segments
 from tests.fixed_rows import recipe_over, rows_of, write_log
 from tests.pipeline.test_teachers import BLANK, EXAMPLES, frame_of, recipe_of, run
@@ -87,6 +92,57 @@ def test_a_label_is_as_sure_as_the_pixel_of_the_camera_that_wins() -> None:
     np.testing.assert_array_equal(found.superpoint_score, whole.superpoint_score)
 
 
+def test_beside_its_own_a_pixel_has_the_classes_that_are_next_likely() -> None:
+    columns = np.uint16([0, 2, 3])
+    part = PixelOfPair(frame_id="f", view=np.zeros(3, np.uint8), row_px=np.zeros(3, np.uint16), col_px=columns)
+    view = view_of([[1, 2, 0, 0]], [0, 1], [0.5, 0.5])  # road, car and two pixels of no segment
+    grid = np.zeros((4, 1, 4), np.float32)
+    grid[:, 0, 0] = 0.5, 0.2, 0.2, 0.1  # class 0, road, car, and a third class
+    grid[:, 0, 2] = 0.0, 0.6, 0.4, 0.0
+    own = np.array([1, 2])
+    classes, scores = runners_up(part, [camera("A")], [view], [grid], own)
+    assert classes.tolist() == [[2, 3], [0, 0], [0, 0]] and scores.tolist() == [[51, 26], [0, 0], [0, 0]]
+    grid[3, 0, 0] = 1e-3
+    classes, scores = runners_up(part, [camera("A")], [view], [grid], own)
+    assert classes[0].tolist() == [2, 0] and scores[0].tolist() == [51, 0], "what rounds to nothing has no name"
+    assert not runners_up(part, [camera("A")], [view_of([[0] * 4], [], [])], [grid], own).any()
+
+
+def test_a_point_s_names_are_those_of_the_pixel_that_is_surest_of_its_label() -> None:
+    """Point 0 is road to two cameras and car to a third; point 1 is sky, which is no class."""
+    project = PointOfPair(frame_id="f", point=np.int32([0, 1, 0, 0, 2]))
+    group = NamedPoints(
+        frame_id="f",
+        superpoint_prompt=np.int32([0, 0, 1]),
+        pair=np.int32([0, 2, 3]),
+        pair_superpoint=np.int32([0, 1, 2]),
+        label=np.uint8([1, 0, 0]),
+        confidence=np.uint8([90, 0, 0]),
+    )
+    others = np.uint8([[2, 0], [2, 2], [0, 0], [1, 0], [1, 1]])
+    score = Score(frame_id="f", score=np.uint8([90, 9, 60, 80, 99]), runner_up=others, runner_up_score=others * 10)
+    label, sure = several_names(project, group, score, ONTOLOGY, 3)
+    assert label.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
+    assert sure.tolist() == [[90, 20, 0], [0, 0, 0], [0, 0, 0]]
+    assert several_names(project, group, score, ONTOLOGY, 2)[0].tolist() == [[1, 2], [0, 0], [0, 0]]
+
+
+def test_several_names_need_scores_of_pixels_and_one_name_is_what_it_was(tmp_path: Path) -> None:
+    write_log(tmp_path / "log")
+    with pytest.raises(ConfigError, match=r'vote.names is 3, .* set group.scores = "pixel", or vote.names = 1'):
+        with_needs(recipe_over(tmp_path / "log", "vote.names=3", "target.labels=vote"), ["target"])
+    one, three = (
+        recipe_over(tmp_path / "log", "group.scores=pixel", "target.labels=vote", f"vote.names={names}")
+        for names in (1, 3)
+    )
+    assert fingerprint(one, "group") == fingerprint(three, "group")
+    assert fingerprint(one, "vote") != fingerprint(three, "vote")
+    for single, several in zip(rows_of(one)["vote"], rows_of(three)["vote"], strict=True):
+        # the simulated teacher tells of no other class, so the second and the third name of every point are empty
+        np.testing.assert_array_equal(single.label, several.label)
+        np.testing.assert_array_equal(single.confidence, several.confidence)
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES))
 def test_teachers_that_score_pixels_score_every_pixel_of_their_segments(example: str, tmp_path: Path) -> None:
     recipe = recipe_of(example, tmp_path)
@@ -98,6 +154,14 @@ def test_teachers_that_score_pixels_score_every_pixel_of_their_segments(example:
     text, encoding, views = run(recipe, frame)
     teacher: Any = TEACHERS[recipe.teacher.name].load(recipe, "segment")
     bare = [replace(view, vector=np.empty((len(view), 0), np.float16)) for view in views]
+    if isinstance(teacher, RankingTeacher):
+        class_of_prompt = recipe.ontology.class_of_prompt
+        for view, grid in zip(views, teacher.class_grids(frame, encoding, text, bare, class_of_prompt), strict=True):
+            assert grid.shape[0] == class_of_prompt.max() + 1 and 0 <= grid.min() <= grid.max() <= 1 + 1e-5
+            best = strip_argmax(grid, view.height_px, view.width_px)[0]
+            label_map = view.label_map()
+            named = np.append(0, class_of_prompt[view.prompt_id])[label_map]
+            assert (best == named)[label_map > 0].mean() > 0.98
     for view, scores in zip(views, teacher.pixel_scores(frame, encoding, text, bare), strict=True):
         label_map = view.label_map()
         assert scores.shape == label_map.shape

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
-from superpixels.pooling import bilinear_matrix, mean_score, pool_grid, segment_weights, strip_argmax
+from superpixels.pooling import at_pixels, bilinear_matrix, mean_score, pool_grid, segment_weights, strip_argmax
 from superpixels.segments import Segments, compact
 
 
@@ -138,3 +138,13 @@ def test_scores_must_be_prompts_by_rows_by_columns() -> None:
 def test_a_value_that_is_no_number_is_not_hidden() -> None:
     pooled = pool_grid(np.full((1, 2, 2), np.nan), np.array([[1, 1], [1, 1]]), 1)
     assert np.isnan(pooled).all()
+
+
+def test_scores_at_single_pixels_are_those_of_the_dense_map() -> None:
+    scores = smooth_scores(5, 4, 7)
+    row, col = np.mgrid[:9, :20].reshape(2, -1)
+    found = at_pixels(scores, row, col, 9, 20)
+    best, highest = strip_argmax(scores, 9, 20)
+    assert found.shape == (180, 5) and found.dtype == np.float32
+    np.testing.assert_array_equal(found.argmax(axis=1), best.ravel())
+    np.testing.assert_allclose(found.max(axis=1), highest.ravel(), atol=1e-6)
