@@ -170,7 +170,7 @@ def refine_in_order(
         loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
         known = np.flatnonzero(source)
         winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
-    gap = np.setdiff1d(np.flatnonzero((old == 0) & (winner != 0)), ring, assume_unique=True)
+    gap = np.flatnonzero((old == 0) & (winner != 0))
     winner[gap[~borne_out(xyz_m, source, winner, score, gap, config)]] = 0
     if config.gated and config.island_points:
         drained = without_islands(xyz_m, winner, tree, config)

@@ -325,7 +325,7 @@ def test_what_a_camera_to_the_front_never_saw_stays_without_a_label_but_at_its_r
     xyz_m, truth = street(0)
     seen = np.abs(np.arctan2(xyz_m[:, 1], xyz_m[:, 0])) < 0.7
     labels = np.where(seen, truth, 0)
-    found, everywhere = (refine(xyz_m, labels, config, n_classes=16) for config in (DEFAULT, ANYWHERE))
+    found, everywhere = (refine(xyz_m, labels, config, **NUSCENES) for config in (DEFAULT, ANYWHERE))
     away_m = cKDTree(xyz_m[seen]).query(xyz_m[~seen])[0]
     filled = found.labels[~seen] > 0
     assert 0 < filled.mean() < 0.2 and away_m[filled].max() <= 1.5 and (everywhere.labels[~seen] > 0).mean() > 0.8
