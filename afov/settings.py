@@ -59,6 +59,8 @@ UNPROBED: Mapping[str, str] = {
     },
     **{f"teacher.{key}": "text, encode, segment" for key in ("quick_gelu", "masks", "features")},
     "teacher.dino_weights_sha256": "encode",
+    "teacher.members": "text, encode, segment",
+    "teacher.mean": "segment",
     "teacher.card": "encode, segment, by what it says",
     **dict.fromkeys(("teacher.text", "teacher.text_model"), "text"),
     "data.ontology": "label, text, segment, group, vote, correct, target",

@@ -1,5 +1,6 @@
 """`make ladder`: what every part of the method adds, measured on the synthetic city with a simulated teacher.
 
+`--bed kitti-real` measures it on real frames with a real teacher (bench/ladder_real.toml, docs/ladder_real.json).
 bench/ladder.toml holds the rungs; a preset (a recipe) is the city, the teacher and the network they all share. Every
 rung is trained with every seed, by commands of pipeline and trainer in processes of their own, one thread each. Kill it
 at any time and start it again: what is finished is kept, and a rung whose recipe, tables and start are as they were is
@@ -29,10 +30,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.ladder_plan import PLAIN, TABLES, Plan, Step, chosen, read_rungs, steps_of, write_text
+from bench.ladder_plan import BEDS, PLAIN, TABLES, Plan, Step, chosen, read_rungs, steps_of, write_text
 from bench.ladder_results import TRUST, write_documents
+from bench.real_results import write_real_documents
 from manifests.asked import tables_of
-from manifests.config import ConfigError, parse_section
+from manifests.config import ConfigError, listing, parse_section
 from manifests.fingerprint import digest
 from manifests.recipe import load_recipe
 from manifests.sections.data import RunConfig
@@ -49,7 +51,10 @@ class StepFailed(RuntimeError):
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="The recipe that all rungs build on.")] = "san_like",
+    bed: Annotated[str, typer.Option(help="What it is measured on: city, or kitti-real (53 real frames).")] = "city",
+    preset: Annotated[
+        str, typer.Option(help="The recipe that all rungs build on; of the city san_like, of real frames kitti_real.")
+    ] = "",
     only: Annotated[str, typer.Option(metavar="RUNG,...", help="Some rungs, and what they need.")] = "",
     seeds: Annotated[str, typer.Option(metavar="SEED,...", help="Every training is done with each of them.")] = "0,1,2",
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, each on one thread.")] = 2,
@@ -71,9 +76,12 @@ def main(
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        rungs = read_rungs()
+        if bed not in BEDS:
+            raise ConfigError(f"--bed {bed}: there are {listing(tuple(BEDS))}")
+        path, usual = BEDS[bed]
+        preset, rungs = preset or usual, read_rungs(path)
         wanted, asked = chosen(rungs, filter(None, only.split(","))), read_seeds(seeds)
-        plan = Plan(preset, runs / Path(preset).stem, rungs, tuple(set_ or ()))
+        plan = Plan(preset, runs / Path(preset).stem, rungs, tuple(set_ or ()), bed)
         ladder = Ladder.prepare(plan, asked, console)
         todo = [name for name, step in ladder.steps.items() if step.rung.name in wanted and step.seed in {None, *asked}]
         if list_:
@@ -84,7 +92,8 @@ def main(
         if not write:
             with locked(plan.folder):
                 failed = ladder.climb(todo, jobs, again)
-        for path in write_documents(docs, Path(preset).stem, plan.overrides, rungs, ladder.done_records()):
+        written = write_documents if bed == "city" else write_real_documents
+        for path in written(docs, Path(preset).stem, plan.overrides, rungs, ladder.done_records()):
             console.print(f"written: {path}")
     except (ConfigError, StoreError) as error:
         stop(error, 2)
@@ -334,6 +343,8 @@ class Ladder:
                 raise StepFailed(f"`python -m {' '.join(arguments)}` ended with {status}: {last_line(log)}; log: {log}")
         record |= {"done": True, "inputs": self.inputs(step), "scores": self.scores(step), **facts()}
         record |= {"recipe": plan.recipe_path(step).read_text(encoding="utf-8"), "training": training(plan, step)}
+        if plan.bed == "kitti-real" and not step.rung.seeded:
+            record["labels"] = json.loads(plan.labels_file(step).read_text(encoding="utf-8"))
         write_text(path, json.dumps(record, indent=1) + "\n")
         scores = [f"{100 * score['all']['mean_iou']:.2f} ({refine})" for refine, score in record["scores"].items()]
         return f"{', '.join(scores) or 'done'} in {record['wall_s']:.0f} s, {record['cpu_s']:.0f} CPU s"

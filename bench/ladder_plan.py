@@ -13,6 +13,11 @@ from manifests.config import RECIPES, ConfigError, find_recipe, listing, nearest
 from manifests.fingerprint import digest
 
 LADDER = Path(__file__).with_name("ladder.toml")
+BEDS: Mapping[str, tuple[Path, str]] = {
+    "city": (LADDER, "san_like"),
+    "kitti-real": (LADDER.with_name("ladder_real.toml"), "kitti_real"),
+}
+"""What the ladder is climbed on: its rungs, and the preset that is meant where none is named."""
 PLAIN = "none"
 """What `evaluate.refine` is called where nothing happens to predictions."""
 
@@ -158,6 +163,7 @@ class Plan:
     folder: Path
     rungs: Mapping[str, Rung]
     overrides: tuple[str, ...] = ()
+    bed: str = "city"
 
     def recipe_name(self, step: Step) -> str:
         """Return the name under which store and runs know a step; presets may share a store."""
@@ -169,6 +175,10 @@ class Plan:
     def run_folder(self, step: Step) -> Path:
         """Return where the trainer writes what it learns and scores in a step."""
         return self.folder / "runs" / self.recipe_name(step)
+
+    def labels_file(self, step: Step) -> Path:
+        """Return where labels of real frames are judged, table by table."""
+        return self.run_folder(step) / "labels.json"
 
     def needed(self, step: Step, name: str) -> Step:
         """Return the step of another rung that goes with a step: that of the same seed, or its labels."""
@@ -234,7 +244,9 @@ class Plan:
         """Return what makes a step and scores it, as arguments of `python -m`."""
         recipe, task = str(self.recipe_path(step)), step.rung.task
         if task == "labels":
-            return [["pipeline", "run", "pack,label", recipe], ["trainer", "evaluate", recipe, "--of", "pseudo"]]
+            made = [["pipeline", "run", "pack,label", recipe], ["trainer", "evaluate", recipe, "--of", "pseudo"]]
+            told = ["bench.real_labels", recipe, "--out", str(self.labels_file(step))]
+            return [*made, told] if self.bed == "kitti-real" else made
         training = [["trainer", task, recipe, *(["--fresh"] if fresh else [])]] if task in TRAINED else []
         if not step.rung.title:
             return training

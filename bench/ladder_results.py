@@ -125,16 +125,16 @@ def section(preset: str, document: Mapping[str, Any], rungs: Mapping[str, Rung])
     )
 
 
-def between_markers(text: str, generated: str) -> str:
+def between_markers(text: str, generated: str, begin: str = BEGIN, end: str = END) -> str:
     """Return a document with what stands between the markers replaced, and every other word kept.
 
     Raises ConfigError unless both markers stand there once, in order.
     """
-    before, begun, rest = text.partition(BEGIN)
-    _old, ended, after = rest.partition(END)
-    if not begun or not ended or BEGIN in rest or END in after:
-        raise ConfigError(f"the page of results needs the two lines `{BEGIN}` and `{END}`, once each and in this order")
-    return f"{before}{BEGIN}\n\n{generated.strip()}\n\n{END}{after}"
+    before, begun, rest = text.partition(begin)
+    _old, ended, after = rest.partition(end)
+    if not begun or not ended or begin in rest or end in after:
+        raise ConfigError(f"the page of results needs the two lines `{begin}` and `{end}`, once each and in this order")
+    return f"{before}{begin}\n\n{generated.strip()}\n\n{end}{after}"
 
 
 def write_documents(

@@ -47,6 +47,7 @@ SMALL: dict[str, tuple[Mapping[str, Any], ...]] = {
     "clip_dense": ({"model": "tiny", "weights": "random:0", "short_side_px": 112},),
     "composite": ({"masks": "slic", "clip_dense": {"model": "tiny", "weights": "random:0", "short_side_px": 112}},),
     "fcclip": ({"model": "tiny-convnext", "weights": "random:0", "short_side_px": 128},),
+    "ensemble": ({},),
     "onnx": ({},),
     "san": ({"model": "tiny", "weights": "random:0", "short_side_px": 128},),
 }
@@ -65,6 +66,7 @@ LARGE: dict[str, tuple[Mapping[str, Any], ...]] = {
     ),
     "composite": ({"masks": "slic", "clip_dense": {**_B16, "mode": "sc"}},),
     "fcclip": ({"weights": "random:0", "precision": "bf16"},),
+    "ensemble": ({},),
     "onnx": ({},),
     "san": ({"weights": "random:0", "precision": "bf16"},),
 }

@@ -220,6 +220,9 @@ def convert(where: str, value: Any, kind: Any) -> Any:  # noqa: C901 (a case for
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return parse_section(where, value, kind)
     if origin in (typing.Union, types.UnionType):
+        tables = [one for one in typing.get_args(kind) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+        if isinstance(value, Mapping) and len(tables) == 1:  # whose own sentences say more
+            return parse_section(where, value, tables[0])
         for option in typing.get_args(kind):
             try:
                 return convert(where, value, option)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests.config import RECIPES, Layer, read_layers
+from manifests.config import RECIPES, Layer, changed_values, read_layers
 from manifests.recipe import SECTION_CLASSES, Recipe, load_recipe
 from manifests.shown import shown_text
 
@@ -87,4 +87,6 @@ def toml_value(value: Any) -> str:
         return json.dumps(shown_text(value), ensure_ascii=False)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return "{" + ", ".join(f"{key} = {toml_value(one)}" for key, one in changed_values(value).items()) + "}"
     return repr(value)

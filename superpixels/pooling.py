@@ -146,3 +146,13 @@ def at_pixels(
     upper = by_cell[above, left] * (1 - across) + by_cell[above, right] * across
     lower = by_cell[below, left] * (1 - across) + by_cell[below, right] * across
     return np.asarray(upper * (1 - down) + lower * down)
+
+
+def upsampled(scores: npt.NDArray[np.floating[Any]], height_px: int, width_px: int) -> npt.NDArray[np.float32]:
+    """Return scores (T, h, w) on a grid of (T, H, W), bilinearly; see `strip_argmax`, and `at_pixels` for some."""
+    left, right, across = bilinear_taps(width_px, scores.shape[2])
+    above, below, down = bilinear_taps(height_px, scores.shape[1])
+    weight_right, weight_below = across.astype(np.float32), down.astype(np.float32)[:, None]
+    values = scores.astype(np.float32)
+    tall = values[:, above] * (1 - weight_below) + values[:, below] * weight_below
+    return np.asarray(tall[:, :, left] * (1 - weight_right) + tall[:, :, right] * weight_right)

@@ -188,7 +188,7 @@ class Onnx:
         probability = self.probabilities(camera, parts)
         size = (max(1, round(side * self.segmentation.scale)) for side in (camera.height_px, camera.width_px))
         best, score = strip_argmax(probability, *size)
-        first = np.array([rows[0] if rows else -1 for rows in self.prompts])
+        first = np.array(first_prompts(self.prompts))
         prompt_map = first[best]
         named = prompt_map >= 0
         label_map, prompt = compact(
@@ -223,7 +223,7 @@ class Onnx:
     ) -> list[npt.NDArray[Any]]:
         """Return the probabilities of the dictionary's classes in each view, (classes, h, w); see RankingTeacher."""
         grids = (self.probabilities(one, parts_of(one, encoding, PARTS)) for one in frame.cameras)
-        first = [rows[0] if rows else -1 for rows in self.prompts]
+        first = first_prompts(self.prompts)
         return [summed_by_class(grid, first, class_of_prompt) for grid in grids]
 
     def probabilities(self, camera: Camera, parts: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
@@ -246,6 +246,11 @@ class Onnx:
                 mean = text[list(prompts)].astype(np.float32).mean(axis=0)
                 found[row] = mean / max(float(np.linalg.norm(mean)), 1e-9)
         return found
+
+
+def first_prompts(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the prompt that names each class of a network, -1 for one that is ignored."""
+    return [rows[0] if rows else -1 for rows in prompts]
 
 
 def summed_by_class(

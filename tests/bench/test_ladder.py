@@ -351,7 +351,7 @@ def test_an_interrupted_ladder_keeps_what_is_done(plan: Plan) -> None:
 
 
 def test_the_program_ends_with_what_happened(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder_program, "read_rungs", lambda: plan.rungs)
+    monkeypatch.setattr(ladder_program, "read_rungs", lambda path: plan.rungs)
     machine = Machine(Store.open(tmp_path / "store"))
 
     def prepare(*arguments: Any) -> Ladder:

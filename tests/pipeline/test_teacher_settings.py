@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"text": "clip", "text_model": "tiny", "text_weights": "random:0", "quick_gelu": True},
         {"dims"},
     ),
+    "ensemble": ("ensemble", {}, set()),
     "oracle without noise": (
         "oracle",
         {"boundary_shift_px": 0.0},

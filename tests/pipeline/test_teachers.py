@@ -22,6 +22,8 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, TipsConfig
+from manifests.sections.teachers.ensemble import MemberConfig
+from manifests.sections.teachers.onnx import OnnxConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.templates import templates_of
 from pipeline.checks.teacher import look
@@ -33,7 +35,7 @@ from pipeline.stages.base import FrameInput
 from pipeline.stages.registry import STAGES
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
-from tests.pipeline.tiny_networks import save_network, save_onnx
+from tests.pipeline.tiny_networks import save_network, save_onnx, segmenter
 
 ONTOLOGY = parse_ontology(
     {
@@ -78,6 +80,11 @@ def tiny_fcclip(root: Path) -> dict[str, Any]:
 
 def tiny_onnx(root: Path) -> dict[str, Any]:
     return {"name": "onnx", **save_onnx(root / "onnx"), "dims": 16}
+
+
+def two_networks(root: Path) -> dict[str, Any]:
+    networks = [OnnxConfig(**save_onnx(root / f"onnx{seed}", segmenter(seed)), dims=16) for seed in (0, 1)]
+    return {"name": "ensemble", "members": tuple(MemberConfig(f"net{i}", onnx=one) for i, one in enumerate(networks))}
 
 
 def official_files(root: Path) -> dict[str, Any]:
@@ -139,6 +146,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "composite": superpixels_with_clip,
     "composite: sam3, tipsv2": sam3_with_tips,
     "composite: proposer": proposals_with_clip,
+    "ensemble": two_networks,
     "fcclip": tiny_fcclip,
     "onnx": tiny_onnx,
     "oracle": class_maps,

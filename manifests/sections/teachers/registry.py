@@ -11,6 +11,7 @@ from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import CompositeConfig
+from manifests.sections.teachers.ensemble import EnsembleConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
 from manifests.sections.teachers.onnx import OnnxConfig
 from manifests.sections.teachers.oracle import OracleConfig
@@ -81,6 +82,7 @@ TEACHER_SECTIONS: dict[str, type[Any]] = {
     "catseg": CatSegConfig,
     "clip_dense": ClipDenseConfig,
     "composite": CompositeConfig,
+    "ensemble": EnsembleConfig,
     "fcclip": FcClipConfig,
     "onnx": OnnxConfig,
     "oracle": OracleConfig,

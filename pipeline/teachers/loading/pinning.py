@@ -28,6 +28,7 @@ HEAD = (
 def networks_of(config: Any) -> Iterator[tuple[Any, Weights]]:
     """Yield the weights of all networks that a teacher's section names, each with the section that names it."""
     parts = [config, *(getattr(config, name) for name in ("mask_config", "feature_config") if hasattr(config, name))]
+    parts += [one.config for one in getattr(config, "members", ())]
     for part in parts:
         for name in ("pinned", "pinned_clip", "pinned_dino", "pinned_text"):
             weights = getattr(part, name, None)

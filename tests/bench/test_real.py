@@ -1,0 +1,106 @@
+"""The ladder on real frames: what it counts of labels, how that is told, and two frames from image to page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.ladder import Ladder
+from bench.ladder_plan import BEDS, Plan, read_rungs
+from bench.real_labels import Tally, measured, nearest_label, surest
+from bench.real_results import BEGIN, END, write_real_documents
+from manifests.config import ConfigError
+from manifests.recipe import load_recipe
+from pipeline.__main__ import app
+
+NAMES = ("ignore", "road", "car", "tram")
+
+
+def test_labels_are_counted_by_part_and_what_a_step_mends_and_spoils() -> None:
+    tally = Tally(3)
+    truth = np.uint8([1, 1, 1, 2, 2, 0, 1])
+    before = np.uint8([1, 2, 1, 0, 2, 1, 0])
+    label = np.uint8([1, 1, 2, 2, 2, 2, 0])
+    seen = np.array([True, True, True, True, False, True, False])
+    tally.add(truth, label, np.uint8([255, 100, 200, 0, 9, 255, 0]), seen, before)
+    told = tally.told(NAMES, np.array([False, True, False, False]))
+    assert (told["mended"], told["spoilt"]) == (1, 1)
+    sight = told["parts"]["seen"]
+    assert sight["points"] == 4 and sight["named"] == 1.0 and sight["right"] == 0.75 and sight["classes"] == 2
+    assert sight["iou"] == {"road": pytest.approx(2 / 3), "car": 0.5}, "of a class that does not occur nothing is told"
+    assert sight["mean_iou"] == pytest.approx((2 / 3 + 0.5) / 2) and sight["mean_iou_nameable"] == pytest.approx(2 / 3)
+    assert told["parts"]["unseen"]["named"] == 0.5 and told["parts"]["unseen"]["right_of_named"] == 1.0
+    assert told["right_among_surest"] == {"25": 1.0, "50": 0.5, "75": pytest.approx(2 / 3)}
+
+
+def test_of_a_level_that_fills_a_share_up_its_part_counts() -> None:
+    level = np.zeros((256, 2), np.int64)
+    assert surest(level, 0.5) is None
+    level[255], level[10] = (0, 1), (2, 1)  # one right for sure, three unsure of which one is right
+    assert surest(level, 0.5) == pytest.approx((1 + 1 / 3) / 2) and surest(level, 1.0) == 0.5
+
+
+def test_the_control_fills_gaps_with_the_nearest_label_and_leaves_lost_pulses() -> None:
+    xyz_m = np.float32([[1, 0, 0], [2, 0, 0], [9, 0, 0], [10, 0, 0], [0, 0, 0]])
+    assert nearest_label(xyz_m, np.uint8([1, 0, 0, 2, 0])).tolist() == [1, 1, 2, 2, 0]
+    assert not nearest_label(xyz_m, np.zeros(5, np.uint8)).any()
+
+
+def test_the_rungs_on_real_frames_are_whole_and_labels_are_judged_table_by_table(tmp_path: Path) -> None:
+    path, preset = BEDS["kitti-real"]
+    rungs = read_rungs(path)
+    plan = Plan(preset, tmp_path, rungs, bed="kitti-real")
+    ladder = Ladder.prepare(plan, [0], Console(quiet=True))
+    for step in ladder.steps.values():
+        plan.sections(step)
+        judged = [command for command in plan.commands(step, False) if command[0] == "bench.real_labels"]
+        assert bool(judged) == (step.rung.task == "labels")
+    with pytest.raises(ConfigError, match="has no `titel`"):
+        (tmp_path / "odd.toml").write_text('[rung.a]\ntitel = "x"\ntask = "labels"\n')
+        read_rungs(tmp_path / "odd.toml")
+
+
+def record(**more: Any) -> dict[str, Any]:
+    facts = {"commit": "c0ffee", "date": "2026-11-30T00:00:00", "cpu_s": 1.0, "training": None, "scores": {}}
+    return {**facts, "seed": None, **more}
+
+
+def test_two_real_frames_go_from_image_to_page(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "semantickitti-real"
+    if not root.is_dir() or not (shared / "data" / "teachers-real").is_dir():
+        pytest.skip("the shared frames and networks are not here")
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    (tmp_path / "one.txt").write_text("08\n")
+    weights = shared / "data" / "teachers-real" / "models" / "espnetv2_s2.0_cityscapes_1248x384.onnx"
+    words = {
+        "data.root": root,
+        "data.split": tmp_path / "one.txt",
+        "teacher.weights": weights,
+        "run.store": tmp_path / "store",
+    }
+    changes = [*(f"{key}={value}" for key, value in words.items()), "run.pool=inline", "target.labels=group"]
+    told = [word for change in changes for word in ("--set", change)]
+    done = CliRunner().invoke(app, ["run", "points,target,label", "kitti_real", *told])
+    assert done.exit_code == 0, done.output
+    found = measured(load_recipe("kitti_real", changes))
+    assert found["frames"] == 2 and found["scenes"] == ["08"] and set(found["lines"]) == {"group", "nearest"}
+    group, nearest = (found["lines"][name]["parts"]["seen"] for name in ("group", "nearest"))
+    assert 0.5 < group["right_of_named"] < 0.95 and group["named"] < 1 == nearest["named"]
+    assert found["lines"]["group"]["parts"]["unseen"]["named"] == 0
+    surest_first = list(found["lines"]["group"]["right_among_surest"].values())
+    assert surest_first == sorted(surest_first, reverse=True) and surest_first[0] > group["right_of_named"]
+
+    (tmp_path / "results.md").write_text(f"# Results\n\n{BEGIN}\n{END}\n\nAfter.\n")
+    records = {"group": record(rung="group", labels=found)}
+    rungs = read_rungs(BEDS["kitti-real"][0])
+    numbers, page = write_real_documents(tmp_path, "kitti_real", [], rungs, records)
+    text = page.read_text()
+    assert "2 frames of 1 sequences" in text and "the nearest label (control)" in text and text.endswith("After.\n")
+    assert f"| {100 * group['mean_iou']:.2f} |" in text
+    assert json.loads(numbers.read_text())["presets"]["kitti_real"]["steps"]["group"]["labels"] == found
