@@ -59,10 +59,15 @@ def watched(config: Any, where: str, reads: set[Read]) -> Any:
 
 
 def with_value(recipe: Recipe, read: Read, value: Any) -> Recipe:
-    """Return a recipe with another value of a setting; raises ValueError where its section does not take it."""
+    """Return a recipe with another value of a setting; raises ValueError where its section does not take it.
+
+    Of tables in a list it is the first.
+    """
     where, name = read
 
     def put(config: Any, path: list[str]) -> Any:
+        if isinstance(config, tuple):
+            return (put(config[0], path), *config[1:])
         if not path:
             return dataclasses.replace(config, **{name: value})
         return dataclasses.replace(config, **{path[0]: put(getattr(config, path[0]), path[1:])})
@@ -72,10 +77,11 @@ def with_value(recipe: Recipe, read: Read, value: Any) -> Recipe:
 
 
 def section_of(recipe: Recipe, read: Read) -> Any:
-    """Return what a setting stands in."""
+    """Return what a setting stands in; of tables in a list the first."""
     section: Any = recipe
     for part in read[0].split("."):
         section = getattr(section, part)
+        section = section[0] if isinstance(section, tuple) else section
     return section
 
 

@@ -41,6 +41,8 @@ WITHOUT_OTHER = {
     "masks": "picks a part; the settings of others are refused",
     "features": "picks a part; the settings of others are refused",
     "text": "picks an encoder, which then has settings that none other takes",
+    "artifacts": "finished maps as a member: files of their own, tried in tests/pipeline/test_ensemble.py",
+    "class_weights": "pairs of a class and a number, tried in tests/pipeline/test_ensemble.py",
 }
 """Settings that have no other value while the rest of the section is as it is, and why that is well."""
 

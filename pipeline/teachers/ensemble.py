@@ -102,7 +102,7 @@ class Ensemble:
         for one in config.members:
             alone = replace(recipe, teacher=one.config)
             if one.artifacts is None:
-                if stage != "text" or one.onnx == config.speaker:
+                if stage != "text" or one.onnx is config.speaker:
                     members[one.name] = Onnx.load(alone, stage)
             elif stage == "segment":
                 members[one.name] = Artifacts.load(alone, stage)
@@ -139,8 +139,8 @@ class Ensemble:
 
     @property
     def encoders(self) -> tuple[ImageEncoder, ...]:
-        """The networks of all members."""
-        return tuple(Renamed(name, one) for name, one in self.members.items() if isinstance(one, Onnx))
+        """The networks of all members, by name: what is cached does not depend on their order in the recipe."""
+        return tuple(Renamed(name, one) for name, one in sorted(self.members.items()) if isinstance(one, Onnx))
 
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
         """Return `<camera>/<member>-class` and `<camera>/<member>-probability`; raises FrameError on bad images."""
