@@ -190,7 +190,7 @@ def verify(
         for damage in damages:
             console.print(Text.assemble((damage.path, "red"), f": {damage.what}"), soft_wrap=True)
         if mend:
-            wanted = {stage: str(table["fingerprint"]) for stage, table in asked(loaded)["tables"].items()}
+            wanted = {stage: table.fingerprint or "" for stage, table in asked(loaded).tables.items()}
             for line in heal(store, damages, wanted):
                 console.print(line, soft_wrap=True)
         outcome = f"{len(damages)} damaged{' and dropped' if mend and damages else ''}"
