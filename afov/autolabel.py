@@ -20,13 +20,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from afov import watching
 from afov.programs import ENVIRONMENT, words_for
-from afov.watching import Amount, Fraction, clock, remaining, told
+from afov.watching import Fraction, clock, remaining, told
+from manifests import rates
 from manifests.config import ConfigError
 from manifests.labels import refine_split
+from manifests.rates import Amount
 from manifests.recipe import Recipe
 from manifests.records.codec import as_record
 from manifests.records.labels import LabelsRecord
-from manifests.splits import load_split
+from manifests.sections.training import Task
 from manifests.stages import corrected_table
 from manifests.storage.names import scene_of
 
@@ -119,34 +121,32 @@ def steps_of(recipe: Recipe, sets: Sequence[str], fresh: bool) -> list[Step]:
     if trains(recipe):
         again = ["--fresh"] if fresh else []
         for task in students(recipe):
-            seconds = watching.training_seconds(recipe, task, amount)
+            seconds = rates.training_seconds(recipe, task, amount)
             fraction = watching.training_fraction(recipe, task, amount)
             steps.append(step(task, "trainer", [task, name, *again], "is finished (", seconds, fraction))
         fraction = watching.pinned_fraction(recipe, "predict", amount.of(recipe.predict.split))
-        seconds = watching.predicting_seconds(recipe, amount)
+        seconds = rates.predicting_seconds(recipe, amount)
         steps.append(step("predict", "trainer", ["predict", name], "predict: 0 shards computed", seconds, fraction))
     if recipe.labels.of == "refine":
         frames = amount.of(refine_split(recipe))
         fraction = watching.pinned_fraction(recipe, "refine", frames)
-        seconds = watching.refining_seconds(recipe, frames)
+        seconds = rates.refining_seconds(recipe, frames)
         steps.append(step("refine", "trainer", ["refine", name], ": 0 shards computed", seconds, fraction))
     layouts = len(recipe.labels.formats)
-    written_s = watching.STARTS_S + amount.frames * layouts * watching.WRITTEN_S
+    written_s = rates.STARTS_S + amount.frames * layouts * watching.WRITTEN_S
     steps.append(step("labels", "pipeline", ["labels", name], "all was there already", written_s))
     steps.append(step("report", "pipeline", ["report", name], "\n", watching.REPORT_S))
     return steps
 
 
-def students(recipe: Recipe) -> list[Any]:
+def students(recipe: Recipe) -> list[Task]:
     """Return the trainings that predictions need; raises ConfigError for one that learns from true labels."""
-    if recipe.predict.checkpoint:
-        return []
-    if recipe.predict.of != "distill":
+    if not recipe.predict.checkpoint and recipe.predict.of != "distill":
         raise ConfigError(
             f'predict.of is "{recipe.predict.of}", a student of true labels, which autolabel does without; set '
             'predict.of = "distill", or name its file: predict.checkpoint'
         )
-    return [*(["pretrain"] if recipe.distill.init == "pretrain" else []), "distill"]
+    return rates.students(recipe)
 
 
 def look_at_tables(recipe: Recipe) -> tuple[Amount, float | None, Fraction]:
@@ -168,23 +168,11 @@ def look_at_tables(recipe: Recipe) -> tuple[Amount, float | None, Fraction]:
             missing[plan.stage.name, plan.fingerprint] = frames, seconds or 0.05
     workers = recipe.run.workers if recipe.run.pool == "ray" else 1
     known = [value for value in hours.values() if value is not None]
-    seconds_all = None if len(known) < len(hours) else watching.STARTS_S + sum(known) * 3600 / workers
+    seconds_all = None if len(known) < len(hours) else rates.STARTS_S + sum(known) * 3600 / workers
     counts: dict[str, int] = {}
     for shard, frames_of_shard in runner.listing().items():
         counts[scene_of(shard)] = counts.get(scene_of(shard), 0) + len(frames_of_shard)
-    return Amount(sum(counts.values()), by_split(recipe, counts)), seconds_all, watching.table_fraction(recipe, missing)
-
-
-def by_split(recipe: Recipe, frames_of_scene: dict[str, int]) -> dict[str, int]:
-    """Return the frames of every split that a step of the recipe names, as far as there are such splits."""
-    found = {}
-    for split in {recipe.pretrain.split, recipe.distill.split, recipe.predict.split, refine_split(recipe)}:
-        try:
-            scenes = load_split(split, recipe.data.dataset, tuple(frames_of_scene))
-        except (ValueError, OSError):
-            continue  # the step that needs it says what is wrong
-        found[split] = sum(frames_of_scene[scene] for scene in scenes)
-    return found
+    return Amount.in_scenes(recipe, counts), seconds_all, watching.table_fraction(recipe, missing)
 
 
 # -- running it --------------------------------------------------------------------------------------------------------

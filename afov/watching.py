@@ -1,14 +1,13 @@
-"""How far a step has come, told from what it writes while another process runs it, and how long steps take."""
+"""How far a step has come, told from what it writes while another process runs it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from manifests.asked import pin
 from manifests.labels import refine_pin
+from manifests.rates import Amount
 from manifests.recipe import Recipe
 from manifests.records.codec import Unfit
 from manifests.records.log import run_log
@@ -17,35 +16,11 @@ from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 
-TRAINED_PER_S = {
-    ("minkunet34c", "gpu"): 33.0,
-    ("minkunet_small", "gpu"): 100.0,
-    ("minkunet34c", "cpu"): 0.43,
-    ("minkunet_small", "cpu"): 2.9,
-}
-"""Frames that a training takes in a second on one H100, or on one core (docs/benchmarks.md, "The network")."""
-
-REFINED_S = {"vote": 0.22, "afi": 0.39}
-"""Seconds a frame that a step of refinement takes on one core (docs/benchmarks.md, docs/cluster.md)."""
-
 WRITTEN_S = 0.02  # a frame and layout: files of a megabyte
 REPORT_S = 30.0
-STARTS_S = 8.0  # a process, before it computes anything
 
 Fraction = Callable[[], float | None]
 """Returns how much of a step is done, 0..1; None where that cannot be told."""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How many frames each part of a recipe has to do with: those of all its scenes, and of splits by name."""
-
-    frames: int
-    by_split: Mapping[str, int]
-
-    def of(self, split: str) -> int:
-        """Return the frames of a split; an unknown one, which the step itself complains about, has all."""
-        return self.by_split.get(split, self.frames)
 
 
 def unknown() -> float | None:
@@ -112,26 +87,6 @@ def told(fraction: Fraction) -> float | None:
         return fraction()
     except (StoreError, OSError):
         return None
-
-
-def training_seconds(recipe: Recipe, task: Task, amount: Amount) -> float:
-    """Return how long a training takes, as measured elsewhere."""
-    settings = recipe.settings(task)
-    gpu = recipe.run.device != "cpu" and any(Path(place).exists() for place in ("/proc/driver/nvidia", "/dev/nvidia0"))
-    rate = TRAINED_PER_S.get((recipe.network.name, "gpu" if gpu else "cpu"), TRAINED_PER_S["minkunet34c", "cpu"])
-    return STARTS_S + amount.of(settings.split) * settings.epochs / rate
-
-
-def predicting_seconds(recipe: Recipe, amount: Amount) -> float:
-    """Return how long predictions take: a third of what learning from as many frames does."""
-    one_epoch = training_seconds(recipe, "distill", Amount(amount.of(recipe.predict.split), {})) - STARTS_S
-    return STARTS_S + one_epoch / recipe.distill.epochs / 3 * recipe.predict.views
-
-
-def refining_seconds(recipe: Recipe, frames: int) -> float:
-    """Return how long refinement takes."""
-    each = sum(seconds for step, seconds in REFINED_S.items() if step in recipe.refine.by)
-    return STARTS_S + frames * each / max(recipe.run.loader_workers, 1)
 
 
 def clock(seconds: float) -> str:

@@ -61,6 +61,7 @@ ORDER = {
         ("asked", "console", "effective", "ray_cluster"),
         ("learnt",),
         ("labels",),
+        ("rates",),
     ),
     "superpixels": (
         (

@@ -27,7 +27,7 @@ from pipeline.checks.doctor import FRAMES, examine
 from pipeline.checks.weights import weights_of
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.absent import absent_files, only_absent
-from pipeline.engine.cost import Cost, costs
+from pipeline.engine.cost import Cost, costs, learning_costs
 from pipeline.engine.pools import make_pool
 from pipeline.engine.progress import has_data, progress_of
 from pipeline.engine.refs import MANY_FAILURES
@@ -50,7 +50,7 @@ def plan(
         plans = runner.plan(expand(targets or ["pack"]))
         print_plan(plans)
         if cost:
-            print_costs(list(costs(runner, plans)), runner.recipe)
+            print_costs(list(costs(runner, plans)), list(learning_costs(runner)), runner.recipe)
         for item in plans:
             if item.stage.name == "encode":
                 console.print(
@@ -319,12 +319,15 @@ def print_plan(plans: list[StagePlan]) -> None:
     console.print(table)
 
 
-def print_costs(found: list[Cost], recipe: Recipe) -> None:
-    """Print what is missing in hours of one worker and GB, and where the hours come from."""
+def print_costs(found: list[Cost], after: list[Cost], recipe: Recipe) -> None:
+    """Print what is missing in hours of one worker and GB, then what comes after the tables, and who measured it."""
     table = Table("stage", "frames to build", "hours of one worker", "GB", "measured by")
     for item in found:
         hours = "?" if item.hours is None else f"{item.hours:.2f}"
         table.add_row(item.stage, str(item.n_frames), hours, f"{item.gigabytes:.3f}", item.source)
+    table.add_section()
+    for item in after:
+        table.add_row(item.stage, str(item.n_frames), f"{item.hours or 0:.2f}", "-", item.source)
     console.print(table)
     known = sum(item.hours or 0 for item in found)
     unknown = [item.stage for item in found if item.hours is None and item.n_frames]
@@ -333,6 +336,11 @@ def print_costs(found: list[Cost], recipe: Recipe) -> None:
         f"{known:.2f} hours of one worker, {known / workers:.2f} with run.workers = {workers} if each has a core (or "
         f"GPU) of its own; {sum(item.gigabytes for item in found):.3f} GB"
         + (f"; not counting {', '.join(unknown)}, which nobody has measured" if unknown else ""),
+        soft_wrap=True,
+    )
+    console.print(
+        f"after the tables about {sum(item.hours or 0 for item in after):.2f} hours more on a machine like that of the "
+        "page named, and everything from its start: what is trained already is not taken off",
         soft_wrap=True,
     )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from manifests import rates
+from manifests.labels import refine_split
 from manifests.records.table import Built, Work
 from manifests.storage.manifest import Manifest
+from manifests.storage.names import scene_of
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import StagePlan
 
@@ -59,6 +63,8 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
         seconds, source = None, "not measured: run some scenes first (data.split), or see docs/teachers.md"
         if plan.stage.name in MEASURED_S and not (plan.stage.name == "segment" and uses_network(runner)):
             seconds, source = MEASURED_S[plan.stage.name], MEASURED_BY
+        if plan.stage.name == "encode" and (per_s := rates.encoded_per_s(runner.recipe)):
+            seconds, source = images_per_frame(runner) / per_s, f"{rates.TOLD_BY}: on one H100, 14 threads decoding"
         if plan.stage.build:
             seconds, source = 0.0, "once for all frames"
         for manifest in reversed(found):
@@ -68,6 +74,36 @@ def costs(runner: Runner, plans: Sequence[StagePlan]) -> Iterator[Cost]:
                 break
         hours = None if seconds is None else n_frames * seconds / 3600
         yield Cost(plan.stage.name, n_frames, hours, n_frames * kilobytes(plan, found) / 1e6, source)
+
+
+def images_per_frame(runner: Runner) -> float:
+    """Return how many images a frame has: the mean of the first frames of all shards."""
+    counts = [len(frames[0].cameras) for frames in runner.listing().values() if len(frames)]
+    return sum(counts) / max(len(counts), 1)
+
+
+def learning_costs(runner: Runner) -> Iterator[Cost]:
+    """Yield what comes after the tables as far as the recipe needs it, from the start: trainings, labels, refinement.
+
+    Hours are those of the one machine of a table of the documentation, which `source` names.
+    """
+    recipe = runner.recipe
+    counts: Counter[str] = Counter()
+    for shard, frames in runner.listing().items():
+        counts[scene_of(shard)] += len(frames)
+    amount = rates.Amount.in_scenes(recipe, counts)
+    machine = {"gpu": "on one H100", "cpu": "on one core"}[rates.device_of(recipe)]
+    by_network = f"{rates.TOLD_BY}: {machine}"
+    for task in rates.students(recipe):
+        settings = recipe.settings(task)
+        hours = rates.training_seconds(recipe, task, amount) / 3600
+        yield Cost(task, amount.of(settings.split), hours, 0.0, f"{by_network}, {settings.epochs} epochs")
+    if recipe.predict.checkpoint or recipe.predict.of == "distill":
+        n_frames, hours = amount.of(recipe.predict.split), rates.predicting_seconds(recipe, amount) / 3600
+        yield Cost("predict", n_frames, hours, 0.0, f"{by_network}, a third of what learning takes")
+    n_frames = amount.of(refine_split(recipe))
+    hours = rates.refining_seconds(recipe, n_frames) / 3600
+    yield Cost("refine", n_frames, hours, 0.0, f"{rates.TOLD_BY}: a core for each process that [run] asks for")
 
 
 def uses_network(runner: Runner) -> bool:

@@ -19,11 +19,13 @@ from typer.testing import CliRunner, Result
 
 from afov import autolabel as module
 from afov import watching
-from afov.watching import Amount, clock, remaining
+from afov.watching import clock, remaining
 from bench.city.config import SIZES
 from bench.city.generate import write_city
+from manifests import rates
 from manifests.config import ConfigError
 from manifests.ontology import load_ontology
+from manifests.rates import Amount
 from manifests.recipe import Recipe, load_recipe
 from pipeline.__main__ import app as pipeline
 from superpixels.metrics import Confusion, scores
@@ -267,10 +269,10 @@ def test_the_progress_of_a_training_is_told_from_its_log(tmp_path: Path) -> None
 def test_expected_times_grow_with_frames_epochs_and_steps(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "run.device=cpu", "distill.epochs=2", "distill.split=all", "predict.split=all")
     few, many = (Amount(n, {"all": n}) for n in (100, 200))
-    assert watching.training_seconds(recipe, "distill", many) > 1.9 * watching.training_seconds(recipe, "distill", few)
-    assert watching.predicting_seconds(recipe, few) < watching.training_seconds(recipe, "distill", few) / 2
+    assert rates.training_seconds(recipe, "distill", many) > 1.9 * rates.training_seconds(recipe, "distill", few)
+    assert rates.predicting_seconds(recipe, few) < rates.training_seconds(recipe, "distill", few) / 2
     vote = recipe_of(tmp_path, "refine.by=vote")
-    assert watching.refining_seconds(vote, 1000) < watching.refining_seconds(recipe, 1000)
+    assert rates.refining_seconds(vote, 1000) < rates.refining_seconds(recipe, 1000)
 
 
 def test_the_verb_explains_itself() -> None:

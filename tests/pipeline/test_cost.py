@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from manifests import rates
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.table import Built
 from manifests.storage.manifest import Manifest
 from pipeline.__main__ import app
-from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs
+from pipeline.engine.cost import MEASURED_BY, MEASURED_S, costs, learning_costs
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.stages.registry import PACKED
@@ -78,3 +79,28 @@ def test_a_run_of_one_scene_tells_what_the_other_will_cost(recipe_of: Callable[.
 def test_a_manifest_tells_worker_seconds_or_nothing(work: Any, seconds: float | None) -> None:
     how = Manifest("points", "00", identity("points"), (), {"work": work}).how(Built)
     assert (how.work and how.work.seconds_per_frame) == seconds
+
+
+def test_trainings_and_networks_are_told_from_the_pages_and_marked(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    splits = [f"{name}.split=all" for name in ("pretrain", "distill", "predict")]
+    recipe = recipe_of(*splits, "run.device=cpu", "distill.epochs=7", "refine.by=vote")
+    after = {cost.stage: cost for cost in learning_costs(Runner(recipe))}
+    assert list(after) == ["pretrain", "distill", "predict", "refine"]
+    assert after["distill"].n_frames == 3 and after["distill"].source == "docs/benchmarks.md: on one core, 7 epochs"
+    assert after["distill"].hours == pytest.approx((rates.STARTS_S + 3 * 7 / 0.43) / 3600)
+    assert after["refine"].hours == pytest.approx((rates.STARTS_S + 3 * 0.22) / 3600)
+    scratch = recipe_of(*splits, "distill.init=", "predict.checkpoint=x.safetensors")
+    assert [cost.stage for cost in learning_costs(Runner(scratch))] == ["predict", "refine"]
+    monkeypatch.setattr(rates, "device_of", lambda recipe: "gpu")
+    faster = {cost.stage: cost for cost in learning_costs(Runner(recipe))}
+    assert "on one H100" in faster["distill"].source and faster["distill"].hours < after["distill"].hours
+    path = tmp_path / "dense.toml"
+    path.write_text(
+        f'[data]\nroot = "{tiny.path}"\n[teacher]\nname = "clip_dense"\nmodel = "ViT-B-16-quickgelu"\n'
+        f'weights = "random:0"\n[run]\nstore = "{tmp_path / "store"}"\n'
+    )
+    encode = found(load_recipe(path))["encode"]
+    assert encode.hours == pytest.approx(3 * 6 / 78 / 3600) and "on one H100" in encode.source
+    assert found(load_recipe(path, ["run.device=cpu"]))["encode"].hours is None, "no page tells it of a CPU"
