@@ -27,8 +27,11 @@ from manifests.config import ConfigError
 from manifests.ontology import load_ontology
 from manifests.rates import Amount
 from manifests.recipe import Recipe, load_recipe
+from manifests.sections.data import DataConfig
 from pipeline.__main__ import app as pipeline
+from pipeline.datasets.folder import FolderDataset
 from superpixels.metrics import Confusion, scores
+from tests.pipeline.mcap_logs import write_log
 from trainer.__main__ import app as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,15 +63,9 @@ def label_files(folder: Path) -> dict[str, np.ndarray]:
         return {row["frame_id"]: np.load(folder / row["npy"]) for row in csv.DictReader(table)}
 
 
-# -- from drives to label files
-
-
-def test_logs_without_labels_are_labelled_without_any_training(
-    shared: Path, here: Path, folder_layout: Callable[[Path, str], Path]
-) -> None:
-    root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
-    assert not any((scene / "labels").exists() and any((scene / "labels").iterdir()) for scene in root.iterdir())
-    (here / "mine.toml").write_text(
+def write_recipe(path: Path, root: Path) -> None:
+    """Write a recipe for logs without labels: a network with random weights names pixels, and nothing is trained."""
+    path.write_text(
         f"""
         [data]
         dataset = "folder"
@@ -90,6 +87,17 @@ def test_logs_without_labels_are_labelled_without_any_training(
         device = "cpu"
         """
     )
+
+
+# -- from drives to label files
+
+
+def test_logs_without_labels_are_labelled_without_any_training(
+    shared: Path, here: Path, folder_layout: Callable[[Path, str], Path]
+) -> None:
+    root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
+    assert not any((scene / "labels").exists() and any((scene / "labels").iterdir()) for scene in root.iterdir())
+    write_recipe(here / "mine.toml", root)
     done = autolabel("mine.toml")
     assert done.returncode == 0, done.stderr
     assert "autolabel: pack, refine, labels, report; " in done.stdout
@@ -105,6 +113,35 @@ def test_logs_without_labels_are_labelled_without_any_training(
     assert (here / "reports/mine/index.html").is_file()
     again = autolabel("mine.toml")
     assert "pack was there, refine was there, labels was there, report" in again.stdout, again.stdout
+
+
+def test_an_mcap_log_goes_through_import_doctor_and_autolabel_with_the_geometry_of_the_drive(
+    shared: Path, here: Path, folder_layout: Callable[[Path, str], Path]
+) -> None:
+    pytest.importorskip("mcap_ros2", reason="the extra `import` is not installed: MCAP cannot be written here")
+    root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
+    scene = min(one for one in root.iterdir())
+    (here / "topics.toml").write_text(write_log(scene, here / "drive.mcap", ticks_per_us=10))
+    told = command(pipeline, "import", "mcap", "drive.mcap", "logs", "--mapping", "topics.toml").output
+    assert "drive" in told
+    before, after = (
+        [frame for frame in FolderDataset(DataConfig(dataset="folder", root=str(one))).frames() if frame.scene in names]
+        for one, names in ((root, (scene.name,)), (here / "logs", ("drive",)))
+    )
+    assert len(before) == len(after) > 0
+    for one, other in zip(before, after, strict=True):
+        assert [camera.name for camera in one.cameras] == [camera.name for camera in other.cameras]
+        for left, right in zip(one.cameras, other.cameras, strict=True):
+            # the drive has a pose for each camera at one and the same time, up to 1 cm apart; odometry has one
+            np.testing.assert_allclose(left.cam_from_lidar, right.cam_from_lidar, rtol=0, atol=0.015)
+            assert (root / left.image_path).read_bytes() == (here / "logs" / right.image_path).read_bytes()
+    write_recipe(here / "bag.toml", here / "logs")
+    doctor = CliRunner().invoke(pipeline, ["doctor", "bag.toml"])
+    assert doctor.exit_code == 0, doctor.output
+    done = autolabel("bag.toml")
+    assert done.returncode == 0, done.stderr
+    labels = label_files(here / "labels" / "bag")
+    assert len(labels) == len(after) and all((label > 0).mean() > 0.5 for label in labels.values())
 
 
 def test_the_files_score_as_evaluate_says_of_the_table_to_the_last_digit(here: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from manifests.config import ConfigError
@@ -28,6 +27,7 @@ from pipeline.frame import Frame, read_image
 from pipeline.geometry import chained, inverse_pose, pose_matrix
 from pipeline.lenses import Lens
 from pipeline.stages.index import check_frame
+from tests.pipeline.mcap_logs import DEFINITIONS, cloud, header, transform
 
 POINTS = np.array([[5, 0, 0, 0.5], [8, 1, -1, 1], [3, 0.5, 0, 0]], "<f4")
 
@@ -103,37 +103,6 @@ def test_what_a_raw_drive_lacks_is_a_sentence_and_leaves_nothing_behind(drive: P
 # -- messages of ROS -------------------------------------------------------------------------------
 
 
-def stamp(ns: int) -> dict[str, int]:
-    return {"sec": ns // 10**9, "nanosec": ns % 10**9}
-
-
-def header(ns: int, frame: str) -> dict[str, Any]:
-    return {"stamp": stamp(ns), "frame_id": frame}
-
-
-def cloud(points: np.ndarray, ns: int = 0, big: bool = False, padding: int = 0) -> dict[str, Any]:
-    """A PointCloud2 of float32 x, y, z, intensity and a uint16 ring, each record followed by some bytes."""
-    order = ">" if big else "<"
-    names = ("x", "y", "z", "intensity")
-    record = np.dtype([*((name, f"{order}f4") for name in names), ("ring", f"{order}u2"), ("pad", "u1", (padding,))])
-    rows = np.zeros(len(points), record)
-    for i, name in enumerate(names):
-        rows[name] = points[:, i]
-    rows["ring"] = np.arange(len(points))
-    fields = [{"name": n, "offset": 4 * i, "datatype": 7, "count": 1} for i, n in enumerate(names)]
-    return {
-        "header": header(ns, "lidar"),
-        "height": 1,
-        "width": len(points),
-        "fields": [*fields, {"name": "ring", "offset": 16, "datatype": 4, "count": 1}],
-        "is_bigendian": big,
-        "point_step": record.itemsize,
-        "row_step": record.itemsize * len(points),
-        "data": rows.tobytes(),
-        "is_dense": True,
-    }
-
-
 def message(content: Any) -> Any:
     """A message as a decoder gives it: attributes for keys."""
     if isinstance(content, Mapping):
@@ -184,13 +153,6 @@ def test_cameras_have_the_lens_of_their_info_unless_their_images_are_rectified()
         camera_of(message(info | {"distortion_model": "my_lens"}), False, "here")
 
 
-def transform(parent: str, child: str, pose: np.ndarray) -> dict[str, Any]:
-    x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
-    place = dict(zip("xyz", pose[:3, 3].tolist(), strict=True))
-    turn = {"x": x, "y": y, "z": z, "w": w}
-    return {"header": header(0, parent), "child_frame_id": child, "transform": {"translation": place, "rotation": turn}}
-
-
 @given(seed=st.integers(0, 999))
 def test_frames_are_joined_over_their_tree(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -208,60 +170,6 @@ def test_frames_are_joined_over_their_tree(seed: int) -> None:
 
 # -- MCAP ------------------------------------------------------------------------------------------
 
-HEADER = "std_msgs/Header header\n"
-STD = """================================================================================
-MSG: std_msgs/Header
-builtin_interfaces/Time stamp
-string frame_id
-================================================================================
-MSG: builtin_interfaces/Time
-int32 sec
-uint32 nanosec
-"""
-GEOMETRY = """================================================================================
-MSG: geometry_msgs/Vector3
-float64 x
-float64 y
-float64 z
-================================================================================
-MSG: geometry_msgs/Point
-float64 x
-float64 y
-float64 z
-================================================================================
-MSG: geometry_msgs/Quaternion
-float64 x
-float64 y
-float64 z
-float64 w
-================================================================================
-MSG: geometry_msgs/Transform
-geometry_msgs/Vector3 translation
-geometry_msgs/Quaternion rotation
-================================================================================
-MSG: geometry_msgs/TransformStamped
-std_msgs/Header header
-string child_frame_id
-geometry_msgs/Transform transform
-================================================================================
-MSG: geometry_msgs/Pose
-geometry_msgs/Point position
-geometry_msgs/Quaternion orientation
-================================================================================
-MSG: geometry_msgs/PoseWithCovariance
-geometry_msgs/Pose pose
-float64[36] covariance
-"""
-DEFINITIONS = {
-    "sensor_msgs/msg/PointCloud2": HEADER + "uint32 height\nuint32 width\nsensor_msgs/PointField[] fields\n"
-    "bool is_bigendian\nuint32 point_step\nuint32 row_step\nuint8[] data\nbool is_dense\n" + STD + "=" * 80 + "\n"
-    "MSG: sensor_msgs/PointField\nstring name\nuint32 offset\nuint8 datatype\nuint32 count\n",
-    "sensor_msgs/msg/CompressedImage": HEADER + "string format\nuint8[] data\n" + STD,
-    "sensor_msgs/msg/CameraInfo": HEADER + "uint32 height\nuint32 width\nstring distortion_model\nfloat64[] d\n"
-    "float64[9] k\nfloat64[9] r\nfloat64[12] p\n" + STD,
-    "tf2_msgs/msg/TFMessage": "geometry_msgs/TransformStamped[] transforms\n" + STD + GEOMETRY,
-    "nav_msgs/msg/Odometry": HEADER + "string child_frame_id\ngeometry_msgs/PoseWithCovariance pose\n" + STD + GEOMETRY,
-}
 AXES = np.array([[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1.0]])  # ego_from_cam, looking ahead
 MAPPING = """\
 [points]
