@@ -141,8 +141,32 @@ def project(
     nuScenes devkit asks for u > 1 and v > 1, and is otherwise the same. Everything is computed in float64. Raises
     ValueError for unusable intrinsics, shapes or a negative ``min_depth_m``.
     """
+    sweep = columns_of(xyz_m)
+    return project_columns(sweep, cam_from_lidar, intrinsics, width_px, height_px, min_depth_m, lens)
+
+
+def columns_of(xyz_m: npt.NDArray[np.floating[Any]]) -> Float64:
+    """Return the points (n, 3) of a sweep as :func:`project_columns` takes them: (3, n), those that are none as NaN.
+
+    Raises ValueError for another shape.
+    """
     if xyz_m.ndim != 2 or xyz_m.shape[1] != 3:
         raise ValueError(f"points have shape {xyz_m.shape}; expected (n, 3)")
+    columns = xyz_m.T.astype(np.float64, order="C")
+    columns[:, ~is_return(xyz_m)] = np.nan
+    return columns
+
+
+def project_columns(
+    xyz: Float64,
+    cam_from_lidar: Float64,
+    intrinsics: npt.ArrayLike,
+    width_px: int,
+    height_px: int,
+    min_depth_m: float = 1.0,
+    lens: Lens = PINHOLE,
+) -> Projection:
+    """Return what :func:`project` does, of :func:`columns_of` a sweep: what all its cameras share is done once."""
     if cam_from_lidar.shape != (4, 4) or not np.isfinite(cam_from_lidar).all():
         raise ValueError(f"cam_from_lidar is {cam_from_lidar.tolist()}; expected 4 x 4 finite numbers")
     if not min_depth_m >= 0:
@@ -150,14 +174,13 @@ def project(
             f"min_depth_m is {min_depth_m}; points behind the camera have no pixel, so it must be 0 or more"
         )
     across, down, along = chained(check_intrinsics(intrinsics), cam_from_lidar[:3]).tolist()
-    xyz = xyz_m.T.astype(np.float64, order="C")
     with np.errstate(invalid="ignore", over="ignore"):  # infinities become nan, and compare as not seen
         depth = affine(along, xyz)
-        ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf) & is_return(xyz_m))  # first: nothing is / 0
-        depth, xyz = depth[ahead], xyz[:, ahead]
+        ahead = np.flatnonzero((depth > min_depth_m) & (depth < np.inf))  # first: nothing is / 0
+        depth, xyz = depth[ahead], np.take(xyz, ahead, axis=1)  # a quarter of the time of xyz[:, ahead]
         if lens.straight:
             u, v = affine(across, xyz) / depth, affine(down, xyz) / depth
-            seen = np.ones(len(u), np.bool_)
+            seen: npt.NDArray[np.bool_] | bool = True
         else:
             u, v, seen = through(lens, check_intrinsics(intrinsics), cam_from_lidar, xyz)
         inside = np.flatnonzero(seen & (u > 0) & (u < width_px - 1) & (v > 0) & (v < height_px - 1))
@@ -185,8 +208,9 @@ def through(
 def affine(row: list[float], xyz: Float64) -> Float64:
     """One row of a 3 x 4 matrix times points (3, n), (n,); see the top of the file."""
     total: Float64 = row[0] * xyz[0]
-    total += row[1] * xyz[1]
-    total += row[2] * xyz[2]
+    part = row[1] * xyz[1]
+    total += part
+    total += np.multiply(row[2], xyz[2], out=part)
     total += row[3]
     return total
 

@@ -10,5 +10,8 @@ import numpy.typing as npt
 
 def is_return(xyz_m: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Return which points (n, 3) of a sweep are returns, (n,): all but those that lie exactly at the sensor."""
-    found: npt.NDArray[np.bool_] = xyz_m.any(axis=1)
+    x, y, z = xyz_m.T
+    found: npt.NDArray[np.bool_] = x != 0
+    found |= y != 0  # column by column: `any` along rows of three takes ten times as long
+    found |= z != 0
     return found

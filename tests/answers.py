@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manifests.asked import pin
+from manifests.fingerprint import Json
 from manifests.labels import predict_identity, predict_key, similarity_identity, similarity_pin
 from manifests.learnt import settings_of, student_of
 from manifests.query import Query
@@ -53,7 +54,7 @@ def put_answers(
         written = to_arrow(rows, type(rows[0]))
         shards.append(store.write(stage, fingerprint, shard.shard, predict_key(fingerprint, shard), written))
     table = TableRef(stage, fingerprint, tuple(shards))
-    made = {"checkpoint": str(recipe.folder() / task / "epoch-0001.safetensors"), "epoch": 1}
+    made: dict[str, Json] = {"checkpoint": str(recipe.folder() / task / "epoch-0001.safetensors"), "epoch": 1}
     made |= {"student": student_of(learnt(recipe, task)), "class_names": list(recipe.ontology.class_names)}
     store.write_manifest(Manifest(stage, fingerprint, identity, table.shards, made))
     store.write_ref(name, Ref(recipe.name, {"points": points, stage: table}))

@@ -137,12 +137,12 @@ def rows_of_stage(recipe: Recipe, name: str, frames: Sequence[Frame], rows: Rows
         made: list[Record] = list(stage.build(given))
         assert canonical(dict(stage.content(given)))
     else:
-        done = list(stage.open(given)(iter(inputs_of(recipe, name, frames, rows))))
-        for one in done:
+        made = []
+        for one in stage.open(given)(iter(inputs_of(recipe, name, frames, rows))):
             if isinstance(one, Exception):
                 raise one
-        made = done
-        assert [row.frame_id for row in done] == [frame.frame_id for frame in frames]
+            made.append(one)
+        assert [vars(row)["frame_id"] for row in made] == [frame.frame_id for frame in frames]
     return from_arrow(to_arrow(made, stage.table.kind), stage.table.kind)
 
 

@@ -36,7 +36,7 @@ def watched(config: Any, where: str, reads: set[Read]) -> Any:
     Dataclasses within it are watched likewise, and reading one is only on the way to its fields. So are those in
     tuples, whose number and order are told by reading the tuple.
     """
-    kind = type(config)
+    kind: Any = type(config)
     inside: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -52,7 +52,7 @@ def watched(config: Any, where: str, reads: set[Read]) -> Any:
             reads.add((where, name))
         return kind.__getattribute__(self, name)
 
-    one = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": read}))
+    one: Any = object.__new__(type(kind.__name__, (kind,), {"__getattribute__": read}))
     for item in dataclasses.fields(config):
         object.__setattr__(one, item.name, inside.get(item.name, getattr(config, item.name)))
     return one

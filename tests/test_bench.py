@@ -9,10 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import bench.afi
+import bench.encode
 import bench.packed
 import bench.run
 from bench.afi import AfiReport, Cost
@@ -39,7 +42,7 @@ def recorded(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> tu
     return UsualWay(tables, root, masks, tmp_path, load_ontology("nuscenes")), frame_of_sweep, expected
 
 
-def arrays(folder: Path, pattern: str) -> list[dict[str, np.ndarray]]:
+def arrays(folder: Path, pattern: str) -> list[dict[str, npt.NDArray[Any]]]:
     files = sorted(folder.glob(pattern))
     assert files
     return [dict(np.load(file)) for file in files]
@@ -102,7 +105,7 @@ def test_both_ways_agree_on_labels_samples_and_targets(both: tuple[UsualWay, Our
     bench.run.check_equal(*both, range(3))
 
 
-def one_changed(values: np.ndarray) -> np.ndarray:
+def one_changed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A copy in which one entry of those that are not -1 is another."""
     changed = values.copy()
     place = int(np.flatnonzero(values > 0)[0])
@@ -146,9 +149,9 @@ def test_the_program_prints_every_way_and_writes_the_numbers(
     monkeypatch.setattr(bench.packed, "SCENE_FRAMES", 2)
     costs = tuple(Cost(way, cpu_s, cpu_s, 100.0) for way, cpu_s in (("dense", 4.0), ("parity", 0.16), ("default", 0.4)))
     flat = AfiReport("golden sweep", 34_688, costs, 1.0, 0.99988)
-    monkeypatch.setattr(bench.run.afi, "measure", lambda *_: flat)  # takes a while; see tests/bench/test_afi.py
+    monkeypatch.setattr(bench.afi, "measure", lambda *_: flat)  # takes a while; see tests/bench/test_afi.py
     network = Overhead(20.0, 21.0, 21.0, 23.1)
-    monkeypatch.setattr(bench.run.encode, "measure", lambda *_: network)  # likewise
+    monkeypatch.setattr(bench.encode, "measure", lambda *_: network)  # likewise
     done = run("--repeats", "1", "--frames", "1", "--scenes", "1", "--json", str(tmp_path / "numbers.json"))
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "numbers.json").read_text())

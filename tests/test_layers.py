@@ -51,7 +51,7 @@ ONE_MODULE = (("open_clip", "pipeline/teachers/"), ("open3d", "bench/city/"))
 ORDER = {
     "manifests": (
         ("fingerprint",),
-        ("advice", "foreign", "shown"),
+        ("advice", "foreign", "pulse", "shown"),
         ("config",),
         ("ontology", "records", "splits", "templates"),
         ("provenance", "tables"),

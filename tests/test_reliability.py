@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,13 @@ def stores(place: Path) -> Iterator[Case]:  # long: a list of cases
     yield "shard", "cut off", with_bytes(content[:-1])
     yield "shard", "missing", lambda: store.read("target", FINGERPRINT, replace(shard, name=f"a.{KEY}.parquet"))
     listed = lambda: store.shards("target", FINGERPRINT)  # noqa: E731
-    for kind, values in {
+    said: dict[str, dict[str, Any]] = {
         "that names a file outside": {"name": "../../x.parquet"},
         "of another table": {"stage": "points"},
         "of another shard": {"shard": "b", "name": f"b.{KEY}.{shard.sha256[:12]}.parquet"},
         "with endless rows": {"rows": 1e400},
-    }.items():
+    }
+    for kind, values in said.items():
         yield "sidecar", kind, with_file(sidecar, seal(json.dumps(document | values).encode()), listed)
     yield "sidecar", "with a changed digit", with_file(sidecar, encode(document).replace(b"1", b"2", 1), listed)
     yield "sidecar", "that is a list", with_file(sidecar, b"[]", listed)
@@ -119,11 +121,12 @@ def stores(place: Path) -> Iterator[Case]:  # long: a list of cases
     manifest, ref = folder / "manifest.json", place / "refs" / "recipe.00000001.json"
     read_manifest = lambda: store.read_manifest("target", FINGERPRINT)  # noqa: E731
     whole = decode(manifest.read_bytes(), "it")
-    for kind, values in {
+    said = {
         "of another table": {"fingerprint": "0" * 12},
         "without shards": {"shards": {}},
         "whose identity is a word": {"identity": "x"},
-    }.items():
+    }
+    for kind, values in said.items():
         yield "manifest", kind, with_file(manifest, seal(json.dumps(whole | values).encode()), read_manifest)
     yield "ref", "without tables", with_file(ref, seal(b'{"a": 1}'), lambda: store.expect_ref("recipe"))
     for kind, text in {"cut off": ref.read_bytes()[:99], "empty": b""}.items():
@@ -179,8 +182,8 @@ def frames(place: Path) -> Iterator[Case]:
         "with points that are not finite": "nan.bin",
         "outside the data root": "../x.bin",
     }.items():
-        yield "sweep", kind, lambda path=path: check_frame(dataset, place, replace(good, lidar_path=path))
-    for kind, changes in {
+        yield "sweep", kind, partial(check_frame, dataset, place, replace(good, lidar_path=path))
+    broken: dict[str, dict[str, Any]] = {
         "image, missing": {"image_path": "none.jpg"},
         "image, cut off": {"image_path": "cut.jpg"},
         "image, a web page": {"image_path": "page.jpg"},
@@ -190,7 +193,8 @@ def frames(place: Path) -> Iterator[Case]:
         "camera matrix, not finite": {"intrinsics": np.full((3, 3), np.nan)},
         "pose, stretched": {"cam_from_lidar": np.diag([2.0, 1.0, 1.0, 1.0])},
         "pose, not finite": {"cam_from_lidar": np.full((4, 4), np.nan)},
-    }.items():
+    }
+    for kind, changes in broken.items():
         one = replace(camera, **changes)
         yield *kind.split(", "), lambda one=one: check_frame(dataset, place, replace(good, cameras=(one,)))  # type: ignore[misc]
     yield "labels", "for other points", lambda: check_frame(dataset, place, replace(good, label_path="labels.bin"))
@@ -198,7 +202,7 @@ def frames(place: Path) -> Iterator[Case]:
 
 def logs(place: Path) -> Iterator[Case]:
     """Your own logs, exit status 2."""
-    from tests.pipeline.test_fuzz import SCENE
+    from tests.pipeline.scenes import SMALL
 
     (place / "drive").mkdir(parents=True)
     for kind, old, new in (
@@ -210,7 +214,7 @@ def logs(place: Path) -> Iterator[Case]:
         ("a frame without a pose", "world_from_ego = { rotation = [1, 0, 0, 0], translation = [0, 0, 0] }", ""),
     ):
 
-        def read(text: str = SCENE.replace(old, new)) -> Any:
+        def read(text: str = SMALL.replace(old, new)) -> Any:
             (place / "drive" / "scene.toml").write_text(text)
             return list(FolderDataset(DataConfig(dataset="folder", root=str(place))).frames())
 

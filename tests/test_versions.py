@@ -188,7 +188,7 @@ def cases(measured: Measured) -> Iterator[tuple[str, str, Recipe, Rows]]:
             yield key, stage, recipe, rows
 
 
-def own_identity(recipe: Recipe, stage: str) -> Any:
+def own_identity(recipe: Recipe, stage: str) -> str:
     """What of an identity a stage adds itself: it has to hold all that tells its rows from others of the same rows."""
     whole = identity(recipe, stage)
     return canonical({"settings": whole.settings, "needs": sorted(whole.needs)})
@@ -267,7 +267,7 @@ def test_every_part_of_the_class_dictionary_that_changes_rows_is_in_the_identity
 
 
 def test_every_setting_that_is_read_was_tried_with_another_value(measured: Measured) -> None:
-    tried, untried = set(), set()
+    tried, untried = set[Read](), set[Read]()
     for key, stage, recipe, _ in cases(measured):
         for read in measured.reads[key][stage]:
             if read[0].startswith("ontology") or read[1] in WITHOUT_OTHER:
@@ -281,7 +281,7 @@ def test_every_setting_that_is_read_was_tried_with_another_value(measured: Measu
 @pytest.mark.parametrize("example", ["catseg", "clip_dense", "fcclip", "san"])
 def test_another_digest_of_weights_is_another_identity(measured: Measured, example: str) -> None:
     recipe, rows = measured.teachers[example]
-    file = {"weights": "/weights/one.pt", "weights_sha256": "1" * 64}
+    file: dict[str, Any] = {"weights": "/weights/one.pt", "weights_sha256": "1" * 64}
     file |= {"quick_gelu": True} if example == "clip_dense" else {}
     one = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **file))
     other = with_value(one, ("teacher", "weights_sha256"), "2" * 64)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from manifests import labels, learnt
 from manifests.fingerprint import DIGITS, canonical
@@ -64,7 +65,7 @@ def digest_of(rows: Sequence[Record]) -> str:
     return total.hexdigest()[:DIGITS]
 
 
-def numbers_of(arrays: Sequence[np.ndarray]) -> list[float]:
+def numbers_of(arrays: Sequence[npt.NDArray[Any]]) -> list[float]:
     """Return how many values there are, their mean, root mean square, and mean after a ramp from -1 to 1."""
     flat = np.concatenate([np.asarray(one, np.float64).ravel() for one in arrays] or [np.empty(0)])
     if not flat.size:
@@ -78,7 +79,7 @@ def numbers_of_teacher(rows: Rows) -> dict[str, list[float]]:
     """Return a few numbers of all that a teacher made: vectors, parts of encodings, which pixels have which name."""
     found = {"text": numbers_of([row.vector for row in rows["text"]])}
     for row in rows.get("encode", ()):
-        parts: dict[str, list[np.ndarray]] = {}
+        parts: dict[str, list[npt.NDArray[Any]]] = {}
         for name, array in row.encoding.items():
             parts.setdefault(name.partition("/")[2], []).append(array)
         found |= {f"encode {name}": numbers_of(some) for name, some in sorted(parts.items())}
@@ -193,7 +194,7 @@ def entries(stages: Mapping[str, tuple[Recipe, Rows]], teachers: Mapping[str, tu
     for example, (recipe, rows) in teachers.items():
         versions = versions_of(recipe, list(rows))
         found["teachers"][example] = {"versions": versions, "numbers": numbers_of_teacher(rows)}
-    return json.loads(json.dumps(found))  # as it is read again
+    return dict(json.loads(json.dumps(found)))  # as it is read again
 
 
 def raised(before: Mapping[str, int], now: Mapping[str, int]) -> bool:

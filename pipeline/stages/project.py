@@ -15,7 +15,7 @@ from manifests.stages import SPECS
 from manifests.tables.base import Bool, Float32
 from manifests.tables.sensors import Coordinates, Project
 from pipeline.frame import Frame, read_mask
-from pipeline.geometry import Projection, project
+from pipeline.geometry import Projection, columns_of, project_columns
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from superpixels.lifting import occluded
 
@@ -44,10 +44,11 @@ def visible_pairs(
     No point is seen where a mask (height, width) says that the camera sees the vehicle itself. Occlusion is judged
     among all other points of a view, in float64 depth.
     """
+    sweep = columns_of(xyz_m)
     seen = [
         unmasked(
-            project(
-                xyz_m,
+            project_columns(
+                sweep,
                 camera.cam_from_lidar,
                 camera.intrinsics,
                 camera.width_px,

@@ -25,8 +25,8 @@ from manifests.ontology import load_ontology
 
 
 def frame(seed: int, half: str, every: int = 20) -> StudyFrame:
-    xyz_m, truth = (values[::every] for values in street(seed))
-    return StudyFrame(f"street {seed}", "street", half, xyz_m, truth, load_ontology("nuscenes"), 1.84)
+    xyz_m, truth = street(seed)
+    return StudyFrame(f"street {seed}", "street", half, xyz_m[::every], truth[::every], load_ontology("nuscenes"), 1.84)
 
 
 def test_errors_spoil_as_much_as_they_say_and_are_the_same_each_time() -> None:

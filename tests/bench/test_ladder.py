@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -93,7 +94,7 @@ class Machine:
             log.write_text("a bar of progress\nout of memory\n")
             return 1, 0.5
         sections = read_recipe(recipe).sections
-        folder = Path(sections["run"]["runs"]) / recipe.stem
+        folder = Path(str(sections["run"]["runs"])) / recipe.stem
         if program == "pipeline":
             labels = digest(sections.get("target", {}).get("labels", "group"))
             tables = {stage: TableRef(stage, labels, ()) for stage in ("points", "target", "label")}
@@ -236,8 +237,8 @@ def test_all_rungs_are_made_in_order_and_once(plan: Plan) -> None:
     second = [call for call in machine.calls if call.startswith("second_s0")]
     assert second == ["second_s0 predict", "second_s0 evaluate --set evaluate.refine=none"], "it trains nothing"
     assert machine.calls.index("best_s0 distill") < machine.calls.index("second_s0 predict")
-    best = load_recipe(ladder.plan.recipe_path(ladder.steps["best_s0"]))
-    assert tables_of(ladder.store, best, ["target"]).table("target").fingerprint == digest("vote")
+    best_recipe = load_recipe(ladder.plan.recipe_path(ladder.steps["best_s0"]))
+    assert tables_of(ladder.store, best_recipe, ["target"]).table("target").fingerprint == digest("vote")
 
     record = ladder.record(ladder.steps["best_s0"])
     assert record["scores"][PLAIN]["all"]["mean_iou"] == 0.25 and record["scores"]["afi"]["all"]["iou"] == {"car": 0.5}
@@ -301,7 +302,7 @@ def test_what_changed_is_made_anew_and_so_is_what_started_from_it(plan: Plan) ->
     assert not any(call.startswith(("plain", "group", "vote")) for call in machine.calls)
 
     labels = load_recipe(changed.recipe_path(ladder.steps["group"]))
-    tables = newest(machine.store, "san_like-group").tables
+    tables = dict(newest(machine.store, "san_like-group").tables)
     put_ref(machine.store, labels, tables | {"target": TableRef("target", digest("other"), ())})
     assert ladder.state(ladder.steps["plain_s0"]) == "out of date", "its labels were made anew"
 
@@ -361,7 +362,7 @@ def test_the_program_ends_with_what_happened(plan: Plan, tmp_path: Path, monkeyp
 
     original = Ladder.prepare.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(ladder_program.Ladder, "prepare", classmethod(lambda cls, *given: original(prepare, *given)))
-    app = ladder_program.typer.Typer()
+    app = typer.Typer()
     app.command()(ladder_program.main)
 
     def run(*words: str) -> Any:

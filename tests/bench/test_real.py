@@ -24,11 +24,11 @@ NAMES = ("ignore", "road", "car", "tram")
 
 def test_labels_are_counted_by_part_and_what_a_step_mends_and_spoils() -> None:
     tally = Tally(3)
-    truth = np.uint8([1, 1, 1, 2, 2, 0, 1])
-    before = np.uint8([1, 2, 1, 0, 2, 1, 0])
-    label = np.uint8([1, 1, 2, 2, 2, 2, 0])
+    truth = np.array([1, 1, 1, 2, 2, 0, 1], np.uint8)
+    before = np.array([1, 2, 1, 0, 2, 1, 0], np.uint8)
+    label = np.array([1, 1, 2, 2, 2, 2, 0], np.uint8)
     seen = np.array([True, True, True, True, False, True, False])
-    tally.add(truth, label, np.uint8([255, 100, 200, 0, 9, 255, 0]), seen, before)
+    tally.add(truth, label, np.array([255, 100, 200, 0, 9, 255, 0], np.uint8), seen, before)
     told = tally.told(NAMES, np.array([False, True, False, False]))
     assert (told["mended"], told["spoilt"]) == (1, 1)
     sight = told["parts"]["seen"]
@@ -47,8 +47,8 @@ def test_of_a_level_that_fills_a_share_up_its_part_counts() -> None:
 
 
 def test_the_control_fills_gaps_with_the_nearest_label_and_leaves_lost_pulses() -> None:
-    xyz_m = np.float32([[1, 0, 0], [2, 0, 0], [9, 0, 0], [10, 0, 0], [0, 0, 0]])
-    assert nearest_label(xyz_m, np.uint8([1, 0, 0, 2, 0])).tolist() == [1, 1, 2, 2, 0]
+    xyz_m = np.array([[1, 0, 0], [2, 0, 0], [9, 0, 0], [10, 0, 0], [0, 0, 0]], np.float32)
+    assert nearest_label(xyz_m, np.array([1, 0, 0, 2, 0], np.uint8)).tolist() == [1, 1, 2, 2, 0]
     assert not nearest_label(xyz_m, np.zeros(5, np.uint8)).any()
 
 

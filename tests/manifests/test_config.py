@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from manifests.config import ConfigError, RecipeFile, changed_values, parse_override, parse_section, read_recipe
+from manifests.fingerprint import Json
 from manifests.recipe import load_recipe
 from manifests.sections.data import DataConfig, RunConfig
 
@@ -55,7 +56,7 @@ def test_a_section_takes_defaults_for_what_is_left_out() -> None:
         ({"count": -1}, "count is -1; it cannot be negative"),
     ],
 )
-def test_a_wrong_value_gets_a_sentence(values: dict[str, object], sentence: str) -> None:
+def test_a_wrong_value_gets_a_sentence(values: dict[str, Json], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_section("data", values, Example)
 

@@ -73,7 +73,7 @@ def test_a_list_stays_readable_as_one_line() -> None:
 def test_a_trace_holds_what_raise_from_none_leaves_out() -> None:
     def told() -> None:
         try:
-            {}["veiw"]
+            dict[str, int]()["veiw"]
         except KeyError:
             raise FrameError("a sentence") from None
 
@@ -84,10 +84,10 @@ def test_a_trace_holds_what_raise_from_none_leaves_out() -> None:
 
 def test_a_bug_travels_between_processes_with_its_trace() -> None:
     try:
-        {}["veiw"]
+        dict[str, int]()["veiw"]
     except KeyError as error:
         bug = pickle.loads(pickle.dumps(Bug.of(error, "in stage group")))
-    assert str(bug) == "KeyError: 'veiw' (in stage group)" and '{}["veiw"]' in trace_of(bug)
+    assert str(bug) == "KeyError: 'veiw' (in stage group)" and '()["veiw"]' in trace_of(bug)
     assert Bug.of(bug, "elsewhere") is bug
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.fingerprint import canonical, differences, digest, sha256_file
+from manifests.fingerprint import Json, canonical, differences, digest, sha256_file
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -49,8 +49,8 @@ def test_numbers_that_are_not_finite_are_refused(value: Any) -> None:
 
 
 def test_a_difference_reads_like_a_sentence() -> None:
-    old = {"settings": {"policy": "confidence", "min_points": 2}, "version": 1}
-    new = {"settings": {"policy": "confidence", "min_points": 3, "occluded": True}, "version": 1}
+    old: Json = {"settings": {"policy": "confidence", "min_points": 2}, "version": 1}
+    new: Json = {"settings": {"policy": "confidence", "min_points": 3, "occluded": True}, "version": 1}
     assert differences(old, new) == ["settings.min_points: 2 -> 3", "settings.occluded: (default) -> true"]
     assert differences(old, old) == []
     assert differences({"target": {}}, {"target": {"labels": "vote"}}) == ['target.labels: (default) -> "vote"']

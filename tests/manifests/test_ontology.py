@@ -221,7 +221,7 @@ def test_raw_labels_outside_nuscenes_or_not_whole_are_errors(nuscenes: Ontology)
         with pytest.raises(ValueError, match="not in ontology 'nuscenes'"):
             nuscenes.class_of_raw_labels(np.array([raw]))
     with pytest.raises(ValueError, match="whole numbers"):
-        nuscenes.class_of_raw_labels(np.array([1.0]))  # type: ignore[arg-type]
+        nuscenes.class_of_raw_labels(np.array([1.0]))
 
 
 def test_no_fine_label_is_class_0_whichever_way_the_modulo_rounds(nuscenes: Ontology) -> None:

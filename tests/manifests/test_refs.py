@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
 
 
-def with_table(stage: str) -> Any:
+def with_table(stage: str) -> Callable[[Ref | None], Ref]:
     """A change that adds one table, as a run does whose stage is complete."""
     table = TableRef(stage, "0123456789ab", ())
     return lambda before: replace(before or EMPTY, tables={**(before or EMPTY).tables, stage: table})

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def over_line(bucket: Bucket, line: Line) -> Store:
     return Store.open(uri_of(bucket.name, line.port))
 
 
-class NoMove(pafs.FSSpecHandler):
+class NoMove(pafs.FSSpecHandler):  # type: ignore[misc]
     """A file system that has no rename, as object stores have none, and counts what it is asked to read."""
 
     def move(self, src: str, dest: str) -> None:
@@ -213,7 +214,7 @@ def test_a_store_whose_clock_differs_from_ours_takes_our_requests(line: Line, ov
 
 
 def test_a_clock_that_the_client_cannot_correct_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
     told = "AWS Error REQUEST_TIME_TOO_SKEWED (HTTP status 403) during PutObject operation"
     with pytest.raises(Unreachable, match="the clock of this machine and that of the store differ too much; set"):
         patiently(lambda: exec("raise OSError(told)", {"told": told}))
@@ -221,7 +222,7 @@ def test_a_clock_that_the_client_cannot_correct_is_a_sentence(monkeypatch: pytes
 
 def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(Unreachable, match="tried 6 times"):
         patiently(lambda: (_ for _ in ()).throw(ConnectionError("gone")))
     assert [round(wait / usual, 1) >= 0.5 for wait, usual in zip(slept, remote.WAITS_S, strict=True)] == [True] * 5
@@ -232,7 +233,7 @@ def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), OSError(errno.ENOSPC, "full"), pa.ArrowInvalid("no")])
 def test_what_does_not_pass_is_raised_at_once(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
     with pytest.raises(type(error)):
         patiently(lambda: (_ for _ in ()).throw(error))
 

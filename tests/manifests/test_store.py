@@ -174,7 +174,7 @@ def test_a_manifest_or_ref_that_leaves_its_folder_is_refused(store: Store, shard
     assert store.read_manifest("target", FINGERPRINT) == made
     evil = {"shard": shard, "name": f"{shard}.{KEY}.{good.sha256[:12]}.parquet"}
     for path in (folder(store) / "manifest.json", folder(store).parent.parent / "refs" / "recipe.00000001.json"):
-        document = decode(path.read_bytes(), "it")
+        document: Any = decode(path.read_bytes(), "it")
         shards = document["shards"] if "shards" in document else document["tables"]["target"]["shards"]
         shards[0] |= evil
         path.write_bytes(encode(document))
@@ -401,7 +401,7 @@ def test_rows_that_do_not_fit_the_schema_are_refused(store: Store) -> None:
         with pytest.raises(ValueError, match="shape"):
             writer.append(replace(target_row("a"), seen=np.zeros(7, bool)))
         with pytest.raises(ValueError, match="column label: no value"):
-            writer.append(replace(target_row("a"), label=None))
+            writer.append(replace(target_row("a"), **dict[str, Any](label=None)))
         with pytest.raises(ValueError, match="schema"):
             writer.append(Label(frame_id="a", label=np.zeros(7, np.uint8), raw=np.zeros(7, np.uint16)))
 

@@ -18,6 +18,7 @@ from manifests.tables.labels import Correct, Target
 from manifests.tables.registry import TABLES
 from manifests.tables.sensors import Points
 from manifests.tables.teacher import Encode, Segment, Text
+from tests.filled import record
 
 FRAMES = [kind for kind in TABLES.values() if issubclass(kind, FrameRecord)]
 
@@ -51,8 +52,8 @@ def example(kind: type[Record], length: int) -> Record:
 
 
 def points(**other: Any) -> Points:
-    row = {"frame_id": "f", "n_points": 2, "xyz_m": np.zeros((2, 3), np.float32), "intensity": np.ones(2, np.float32)}
-    return Points(**row | other)
+    two = {"n_points": 2, "xyz_m": np.zeros((2, 3), np.float32), "intensity": np.ones(2, np.float32)}
+    return record(Points, **(two | other))
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -77,7 +78,7 @@ def test_every_table_gives_its_rows_back(name: str, length: int) -> None:
 
 @pytest.mark.parametrize("kind", FRAMES)
 def test_a_frame_that_failed_keeps_its_row(kind: type[FrameRecord]) -> None:
-    rows = [example(kind, 2), Failed("bad", "no sweep"), example(kind, 3)]
+    rows: list[Record | Failed] = [example(kind, 2), Failed("bad", "no sweep"), example(kind, 3)]
     stored = to_arrow(rows, kind)
     assert from_arrow(stored, kind)[1] == Failed("bad", "no sweep")
     assert stored.column("status").to_pylist() == ["ok", "failed", "ok"]
@@ -98,15 +99,14 @@ def test_what_does_not_fit_its_column_is_refused() -> None:
         (points(n_points=3), r"column xyz_m: shape \(2, 3\), expected \(n_points,3\) with {'n_points': 3}"),
         (points(intensity=np.ones(2)), "column intensity: element type <f8, expected <f4"),
         (points(xyz_m=None), "column xyz_m: no value"),
-        (Target(frame_id="f", label=np.zeros(2, np.uint8), confidence=None, seen=None), "a row of Target, expected Po"),
+        (record(Target, label=np.zeros(2, np.uint8)), "a row of Target, expected Po"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=what):
             to_arrow([row], Points)
 
 
 def test_only_columns_that_are_declared_so_may_lack_a_value() -> None:
-    arrays = {"label": np.zeros(0, np.uint8), "score": np.zeros(0, np.uint8), "changed": np.zeros(0, np.bool_)}
-    [back] = from_arrow(to_arrow([Correct(frame_id="f", note=None, **arrays)], Correct), Correct)
+    [back] = from_arrow(to_arrow([record(Correct, note=None)], Correct), Correct)
     assert isinstance(back, Correct) and back.note is None
     stored = to_arrow([points()], Points)
     broken = stored.set_column(3, Points.schema.field("n_points"), pa.array([None], pa.int64()))

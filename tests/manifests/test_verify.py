@@ -203,7 +203,7 @@ def test_what_the_recipe_at_hand_does_not_ask_for_is_said_to_be_built_by_who_doe
 def test_a_manifest_that_says_another_identity_is_damaged_though_its_digest_is_right(tmp_path: Path) -> None:
     store = build(tmp_path / "store")
     path = files_of(store)["manifest"]
-    document = decode(path.read_bytes(), "it")
+    document: Any = decode(path.read_bytes(), "it")
     path.write_bytes(encode(document | {"identity": document["identity"] | {"version": 2}}))
     assert [damage.what.split(" is ")[0] for damage in verify(store)] == ["the digest of its identity"]
 

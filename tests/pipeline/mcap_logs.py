@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from pipeline.geometry import pose_matrix
@@ -75,7 +76,7 @@ def header(ns: int, frame: str) -> dict[str, Any]:
     return {"stamp": stamp(ns), "frame_id": frame}
 
 
-def cloud(points: np.ndarray, ns: int = 0, big: bool = False, padding: int = 0) -> dict[str, Any]:
+def cloud(points: npt.NDArray[Any], ns: int = 0, big: bool = False, padding: int = 0) -> dict[str, Any]:
     """A PointCloud2 of float32 x, y, z, intensity and a uint16 ring, each record followed by some bytes."""
     order = ">" if big else "<"
     names = ("x", "y", "z", "intensity")
@@ -98,7 +99,7 @@ def cloud(points: np.ndarray, ns: int = 0, big: bool = False, padding: int = 0) 
     }
 
 
-def transform(parent: str, child: str, pose: np.ndarray) -> dict[str, Any]:
+def transform(parent: str, child: str, pose: npt.NDArray[Any]) -> dict[str, Any]:
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
     place = dict(zip("xyz", pose[:3, 3].tolist(), strict=True))
     turn = {"x": x, "y": y, "z": z, "w": w}
@@ -159,7 +160,7 @@ def write_log(scene: Path, path: Path, ticks_per_us: int = 1) -> str:
             send(at, f"/{name}/image", "sensor_msgs/msg/CompressedImage", content)
             odometry(at, image["world_from_ego"])
     with path.open("wb") as file:
-        writer = Writer(file)
+        writer: Any = Writer(file)
         schemas = {name: writer.register_msgdef(name, definition) for name, definition in DEFINITIONS.items()}
         for ns, topic, kind, content in sorted(sent, key=lambda one: one[0]):
             writer.write_message(topic, schemas[kind], content, log_time=ns, publish_time=ns)

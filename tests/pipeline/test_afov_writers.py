@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +33,7 @@ HEIGHT, WIDTH = 90, 160
 CAMERA = Camera("C", "token", "image.png", 0, np.eye(3), np.eye(4), 0, WIDTH, HEIGHT)
 FRAME = Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), (CAMERA,))
 
-Triple = tuple[np.ndarray, list[dict[str, Any]], list[np.ndarray]]
+Triple = tuple[npt.NDArray[Any], list[dict[str, Any]], list[npt.NDArray[Any]]]
 """Ids (H, W), records and matrices, as the three files of an image hold them."""
 
 
@@ -50,24 +51,25 @@ def recipe_at(root: Path, teacher: Any) -> Recipe:
     )
 
 
-def unit_rows(rng: np.random.Generator, n: int, near: np.ndarray | None = None) -> np.ndarray:
+def unit_rows(rng: np.random.Generator, n: int, near: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
     """Random vectors of length 1 that float16 holds, or such as lie near others."""
     rows = rng.normal(size=(n, 32)) if near is None else near[rng.integers(0, len(near), n)] * 4
     rows = rows + rng.normal(size=(n, 32)) * 0.5
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float64)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(unit.astype(np.float16), np.float64)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return torch.from_numpy(logits).softmax(dim=1).numpy()
 
 
-def resampled(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+def resampled(maps: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     return interpolate(torch.from_numpy(maps)[None], size=(height, width), mode="bilinear", align_corners=False)[
         0
     ].numpy()
 
 
-def semantic(score: np.ndarray, feature: np.ndarray) -> Triple:
+def semantic(score: npt.NDArray[Any], feature: npt.NDArray[Any]) -> Triple:
     """What SAN's and CAT-Seg's writer makes of scores (t, H, W) and features (d, H, W)."""
     label = score.argmax(axis=0)
     ids, records, matrix = np.zeros(label.shape, int), [], [np.zeros(len(feature))]
@@ -80,13 +82,16 @@ def semantic(score: np.ndarray, feature: np.ndarray) -> Triple:
     return ids, records, [np.stack(matrix)]
 
 
-def panoptic(masks: np.ndarray, probability: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> Triple:
+def panoptic(
+    masks: npt.NDArray[Any], probability: npt.NDArray[Any], inside: npt.NDArray[Any], outside: npt.NDArray[Any]
+) -> Triple:
     """What FC-CLIP's writer makes of mask logits (q, H, W), probabilities (q, t + 1) and vectors (q, d)."""
     n_prompts = probability.shape[1] - 1
     soft = 1 / (1 + np.exp(-masks))
     kept = [q for q in range(len(masks)) if probability[q].argmax() != n_prompts]
     owner = np.array(kept)[(probability[kept].max(axis=1)[:, None, None] * soft[kept]).argmax(axis=0)]
-    ids, records, rows = np.zeros(owner.shape, int), [], []
+    ids, rows = np.zeros(owner.shape, int), []
+    records: list[dict[str, Any]] = []
     stuff: dict[int, int] = {}
     for q in kept:
         prompt, whole = int(probability[q].argmax()), soft[q] >= 0.5
@@ -114,7 +119,7 @@ def exported(folder: Path, layout: str, segments: Segments) -> Triple:
     return ids, json.loads((folder / "token.json").read_bytes()), [one.double().numpy() for one in matrices]
 
 
-def assert_unit_rows_are_equal(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_unit_rows_are_equal(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
     assert not found[0].any() and not expected[0].any() and len(found) == len(expected)
     length = np.linalg.norm(expected[1:], axis=1, keepdims=True)
     np.testing.assert_allclose(found[1:], expected[1:] / length, atol=1e-3)  # of float16
@@ -149,14 +154,14 @@ def test_san_s_triple_is_the_reference_s(tmp_path: Path, seed: int) -> None:
     assert_unit_rows_are_equal(found_matrix, matrix)
 
 
-def one_place_each(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarray:
+def one_place_each(rng: np.random.Generator, n: int, height: int, width: int) -> npt.NDArray[Any]:
     """Mask logits float16 (n, h, w): each is positive about a place of its own, with some noise at its edges."""
     row, column = np.indices((height, width))
     places = rng.random((n, 2, 1, 1)) * [[[height]], [[width]]]
     distance = np.hypot(row - places[:, 0], column - places[:, 1])
     others = np.stack([np.delete(distance, q, axis=0).min(axis=0) for q in range(n)])
     noise = resampled(rng.normal(0, 1.5, (n, height // 4, width // 4)), height, width)
-    return (others - distance + noise).astype(np.float16)
+    return np.asarray(others - distance + noise, np.float16)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.spatial.transform import Rotation
 
@@ -18,33 +20,32 @@ UP = np.array([0, 0, 1.0])
 EYE = np.zeros(3)
 
 
-def posts(azimuth: np.ndarray) -> np.ndarray:
+def posts(azimuth: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Whether a post stands there; unevenly, so that no move puts posts on other posts."""
     degrees = np.degrees(azimuth)
-    return np.logical_or.reduce(
-        [
-            abs(degrees - middle) < wide
-            for middle, wide in ((-24, 1.5), (-9, 0.6), (3, 5), (20, 2), (70, 1), (110, 4), (-80, 2), (-150, 3))
-        ]
-    )
+    there = [
+        abs(degrees - middle) < wide
+        for middle, wide in ((-24, 1.5), (-9, 0.6), (3, 5), (20, 2), (70, 1), (110, 4), (-80, 2), (-150, 3))
+    ]
+    return np.asarray(np.any(there, axis=0))
 
 
-def sweep_at(step_deg: float = 0.2) -> np.ndarray:
+def sweep_at(step_deg: float = 0.2) -> npt.NDArray[Any]:
     """A spinning LiDAR with 21 rings: posts at 10 m, a hand's breadth to two metres wide, and a wall at 40 m."""
     azimuth, elevation = np.meshgrid(np.radians(np.arange(-180, 180, step_deg)), np.radians(np.arange(-15, 6.0)))
     direction = np.stack(
         [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=-1
     )
-    return (direction.reshape(-1, 3) * np.where(posts(azimuth.ravel()), 10, 40)[:, None]).astype(np.float32)
+    return np.asarray(direction.reshape(-1, 3) * np.where(posts(azimuth.ravel()), 10, 40)[:, None], np.float32)
 
 
 @pytest.fixture(scope="module")
-def sweep() -> np.ndarray:
+def sweep() -> npt.NDArray[Any]:
     return sweep_at()
 
 
 @pytest.fixture(scope="module")
-def view(sweep: np.ndarray) -> View:
+def view(sweep: npt.NDArray[Any]) -> View:
     """What the camera sees of it: dark posts on a bright wall, to the left for positive azimuth."""
     azimuth = -np.arctan((np.arange(WIDTH_PX) - WIDTH_PX / 2) / FOCAL_PX)
     row = np.where(posts(azimuth), 40, 200).astype(np.uint8)
@@ -61,14 +62,14 @@ def yawed(view: View, degrees: float) -> View:
     return replace(view, camera=replace(view.camera, cam_from_lidar=turn @ view.camera.cam_from_lidar))
 
 
-def test_ends_of_things_are_the_near_points_beside_a_gap(sweep: np.ndarray) -> None:
+def test_ends_of_things_are_the_near_points_beside_a_gap(sweep: npt.NDArray[Any]) -> None:
     ends = find_ends(sweep, EYE)
     assert set(np.round(np.linalg.norm(ends.xyz_m, axis=1))) == {10}
     assert len(ends.xyz_m) == 8 * 2 * 21  # both sides of each post, in every ring
     assert len(find_ends(sweep[:2], EYE).xyz_m) == 0
 
 
-def test_contrast_is_what_returns_more_or_less_than_its_surroundings(sweep: np.ndarray) -> None:
+def test_contrast_is_what_returns_more_or_less_than_its_surroundings(sweep: npt.NDArray[Any]) -> None:
     light = np.full(len(sweep), 4.0, np.float32)
     assert len(find_contrast(sweep, light).xyz_m) == 0  # the same everywhere says nothing
     light[1000] = 100
@@ -100,8 +101,7 @@ def test_measuring_no_change_is_what_the_others_are_compared_with(view: View) ->
 
 def test_a_camera_that_sees_nothing_fits_nowhere(view: View) -> None:
     behind = replace(view.camera, cam_from_lidar=np.diag([1.0, 1, -1, 1]) @ np.diag([1.0, 1, 1, 1]) @ AXES)
-    empty = replace(
-        view, camera=behind, marks=tuple(replace(one, xyz_m=one.xyz_m[:0], weight=one.weight[:0]) for one in view.marks)
-    )
+    first, second = (replace(one, xyz_m=one.xyz_m[:0], weight=one.weight[:0]) for one in view.marks)
+    empty = replace(view, camera=behind, marks=(first, second))
     fit = fit_of([empty])
     assert (fit.score, fit.best) == (0, 0) and not fit.aligned

@@ -84,13 +84,13 @@ def rewrite_json(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) ->
 def test_segments_are_read_as_stored(folder: Path) -> None:
     loaded = teacher(folder)
     text = loaded.text(ONTOLOGY.prompts)
-    np.testing.assert_allclose(text, [[1, 0], [0, 1], [0.6, 0.8]])
+    np.testing.assert_allclose(text, np.array([[1, 0], [0, 1], [0.6, 0.8]]))
     [found] = loaded.segment(frame_of("a"), {}, text)
     assert found.label_map().tolist() == [[1, 1, 1, 2], [0, 0, 2, 2]]
     assert found.prompt_id.tolist() == [2, 0]
     assert found.area_px.tolist() == [3, 3]
     assert found.score.tolist() == [1, 1]
-    np.testing.assert_allclose(found.vector, [[0.6, 0.8], [1, 0]], atol=1e-3)
+    np.testing.assert_allclose(found.vector, np.array([[0.6, 0.8], [1, 0]]), atol=1e-3)
 
 
 def test_scores_are_read_where_the_recipe_asks_for_them(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -32,6 +33,7 @@ from pipeline.__main__ import app as pipeline
 from pipeline.datasets.folder import FolderDataset
 from superpixels.metrics import Confusion, scores
 from tests.pipeline.mcap_logs import write_log
+from tests.pipeline.scenes import clip_over
 from trainer.__main__ import app as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +59,7 @@ def command(program: Any, *words: str) -> Result:
     return done
 
 
-def label_files(folder: Path) -> dict[str, np.ndarray]:
+def label_files(folder: Path) -> dict[str, npt.NDArray[Any]]:
     """The labels of every frame, as any program would read them."""
     with (folder / "frames.csv").open(newline="") as table:
         return {row["frame_id"]: np.load(folder / row["npy"]) for row in csv.DictReader(table)}
@@ -66,19 +68,8 @@ def label_files(folder: Path) -> dict[str, np.ndarray]:
 def write_recipe(path: Path, root: Path) -> None:
     """Write a recipe for logs without labels: a network with random weights names pixels, and nothing is trained."""
     path.write_text(
-        f"""
-        [data]
-        dataset = "folder"
-        root = "{root}"
-        [teacher]
-        name = "clip_dense"
-        model = "tiny"
-        weights = "random:0"
-        short_side_px = 112
-        [text]
-        templates = "single"
-        [segment]
-        scale = 0.1
+        clip_over(root)
+        + """
         [refine]
         of = "pseudo"
         [labels]

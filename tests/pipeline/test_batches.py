@@ -1,10 +1,11 @@
 """Images of many frames in full batches: order, failures, and too little memory."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -42,7 +43,7 @@ class Adder:
     def encode(self, frame: Frame) -> dict[str, Any]:
         return encode_frame(self, frame)
 
-    def prepare(self, frame: Frame, camera: Camera) -> np.ndarray:
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[Any]:
         assert threading.current_thread() is not threading.main_thread()
         if camera.name == "bad":
             raise FrameError("bad.png: cannot be decoded")
@@ -54,7 +55,7 @@ class Adder:
         self.sizes.append(len(batch))
         return {"sum": batch.sum(dim=(1, 2))}
 
-    def pack(self, camera: Camera, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         assert threading.current_thread() is not threading.main_thread()
         if camera.name == "odd":
             raise FrameError("odd.png: nothing in it")
@@ -159,6 +160,7 @@ def test_frames_without_cameras_have_empty_encodings() -> None:
 def test_stopping_early_leaves_no_thread_behind() -> None:
     before = threading.active_count()
     stream = Batches(Adder(), 4, 2)(frames(50))
+    assert isinstance(stream, Generator)
     next(stream)
     stream.close()
     assert threading.active_count() == before

@@ -28,6 +28,7 @@ from manifests.storage.store import Store
 from manifests.tables.superpoints import Group
 from pipeline.__main__ import app
 from pipeline.commands import build
+from pipeline.commands.console import console
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
@@ -171,18 +172,16 @@ def test_a_log_that_cannot_be_written_costs_a_note_and_not_the_run(
 @given(cause=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], max_codepoint=0x2FF), min_size=1))
 def test_a_cause_is_printed_as_it_is_whatever_signs_it_holds(cause: str) -> None:
     printed = Console(width=400, record=True, file=io.StringIO(), markup=False, emoji=False, highlight=False)
-    before, build.console = build.console, printed
-    try:
-        recipe: Any = SimpleNamespace(data=DataConfig(root="data"))
+    recipe: Any = SimpleNamespace(data=DataConfig(root="data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "console", printed)
         build.print_failures([Failure("index", "scene", "[i]frame[/i]", f"[b]{cause}[/b]")], recipe, {})
-    finally:
-        build.console = before
     told = printed.export_text()
     assert f"[b]{cause}[/b]" in told and "[i]frame[/i]" in told
 
 
 def test_the_pipelines_console_reads_nothing_out_of_text(capsys: pytest.CaptureFixture[str]) -> None:
-    build.console.print("[/b] [left] :car: [red]x[/red] [nan, nan]")
+    console.print("[/b] [left] :car: [red]x[/red] [nan, nan]")
     assert capsys.readouterr().out == "[/b] [left] :car: [red]x[/red] [nan, nan]\n"
 
 

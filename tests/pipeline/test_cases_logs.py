@@ -181,11 +181,11 @@ def test_c15_returns_from_nothing_get_no_label_and_change_none(made: Made) -> No
     recipe = load_recipe(case / "r.toml")
     store = Store.open(recipe.run.store)
     tables = newest(store, recipe.name).tables
-    [correct, points, label] = [
+    rows: list[list[Any]] = [
         store.every(kind, tables[name].fingerprint, tables[name].shards)
         for name, kind in (("correct", Correct), ("points", Points), ("label", Label))
     ]
-    for row, sweep, truth in zip(correct, points, label, strict=True):
+    for row, sweep, truth in zip(*rows, strict=True):
         there = is_return(sweep.xyz_m)
         assert 0.33 < 1 - there.mean() < 0.34 and not row.label[~there].any() and not truth.label[~there].any()
 

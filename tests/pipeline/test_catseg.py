@@ -1,21 +1,20 @@
 import importlib.util
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from manifests.config import ConfigError, parse_section
-from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe, load_recipe
-from manifests.sections.data import DataConfig, RunConfig
-from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.tables import SegmentConfig
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.templates import templates_of
 from pipeline.frame import Frame, FrameError
@@ -39,49 +38,21 @@ from pipeline.teachers.networks.catseg import (
     patch_tokens,
     probability_maps,
 )
-from superpixels.segments import Segments
+from tests.calls import count_calls
 from tests.pipeline.frames import camera_of, frame_of
+from tests.pipeline.street import SHA, assert_equal_segments, recipe_with, street_in, unit_rows
 
-ONTOLOGY = parse_ontology(
-    {
-        "name": "street",
-        "version": 1,
-        "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
-        "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
-    }
-)
 LARGE, BASE = "ViT-L-14-336-quickgelu", "ViT-B-16-quickgelu"
-SHA = "0123456789abcdef" * 4
 
 
 def recipe_at(root: Path, segment: SegmentConfig | None = None, templates: str = "", **teacher: Any) -> Recipe:
-    return Recipe(
-        name="test",
-        data=DataConfig(root=str(root)),
-        run=RunConfig(device="cpu"),
-        teacher=CatSegConfig(**{"model": "tiny", "weights": "random:0", **teacher}),
-        project=ProjectConfig(),
-        text=TextConfig(templates=templates),
-        segment=segment or SegmentConfig(),
-        group=GroupConfig(),
-        ontology=ONTOLOGY,
-    )
+    return recipe_with(root, CatSegConfig(**{"model": "tiny", "weights": "random:0", **teacher}), segment, templates)
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
-    """Two images of coloured blocks, of two sizes."""
-    rng = np.random.default_rng(1)
-    cameras = (camera_of("FRONT", 128, 72), camera_of("SIDE", 64, 96))
-    for one in cameras:
-        blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / one.image_path)
-    return frame_of(*cameras)
-
-
-def unit_rows(seed: int, n: int, dims: int = 32) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(n, dims)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    """Two images, of two sizes."""
+    return street_in(tmp_path, FRONT=(128, 72), SIDE=(64, 96))
 
 
 # -- the section of the recipe
@@ -177,7 +148,7 @@ def official_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_path: Path, street: Frame) -> None:
     path = tmp_path / "model_tiny.pth"
     torch.save({"model": official_names(build_catseg("tiny", seed=7)[0].state_dict()), "iteration": 80000}, path)
-    pinned = {"weights": str(path), "weights_sha256": sha256(path.read_bytes()).hexdigest()}
+    pinned: dict[str, Any] = {"weights": str(path), "weights_sha256": sha256(path.read_bytes()).hexdigest()}
     from_file, from_seed = recipe_at(tmp_path, **pinned), recipe_at(tmp_path, weights="random:7")
     text = CatSeg.load(from_seed, "text").text(("car", "van", "sky"))
     np.testing.assert_array_equal(CatSeg.load(from_file, "text").text(("car", "van", "sky")), text)
@@ -194,17 +165,11 @@ def test_a_file_in_the_official_layout_gives_the_network_it_was_saved_from(tmp_p
             CatSeg.load(damaged, stage)
 
 
-def assert_equal_segments(one: list[Segments], other: list[Segments]) -> None:
-    for left, right in zip(one, other, strict=True):
-        for field in fields(Segments):
-            np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
-
-
 # -- golden numbers of the official code
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, np.ndarray]:
+def golden(shared: Path) -> dict[str, npt.NDArray[Any]]:
     with np.load(shared / "golden" / "teachers" / "catseg_v2_b16.npz") as file:
         return dict(file)
 
@@ -236,12 +201,12 @@ def teacher_on(base: tuple[Any, Towers], root: Path, **settings: Any) -> CatSeg:
     return CatSeg(config, root, sentence, segmentation, network, towers, network.transformer, towers.device)
 
 
-def assert_close(found: Any, expected: np.ndarray, relative: float = 1e-4) -> None:
+def assert_close(found: Any, expected: npt.NDArray[Any], relative: float = 1e-4) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
 def test_every_step_gives_the_numbers_of_the_official_code(
-    base: tuple[Any, Towers], golden: dict[str, np.ndarray], tmp_path: Path
+    base: tuple[Any, Towers], golden: dict[str, npt.NDArray[Any]], tmp_path: Path
 ) -> None:
     network, _ = base
     teacher = teacher_on(base, tmp_path, parity=True, pooling=2)
@@ -279,7 +244,7 @@ def test_every_step_gives_the_numbers_of_the_official_code(
 
 
 def test_windows_give_the_numbers_of_the_official_code(
-    base: tuple[Any, Towers], golden: dict[str, np.ndarray], tmp_path: Path
+    base: tuple[Any, Towers], golden: dict[str, npt.NDArray[Any]], tmp_path: Path
 ) -> None:
     teacher = teacher_on(base, tmp_path, parity=True, windows=True)
     with torch.inference_mode():
@@ -380,9 +345,7 @@ def test_bfloat16_gives_nearly_the_same(tmp_path: Path, street: Frame) -> None:
 def test_a_new_dictionary_calls_no_image_tower(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.teachers.networks import catseg as network_module
 
-    calls: list[int] = []
-    tokens = network_module.patch_tokens
-    monkeypatch.setattr(network_module, "patch_tokens", lambda *a: calls.append(1) or tokens(*a))
+    calls = count_calls(monkeypatch, network_module, "patch_tokens")
     recipe = recipe_at(tmp_path)
     encoding = CatSeg.load(recipe, "encode").encode(street)
     assert len(calls) == 1  # both images in one batch: the network sees squares
@@ -424,7 +387,7 @@ def test_a_segments_vector_is_the_sum_of_clips_grid_over_its_pixels(
     [found, _] = CatSeg.load(recipe, "segment").segment(street, encoding, unit_rows(1, 7))
     grids = torch.from_numpy(encoding["FRONT/grid"]).permute(0, 3, 1, 2)
 
-    def at_pixels(grid: torch.Tensor) -> np.ndarray:
+    def at_pixels(grid: torch.Tensor) -> npt.NDArray[Any]:
         return interpolate(grid[None], size=(72, 128), mode="bilinear", align_corners=False)[0].numpy()
 
     dense = at_pixels(grids[-1])

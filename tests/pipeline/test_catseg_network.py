@@ -1,6 +1,7 @@
 """CAT-Seg's network apart from any teacher: each step on tensors small enough to follow."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from pipeline.teachers.networks.catseg import (
     patch_tokens,
     window_corners,
 )
-from tests.pipeline.test_catseg import BASE, unit_rows
+from tests.pipeline.street import unit_rows
+from tests.pipeline.test_catseg import BASE
 
 
 def noise(*size: int, seed: int = 0) -> torch.Tensor:
@@ -100,7 +102,7 @@ def test_windows_attend_within_themselves_and_not_over_the_edge_of_the_map(tiny:
 
 def test_a_decoder_step_sees_maps_and_guide_side_by_side(tiny: Aggregator) -> None:
     x, guide = noise(3, 32, 12, 12), noise(1, 16, 24, 24, seed=1)
-    double = tiny.decoder1.conv["double_conv"]
+    double: Any = tiny.decoder1.conv["double_conv"]
     joint = torch.cat([tiny.decoder1.up(x), guide.expand(3, -1, -1, -1)], dim=1)
     expected = double["4"](double["3"](double["1"](double["0"](joint)).relu())).relu()
     torch.testing.assert_close(tiny.decoder1(x, guide), expected, rtol=0, atol=1e-5)

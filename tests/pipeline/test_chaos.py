@@ -93,7 +93,8 @@ def fake_gpu(seconds: float = 0.2, before: Callable[[Task], None] = lambda task:
             if task.stage == "encode":
                 self._stage = STAGES["encode"]
                 self._function = OneByOne(self.encode)
-            return super().run(task)
+            outcome: Outcome = super().run(task)
+            return outcome
 
         @staticmethod
         def encode(inputs: FrameInput) -> Encode:
@@ -154,7 +155,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # a local one that another test of this process has started
-    cluster = Cluster(
+    cluster: Any = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False},
     )
@@ -200,7 +201,7 @@ def test_a_killed_worker_a_node_that_goes_away_and_clocks_that_differ(
 
     class Skewed(fake_gpu(0.8, before)):  # type: ignore[misc]
         def run(self, task: Task) -> Outcome:
-            outcome = super().run(task)
+            outcome: Outcome = super().run(task)
             if outcome.shard and task.shard == "drive-0":  # as if written by a machine that is a day ahead
                 folder = self._store.local / task.stage / task.fingerprint
                 os.utime(folder / outcome.shard.name, (time.time() + 86400,) * 2)
@@ -245,13 +246,14 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(  # long: 
             self._late_s = 30 * 3600 if node_here() == late_id else 6 * 3600 if jumps else 0
             right = getattr(time, "right", time.time)
             time.right, time.time = right, lambda: right() - self._late_s  # type: ignore[attr-defined]
-            outcome = super().run(task)
+            outcome: Outcome = super().run(task)
             self.date(f"{task.shard}.*")
             return outcome
 
-        def encode(self, inputs: FrameInput) -> Encode:  # type: ignore[override]
+        def encode(self, inputs: FrameInput) -> Encode:
             self.date(".tmp-*")  # what is being written now
-            return super().encode(inputs)
+            row: Encode = super().encode(inputs)
+            return row
 
         def date(self, names: str) -> None:
             for path in (self._store.local / self._task.stage / self._task.fingerprint).glob(names):
@@ -279,7 +281,7 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(  # long: 
                 patch.setattr("manifests.storage.garbage.time.time", lambda: right() + 48 * 3600)
                 garbage = self.store.unreferenced(24 * 3600)
                 self.store.delete(path for path, _ in garbage)
-                self.found += [path for path, _ in garbage]
+                self.found.extend(path for path, _ in garbage)
             monkeypatch.setattr(scheduler, "datetime", JumpedBack)
             monkeypatch.setattr(refs, "datetime", JumpedBack)
 
@@ -289,7 +291,8 @@ def test_clocks_that_are_late_or_jump_back_while_garbage_is_collected(  # long: 
         assert Runner(recipe).run(["encode"], pool, collector) == []
     assert collector.found == []
     assert shards_of(recipe) == expected
-    [made] = [manifest.made for manifest in collector.store.manifests("encode")]
+    [manifest] = collector.store.manifests("encode")
+    made: Any = manifest.made
     assert made["finished"] < made["started"] and made["work"]["seconds"] > 0
     assert [(item.n_done, item.failures) for item in progress_of(Runner(recipe), ["encode"])] == [(SCENES, ())] * 2
     dates = [path.stat().st_mtime for path in Path(recipe.run.store).glob("encode/*/*.parquet")]
@@ -358,7 +361,8 @@ def small_disks(nodes: set[str], marks: Path) -> type[Worker]:
                     assert libc.unshare(0x20000) == 0  # CLONE_NEWNS: this process alone sees the small disk
                     assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
                     assert libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=4k") == 0
-            return super().run(task)
+            outcome: Outcome = super().run(task)
+            return outcome
 
     return FullDisk
 
@@ -409,12 +413,13 @@ def test_full_disks_on_all_nodes_and_a_store_out_of_reach_leave_a_list_and_nothi
             if store.exists() and not (tmp_path / "over").exists():
                 store.rename(away)
                 store.write_text("")  # what was a folder cannot be used as one
-                outcome = super().run(task)
+                outcome: Outcome = super().run(task)
                 store.unlink()
                 away.rename(store)
                 (tmp_path / "over").touch()
                 return outcome
-            return super().run(task)
+            later: Outcome = super().run(task)
+            return later
 
     with RayPool(on_cluster("run.workers=1"), Outage) as pool:
         again = Runner(recipe).run(["encode"], pool)

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -44,11 +46,11 @@ ONTOLOGY = parse_ontology(
 )
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
 
 
-def as_trained(noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Segments]:
+def as_trained(noise: float, seed: int = 0) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Segments]:
     """Text vectors, those of the words, and segments of the picture: near to each other where they mean the same."""
     rng = np.random.default_rng(seed)
     common = 2 * rng.normal(size=64)  # what all sentences share

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
@@ -27,6 +28,7 @@ from manifests.ontology import load_ontology
 from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig
 from manifests.splits import load_split
+from manifests.tables.sensors import Index
 from pipeline.datasets.registry import open_dataset
 from pipeline.geometry import project
 from pipeline.stages.index import STAGE as INDEX
@@ -66,7 +68,7 @@ def contents(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def sweeps(root: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+def sweeps(root: Path) -> list[tuple[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]]]:
     """Row, points (n, 5) and labels (n,) of every sweep."""
     labels = {row["sample_data_token"]: row["filename"] for row in table(root, "lidarseg")}
     return [
@@ -137,7 +139,7 @@ def test_the_car_is_on_the_driveable_part_of_its_map(devkit: Any) -> None:
 
 
 def test_our_reader_and_stage_index_accept_every_frame(
-    city: Path, recipe_over: Callable[..., Recipe], run_stage: Callable[..., dict[str, Any]]
+    city: Path, recipe_over: Callable[..., Recipe], run_stage: Callable[..., Index]
 ) -> None:
     frames = list(open_dataset(DataConfig(root=str(city), version=TINY.version)).frames())
     assert [frame.scene for frame in frames] == [scene for scene in TINY.scenes for _ in range(2)]
@@ -267,7 +269,8 @@ def test_points_lie_on_their_beams_within_the_noise(city: Path) -> None:
 
 
 def test_no_class_can_be_told_by_its_intensity(city: Path) -> None:
-    found = {name: [] for name in ("vehicle.car", "flat.driveable_surface", "flat.sidewalk", "static.manmade")}
+    names = ("vehicle.car", "flat.driveable_surface", "flat.sidewalk", "static.manmade")
+    found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
     for _, points, labels in sweeps(city):
         for name, values in found.items():
             values.append(points[labels == FINE[name], 3])

@@ -13,10 +13,10 @@ from bench.city import things
 from bench.city.config import SIZES, CityConfig
 from bench.city.ground import Patch, Street, make_ground
 from bench.city.layout import lay_out
-from bench.city.materials import MATERIALS, PATTERNS, Stuff, surface
+from bench.city.materials import MATERIALS, PATTERNS, Stuff, Surface, surface
 from bench.city.render import Stage
 from bench.city.scene import Scene, generator
-from bench.city.sensors import ELEVATIONS_DEG, RIG, Surface, camera_rays, echoes, lidar_rays
+from bench.city.sensors import ELEVATIONS_DEG, RIG, Echoes, camera_rays, echoes, lidar_rays
 from bench.city.shapes import EMPTY, Mesh, ball, box, join, leaves, prism, rod, sheet
 
 STRAIGHT = Street(0.0, np.zeros((1, 4)))
@@ -122,7 +122,7 @@ def test_every_material_has_a_known_pattern_and_every_pattern_is_used() -> None:
 
 def test_a_surface_looks_the_same_from_everywhere_but_for_fine_detail() -> None:
     place = generator("test").uniform(-50, 50, (500, 3)).astype(np.float32)
-    up = np.tile(np.float32([0, 0, 1]), (500, 1))
+    up = np.tile(np.array([0, 0, 1], np.float32), (500, 1))
     material, tint = np.full(500, Stuff.ASPHALT, np.uint8), np.ones((500, 3), np.float32)
     near = surface(material, tint, place, up, np.full(500, 5, np.float32))
     again = surface(material, tint, place, up, np.full(500, 10, np.float32))
@@ -136,7 +136,7 @@ def test_windows_are_dark_glass_that_pulses_pass_through() -> None:
     side = np.linspace(0, 30, 300, dtype=np.float32)
     y, z = (grid.ravel() for grid in np.meshgrid(side, side))
     wall = np.stack([np.zeros_like(y), y, z], axis=1)
-    facing = np.tile(np.float32([1, 0, 0]), (len(y), 1))
+    facing = np.tile(np.array([1, 0, 0], np.float32), (len(y), 1))
     look = surface(
         np.full(len(y), Stuff.OFFICE, np.uint8), np.ones((len(y), 3), np.float32), wall, facing, np.full_like(y, 20)
     )
@@ -180,7 +180,7 @@ def test_the_lidar_turns_clockwise_from_the_left_and_fires_32_beams_at_a_time() 
     assert rays[middle[3], 1] < -0.9
 
 
-def echo_of(config: CityConfig, range_m: float, reflectance: float, lost: float = 0.0, n: int = 4000) -> np.ndarray:
+def echo_of(config: CityConfig, range_m: float, reflectance: float, lost: float = 0.0, n: int = 4000) -> Echoes:
     look = Surface(np.zeros((3, n), np.float32), *(np.full(n, value, np.float32) for value in (reflectance, 0.0, lost)))
     material = np.full(n, Stuff.PLASTER, np.uint8)
     return echoes(config, generator("test"), np.full(n, range_m, np.float32), np.ones(n, np.float32), look, material)

@@ -5,62 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import canonical
-from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe
-from manifests.sections.data import DataConfig, RunConfig
-from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.tables import SegmentConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from pipeline.frame import Frame, FrameError
 from pipeline.teachers.clip_dense import ClipDense, grid_shape
 from superpixels.segments import Segments
 from tests.pipeline.frames import camera_of, frame_of
-
-ONTOLOGY = parse_ontology(
-    {
-        "name": "street",
-        "version": 1,
-        "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
-        "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
-    }
-)
-SHA = "0123456789abcdef" * 4
+from tests.pipeline.street import SHA, recipe_with, street_in
 
 
 def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) -> Recipe:
-    return Recipe(
-        name="test",
-        data=DataConfig(root=str(root)),
-        run=RunConfig(device="cpu"),
-        teacher=ClipDenseConfig(**{"model": "tiny", "weights": "random:0", "short_side_px": 32, **teacher}),
-        project=ProjectConfig(),
-        text=TextConfig(templates="single"),
-        segment=segment or SegmentConfig(),
-        group=GroupConfig(),
-        ontology=ONTOLOGY,
-    )
+    settings = {"model": "tiny", "weights": "random:0", "short_side_px": 32, **teacher}
+    return recipe_with(root, ClipDenseConfig(**settings), segment)
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
-    """Three noise images, the second of another size than the others."""
-    rng = np.random.default_rng(1)
-    cameras = (camera_of("FRONT", 96, 64), camera_of("SIDE", 64, 96), camera_of("BACK", 96, 64))
-    for one in cameras:
-        blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / one.image_path)
-    return frame_of(*cameras)
+    """Three images, the second of another size than the others."""
+    return street_in(tmp_path, FRONT=(96, 64), SIDE=(64, 96), BACK=(96, 64))
 
 
-def encode(recipe: Recipe, frame: Frame) -> dict[str, np.ndarray]:
+def encode(recipe: Recipe, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     return ClipDense.load(recipe, "encode").encode(frame)
 
 
-def segment(recipe: Recipe, frame: Frame, encoding: dict[str, np.ndarray], text: np.ndarray) -> list[Segments]:
+def segment(
+    recipe: Recipe, frame: Frame, encoding: dict[str, npt.NDArray[Any]], text: npt.NDArray[Any]
+) -> list[Segments]:
     return ClipDense.load(recipe, "segment").segment(frame, encoding, text)
 
 
@@ -253,7 +231,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, street: Frame)
 EAST, NORTH, UP = np.eye(3, dtype=np.float32)
 
 
-def two_halves(left: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+def two_halves(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     """A grid of 2 x 4 cells whose left and right halves hold one vector each."""
     return {"C/grid": np.stack([left, left, right, right])[None].repeat(2, axis=0).astype(np.float16)}
 
@@ -299,7 +277,7 @@ def test_score_and_vector_equal_what_upsampled_maps_would_give(tmp_path: Path) -
     cells = torch.tensor(grid.astype(np.float32)).permute(2, 0, 1)[None]
     cosine = torch.einsum("td,bdhw->bthw", torch.tensor(text), cells / cells.norm(dim=1, keepdim=True))
 
-    def upsampled(maps: torch.Tensor) -> np.ndarray:
+    def upsampled(maps: torch.Tensor) -> npt.NDArray[Any]:
         return interpolate(maps, size=(24, 40), mode="bilinear", align_corners=False)[0].numpy()
 
     best = upsampled(cosine).argmax(axis=0)
@@ -407,16 +385,16 @@ def test_pixels_in_several_windows_average_what_these_say_as_the_authors_of_the_
                     total[place] += interpolate(cells, size=(24, 24), mode="bilinear", align_corners=False)[0]
                 count[place] += 1
         size = one.height_px, one.width_px
-        score, vector = (
+        scores, vectors = (
             interpolate((total / count)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
             for total in (score, vector)
         )
-        expected = score.argmax(axis=0)
+        expected = scores.argmax(axis=0)
         named = view.prompt_id[view.label_map() - 1]
-        second, first = np.sort(score, axis=0)[-2:]
+        second, first = np.sort(scores, axis=0)[-2:]
         assert (named == expected)[first - second > 1e-3].all() and (named == expected).mean() > 0.99
         for k, prompt in enumerate(view.prompt_id):
-            pooled = vector[:, named == prompt].sum(axis=1)
+            pooled = vectors[:, named == prompt].sum(axis=1)
             np.testing.assert_allclose(view.vector[k], pooled / np.linalg.norm(pooled), atol=3e-3)
 
 

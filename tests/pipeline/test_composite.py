@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from manifests.config import ConfigError, parse_section, read_recipe
@@ -40,7 +41,7 @@ CAR, VAN, THING, ROAD, OTHER_VAN = range(5)
 TEXT = np.array([[1, 0, 0], [0, 1, 0], [0.6, 0.8, 0], [0, 0, 1], [0, 1, 0]], np.float32)
 """Vectors of the prompts; the two vans have one."""
 
-PIN = {"weights": "folder/model.safetensors", "weights_sha256": "0" * 64}
+PIN: dict[str, Any] = {"weights": "folder/model.safetensors", "weights_sha256": "0" * 64}
 SLIC = CompositeConfig(masks="slic")
 SAM3 = CompositeConfig(masks="sam3", sam3=Sam3Config(**PIN))
 PROPOSER = CompositeConfig(masks="proposer", proposer=ProposerConfig(**PIN, trained_on="coco"))
@@ -93,7 +94,7 @@ def test_sam3_says_the_group_and_features_the_prompt_within_it() -> None:
     found = segmented(SAM3, [[0, 1]], [[THING, CAR]], weight)
     assert found.prompt_id.tolist() == [VAN, ROAD]  # equal cosines to both of roads: the first wins
     np.testing.assert_allclose(found.score, [0.8, 0.4], atol=1e-3)
-    np.testing.assert_allclose(found.vector, [[0.6, 0.8, 0], [1, 0, 0]], atol=1e-3)
+    np.testing.assert_allclose(found.vector, np.array([[0.6, 0.8, 0], [1, 0, 0]]), atol=1e-3)
     assert segmented(SAM3, [[1]], [[VAN]]).prompt_id.tolist() == [OTHER_VAN]  # of its own group
 
 
@@ -127,7 +128,7 @@ def test_between_cells_weights_are_mixed_and_single_regions_are_not() -> None:
 
 
 def test_features_kept_as_bytes_are_directions() -> None:
-    encoding = {
+    encoding: dict[str, npt.NDArray[Any]] = {
         "C/region": np.array([[[0, 1]]], np.uint16),
         "C/weight": np.full((1, 1, 2), 255, np.uint8),
         "C/grid": np.array([[[127, 0, 0], [95, 127, 0]]], np.int8),
@@ -135,7 +136,7 @@ def test_features_kept_as_bytes_are_directions() -> None:
     teacher = Composite(SLIC, ONTOLOGY, SegmentConfig(scale=1.0), None, None)
     found = teacher.segment_view(camera(1, 2), encoding, TEXT)
     assert found.prompt_id.tolist() == [CAR, THING]
-    np.testing.assert_allclose(found.vector, [[1, 0, 0], [0.6, 0.8, 0]], atol=1e-2)
+    np.testing.assert_allclose(found.vector, np.array([[1, 0, 0], [0.6, 0.8, 0]]), atol=1e-2)
 
 
 def test_an_encoding_that_does_not_fit_is_a_sentence() -> None:
@@ -166,7 +167,7 @@ def recipe(config: CompositeConfig, ontology: Ontology = ONTOLOGY, root: str = "
     )
 
 
-def on_disk(folder: Path) -> dict[str, str]:
+def on_disk(folder: Path) -> dict[str, Any]:
     (folder / "config.json").write_text("{}")
     return {"weights": str(folder / "model.safetensors"), "weights_sha256": "0" * 64}
 

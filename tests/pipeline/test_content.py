@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from manifests.asked import ref_of, tables_of
+from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.evaluation import Compared
 from manifests.storage.errors import StoreError
@@ -28,8 +29,8 @@ from manifests.tables.arrow import column_digests, to_arrow
 from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Pairs
 from pipeline.engine import planner
+from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.keys import digest_table
-from pipeline.engine.pools import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
 from pipeline.stages.registry import STAGES
@@ -256,7 +257,7 @@ def test_the_same_data_set_has_the_same_keys_on_every_processor(
     recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     program = (
-        "import sys; from pipeline.engine.pools import InlinePool; from pipeline.engine.runner import Runner\n"
+        "import sys; from pipeline.engine.inline_pool import InlinePool; from pipeline.engine.runner import Runner\n"
         "from manifests.recipe import load_recipe\n"
         "recipe = load_recipe(sys.argv[1], sys.argv[2:])\n"
         "runner = Runner(recipe)\n"
@@ -265,7 +266,7 @@ def test_the_same_data_set_has_the_same_keys_on_every_processor(
     )
     printed = []
     for kind in ("Prescott", "Haswell"):
-        command = [sys.executable, "-c", program, tmp_path / "tiny.toml", f"run.store={tmp_path / kind}"]
+        command = [sys.executable, "-c", program, str(tmp_path / "tiny.toml"), f"run.store={tmp_path / kind}"]
         done = subprocess.run(
             command, env=os.environ | {"OPENBLAS_CORETYPE": kind}, capture_output=True, text=True, timeout=120
         )
@@ -284,7 +285,6 @@ def test_bytes_that_the_index_does_not_know_are_never_kept_and_the_advice_heals(
     """The worst case: another file of the same size and times, after the index was made and before it is used."""
     from pipeline import sources
 
-    looks_of = sources.looks_of
     monkeypatch.setattr(sources, "looks_of", lambda path: (looks_of(path) or "").rpartition(",")[0] or None)
     recipe = recipe_of()
     build(recipe, ["index"])
@@ -320,10 +320,8 @@ def test_a_file_that_is_written_while_it_is_read_is_no_content(
 ) -> None:
     from pipeline import sources
 
-    digest_of = sources.sha256_file
-
     def growing(path: Path) -> str:
-        found = digest_of(path)
+        found = sha256_file(path)
         if path.name == "f1.npy" and path.parent.name == "points":
             path.write_bytes(path.read_bytes() + b"more")
         return found

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.nn.functional import layer_norm
@@ -33,16 +34,16 @@ def towers() -> Towers:
     return load_towers(TINY, Weights("random:0"), device="cpu")
 
 
-def images(height: int, width: int, n: int = 2) -> np.ndarray:
+def images(height: int, width: int, n: int = 2) -> npt.NDArray[Any]:
     return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
 @torch.inference_mode()
-def run(tower: DenseTower, pixels: np.ndarray) -> np.ndarray:
+def run(tower: DenseTower, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return tower(torch.from_numpy(pixels)).numpy()
 
 
-def normalised(pixels: np.ndarray) -> torch.Tensor:
+def normalised(pixels: npt.NDArray[Any]) -> torch.Tensor:
     """CLIP's normalisation, written from its published constants."""
     scaled = (pixels / 255 - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
     return torch.tensor(scaled.transpose(0, 3, 1, 2), dtype=torch.float32)
@@ -55,15 +56,15 @@ def open_clip_model(**config: Any) -> Any:
     return open_clip.CLIP(**config).eval()
 
 
-def before_last_block(visual: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
+def before_last_block(visual: Any, pixels: npt.NDArray[Any]) -> torch.Tensor:
     """Tokens (b, 1 + n, width) that enter the last block, at the tower's native size, by open_clip's own code."""
     tokens = visual._embeds(normalised(pixels))
     for block in visual.transformer.resblocks[:-1]:
         tokens = block(tokens)
-    return tokens
+    return torch.as_tensor(tokens)
 
 
-def heads(visual: torch.nn.Module, tokens: torch.Tensor, part: int) -> torch.Tensor:
+def heads(visual: Any, tokens: torch.Tensor, part: int) -> torch.Tensor:
     """Queries (0), keys (1) or values (2) of the last block, (b, heads, 1 + n, e), slice by slice."""
     block = visual.transformer.resblocks[-1]
     width = tokens.shape[2]
@@ -74,11 +75,11 @@ def heads(visual: torch.nn.Module, tokens: torch.Tensor, part: int) -> torch.Ten
     return torch.stack([made[..., h * e : (h + 1) * e] for h in range(block.attn.num_heads)], dim=1)
 
 
-def finish(visual: torch.nn.Module, mixed: torch.Tensor) -> np.ndarray:
+def finish(visual: Any, mixed: torch.Tensor) -> npt.NDArray[Any]:
     """Output projection, final norm and text projection of patch tokens mixed per head: (b, n, d)."""
     block = visual.transformer.resblocks[-1]
     joined = torch.cat(list(mixed.unbind(1)), dim=-1)[:, 1:]
-    return (visual.ln_post(block.attn.out_proj(joined)) @ visual.proj).numpy()
+    return np.asarray(visual.ln_post(block.attn.out_proj(joined)) @ visual.proj)
 
 
 @torch.no_grad()
@@ -227,9 +228,10 @@ def test_sclip_adds_two_attentions_in_a_block_that_is_otherwise_whole(towers: To
     visual, pixels = towers.model.visual, images(32, 32)
     block, tokens = visual.transformer.resblocks[-1], before_last_block(visual, pixels)
     queries, keys, values = (heads(visual, tokens, part) for part in range(3))
-    weights = sum(
+    of_queries, of_keys = (
         torch.softmax(one @ one.transpose(2, 3) / math.sqrt(one.shape[-1]), dim=-1) for one in (queries, keys)
     )
+    weights = of_queries + of_keys
     after = tokens + block.attn.out_proj(torch.cat(list((weights @ values).unbind(1)), dim=-1))
     after = after + block.mlp(block.ln_2(after))
     expected = (visual.ln_post(after)[:, 1:] @ visual.proj).numpy().reshape(2, 4, 4, 32)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -49,7 +50,7 @@ def towers(golden: Path) -> Towers:
 
     shapes = json.loads((golden / "clip_small.keys.json").read_text())
     tensors = {key: torch.from_numpy(recipe.tensor(key, shape, "clip", 0)) for key, shape in shapes.items()}
-    clip: Any = open_clip.CLIP(**SMALL_B16)  # type: ignore[arg-type]
+    clip: Any = open_clip.CLIP(**SMALL_B16)
     missing, unexpected = clip.load_state_dict(tensors, strict=False)
     assert not unexpected and all("attn_mask" in name for name in missing)
     return Towers(clip.requires_grad_(False).eval(), None, torch.device("cpu"))
@@ -60,13 +61,13 @@ def read(path: Path) -> dict[str, Any]:
         return dict(file)
 
 
-def of_spread(found: np.ndarray, official: np.ndarray) -> float:
+def of_spread(found: npt.NDArray[Any], official: npt.NDArray[Any]) -> float:
     """How far features (n, d) are from the official ones, in parts of the spread between the patches of these."""
     centred = official - official.mean(axis=0)
     return float(np.linalg.norm(found - found.mean(axis=0) - centred) / np.linalg.norm(centred))
 
 
-def features(towers: Towers, file: dict[str, Any], method: str, size: str, **settings: Any) -> np.ndarray:
+def features(towers: Towers, file: dict[str, Any], method: str, size: str, **settings: Any) -> npt.NDArray[Any]:
     def seen(pixels: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(file[f"seen_{size}"].astype(np.float32))
 

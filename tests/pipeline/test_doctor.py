@@ -13,6 +13,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from manifests.fingerprint import Json
 from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import RunConfig
@@ -240,11 +241,11 @@ def test_prompts_that_the_tokenizer_reads_alike_are_named(
 ) -> None:
     def findings(*prompts: str) -> list[Finding]:
         classes = [{"name": name, "colour": f"#00000{i}"} for i, name in enumerate(("ignore", "a", "b"))]
-        groups = [
+        groups: list[Json] = [
             {"name": name, "fine": name, "thing": True, "prompts": [prompt]}
             for name, prompt in zip("ab", prompts, strict=True)
         ]
-        table = {"name": "x", "version": 1, "class": classes, "group": groups}
+        table: dict[str, Json] = {"name": "x", "version": 1, "class": classes, "group": groups}
         teacher = ClipDenseConfig(model="tiny", weights="random:0")
         return list(check_prompts(recipe_over(tmp_path, ontology=parse_ontology(table), teacher=teacher)))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from manifests.config import ConfigError, parse_section
+from manifests.fingerprint import Json
 from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe
 from manifests.sections.tables import SegmentConfig
@@ -163,8 +164,10 @@ def test_an_encoding_of_other_members_is_told(recipe: Recipe) -> None:
 
 
 def test_members_are_tables_of_a_recipe(recipe: Recipe) -> None:
-    networks = [{"weights": one.weights, "weights_sha256": one.weights_sha256} for one in of_onnx(recipe)]
-    members = [
+    networks: list[dict[str, Any]] = [
+        {"weights": one.weights, "weights_sha256": one.weights_sha256} for one in of_onnx(recipe)
+    ]
+    members: list[Json] = [
         {"name": "first", "onnx": networks[0], "weight": 2},
         {"name": "second", "onnx": networks[1], "class_weights": [["bus", 0.5]]},
     ]

@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
 
 from manifests.config import ConfigError, parse_section
 from manifests.fingerprint import canonical
 from manifests.ontology import load_ontology, parse_ontology
 from manifests.recipe import Recipe, load_recipe
-from manifests.sections.data import DataConfig, RunConfig
-from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.tables import SegmentConfig
 from manifests.sections.teachers.fcclip import FcClipConfig
 from pipeline.frame import Frame, FrameError
 from pipeline.teachers.fcclip import FcClip, masks_of
@@ -22,7 +21,9 @@ from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import network_pixels
 from pipeline.teachers.networks.fcclip import UNUSED, build_fcclip, from_official
 from superpixels.segments import Segments
+from tests.calls import count_calls
 from tests.pipeline.frames import camera_of, frame_of
+from tests.pipeline.street import SHA, recipe_with, street_in
 
 ONTOLOGY = parse_ontology(
     {
@@ -36,39 +37,20 @@ ONTOLOGY = parse_ontology(
         ],
     }
 )
-SHA = "0123456789abcdef" * 4
 KEEPS_ALL = 1e6
+SIZES = {"FRONT": (128, 72), "SIDE": (64, 96), "BACK": (128, 72)}
 NAMES = "fcclip_cocopan.keys.json"
 
 
 def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) -> Recipe:
     settings = {"model": "tiny-convnext", "weights": "random:0", "short_side_px": 64, **teacher}
-    return Recipe(
-        name="test",
-        data=DataConfig(root=str(root)),
-        run=RunConfig(device="cpu"),
-        teacher=FcClipConfig(**settings),
-        project=ProjectConfig(),
-        text=TextConfig(templates="single"),
-        segment=segment or SegmentConfig(scale=1.0),
-        group=GroupConfig(),
-        ontology=ONTOLOGY,
-    )
-
-
-def street_in(folder: Path) -> Frame:
-    """Put three images into a folder, and return the frame of them."""
-    rng = np.random.default_rng(1)
-    cameras = (camera_of("FRONT", 128, 72), camera_of("SIDE", 64, 96), camera_of("BACK", 128, 72))
-    for one in cameras:
-        blocks = rng.integers(0, 256, (one.height_px // 8, one.width_px // 8, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / one.image_path)
-    return frame_of(*cameras)
+    return recipe_with(root, FcClipConfig(**settings), segment or SegmentConfig(scale=1.0), ontology=ONTOLOGY)
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
-    return street_in(tmp_path)
+    """Three images, the second of another size than the others."""
+    return street_in(tmp_path, **SIZES)
 
 
 # -- the section of the recipe
@@ -117,7 +99,7 @@ def test_a_reach_that_keeps_all_has_an_identity() -> None:
 
 
 def test_a_separate_clip_is_part_of_the_identity_by_its_digest_wherever_it_lies() -> None:
-    head = {"weights": "a/b.pth", "weights_sha256": SHA}
+    head: dict[str, Any] = {"weights": "a/b.pth", "weights_sha256": SHA}
     one = FcClipConfig(**head, clip_weights="clip.bin", clip_weights_sha256=SHA[::-1])
     other = FcClipConfig(**head, clip_weights="elsewhere/clip.bin", clip_weights_sha256=SHA[::-1])
     for stage in ("text", "encode"):
@@ -239,8 +221,8 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) 
 
 
 def one_view(
-    *vectors: np.ndarray, none: tuple[int, ...] = (), owner: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
+    *vectors: npt.NDArray[Any], none: tuple[int, ...] = (), owner: npt.NDArray[Any] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """A view of 8 x 8 cells in as many columns as there are queries, each of which has a vector and fills a column."""
     n = len(vectors)
     if owner is None:
@@ -325,11 +307,7 @@ def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
 def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.teachers.networks import fcclip as fcclip_network
 
-    calls = []
-    forward = fcclip_network.FcClip.forward
-    monkeypatch.setattr(
-        fcclip_network.FcClip, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
-    )
+    calls = count_calls(monkeypatch, fcclip_network.FcClip, "forward")
     recipe = recipe_at(tmp_path, overlap=0.0)
     encoding = FcClip.load(recipe, "encode").encode(street)
     assert calls

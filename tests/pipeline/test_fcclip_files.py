@@ -14,12 +14,13 @@ from manifests.config import ConfigError
 from pipeline.frame import Frame
 from pipeline.teachers.fcclip import FcClip
 from pipeline.teachers.networks.fcclip import build_fcclip
-from tests.pipeline.test_fcclip import recipe_at, street_in
+from tests.pipeline.street import Foreign, cut_off, street_in
+from tests.pipeline.test_fcclip import SIZES, recipe_at
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
-    return street_in(tmp_path)
+    return street_in(tmp_path, **SIZES)
 
 
 def official_name(name: str) -> str:
@@ -122,7 +123,7 @@ def test_the_published_size_loads_by_recipe_from_two_files(tmp_path: Path) -> No
     assert all((tensor.view(-1)[-1] == 0.25).item() for tensor in teacher.network.state_dict().values())
 
 
-def two_files(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
+def two_files(folder: Path, network: Any) -> dict[str, Any]:
     """A head without CLIP, and CLIP alone as open_clip saves it; the settings that name both."""
     official = official_state(network.state_dict())
     head = {name: tensor for name, tensor in official.items() if not name.startswith("backbone.")}
@@ -203,15 +204,6 @@ def test_a_fault_of_the_head_s_file_is_told_of_the_head_s_file(tmp_path: Path) -
     torch.save(head, tmp_path / "head.pth")
     with pytest.raises(ConfigError, match=r"teacher.weights: .*head.pth is not .* 1 missing, such as logit_scale$"):
         FcClip.load(recipe_at(tmp_path, **settings | pinned(tmp_path / "head.pth")), "text")
-
-
-class Foreign:
-    pass
-
-
-def cut_off(path: Path) -> None:
-    torch.save({"model": {"a": torch.ones(99)}}, path)
-    path.write_bytes(path.read_bytes()[:-200])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,40 +26,9 @@ from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.stages.index import check_frame, pose_problems
+from tests.pipeline.scenes import SCENE
 from tests.refs import newest
 
-SCENE = """\
-points = "points/{frame}.npy"
-labels = "labels/{frame}.npy"
-ego_from_lidar = { rotation = [1, 0, 0, 0], translation = [0, 0, 1.8] }
-
-[[camera]]
-name = "front"
-images = "front/{frame}.png"
-intrinsics = [[4, 0, 4], [0, 4, 3], [0, 0, 1]]
-cam_from_lidar = [[0, -1, 0, 0.5], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-
-[[camera]]
-name = "rear"
-images = "rear/{frame}.png"
-intrinsics = [[4, 0, 4], [0, 4, 3], [0, 0, 1]]
-ego_from_cam = { rotation = [0.5, -0.5, -0.5, 0.5], translation = [-1, 0, 1.8] }
-
-[[frame]]
-name = "b"
-timestamp_us = 2000000
-world_from_ego = { rotation = [1, 0, 0, 0], translation = [7, 0, 0] }
-without = ["front"]
-
-[[frame]]
-name = "a"
-timestamp_us = 1000000
-world_from_ego = { rotation = [1, 0, 0, 0], translation = [0, 0, 0] }
-[frame.image.front]
-file = "elsewhere/1.png"
-timestamp_us = 1000050
-world_from_ego = { rotation = [1, 0, 0, 0], translation = [0.25, 0, 0] }
-"""
 POINTS = np.array([[5, 0, 0, 0.5], [8, 1, -1, 1], [3, 0, 0, 0]], np.float32)
 
 
@@ -171,7 +141,7 @@ def test_the_tri_frames_give_the_same_tables_as_through_the_nuscenes_reader(
 # -- kinds of files --------------------------------------------------------------------------------
 
 
-def read(root: Path, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def read(root: Path, name: str, content: bytes) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Put a file in the place of the points and read it."""
     (root / "drive" / name).write_bytes(content)
     scene = SCENE.replace("points/{frame}.npy", name.replace("points/a", "points/{frame}"))
@@ -179,7 +149,7 @@ def read(root: Path, name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]
     return data_set(root).read_points(frames_of(root)[0])
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array: npt.NDArray[Any]) -> bytes:
     import io
 
     file = io.BytesIO()
@@ -262,8 +232,9 @@ def test_points_are_read_from_every_kind_of_file_in_its_order(root: Path, kind: 
 
 @pytest.mark.parametrize("flavour", ["pcd", "pcd compressed", "pcd ascii", "ply", "ply ascii"])
 def test_what_open3d_writes_is_read_nan_included(root: Path, tmp_path: Path, flavour: str) -> None:
-    import open3d as o3d
+    import open3d
 
+    o3d: Any = open3d
     points = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
     points[7], points[20:400, 1] = np.nan, 2.5  # what repeats is packed
     ring = np.arange(500, dtype=np.uint16) % 32

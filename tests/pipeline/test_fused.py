@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,7 @@ def test_planning_downloads_nothing(street: Callable[..., Recipe], monkeypatch: 
     pins = (f"teacher.weights_sha256={'ab' * 32}", f"teacher.weights_revision={'cd' * 20}", "teacher.quick_gelu=true")
     recipe = street("teacher.model=ViT-B-16-quickgelu", "teacher.weights=hub:own/name/w.pt", *pins)
     plan = {item.stage.name: item for item in Runner(recipe).plan(["segment"])}
-    assert plan["encode"].identity.settings["teacher"]["weights"] == f"sha256:{'ab' * 32}"
+    teacher: Any = plan["encode"].identity.settings["teacher"]
+    assert teacher["weights"] == f"sha256:{'ab' * 32}"
     with pytest.raises(ConfigError, match=r"w.pt of own/name could not be fetched"):
         Runner(recipe).run(["encode"], InlinePool(recipe))

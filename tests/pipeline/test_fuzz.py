@@ -37,6 +37,7 @@ from pipeline.datasets.semantic_kitti import calibration, split_projection
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.stages.index import camera_problems, check_frame, pose_problems
 from pipeline.teachers.artifacts import read_text, read_triple
+from tests.pipeline.scenes import SMALL
 from tests.refs import identity
 
 MOST_GROWTH_BYTES = 512 << 20
@@ -361,35 +362,17 @@ def test_a_calibration_file_is_read_or_refused(content: bytes) -> None:
                 allow(lambda: split_projection(matrix), ValueError)  # noqa: B023
 
 
-SCENE = """\
-points = "points/{frame}.npy"
-ego_from_lidar = { rotation = [1, 0, 0, 0], translation = [0, 0, 1.8] }
-[[camera]]
-name = "front"
-images = "front/{frame}.png"
-intrinsics = [[4, 0, 4], [0, 4, 3], [0, 0, 1]]
-cam_from_lidar = [[0, -1, 0, 0.5], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-[[frame]]
-name = "a"
-timestamp_us = 1000000
-world_from_ego = { rotation = [1, 0, 0, 0], translation = [0, 0, 0] }
-[frame.image.front]
-timestamp_us = 1000050
-world_from_ego = { rotation = [1, 0, 0, 0], translation = [0.25, 0, 0] }
-"""
-
-
 @given(data=st.data())
 @settings(max_examples=100)
 def test_the_description_of_a_scene_is_read_or_refused(data: st.DataObject, place: Path) -> None:
     (place / "logs" / "drive").mkdir(parents=True, exist_ok=True)
     if data.draw(st.booleans()):
-        content = data.draw(damaged(SCENE.encode()))
+        content = data.draw(damaged(SMALL.encode()))
     else:
         number = st.sampled_from(
             ["1e308", "-1e308", "inf", "nan", "9223372036854775808", '"x"', "[]", "{}", "true", "0"]
         )
-        words = SCENE.split(" ")
+        words = SMALL.split(" ")
         words[data.draw(st.integers(0, len(words) - 1))] = data.draw(number)
         content = " ".join(words).encode()
     (place / "logs" / "drive" / "scene.toml").write_bytes(content)

@@ -1,6 +1,9 @@
 """Poses and projection on cases small enough to check by eye."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +37,9 @@ def test_a_quarter_turn_about_z_takes_x_to_y() -> None:
 
 
 @given(quaternions, st.sampled_from([1.0, 1e-200, 1e200]))
-def test_a_quaternion_gives_the_bits_that_scipy_gives_and_its_length_does_not_matter(q: np.ndarray, s: float) -> None:
+def test_a_quaternion_gives_the_bits_that_scipy_gives_and_its_length_does_not_matter(
+    q: npt.NDArray[Any], s: float
+) -> None:
     expected = Rotation.from_quat(q, scalar_first=True).as_matrix()
     if s == 1:
         np.testing.assert_array_equal(pose_matrix(q, [0, 0, 0])[:3, :3], expected)
@@ -42,7 +47,7 @@ def test_a_quaternion_gives_the_bits_that_scipy_gives_and_its_length_does_not_ma
 
 
 @given(st.lists(arrays(np.float64, (4, 4), elements=st.floats(-9, 9)), min_size=1, max_size=4))
-def test_a_chain_is_the_product_from_left_to_right(matrices: list[np.ndarray]) -> None:
+def test_a_chain_is_the_product_from_left_to_right(matrices: list[npt.NDArray[Any]]) -> None:
     expected = matrices[0]
     for matrix in matrices[1:]:
         expected = expected @ matrix
@@ -50,7 +55,7 @@ def test_a_chain_is_the_product_from_left_to_right(matrices: list[np.ndarray]) -
 
 
 @given(quaternions, translations)
-def test_an_inverse_undoes_its_pose(rotation: np.ndarray, translation: np.ndarray) -> None:
+def test_an_inverse_undoes_its_pose(rotation: npt.NDArray[Any], translation: npt.NDArray[Any]) -> None:
     b_from_a = pose_matrix(rotation, translation)
     np.testing.assert_allclose(inverse_pose(b_from_a) @ b_from_a, IDENTITY, atol=1e-9)
 
@@ -59,13 +64,15 @@ def test_an_inverse_undoes_its_pose(rotation: np.ndarray, translation: np.ndarra
     st.lists(st.builds(pose_matrix, quaternions, translations), min_size=4, max_size=4),
     arrays(np.float64, (3, 5), elements=st.floats(-80, 80)),
 )
-def test_the_composed_matrix_equals_the_chain_step_by_step(poses: list[np.ndarray], xyz: np.ndarray) -> None:
+def test_the_composed_matrix_equals_the_chain_step_by_step(
+    poses: list[npt.NDArray[Any]], xyz: npt.NDArray[Any]
+) -> None:
     lidar, sweep, image, cam = poses
 
-    def rotation(pose: np.ndarray) -> np.ndarray:
+    def rotation(pose: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return pose[:3, :3]
 
-    def translation(pose: np.ndarray) -> np.ndarray:
+    def translation(pose: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return pose[:3, 3:]
 
     ego = rotation(lidar) @ xyz + translation(lidar)
@@ -103,7 +110,7 @@ def test_points_behind_near_or_beside_the_camera_are_not_kept() -> None:
     assert project(xyz, IDENTITY, INTRINSICS, WIDTH, HEIGHT, min_depth_m=0.0).point.tolist() == [2, 3]
 
 
-def at_pixel(u: float, v: float) -> np.ndarray:
+def at_pixel(u: float, v: float) -> npt.NDArray[Any]:
     return np.array([[(u - 800) / 1000 * 8, (v - 450) / 1000 * 8, 8.0]])  # at 8 m, so that pixels of .5 stay exact
 
 
@@ -128,7 +135,7 @@ def test_pixels_are_rounded_half_to_even() -> None:
 
 @given(arrays(np.float32, (40, 3), elements=st.floats(-50, 50, width=32)), quaternions, st.integers(2, 40))
 def test_kept_points_are_in_order_in_front_and_in_the_image_and_the_others_are_not(
-    xyz: np.ndarray, rotation: np.ndarray, width: int
+    xyz: npt.NDArray[Any], rotation: npt.NDArray[Any], width: int
 ) -> None:
     cam_from_lidar = pose_matrix(rotation, [0.1, -0.2, 0.3])
     intrinsics = np.array([[10.0, 0, 5], [0, 10, 6], [0, 0, 1]])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -46,14 +47,14 @@ def steady(recipe: Recipe) -> Recipe:
     return replace(recipe, teacher=teacher)
 
 
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def cosines(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return how like each other the vectors (..., d) of two arrays are."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     one, other = (part / np.linalg.norm(part, axis=-1, keepdims=True) for part in (one, other))
     return np.asarray((one * other).sum(axis=-1))
 
 
-def grids(recipe: Recipe, frame: Frame) -> dict[str, np.ndarray]:
+def grids(recipe: Recipe, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     return ClipDense.load(recipe, "encode").encode(frame)
 
 

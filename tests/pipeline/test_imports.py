@@ -197,7 +197,7 @@ def log(tmp_path: Path) -> Path:
     path = tmp_path / "drive 7.mcap"
     start = 1_700_000_000 * 10**9
     with path.open("wb") as file:
-        writer = Writer(file)
+        writer: Any = Writer(file)
         schemas = {name: writer.register_msgdef(name, definition) for name, definition in DEFINITIONS.items()}
 
         def send(topic: str, kind: str, content: dict[str, Any], ns: int) -> None:
@@ -219,8 +219,12 @@ def log(tmp_path: Path) -> Path:
             ns = start + i * 100_000_000
             send("/points", "sensor_msgs/msg/PointCloud2", cloud(POINTS, ns), ns)
             at = ns + late * 1_000_000
-            sent = {"header": header(at, "front_optical"), "format": "bgr8; jpeg compressed bgr8", "data": jpeg(50 * i)}
-            send("/front/compressed", "sensor_msgs/msg/CompressedImage", sent, at)
+            image = {
+                "header": header(at, "front_optical"),
+                "format": "bgr8; jpeg compressed bgr8",
+                "data": jpeg(50 * i),
+            }
+            send("/front/compressed", "sensor_msgs/msg/CompressedImage", image, at)
         writer.finish()
     (tmp_path / "topics.toml").write_text(MAPPING)
     return path

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,7 +227,7 @@ def test_a_pose_is_good_if_it_is_rigid_within_the_rounding_of_tables() -> None:
     ],
     ids=["stretched", "mirrored", "scaled", "zero"],
 )
-def test_a_matrix_that_is_no_rotation_and_translation_is_a_problem(pose: np.ndarray) -> None:
+def test_a_matrix_that_is_no_rotation_and_translation_is_a_problem(pose: npt.NDArray[Any]) -> None:
     [problem] = pose_problems(pose)
     assert problem.endswith("is not a rotation and a translation")
 

@@ -28,6 +28,7 @@ from pipeline.__main__ import app as pipeline
 from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.formats import read_point_labels
 from pipeline.exchange import labels as module
+from pipeline.exchange.label_files import LabelledSweep
 from pipeline.exchange.label_folder import sole_writer
 from pipeline.exchange.labels import raw_numbers, write_labels
 from tests.fixed_rows import recipe_over, write_log
@@ -109,7 +110,7 @@ def test_point_clouds_are_read_by_our_reader_and_by_open3d(place: Place, written
         ours = read_cloud(path.name, path.read_bytes(), None, place.recipe().data)
         np.testing.assert_array_equal(ours.xyz_m, points[name].xyz_m)
         np.testing.assert_array_equal(ours.intensity, points[name].intensity)
-        cloud = open3d.t.io.read_point_cloud(str(path))
+        cloud = open3d.t.io.read_point_cloud(path)
         np.testing.assert_array_equal(cloud.point.positions.numpy(), points[name].xyz_m)
         np.testing.assert_array_equal(cloud.point["label"].numpy().ravel(), rows[name].label)
         expected = (rows[name].confidence / 255).astype(np.float32)
@@ -173,7 +174,7 @@ def test_lidarseg_files_hold_a_byte_a_point_and_tables_name_them(place: Place, w
 
 def test_parquet_has_plain_lists_that_need_none_of_our_code(place: Place, written: Path) -> None:
     rows, points = place.rows("refine"), place.rows("points")
-    found = {}
+    found: dict[str, Any] = {}
     for path in sorted((written / "parquet").glob("*.parquet")):
         table = pq.read_table(path)
         assert json.loads(table.schema.metadata[b"classes"])["4"] == "car"
@@ -264,7 +265,7 @@ def test_frames_without_labels_are_named_and_have_no_file(place: Place, tmp_path
 def test_a_folder_appears_whole_and_what_a_killed_run_left_is_removed(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "out"
     if (child := os.fork()) == 0:
-        module.record_of = lambda *_: os._exit(9)  # type: ignore[assignment]
+        module.record_of = lambda *_: os._exit(9)
         write_labels(place.recipe(), out)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert not out.exists() and [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -368,7 +369,7 @@ def test_the_command_takes_table_and_layouts(place: Place, tmp_path: Path) -> No
 
 
 def test_names_of_scenes_and_frames_stay_in_the_folder(written: Path) -> None:
-    sweep: Callable[..., module.LabelledSweep] = module.LabelledSweep
+    sweep: Callable[..., LabelledSweep] = LabelledSweep
     nothing = np.zeros(0, np.uint8)
     one = sweep(
         "../../x",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ LENSES = st.one_of(
 )
 
 
-def opencv(lens: Lens, xyz_cam: np.ndarray) -> np.ndarray:
+def opencv(lens: Lens, xyz_cam: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """OpenCV's own projection of points in the camera's frame, (n, 2)."""
     zero, points = np.zeros(3), np.ascontiguousarray(xyz_cam[:, None])
     if lens.model == "fisheye":

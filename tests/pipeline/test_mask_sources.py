@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from manifests.config import ConfigError
+from manifests.fingerprint import Json
 from manifests.ontology import load_ontology, parse_ontology
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig, checked_concepts
 from pipeline.frame import Camera, Frame, FrameError
@@ -135,7 +136,7 @@ def test_synonyms_of_a_group_count_as_the_best_of_them(
     networks: dict[str, dict[str, Any]], frame: Frame, tmp_path: Path
 ) -> None:
     def asked(*concepts: list[str]) -> Sam3:
-        groups = [
+        groups: list[Json] = [
             {"name": f"g{i}", "fine": "car", "thing": True, "prompts": [f"p{i}"], "concepts": some}
             for i, some in enumerate(concepts)
         ]
@@ -210,7 +211,7 @@ def test_queries_that_show_nothing_weigh_nothing(
 
 
 def test_what_proposers_learnt_from_has_to_be_said() -> None:
-    hub = {"weights_sha256": "0" * 64, "weights_revision": "1" * 40}
+    hub: dict[str, Any] = {"weights_sha256": "0" * 64, "weights_revision": "1" * 40}
     name = "hub:facebook/mask2former-swin-large-cityscapes-panoptic/model.safetensors"
     config = ProposerConfig(weights=name, **hub, trained_on="cityscapes")
     config.check()

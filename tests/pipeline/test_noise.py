@@ -1,6 +1,9 @@
 """What each kind of noise does to a small map, and that at strength 0 it does nothing."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,14 +33,14 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def two_halves(height: int = 200, width: int = 400) -> np.ndarray:
+def two_halves(height: int = 200, width: int = 400) -> npt.NDArray[Any]:
     """Class 0 on the left and class 1 on the right."""
     return np.repeat((np.arange(width) >= width // 2).astype(np.int16)[None], height, axis=0)
 
 
-def boundary_px(class_map: np.ndarray) -> np.ndarray:
+def boundary_px(class_map: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Where each row of two halves changes class, as a distance to the middle, px."""
-    return (class_map == 0).sum(axis=1) - class_map.shape[1] / 2
+    return np.asarray((class_map == 0).sum(axis=1) - class_map.shape[1] / 2)
 
 
 # -- where things are
@@ -96,7 +99,7 @@ def test_jitter_turns_about_the_centre() -> None:
 
 
 @given(CLASS_MAPS)
-def test_strength_0_moves_nothing(class_map: np.ndarray) -> None:
+def test_strength_0_moves_nothing(class_map: npt.NDArray[Any]) -> None:
     np.testing.assert_array_equal(jitter(class_map, rng(), jitter_px=0, jitter_deg=0), class_map)
     same = shift_boundaries(class_map, rng(), boundary_shift_px=0, boundary_length_px=30)
     np.testing.assert_array_equal(same, class_map)
@@ -108,7 +111,7 @@ THING = np.array([False, False, True, True])
 
 
 @given(CLASS_MAPS, st.sampled_from([0.0, 8.0]))
-def test_regions_share_out_everything_that_has_a_class(class_map: np.ndarray, patch_px: float) -> None:
+def test_regions_share_out_everything_that_has_a_class(class_map: npt.NDArray[Any], patch_px: float) -> None:
     regions = find_regions(class_map, THING, rng(), patch_px=patch_px)
     np.testing.assert_array_equal(regions.region_map > 0, class_map != NOTHING)
     np.testing.assert_array_equal(np.append(NOTHING, regions.class_id)[regions.region_map], class_map)
@@ -145,7 +148,7 @@ ISLANDS[::10, ::10] = 2  # 36 things of one pixel
 ISLANDS[3:9, 3:9] = 3  # and one of 36 pixels
 
 
-def swallowed(seed: int = 0, **strengths: float) -> tuple[np.ndarray, np.ndarray]:
+def swallowed(seed: int = 0, **strengths: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Class and area of the regions of the map above that something swallowed."""
     regions = find_regions(ISLANDS, THING, rng(), patch_px=0)
     taker = swallow(
@@ -172,7 +175,7 @@ def test_merging_takes_small_into_large_whatever_the_size() -> None:
 
 def all_dropped(class_map: list[list[int]]) -> list[int]:
     regions = find_regions(np.array(class_map, np.int16), THING, rng(), patch_px=0)
-    return swallow(regions, rng().random((2, len(regions))), drop=1.0, drop_area_px=1e9, merge=0.0).tolist()
+    return [*map(int, swallow(regions, rng().random((2, len(regions))), drop=1.0, drop_area_px=1e9, merge=0.0))]
 
 
 def test_the_longest_border_takes_what_is_dropped() -> None:
@@ -198,7 +201,7 @@ def test_patches_of_one_class_do_not_merge() -> None:
 
 def test_a_stronger_setting_keeps_the_faults_of_a_weaker_one() -> None:
     for names in ("drop", "merge"):
-        weak, strong = (swallowed(drop_area_px=1e9, **{names: p})[0] for p in (0.2, 0.6))
+        weak, strong = (swallowed(drop_area_px=1e9, **dict[str, Any]({names: p}))[0] for p in (0.2, 0.6))
         assert 0 < len(weak) < len(strong)
     assert len(swallowed()[0]) == 0
 
@@ -232,7 +235,7 @@ def test_a_class_is_taken_for_another_as_often_as_the_table_says() -> None:
     true = np.repeat([0, 1, 2], 20_000)
     found = confuse(true, rng().random(60_000), share, 0.5)
     matrix = np.stack([np.bincount(found[true == one], minlength=3) for one in range(3)]) / 20_000
-    np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 0.75, 0.25], [0.1, 0.1, 0.8]], atol=0.02)
+    np.testing.assert_allclose(matrix, np.array([[1, 0, 0], [0, 0.75, 0.25], [0.1, 0.1, 0.8]]), atol=0.02)
     np.testing.assert_array_equal(confuse(true, rng().random(60_000), share, 0.0), true)
 
 

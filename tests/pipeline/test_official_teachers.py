@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -32,11 +33,11 @@ from pipeline.teachers.san import San
 class Golden:
     """One file of numbers, with the camera image that they were made from and the weights, written to a folder."""
 
-    numbers: dict[str, np.ndarray]
+    numbers: dict[str, npt.NDArray[Any]]
     folder: Path
     weights: dict[str, Any]
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.numbers[name]
 
     @property
@@ -89,8 +90,8 @@ def golden(shared: Path, tmp_path: Path, name: str, family: str) -> Golden:
     return Golden(numbers, tmp_path, {"weights": str(tmp_path / "weights.pth"), "weights_sha256": digest})
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+def unit(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
 # -- SAN
@@ -147,7 +148,7 @@ def fcclip(file: Golden, **settings: Any) -> FcClip:
     )
 
 
-def assert_the_official_names(file: Golden, prompt_id: np.ndarray) -> None:
+def assert_the_official_names(file: Golden, prompt_id: npt.NDArray[Any]) -> None:
     """Of prompts with one name the official code takes whichever rounding makes the larger, ours the first."""
     assert [file.prompts[p] for p in prompt_id] == [file.prompts[p] for p in file["category_id"]]
     assert prompt_id.tolist() == [file.prompts.index(file.prompts[p]) for p in file["category_id"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -47,7 +48,7 @@ def by_torch(recipe: Recipe, network: Segmenter, mean: float = 0.0, std: float =
         return network(values)[0].softmax(dim=0).numpy()
 
 
-def encoded(recipe: Recipe) -> dict[str, np.ndarray]:
+def encoded(recipe: Recipe) -> dict[str, npt.NDArray[Any]]:
     return Onnx.load(recipe, "encode").encode(frame_of("FRONT"))
 
 
@@ -121,7 +122,7 @@ class Answers(torch.nn.Module):
 def exported(recipe: Recipe, network: torch.nn.Module, example: torch.Tensor, **card: str) -> Recipe:
     """The recipe with another network, exported at the size of an example."""
     folder = Path(recipe.data.root) / "other"
-    settings = save_onnx(folder, **card)
+    settings = save_onnx(folder, None, **card)
     torch.onnx.export(network, (example,), str(folder / "own.onnx"), input_names=["image"], dynamo=False)
     return with_teacher(recipe, **{**settings, "weights_sha256": sha256_file(folder / "own.onnx")})
 
@@ -153,7 +154,7 @@ def test_probabilities_and_maps_of_classes_are_taken_too(recipe: Recipe) -> None
 # -- what a segment holds
 
 
-def one_view(recipe: Recipe, classes: list[list[int]], kept: list[list[int]]) -> tuple[Any, np.ndarray]:
+def one_view(recipe: Recipe, classes: list[list[int]], kept: list[list[int]]) -> tuple[Any, npt.NDArray[Any]]:
     """The segments of a view of one row of cells, and the vectors of prompts."""
     camera = Camera("C", "c", "c.png", 0, np.eye(3), np.eye(4), 0, len(classes[0]), 1)
     frame = Frame("f", "s", 0, "l", "l.bin", None, np.eye(4), np.eye(4), (camera,))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -46,7 +47,7 @@ ROAD, SIDEWALK, MANMADE, CAR, ADULT = (
 SKY, NOISE = RAW["static.other"], RAW["noise"]
 
 
-def street(height: int = 90, width: int = 160) -> np.ndarray:
+def street(height: int = 90, width: int = 160) -> npt.NDArray[Any]:
     """A class map: sky, a wall, road and pavement below it, two cars and four people; a corner of noise."""
     raw = np.full((height, width), SKY, np.uint8)
     raw[20:] = MANMADE
@@ -104,12 +105,12 @@ def see(recipe: Recipe, *tokens: str) -> list[Segments]:
     return teacher.segment(frame_of(*map(camera, tokens or ("a",))), {}, vectors)
 
 
-def fine_map(found: Segments) -> np.ndarray:
+def fine_map(found: Segments) -> npt.NDArray[Any]:
     """The fine class of each pixel as named, -1 for none."""
     return np.append(-1, NUSCENES.fine_of_prompt[found.prompt_id])[found.label_map()]
 
 
-def class_map(found: Segments) -> np.ndarray:
+def class_map(found: Segments) -> npt.NDArray[Any]:
     return np.append(0, NUSCENES.class_of_prompt[found.prompt_id])[found.label_map()]
 
 
@@ -304,7 +305,7 @@ def test_a_score_tells_right_from_wrong_as_far_as_it_is_no_chance(root: Path) ->
         right: list[float] = []
         wrong: list[float] = []
         for seed in range(20):
-            values = {"confusion": 1.0, "confused": confused, "seed": seed, "score_noise": score_noise}
+            values: dict[str, Any] = {"confusion": 1.0, "confused": confused, "seed": seed, "score_noise": score_noise}
             [found] = see(recipe_at(root, segmentation=segmentation, **values))
             classes = np.array(NUSCENES.class_names)[NUSCENES.class_of_prompt[found.prompt_id]]
             right += found.score[np.isin(classes, ("car", "pedestrian"))].tolist()
@@ -364,7 +365,7 @@ def test_a_missing_map_is_named(root: Path) -> None:
         (np.full((90, 160), 77, np.uint8), r"a\.png: raw labels \[77\] are not in ontology 'nuscenes'"),
     ],
 )
-def test_a_map_that_does_not_fit_is_named(root: Path, content: np.ndarray, sentence: str) -> None:
+def test_a_map_that_does_not_fit_is_named(root: Path, content: npt.NDArray[Any], sentence: str) -> None:
     Image.fromarray(content).save(root / "classmaps" / "v1.0-city" / "a.png")
     with pytest.raises(FrameError, match=sentence):
         see(recipe_at(root))
@@ -443,7 +444,8 @@ def test_labelled_points_come_back_as_pseudo_labels(simulated: Callable[..., Rec
     assert (target.label == label.label)[seen].mean() > 0.95
     assert pairs.vector.shape[1] == 64
     manifest = Runner(recipe).store.manifests("segment")[0]
-    assert manifest.identity.settings["teacher"]["simulated"] is True
+    teacher: Any = manifest.identity.settings["teacher"]
+    assert teacher["simulated"] is True
     assert set(manifest.identity.needs) == {"text", "label", "project"}
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from manifests.recipe import load_recipe
 from pipeline.datasets import sweeps
+from pipeline.datasets.clouds import read_cloud
 from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
@@ -48,7 +50,6 @@ def test_a_run_decodes_every_sweep_once(tmp_path: Path, monkeypatch: pytest.Monk
         '[teacher]\nname = "oracle"\nsource = "points"\ndims = 8\nslic_px = 8.0\n'
     )
     recipe, decoded = load_recipe(path), Counter[str]()
-    read_cloud = sweeps.read_cloud
 
     def counted(name: str, *rest: Any) -> Any:
         decoded[name] += 1
@@ -59,7 +60,7 @@ def test_a_run_decodes_every_sweep_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert decoded == {name: 1 for name in log.files() if "/points/" in name} and len(decoded) > 2
 
 
-def kept(name: str, n_points: int) -> tuple[Frame, tuple[np.ndarray, np.ndarray]]:
+def kept(name: str, n_points: int) -> tuple[Frame, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     frame = Frame(name, "s", 0, "t", f"{name}.bin", None, np.eye(4), np.eye(4), (), lidar_sha256=f"of {name}")
     return frame, (np.zeros((n_points, 3), np.float32), np.zeros(n_points, np.float32))
 
@@ -83,5 +84,5 @@ def test_no_more_sweeps_are_kept_than_there_is_room_for() -> None:
     for frame, sweep in frames:
         memory.keep(frame, *sweep)
     assert [memory.take(frame) is not None for frame, _ in frames] == [False, True, True]
-    memory.keep(*[frames[0][0], *kept("a", 100)[1]])
+    memory.keep(frames[0][0], *kept("a", 100)[1])
     assert memory.take(frames[0][0]) is None, "one that is larger than all room"

@@ -22,6 +22,7 @@ from pipeline.engine.tasks import Task
 from pipeline.engine.worker import check_loaded
 from pipeline.teachers.loading.pretrained import load_network, load_pixels, load_tokenizer
 from pipeline.teachers.mask_sources import SAM3_CLASSES
+from tests.calls import count_calls
 from tests.pipeline.tiny_networks import save_network
 
 CLASSES = {"tipsv2": "Tipsv2Model"}
@@ -77,15 +78,17 @@ def test_the_layout_in_which_sam3_is_published_is_taken_apart(tmp_path: Path) ->
 
 
 def test_the_files_beside_the_weights_are_part_of_the_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    digest_of = fingerprint.sha256_file
-    monkeypatch.setattr(fingerprint, "sha256_file", lambda path: read.append(path.name) or digest_of(path))
+    read = count_calls(monkeypatch, fingerprint, "sha256_file")
     before = weights_identity(pinned(folder))
     assert weights_identity(pinned(folder)) == before and len(read) == len(set(read)) > 2, "each is read once"
-    assert before["files"].keys() >= {"config.json", "preprocessor_config.json", "tokenizer.json"}
+    assert isinstance(before["files"], dict) and before["files"].keys() >= {
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    }
     assert str(folder) not in str(before)
     (folder / "preprocessor_config.json").write_text("{}")
-    assert weights_identity(pinned(folder)) != before and read[-1] == "preprocessor_config.json"
+    assert weights_identity(pinned(folder)) != before and read[-1][0].name == "preprocessor_config.json"
     assert len(read) == len(set(read)) + 1, "and again only if it looks otherwise"
     (folder / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"has no config.json"):

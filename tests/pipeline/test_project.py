@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from manifests.sections.tables import ProjectConfig
@@ -23,7 +24,7 @@ def frame_with(*cameras: Camera) -> Frame:
     return Frame("f", "s", 0, "t", "sweep.bin", None, np.eye(4), np.eye(4), cameras)
 
 
-def camera(name: str = "CAM", turn: np.ndarray = AHEAD) -> Camera:
+def camera(name: str = "CAM", turn: npt.NDArray[Any] = AHEAD) -> Camera:
     return Camera(name, "t", "p", 0, MATRIX, turn, width_px=160, height_px=90)
 
 
@@ -49,7 +50,7 @@ def test_pairs_are_sorted_by_view_and_then_by_point() -> None:
 def test_a_point_behind_a_nearer_one_in_its_image_cell_is_flagged_in_that_view_alone() -> None:
     aside = AHEAD.copy()
     aside[0, 3] = 3  # three metres to the left: the two points are far apart there
-    points = [[5.0, 0, 0], [30, 0, 0]]
+    points: list[list[float]] = [[5, 0, 0], [30, 0, 0]]
     pairs = pairs_of(points, frame_with(camera("A"), camera("B", aside)))
     assert pairs.view.tolist() == [0, 0, 1, 1] and pairs.occluded.tolist() == [False, True, False, False]
     generous = pairs_of(points, frame_with(camera()), ProjectConfig(margin_m=26))
@@ -57,7 +58,7 @@ def test_a_point_behind_a_nearer_one_in_its_image_cell_is_flagged_in_that_view_a
 
 
 def test_settings_reach_the_geometry() -> None:
-    points = [[0.5, 0, 0], [3, 0, 0]]
+    points: list[list[float]] = [[0.5, 0, 0], [3, 0, 0]]
     assert pairs_of(points, frame_with(camera())).point.tolist() == [1]
     assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=0.1)).point.tolist() == [0, 1]
     assert pairs_of(points, frame_with(camera()), ProjectConfig(min_depth_m=5)).point.tolist() == []

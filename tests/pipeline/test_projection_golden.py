@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -31,20 +32,20 @@ class View:
     """One camera of a key frame: what our projection makes of it, and the tokens to ask the devkit with."""
 
     seen: Projection
-    intrinsics: np.ndarray
+    intrinsics: npt.NDArray[Any]
     width_px: int
     height_px: int
     sweep_token: str
     image_token: str
 
 
-def key_frames(root: Path, version: str) -> Iterator[tuple[Any, np.ndarray, list[View]]]:
+def key_frames(root: Path, version: str) -> Iterator[tuple[Any, npt.NDArray[Any], list[View]]]:
     """The devkit's tables, the points (n, 3), and the six views of each key frame."""
     from nuscenes import NuScenes
 
     nusc = NuScenes(version, str(root), verbose=False)
 
-    def pose(table: str, token: str) -> np.ndarray:
+    def pose(table: str, token: str) -> npt.NDArray[Any]:
         record = nusc.get(table, token)
         return pose_matrix(record["rotation"], record["translation"])
 
@@ -67,7 +68,7 @@ def key_frames(root: Path, version: str) -> Iterator[tuple[Any, np.ndarray, list
         yield nusc, xyz, views
 
 
-def devkit_pixels(nusc: Any, view: View) -> tuple[np.ndarray, np.ndarray]:
+def devkit_pixels(nusc: Any, view: View) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """What the devkit projects: u, v, 1 of the points it keeps, (3, p), and their depth."""
     pixels, depth_m, image = nusc.explorer.map_pointcloud_to_image(view.sweep_token, view.image_token)
     image.close()
@@ -129,15 +130,15 @@ class Lifted:
     """The pairs of a key frame that hit a segment, aligned, and the fine class of every superpoint."""
 
     n_points: int
-    point: np.ndarray
-    superpoint: np.ndarray
-    fine: np.ndarray
-    axis: np.ndarray
-    hidden: np.ndarray
-    label_map: np.ndarray
+    point: npt.NDArray[Any]
+    superpoint: npt.NDArray[Any]
+    fine: npt.NDArray[Any]
+    axis: npt.NDArray[Any]
+    hidden: npt.NDArray[Any]
+    label_map: npt.NDArray[Any]
 
 
-def lift(xyz: np.ndarray, views: list[View], masks: Path) -> Lifted:
+def lift(xyz: npt.NDArray[Any], views: list[View], masks: Path) -> Lifted:
     ontology = load_ontology("nuscenes")
     segments = [read_segments(masks, view.image_token) for view in views]
     point = np.concatenate([view.seen.point for view in views])

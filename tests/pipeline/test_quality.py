@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from manifests.ontology import Ontology, load_ontology
@@ -15,8 +17,9 @@ from manifests.tables.sensors import PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints
 from pipeline.frame import Frame
 from pipeline.look.browse import FrameRows, Place
-from pipeline.look.quality import Doubt, agreement, as_ballot, label_quality, measure
+from pipeline.look.quality import Doubt, as_ballot, label_quality, measure
 from pipeline.look.worst import ranked, to_draw
+from pipeline.stages.group import agreement
 from tests.filled import record
 
 
@@ -85,7 +88,7 @@ def test_no_frames_count_nothing(ontology: Ontology) -> None:
 def labelled(ontology: Ontology, target: list[str], truth: list[str] | None, **tables: list[str]) -> FrameRows:
     """A frame of four points a metre apart; the last is not seen. "" is no label."""
 
-    def numbers(names: list[str]) -> np.ndarray:
+    def numbers(names: list[str]) -> npt.NDArray[Any]:
         return np.array([ontology.class_names.index(name) if name else 0 for name in names], np.uint8)
 
     rows = Rows(

@@ -18,7 +18,7 @@ from manifests.storage.manifest import Manifest
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
 from manifests.tables.arrow import to_arrow
-from manifests.tables.base import Failed, Rows
+from manifests.tables.base import Failed, FrameRecord, Rows
 from manifests.tables.registry import TABLES
 from manifests.tables.superpoints import Pairs, PairVectors
 from manifests.tables.teacher import Text
@@ -101,7 +101,9 @@ def test_frames_are_ranked_by_their_most_similar_points(street: Callable[..., Re
 
 def test_a_point_takes_the_best_of_its_superpoints(street: Callable[..., Recipe]) -> None:
     query, _ = ask(street(), "car", 1)
-    found = similarity_of_points(query, np.stack([ROAD, WALL]), Rows(FRAMES[1])[PairVectors], n_points=3)
+    half_a_car = FRAMES[1]
+    assert isinstance(half_a_car, FrameRecord)
+    found = similarity_of_points(query, np.stack([ROAD, WALL]), Rows(half_a_car)[PairVectors], n_points=3)
     np.testing.assert_allclose(found.cosine, [0.8, 0.8, np.nan], atol=1e-3)
 
 
@@ -141,7 +143,8 @@ def test_any_phrase_goes_through_a_text_encoder_as_prompts_do(street: Callable[.
     np.testing.assert_array_equal(known.vector, rows[3].vector)
     free, ranking = ask(recipe, f"{rows[3].prompt} on a wire", 1)
     assert np.linalg.norm(free.vector) == pytest.approx(1, abs=1e-5) and ranking.frames[0].margin < 0
-    assert free.encoder["teacher"]["model"] == "tiny" and len(free.encoder["templates"]) == 14
+    encoder: Any = free.encoder
+    assert encoder["teacher"]["model"] == "tiny" and len(encoder["templates"]) == 14
     with pytest.raises(StoreError, match=r'(?s)text.teacher.weights: "random:3" -> "random:4".*make pack'):
         ask(street(*tiny[:2], "teacher.weights=random:4"), "a cat on a wire", 1)
 

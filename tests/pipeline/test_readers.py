@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,24 +30,30 @@ from superpixels.voting import Ballot, vote
 PLAIN = DataConfig(root="-")
 
 
-def street(n: int = 900, seed: int = 0) -> np.ndarray:
+def street(n: int = 900, seed: int = 0) -> npt.NDArray[Any]:
     """x, y, z, intensity, ring of a road and a wall, float32 (n, 5)."""
     rng = np.random.default_rng(seed)
     xyz = np.column_stack([rng.uniform(-30, 30, n), rng.uniform(-6, 6, n), rng.normal(-1.8, 0.02, n)])
     return np.column_stack([xyz, rng.uniform(0, 255, n).round(), np.arange(n) % 32]).astype(np.float32)
 
 
-def npz(**arrays: np.ndarray) -> bytes:
-    np.savez(file := io.BytesIO(), **arrays)  # type: ignore[arg-type]
+def npz(**arrays: npt.NDArray[Any]) -> bytes:
+    np.savez(file := io.BytesIO(), **arrays)
     return file.getvalue()
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array: npt.NDArray[Any]) -> bytes:
     np.save(file := io.BytesIO(), array)
     return file.getvalue()
 
 
-def pcd(names: Sequence[str], values: np.ndarray) -> bytes:
+def with_names(values: npt.NDArray[Any], names: str) -> npt.NDArray[Any]:
+    """A structured array of the columns of a table of float32."""
+    rows = np.ascontiguousarray(values, np.float32)
+    return rows.view([(name, np.float32) for name in names.split(",")])[:, 0]
+
+
+def pcd(names: Sequence[str], values: npt.NDArray[Any]) -> bytes:
     n = len(names)
     header = f"VERSION 0.7\r\nFIELDS {' '.join(names)}\r\nSIZE {'4 ' * n}\r\nTYPE {'F ' * n}\r\n"
     return f"{header}WIDTH {len(values)}\r\nHEIGHT 1\r\nPOINTS {len(values)}\r\nDATA binary\r\n".encode() + (
@@ -111,7 +118,7 @@ def test_intensity_of_any_vendor_is_found_and_told(light: str, case: Any) -> Non
     files = {
         "a.pcd": pcd(["X", "y", "z", case(light)], values[:, :4]),
         "a.npz": npz(xyz=values[:, :3], **{case(light): values[:, 3]}),
-        "a.npy": npy(np.rec.fromarrays(values[:, :4].T, names=f"x,y,z,{case(light)}")),
+        "a.npy": npy(with_names(values[:, :4], f"x,y,z,{case(light)}")),
     }
     for name, content in files.items():
         cloud = read_cloud(name, content, None, PLAIN)
@@ -142,7 +149,7 @@ def test_of_several_intensities_one_is_taken_and_told_and_another_can_be_chosen(
         ({"a": np.array([None])}, "this is no whole .npz file of numbers"),
     ],
 )
-def test_an_npz_of_something_else_is_one_sentence(arrays: dict[str, np.ndarray], sentence: str) -> None:
+def test_an_npz_of_something_else_is_one_sentence(arrays: dict[str, npt.NDArray[Any]], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_cloud("a.npz", npz(**arrays), None, PLAIN)
     with pytest.raises(ValueError, match=r"this is no whole .npz file"):
@@ -172,7 +179,7 @@ def test_points_of_a_map_keep_their_millimetres(rotation: int, east_m: float, no
 # -- returns from nothing --------------------------------------------------------------------------
 
 
-def with_nothing(cloud: np.ndarray, places: Sequence[int]) -> np.ndarray:
+def with_nothing(cloud: npt.NDArray[Any], places: Sequence[int]) -> npt.NDArray[Any]:
     """Points with rows of zeros put in before the given ones."""
     return np.insert(cloud, sorted(places), 0, axis=0)
 
@@ -230,7 +237,7 @@ def test_sweeps_without_poses_are_not_put_to_the_vote() -> None:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def stored(image: Image.Image, path: Path, **how: Any) -> np.ndarray:
+def stored(image: Image.Image, path: Path, **how: Any) -> npt.NDArray[Any]:
     image.save(path, **how)
     return read_image(path.parent, Camera("c", "t", path.name, 0, np.eye(3), np.eye(4)))
 

@@ -20,6 +20,7 @@ from pipeline.engine.runner import Runner
 from pipeline.look.browse import Browser, FrameRows
 from pipeline.look.quality import LabelQuality, label_quality, measure
 from pipeline.look.report import write_report
+from tests.pipeline.scenes import clip_over
 
 
 def built(recipe: Recipe, *targets: str) -> Browser:
@@ -109,19 +110,8 @@ def test_frames_of_another_car_without_truth_are_voted_on_and_judged_in_the_repo
     root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
     path = tmp_path / "tri.toml"
     path.write_text(
-        f"""
-        [data]
-        dataset = "folder"
-        root = "{root}"
-        [teacher]
-        name = "clip_dense"
-        model = "tiny"
-        weights = "random:0"
-        short_side_px = 112
-        [text]
-        templates = "single"
-        [segment]
-        scale = 0.1
+        clip_over(root)
+        + f"""
         [target]
         labels = "vote+correct"
         [run]

@@ -17,6 +17,7 @@ import pytest
 
 from manifests.asked import ref_of
 from manifests.config import ConfigError
+from manifests.fingerprint import Settings
 from manifests.labels import refine_pin
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import TargetConfig
@@ -72,7 +73,7 @@ class Page(HTMLParser):
             self.alts.append(str(values.get("alt") or ""))
 
     def handle_data(self, data: str) -> None:
-        if self.cdata_elem != "script":  # type: ignore[attr-defined]
+        if self.cdata_elem != "script":
             self.text += f" {data}"
 
 
@@ -214,7 +215,7 @@ def test_the_report_of_a_run_is_a_section_with_its_confusion_matrix(
     counts = np.zeros((n_classes, n_classes), int)
     counts[4, 4], counts[4, 10], counts[0, 1] = 3, 1, 50  # of four points of cars, one was taken for a truck
     add_runs(recipe, confusion={"all": counts.tolist()})
-    paper = {"mean_iou_percent": 47.42, "obtained_percent": 25.0, "difference": -22.42}
+    paper: dict[str, Any] = {"mean_iou_percent": 47.42, "obtained_percent": 25.0, "difference": -22.42}
     paper |= {"row": "SAN", "source": "README"}
     scored = evaluation(labels="read to score split val", expected=paper, shards=["a", "b"], also_trained_on=["b"])
     result = {"file": "e", "sha256": "0", "weights": "feed", "epoch": 2, "step": 4, "chosen": "the last epoch"}
@@ -300,7 +301,7 @@ def test_words_from_outside_stay_words(folder: Path, tiny: Any) -> None:
 def test_what_teachers_knew_before_and_random_weights_are_named_first(folder: Path) -> None:
     recipe = recipe_in(folder)
     browser = Browser.open(Store.open(recipe.run.store), recipe)
-    for teacher, sentence in (
+    cases: list[tuple[Settings, str]] = [
         ({"name": "oracle", "simulated": True}, "The teacher “oracle” is simulated"),
         ({"name": "clip_dense", "weights": "random:3"}, "random weights (random:3)"),
         ({"name": "composite", "clip_dense": {"weights": "random:4"}}, "random weights (random:4)"),
@@ -309,7 +310,8 @@ def test_what_teachers_knew_before_and_random_weights_are_named_first(folder: Pa
             "The teacher “composite (mapillary)” is supervised: it learnt from labels of driving scenes",
         ),
         ({"name": "composite", "trained_on": "coco"}, "where objects end from the labels of coco"),
-    ):
+    ]
+    for teacher, sentence in cases:
         table = browser.tables["segment"]
         settings = identity("segment", {"teacher": teacher})
         browser.store.write_manifest(Manifest("segment", table.fingerprint, settings, table.shards))
@@ -420,7 +422,8 @@ def test_predictions_of_points_made_anew_are_not_shown(folder: Path) -> None:
     store.write_ref(ref_of(recipe), replace(ref, tables=tables))
     browser = Browser.open(store, recipe)
     assert "predict" not in browser.tables
-    assert re.search("points were made anew since the predictions .* run: make predict RECIPE=", *browser.not_shown())
+    [told] = browser.not_shown()
+    assert re.search("points were made anew since the predictions .* run: make predict RECIPE=", told)
 
 
 def test_frames_that_failed_or_are_excluded_are_not_chosen(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
@@ -74,7 +75,7 @@ def frames_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(table))
 
 
-def correct(folder: Path, frame: dict[str, str], change: Callable[[np.ndarray], None]) -> np.ndarray:
+def correct(folder: Path, frame: dict[str, str], change: Callable[[npt.NDArray[Any]], None]) -> npt.NDArray[Any]:
     """Do what a person does in point_labeler: change numbers in a .label file."""
     path = folder / frame["kitti"]
     label = np.fromfile(path, "<u4")
@@ -83,7 +84,7 @@ def correct(folder: Path, frame: dict[str, str], change: Callable[[np.ndarray], 
     return label
 
 
-def all_cars(label: np.ndarray) -> None:
+def all_cars(label: npt.NDArray[Any]) -> None:
     label[:] = CAR | (7 << 16)  # an instance, as point_labeler gives it
     label[5] = 0
 
@@ -202,7 +203,7 @@ def test_names_in_a_review_do_not_leave_its_folder(place: Place, first: Path) ->
     before = place.targets()[frame["frame_id"]].label
     assert place.pack(f"data.corrections={first}").exit_code == 0
     found = place.targets(f"data.corrections={first}")[frame["frame_id"]].label
-    np.testing.assert_array_equal(found, before), "such a file counts as not there"
+    np.testing.assert_array_equal(found, before, err_msg="such a file counts as not there")
 
 
 # -- what else follows

@@ -1,21 +1,18 @@
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
 
 from manifests.config import ConfigError, parse_section
-from manifests.ontology import parse_ontology
 from manifests.recipe import Recipe, load_recipe
-from manifests.sections.data import DataConfig, RunConfig
-from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
+from manifests.sections.tables import SegmentConfig
 from manifests.sections.teachers.san import SanConfig
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.loading.weights import fill
@@ -23,56 +20,22 @@ from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
 from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
 from pipeline.teachers.san import San, image_size
 from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
-from superpixels.segments import Segments
+from tests.calls import count_calls
 from tests.pipeline.frames import frame_of
+from tests.pipeline.street import SHA, Foreign, assert_equal_segments, cut_off, recipe_with, street_in, unit_rows
 
-ONTOLOGY = parse_ontology(
-    {
-        "name": "street",
-        "version": 1,
-        "class": [{"name": "ignore", "colour": "#000000"}, {"name": "car", "colour": "#ff0000"}],
-        "group": [{"name": "cars", "fine": "car", "thing": True, "prompts": ["car", "van", "bus"]}],
-    }
-)
 LARGE, BASE = "ViT-L-14-336-quickgelu", "ViT-B-16-quickgelu"
-SHA = "0123456789abcdef" * 4
 
 
 def recipe_at(root: Path, segment: SegmentConfig | None = None, **teacher: Any) -> Recipe:
-    return Recipe(
-        name="test",
-        data=DataConfig(root=str(root)),
-        run=RunConfig(device="cpu"),
-        teacher=SanConfig(**{"model": "tiny", "weights": "random:0", "short_side_px": 64, **teacher}),
-        project=ProjectConfig(),
-        text=TextConfig(templates="single"),
-        segment=segment or SegmentConfig(),
-        group=GroupConfig(),
-        ontology=ONTOLOGY,
-    )
+    settings = {"model": "tiny", "weights": "random:0", "short_side_px": 64, **teacher}
+    return recipe_with(root, SanConfig(**settings), segment)
 
 
 @pytest.fixture
 def street(tmp_path: Path) -> Frame:
-    """Three images of coloured blocks, the second of another size than the others."""
-    rng = np.random.default_rng(1)
-    cameras = []
-    for name, (width, height) in {"FRONT": (128, 72), "SIDE": (64, 96), "BACK": (128, 72)}.items():
-        cameras.append(Camera(name, name, f"{name}.png", 0, np.eye(3), np.eye(4), 0, width, height))
-        blocks = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(tmp_path / f"{name}.png")
-    return frame_of(*cameras)
-
-
-def unit_rows(seed: int, n: int) -> np.ndarray:
-    vectors = np.random.default_rng(seed).normal(size=(n, 32)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def assert_equal_segments(one: list[Segments], other: list[Segments]) -> None:
-    for left, right in zip(one, other, strict=True):
-        for field in fields(Segments):
-            np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
+    """Three images, the second of another size than the others."""
+    return street_in(tmp_path, FRONT=(128, 72), SIDE=(64, 96), BACK=(128, 72))
 
 
 # -- the section of the recipe
@@ -264,15 +227,6 @@ def test_the_published_sizes_load_by_recipe(tmp_path: Path, model: str) -> None:
     assert all((tensor.view(-1)[-1] == 0.25).item() for tensor in teacher.network.state_dict().values())
 
 
-class Foreign:
-    pass
-
-
-def cut_off(path: Path) -> None:
-    torch.save({"model": {"a": torch.ones(99)}}, path)
-    path.write_bytes(path.read_bytes()[:-200])
-
-
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -369,7 +323,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, street: Frame) 
 # -- segment
 
 
-def two_halves() -> dict[str, np.ndarray]:
+def two_halves() -> dict[str, npt.NDArray[Any]]:
     """Query 0 covers the left half of a view, query 1 the right; query 2 covers everything, and shows nothing."""
     left = np.where(np.arange(4) < 2, 8, -8).astype(np.float32)
     masks = np.stack([left, -left, np.full(4, 8, np.float32)])[:, None].repeat(2, axis=1)
@@ -422,9 +376,7 @@ def test_more_than_255_segments_fit_in_one_image(tmp_path: Path) -> None:
 def test_a_new_dictionary_calls_no_network(tmp_path: Path, street: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.teachers.networks import side_adapter
 
-    calls = []
-    forward = side_adapter.San.forward
-    monkeypatch.setattr(side_adapter.San, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
+    calls = count_calls(monkeypatch, side_adapter.San, "forward")
     recipe = recipe_at(tmp_path)
     encoding = San.load(recipe, "encode").encode(street)
     assert len(calls) == 2  # two sizes of images

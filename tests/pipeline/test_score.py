@@ -93,7 +93,7 @@ def test_a_label_is_as_sure_as_the_pixel_of_the_camera_that_wins() -> None:
 
 
 def test_beside_its_own_a_pixel_has_the_classes_that_are_next_likely() -> None:
-    columns = np.uint16([0, 2, 3])
+    columns = np.array([0, 2, 3], np.uint16)
     part = PixelOfPair(frame_id="f", view=np.zeros(3, np.uint8), row_px=np.zeros(3, np.uint16), col_px=columns)
     view = view_of([[1, 2, 0, 0]], [0, 1], [0.5, 0.5])  # road, car and two pixels of no segment
     grid = np.zeros((4, 1, 4), np.float32)
@@ -110,17 +110,18 @@ def test_beside_its_own_a_pixel_has_the_classes_that_are_next_likely() -> None:
 
 def test_a_point_s_names_are_those_of_the_pixel_that_is_surest_of_its_label() -> None:
     """Point 0 is road to two cameras and car to a third; point 1 is sky, which is no class."""
-    project = PointOfPair(frame_id="f", point=np.int32([0, 1, 0, 0, 2]))
+    project = PointOfPair(frame_id="f", point=np.array([0, 1, 0, 0, 2], np.int32))
     group = NamedPoints(
         frame_id="f",
-        superpoint_prompt=np.int32([0, 0, 1]),
-        pair=np.int32([0, 2, 3]),
-        pair_superpoint=np.int32([0, 1, 2]),
-        label=np.uint8([1, 0, 0]),
-        confidence=np.uint8([90, 0, 0]),
+        superpoint_prompt=np.array([0, 0, 1], np.int32),
+        pair=np.array([0, 2, 3], np.int32),
+        pair_superpoint=np.array([0, 1, 2], np.int32),
+        label=np.array([1, 0, 0], np.uint8),
+        confidence=np.array([90, 0, 0], np.uint8),
     )
-    others = np.uint8([[2, 0], [2, 2], [0, 0], [1, 0], [1, 1]])
-    score = Score(frame_id="f", score=np.uint8([90, 9, 60, 80, 99]), runner_up=others, runner_up_score=others * 10)
+    surest = np.array([90, 9, 60, 80, 99], np.uint8)
+    others = np.array([[2, 0], [2, 2], [0, 0], [1, 0], [1, 1]], np.uint8)
+    score = Score(frame_id="f", score=surest, runner_up=others, runner_up_score=others * np.uint8(10))
     label, sure = several_names(project, group, score, ONTOLOGY, 3)
     assert label.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
     assert sure.tolist() == [[90, 20, 0], [0, 0, 0], [0, 0, 0]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -37,7 +39,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_sequence(root: Path, name: str, n_scans: int, labels: np.ndarray | None = None) -> None:
+def write_sequence(root: Path, name: str, n_scans: int, labels: npt.NDArray[Any] | None = None) -> None:
     folder = root / "sequences" / name
     for part in ("velodyne", "image_2", "image_3", *(("labels",) if labels is not None else ())):
         (folder / part).mkdir(parents=True)

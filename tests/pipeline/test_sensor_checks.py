@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,17 +27,17 @@ MATRIX = np.array([[600.0, 0, 400], [0, 600, 300], [0, 0, 1]])
 UP = np.array([0, 0, 1.0])
 
 
-def street(seed: int = 0) -> np.ndarray:
+def street(seed: int = 0) -> npt.NDArray[Any]:
     """A road below the sensor, two walls along it, and posts."""
     rng = np.random.default_rng(seed)
     road = np.column_stack([rng.uniform(-30, 30, 8000), rng.uniform(-6, 6, 8000), rng.normal(-1.8, 0.02, 8000)])
     walls = np.column_stack([rng.uniform(-30, 30, 3000), rng.choice([-7.03, 7.02], 3000), rng.uniform(-1.8, 4, 3000)])
     x, y = rng.uniform(-30, 30, 40), rng.uniform(-6, 6, 40)
     posts = np.column_stack([np.repeat(x, 25), np.repeat(y, 25), np.tile(np.linspace(-1.8, 1, 25), 40)])
-    return np.concatenate([road, walls, posts]).astype(np.float32)
+    return np.asarray(np.concatenate([road, walls, posts]), np.float32)
 
 
-def faults(xyz_m: np.ndarray, intensity: np.ndarray, up: np.ndarray = UP) -> list[str]:
+def faults(xyz_m: npt.NDArray[Any], intensity: npt.NDArray[Any], up: npt.NDArray[Any] = UP) -> list[str]:
     return [fault.kind for fault in faults_of(xyz_m, intensity, up)]
 
 
@@ -51,7 +53,7 @@ def test_a_right_sweep_has_no_fault() -> None:
     [
         (lambda xyz: xyz * 1000, "units"),  # millimetres
         (lambda xyz: xyz * 0.01, "units"),
-        (lambda xyz: xyz + np.float32([4e5, 5e6, 0]), "units"),  # UTM
+        (lambda xyz: xyz + np.array([4e5, 5e6, 0], np.float32), "units"),  # UTM
         (lambda xyz: xyz[:, [0, 2, 1]], "ground"),  # y up
         (lambda xyz: np.concatenate([xyz[:4000], 0 * xyz[4000:]]), "zero"),
         (lambda xyz: np.round(xyz), "columns"),
@@ -121,7 +123,7 @@ def test_motion_is_that_of_the_frames_around() -> None:
 # -- poses
 
 
-def steps(told_pose: np.ndarray, is_pose: np.ndarray) -> list[Step]:
+def steps(told_pose: npt.NDArray[Any], is_pose: npt.NDArray[Any]) -> list[Step]:
     """Two sweeps of a street, taken from places that `is_pose` tells apart, with frames that say `told_pose`."""
     before = street(0).astype(np.float64)
     back = inverse_pose(is_pose)
@@ -148,11 +150,11 @@ def test_a_sensor_on_the_ground_is_taken_to_be_amid_the_cameras() -> None:
     pose = AXES.copy()
     pose[1, 3] = 1.5
     raised = replace(here, cameras=(replace(here.cameras[0], cam_from_lidar=pose),))
-    np.testing.assert_allclose(eye_of(raised, street() + np.float32([0, 0, 1.8])), [0, 0, 1.5])
+    np.testing.assert_allclose(eye_of(raised, street() + np.array([0, 0, 1.8], np.float32)), [0, 0, 1.5])
 
 
 def looks(
-    cam_from_lidar: np.ndarray, matrix: np.ndarray = MATRIX, size: tuple[int, int] = (800, 600)
+    cam_from_lidar: npt.NDArray[Any], matrix: npt.NDArray[Any] = MATRIX, size: tuple[int, int] = (800, 600)
 ) -> list[tuple[Look, View]]:
     camera = Camera("front", "c", "c.png", 0, matrix, cam_from_lidar, width_px=size[0], height_px=size[1])
     empty = Picture(np.zeros((2, 60, 80), np.float32), 10, *size)

@@ -105,7 +105,8 @@ def test_what_another_student_said_is_not_shown_and_the_reason_is(
     monkeypatch.setattr("pipeline.look.frames.frame_figure", lambda item, *_: drawn.append(item.rows))
     monkeypatch.setattr("pipeline.look.frames.save_figure", lambda *_: None)
     draw_frames(recipe, folder / "pictures", 1, False, said_too.append)
-    assert re.search(f"(?s)Predictions are not shown: .*{reason}", *said_too) and drawn[0].get(Predict) is None
+    [told] = said_too
+    assert re.search(f"(?s)Predictions are not shown: .*{reason}", told) and drawn[0].get(Predict) is None
     beside = Page(write_comparison([recipe, recipe], folder / "both"))
     assert re.search(f"Predictions are not shown: .*{reason}", beside.text)
 

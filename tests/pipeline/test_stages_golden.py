@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from manifests.sections.tables import GroupConfig
@@ -49,14 +50,14 @@ def built(
     return expected, found
 
 
-def segment_row(teacher: Artifacts, frame: Frame, text: np.ndarray) -> Segment:
+def segment_row(teacher: Artifacts, frame: Frame, text: npt.NDArray[Any]) -> Segment:
     made = segment_stage.segment_row(frame.frame_id, teacher.segment(frame, {}, text))
     [stored] = from_arrow(to_arrow([made], Segment), Segment)
     assert isinstance(stored, Segment)
     return stored
 
 
-def expected_arrays(folder: Path, pattern: str) -> list[dict[str, np.ndarray]]:
+def expected_arrays(folder: Path, pattern: str) -> list[dict[str, npt.NDArray[Any]]]:
     files = sorted(folder.glob(pattern))
     assert files
     return [dict(np.load(file)) for file in files]
@@ -79,7 +80,7 @@ def check_point_labels(folder: Path, found: dict[str, Rows]) -> None:
         assert (labels != arrays["label_set"]).sum() <= 5  # that array was made with float32 projection
 
 
-def check_pairs(folder: Path, found: dict[str, Rows]) -> list[tuple[Rows, dict[str, np.ndarray]]]:
+def check_pairs(folder: Path, found: dict[str, Rows]) -> list[tuple[Rows, dict[str, npt.NDArray[Any]]]]:
     """Returns the rows of each frame that pre-training was recorded for, with what was recorded."""
     recorded = []
     for arrays in expected_arrays(folder, "pretrain_none_*.npz"):
@@ -115,7 +116,7 @@ def check_pairs(folder: Path, found: dict[str, Rows]) -> list[tuple[Rows, dict[s
     return recorded
 
 
-def check_resized_masks(folder: Path, visible: list[tuple[Rows, dict[str, np.ndarray]]]) -> None:
+def check_resized_masks(folder: Path, visible: list[tuple[Rows, dict[str, npt.NDArray[Any]]]]) -> None:
     """The reference looks masks up after shrinking them to 224 x 416; we do at full resolution."""
     for resized in expected_arrays(folder, "pretrain_val_*.npz"):
         [(rows, arrays)] = [

@@ -113,7 +113,7 @@ def test_what_changes_no_row_changes_no_identity_and_no_row(case: str, tmp_path:
 def test_any_other_setting_is_in_an_identity(case: str, tmp_path: Path) -> None:
     recipe = recipe_for(case, tmp_path)
     before = told(recipe)
-    for item in dataclasses.fields(recipe.teacher):  # type: ignore[arg-type]
+    for item in dataclasses.fields(recipe.teacher):
         if item.name in UNCOUNTED or item.name in CASES[case][2] or item.name == "name":
             continue
         for one in others(recipe, item.name):
@@ -129,7 +129,7 @@ def test_the_stride_of_windows_counts_where_there_are_windows() -> None:
 
 def test_windows_side_by_side_are_known_alike_with_and_without_their_stride(tmp_path: Path) -> None:
     one, other = (recipe_for(f"windows {how}", tmp_path) for how in ("side by side", "that overlap"))
-    plain = dataclasses.replace(one, teacher=dataclasses.replace(one.teacher, stride_px=None))  # type: ignore[type-var]
+    plain = dataclasses.replace(one, teacher=dataclasses.replace(one.teacher, stride_px=None))
     assert told(one) == told(plain) != told(other)
 
 

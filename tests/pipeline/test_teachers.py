@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -121,7 +122,7 @@ def sam3_with_tips(root: Path) -> dict[str, Any]:
 
 
 def proposals_with_clip(root: Path) -> dict[str, Any]:
-    settings = {"trained_on": "mapillary", "min_objectness": 0.0, "min_probability": 0.1}
+    settings: dict[str, Any] = {"trained_on": "mapillary", "min_objectness": 0.0, "min_probability": 0.1}
     proposer = ProposerConfig(**save_network("mask2former", root / "mask2former"), **settings)
     return {**superpixels_with_clip(root), "masks": "proposer", "proposer": proposer}
 
@@ -187,7 +188,7 @@ def stages(recipe: Recipe) -> list[str]:
     return ["text", "encode", "segment"] if recipe.teacher.has_encode else ["text", "segment"]
 
 
-def run(recipe: Recipe, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray], list[Segments]]:
+def run(recipe: Recipe, frame: Frame) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]], list[Segments]]:
     kind = TEACHERS[recipe.teacher.name]
     text = kind.load(recipe, "text").text(ONTOLOGY.prompts)
     encoding = kind.load(recipe, "encode").encode(frame) if recipe.teacher.has_encode else {}
@@ -197,7 +198,7 @@ def run(recipe: Recipe, frame: Frame) -> tuple[np.ndarray, dict[str, np.ndarray]
 def test_the_section_is_a_frozen_dataclass_that_names_its_teacher(recipe: Recipe) -> None:
     config: Any = recipe.teacher
     name = {field.name: field.default for field in dataclasses.fields(config)}["name"]
-    assert TEACHER_SECTIONS[name] is type(config)
+    assert isinstance(name, str) and TEACHER_SECTIONS[name] is type(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.name = "other"
 
@@ -344,7 +345,7 @@ class TeacherWorker(Worker):
         return Ran(None, arrays=arrays_of(task.recipe, task.frames[0]))
 
 
-def arrays_of(recipe: Recipe, frame: Frame) -> dict[str, np.ndarray]:
+def arrays_of(recipe: Recipe, frame: Frame) -> dict[str, npt.NDArray[Any]]:
     text, encoding, views = run(recipe, frame)
     segments = {
         f"{view}/{field.name}": np.asarray(getattr(one, field.name))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -82,7 +83,7 @@ def test_prompts_become_unit_vectors_and_padding_does_not_count(tips: Tips) -> N
 
 
 def test_windows_cover_the_image_and_one_as_large_as_it_is_the_image(settings: dict[str, Any], tmp_path: Path) -> None:
-    def grid(window_px: int, stride_px: int) -> np.ndarray:
+    def grid(window_px: int, stride_px: int) -> npt.NDArray[Any]:
         config = TipsConfig(**settings, window_px=window_px, stride_px=stride_px)
         with torch.inference_mode():
             return Tips.load(config, tmp_path, ("{}",), "cpu").forward(image)["grid"].float().numpy()

@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import pickle
 import sys
 import types
@@ -291,7 +292,7 @@ def test_any_other_failure_of_torchvision_is_not_hidden(monkeypatch: pytest.Monk
         raise RuntimeError("torch and torchvision were compiled for different CUDA versions")
 
     before = list(towers._torchvision_schemas)
-    monkeypatch.setattr(towers.importlib, "import_module", fail)
+    monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(RuntimeError, match="different CUDA versions"):
         ensure_torchvision()
     assert towers._torchvision_schemas == before

@@ -103,6 +103,7 @@ def test_target_takes_labels_and_confidence_of_the_vote(recipe: Path) -> None:
     table = ref.table("target")
     for shard in table.shards:
         for row in one.store.records(Target, table.fingerprint, shard):
+            assert isinstance(row, Target)
             np.testing.assert_array_equal(row.label, rows[row.frame_id].label)
             np.testing.assert_array_equal(row.confidence, rows[row.frame_id].confidence)
 

@@ -65,6 +65,7 @@ def sam3() -> list[Any]:
 def mask2former() -> list[Any]:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
 
+    classes: dict[str, Any] = {"num_labels": 3}  # a keyword that the class's own signature does not name
     config = Mask2FormerConfig(
         backbone_config={
             "model_type": "swin",
@@ -84,7 +85,7 @@ def mask2former() -> list[Any]:
         decoder_layers=2,
         num_attention_heads=2,
         num_queries=5,
-        num_labels=3,
+        **classes,
     )
     processor = Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     return [Mask2FormerForUniversalSegmentation(config), processor]
@@ -93,6 +94,7 @@ def mask2former() -> list[Any]:
 def eomt() -> list[Any]:
     from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
 
+    classes: dict[str, Any] = {"num_labels": 3}
     config = EomtConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -101,7 +103,7 @@ def eomt() -> list[Any]:
         patch_size=16,
         num_blocks=1,
         num_queries=5,
-        num_labels=3,
+        **classes,
         num_register_tokens=1,
     )
     processor = EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def halve_segments(monkeypatch: pytest.MonkeyPatch, column: str) -> None:
 
         def segment(inputs: FrameInput) -> Segment:
             row = function(inputs)
-            return replace(row, **{column: getattr(row, column) * np.float16(0.5)})
+            halved: Any = {column: getattr(row, column) * np.float16(0.5)}
+            made: Segment = replace(row, **halved)
+            return made
 
         return segment
 

@@ -14,7 +14,7 @@ def test_the_likeliest_come_first_in_steps_of_a_255th() -> None:
     assert classes.dtype == kept.dtype == np.uint8
     assert classes.tolist() == [[[1, 1]], [[2, 0]]] and kept.tolist() == [[[128, 255]], [[76, 0]]]
     found = restored(classes, kept, 3)
-    np.testing.assert_allclose(found[:, 0], [[0, 0], [128 / 255, 1], [76 / 255, 0]], atol=1e-7)
+    np.testing.assert_allclose(found[:, 0], np.array([[0, 0], [128 / 255, 1], [76 / 255, 0]]), atol=1e-7)
 
 
 def test_of_equal_ones_the_first_comes_first_and_more_than_there_are_is_all() -> None:

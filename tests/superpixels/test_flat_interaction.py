@@ -236,7 +236,7 @@ def test_moving_scaling_and_renaming_change_nothing() -> None:
     xyz_m = np.round(xyz_m[::6] * 256) / 256  # so that sums and products below are exact in float32
     labels = spoilt(truth[::6], 0.2)
     first = refine(xyz_m, labels)
-    np.testing.assert_array_equal(refine(xyz_m + np.float32([64, -32, 16]), labels).labels, first.labels)
+    np.testing.assert_array_equal(refine(xyz_m + np.array([64, -32, 16], np.float32), labels).labels, first.labels)
     np.testing.assert_array_equal(refine(xyz_m * 4, labels).labels, first.labels)
     names = np.concatenate([[0], np.random.default_rng(0).permutation(16) + 1])
     np.testing.assert_array_equal(refine(xyz_m, names[labels]).labels, names[first.labels])
@@ -261,13 +261,13 @@ def test_stray_labels_on_a_sheet_are_repaired_and_nothing_else_changes(config: F
 
 @pytest.mark.parametrize("config", [PARITY, DEFAULT])
 def test_two_sheets_one_above_the_other_keep_their_labels(config: FlatInteractionConfig) -> None:
-    xyz_m = np.concatenate([sheet(), sheet(seed=1) + np.float32([0, 0, 3])])
+    xyz_m = np.concatenate([sheet(), sheet(seed=1) + np.array([0, 0, 3], np.float32)])
     assert not refine(xyz_m, np.repeat([1, 2], 2500), config).changed.any()
 
 
 def corner() -> tuple[Any, Any]:
     """A floor (1) that ends at a wall (2), both 15 m by 15 m."""
-    floor, wall = sheet(), sheet(seed=1)[:, [2, 1, 0]] + np.float32([-0.3, 0, 0.3])
+    floor, wall = sheet(), sheet(seed=1)[:, [2, 1, 0]] + np.array([-0.3, 0, 0.3], np.float32)
     return np.concatenate([floor, wall]), np.repeat([1, 2], 2500)
 
 
@@ -374,7 +374,7 @@ def test_a_label_is_given_up_where_few_share_it_most_near_ones_do_not_and_the_po
 
 
 def test_a_point_to_which_no_surface_leads_takes_the_nearest_label() -> None:
-    xyz_m = np.concatenate([sheet(), np.float32([[3, 7, 4]])])
+    xyz_m = np.concatenate([sheet(), np.array([[3, 7, 4]], np.float32)])
     labels = np.where(np.arange(2501) == 2500, 0, np.where(xyz_m[:, 0] < 4, 1, 2))
     assert refine(xyz_m, labels, ANYWHERE).labels[2500] == 1
     nearest_away = np.where(labels == 1, 3, labels)
@@ -382,7 +382,7 @@ def test_a_point_to_which_no_surface_leads_takes_the_nearest_label() -> None:
 
 
 def test_the_foot_of_a_thing_in_the_ring_keeps_its_label_and_bare_ground_does_not() -> None:
-    ground = sheet(60, 0.2) - np.float32([6, 6, 1.84])
+    ground = sheet(60, 0.2) - np.array([6, 6, 1.84], np.float32)
     fence = np.stack(np.meshgrid([3.0], np.arange(-2, 2, 0.1), np.arange(-1.84, -0.6, 0.1)), axis=-1).reshape(-1, 3)
     xyz_m = np.concatenate([ground, fence]).astype(np.float32)
     labels = np.repeat([1, 3], [len(ground), len(fence)])
@@ -406,7 +406,7 @@ def test_points_of_the_ring_end_in_a_ground_class_or_none(config: FlatInteractio
 
 
 def test_a_ground_label_in_the_ring_stays_unless_the_whole_ring_is_to_be_filled() -> None:
-    xyz_m = sheet() - np.float32([7.5, 7.5, 1.84])
+    xyz_m = sheet() - np.array([7.5, 7.5, 1.84], np.float32)
     labels = np.where(np.linalg.norm(xyz_m[:, :2], axis=1) < 6, 1, 2)
     place: dict[str, Any] = {"n_classes": 3, "ground_classes": (1, 2), "sensor_height_m": 1.84}
     assert not refine(xyz_m, labels, **place).changed.any()

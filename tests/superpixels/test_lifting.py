@@ -1,8 +1,11 @@
 """Superpoints from pairs, one label per point by an explicit rule, and the official point label files."""
 
 import io
+from random import Random
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpixels.lifting import (
+    Policy,
     Superpoints,
     occluded,
     official_point_labels,
@@ -25,7 +29,7 @@ SEGMENT = np.array([5, 5, 2, 5, 300, 0, 1], dtype=np.uint16)
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pairs(draw: st.DrawFn) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Pairs of up to 12 points in up to 4 views, a point at most once per view, in any order."""
     seen = draw(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), unique=True, max_size=30))
     point, view = np.array(seen, dtype=np.int32).reshape(-1, 2).T
@@ -44,7 +48,9 @@ def test_superpoints_are_numbered_by_view_and_then_by_segment() -> None:
 
 
 @given(pairs())
-def test_superpoints_are_a_bijection_with_the_segments_hit(frame: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_superpoints_are_a_bijection_with_the_segments_hit(
+    frame: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
+) -> None:
     point, view, segment = frame
     found = superpoints(*frame)
     hit = segment > 0
@@ -65,7 +71,7 @@ def test_a_frame_that_hits_nothing_has_no_superpoints() -> None:
 
 @given(pairs())
 def test_last_camera_is_what_writing_the_segments_one_after_another_leaves(
-    frame: tuple[np.ndarray, np.ndarray, np.ndarray],
+    frame: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
 ) -> None:
     point, view, segment = frame
     expected, k = np.full(12, -1), 0
@@ -82,18 +88,20 @@ def test_the_last_camera_wins_only_where_it_hits_a_segment() -> None:
     assert resolve(found.pair_point, found.pair_superpoint, 5, "last_camera").tolist() == [4, 2, 3, 0, -1]
 
 
-def resolve_small(found: Superpoints, policy: str, score: list[float], axis: list[float], hidden: int = 0) -> list[int]:
+def resolve_small(
+    found: Superpoints, policy: Policy, score: list[float], axis: list[float], hidden: int = 0
+) -> list[int]:
     marks = np.arange(found.pair_point.size) < hidden
     chosen = resolve(
         found.pair_point,
         found.pair_superpoint,
         3,
-        policy,  # type: ignore[arg-type]
+        policy,
         pair_score=np.array(score, np.float16)[found.pair_superpoint],
         pair_axis_distance=np.array(axis),
         pair_occluded=marks,
     )
-    return chosen.tolist()
+    return [int(one) for one in chosen]
 
 
 def test_confidence_takes_the_surer_segment_then_the_nearer_axis_then_the_first_view() -> None:
@@ -111,7 +119,7 @@ def test_nearest_axis_takes_the_smaller_angle_then_the_first_view() -> None:
 
 
 @pytest.mark.parametrize("policy", ["last_camera", "confidence", "nearest_axis"])
-def test_occluded_pairs_do_not_count_under_any_policy(policy: str) -> None:
+def test_occluded_pairs_do_not_count_under_any_policy(policy: Policy) -> None:
     found = superpoints(np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([1, 1, 1]))
     assert resolve_small(found, policy, [1.0, 0.0], [0.1, 0.1, 0.2], hidden=2) == [1, -1, -1]
     assert resolve_small(found, policy, [1.0, 0.0], [0.1, 0.1, 0.2], hidden=3) == [-1, -1, -1]
@@ -119,22 +127,23 @@ def test_occluded_pairs_do_not_count_under_any_policy(policy: str) -> None:
 
 @given(pairs(), st.sampled_from(["last_camera", "confidence", "nearest_axis"]), st.randoms(use_true_random=False))
 def test_the_order_of_the_pairs_changes_no_label(
-    frame: tuple[np.ndarray, np.ndarray, np.ndarray], policy: str, random: object
+    frame: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], policy: Policy, random: Random
 ) -> None:
-    rng = np.random.default_rng(random.getrandbits(32))  # type: ignore[attr-defined]
+    rng = np.random.default_rng(random.getrandbits(32))
     found = superpoints(*frame)
     score, axis = rng.integers(0, 3, found.pair_point.size) / 2, rng.integers(0, 3, found.pair_point.size) / 2
     shuffled = rng.permutation(found.pair_point.size)
 
-    def chosen(order: np.ndarray) -> list[int]:
-        return resolve(
+    def chosen(order: npt.NDArray[Any]) -> list[int]:
+        labels = resolve(
             found.pair_point[order],
             found.pair_superpoint[order],
             12,
-            policy,  # type: ignore[arg-type]
+            policy,
             pair_score=score[order],
             pair_axis_distance=axis[order],
-        ).tolist()
+        )
+        return [int(one) for one in labels]
 
     assert chosen(np.arange(found.pair_point.size)) == chosen(shuffled)
 

@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +9,7 @@ from hypothesis import strategies as st
 from superpixels.mask_cache import coded, decoded, restored
 
 
-def log_sigmoid(logit: np.ndarray) -> np.ndarray:
+def log_sigmoid(logit: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return -np.logaddexp(0, -logit)
 
 

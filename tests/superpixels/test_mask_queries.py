@@ -2,6 +2,7 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -12,23 +13,23 @@ from superpixels.mask_queries import MaskQueries, panoptic_merge, prompt_argmax,
 from superpixels.segments import Segments, compact
 
 
-def masks_of(logit: np.ndarray, height: int, width: int) -> MaskQueries:
+def masks_of(logit: npt.NDArray[Any], height: int, width: int) -> MaskQueries:
     _, grid_h, grid_w = logit.shape
     return MaskQueries(logit, sampling(height, grid_h), sampling(width, grid_w))
 
 
-def dense(logit: np.ndarray, height: int, width: int) -> np.ndarray:
+def dense(logit: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     """Soft masks (q, H, W), upsampled as a whole by torch, in float64."""
     maps = torch.tensor(logit, dtype=torch.float64)[None]
     return interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)[0].sigmoid().numpy()
 
 
-def soft_of(masks: MaskQueries) -> np.ndarray:
+def soft_of(masks: MaskQueries) -> npt.NDArray[Any]:
     """What the strips give, put together: (q, H, W)."""
     return np.concatenate([soft for _, soft in masks.strips()]).T.reshape(-1, *masks.size_px)
 
 
-def random_masks(seed: int, queries: int = 6, grid_h: int = 4, grid_w: int = 7) -> np.ndarray:
+def random_masks(seed: int, queries: int = 6, grid_h: int = 4, grid_w: int = 7) -> npt.NDArray[Any]:
     return np.random.default_rng(seed).normal(0, 4, (queries, grid_h, grid_w)).astype(np.float32)
 
 
@@ -60,7 +61,7 @@ def test_linear_pooling_equals_pooling_a_dense_feature_map(seed: int) -> None:
         expected = features[:, label_map == k + 1].sum(axis=1)
         cosine = pooled[k] @ expected / np.linalg.norm(pooled[k]) / np.linalg.norm(expected)
         assert cosine == pytest.approx(1, abs=1e-5)
-        np.testing.assert_allclose(pooled[k], expected, rtol=1e-5, atol=1e-5 * np.linalg.norm(expected))
+        np.testing.assert_allclose(pooled[k], expected, rtol=1e-5, atol=1e-5 * float(np.linalg.norm(expected)))
 
 
 def test_padding_is_cut_off_as_the_reference_does_it() -> None:
@@ -102,7 +103,9 @@ def test_an_image_as_san_sees_it_is_segmented_in_300_megabytes() -> None:
     assert peak < 300e6
 
 
-def panoptic_loop(soft: np.ndarray, score: np.ndarray, prompt: np.ndarray, thing: np.ndarray) -> Any:
+def panoptic_loop(
+    soft: npt.NDArray[Any], score: npt.NDArray[Any], prompt: npt.NDArray[Any], thing: npt.NDArray[Any]
+) -> Any:
     """Panoptic merging as a loop over queries, mask by mask; soft masks are (q, H, W)."""
     label_map = np.zeros(soft.shape[1:], int)
     segment, area = np.zeros(len(soft), int), np.zeros(len(soft), int)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpixels.metrics import Confusion, scores
+from superpixels.metrics import AbsentRule, Confusion, scores
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -41,7 +41,7 @@ def test_predicting_nothing_misses_the_class_and_unlabelled_points_count_nowhere
 
 
 @pytest.mark.parametrize(("absent", "mean"), [("exclude", 0.75), ("one", 2.5 / 3), ("zero", 0.5)])
-def test_a_class_that_never_occurs_counts_as_asked(absent: str, mean: float) -> None:
+def test_a_class_that_never_occurs_counts_as_asked(absent: AbsentRule, mean: float) -> None:
     result = scores(_confusion([[0, 0, 0, 0], [2, 2, 0, 0], [0, 0, 6, 0], [0, 0, 0, 0]]), absent)
     assert result.mean_iou == pytest.approx(mean)
     assert result.frequency_weighted_iou == pytest.approx(0.8)
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one class"):
         Confusion(0)
     with pytest.raises(ValueError, match="absent is 'nan'"):
-        scores(confusion, "nan")
+        scores(confusion, "nan")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", ["a", "b"])

@@ -1,6 +1,9 @@
 """Pooling and argmax on the coarse grid equal the dense computation they replace."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -12,14 +15,14 @@ from superpixels.pooling import at_pixels, bilinear_matrix, mean_score, pool_gri
 from superpixels.segments import Segments, compact
 
 
-def dense(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+def dense(grid: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
     upsampled = interpolate(torch.from_numpy(grid)[None], (height, width), mode="bilinear", align_corners=False)
     return upsampled[0].numpy()
 
 
-def smooth_scores(prompts: int, height: int, width: int) -> np.ndarray:
+def smooth_scores(prompts: int, height: int, width: int) -> npt.NDArray[Any]:
     noise = np.random.default_rng(0).normal(size=(prompts, height, width))
-    return gaussian_filter(noise, (0, 1.5, 1.5)).astype(np.float32)
+    return np.asarray(gaussian_filter(noise, (0, 1.5, 1.5)), np.float32)
 
 
 @given(st.integers(1, 40), st.integers(1, 12))

@@ -1,8 +1,10 @@
 """A label map as run lengths: what goes in comes out, and damage is noticed."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def test_runs_go_row_by_row_and_areas_are_counted() -> None:
 
 
 def test_vectors_are_scaled_to_length_one() -> None:
-    np.testing.assert_allclose(small().vector, [[0.6, 0.8], [0, 1], [-1, 0]], atol=1e-3)
+    np.testing.assert_allclose(small().vector, np.array([[0.6, 0.8], [0, 1], [-1, 0]]), atol=1e-3)
 
 
 def test_columns_have_the_stored_types() -> None:
@@ -41,7 +43,7 @@ def test_columns_have_the_stored_types() -> None:
 
 
 @given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 5)), st.data())
-def test_any_label_map_comes_back_whole_and_pixel_by_pixel(labels: np.ndarray, data: st.DataObject) -> None:
+def test_any_label_map_comes_back_whole_and_pixel_by_pixel(labels: npt.NDArray[Any], data: st.DataObject) -> None:
     segments = Segments.from_label_map(labels, np.arange(5), np.ones(5), np.eye(5))
     np.testing.assert_array_equal(segments.label_map(), labels)
     assert segments.area_px.tolist() == [int((labels == k).sum()) for k in range(1, 6)]
@@ -84,7 +86,7 @@ def test_a_segment_without_pixels_may_have_no_vector() -> None:
     ],
 )
 def test_what_cannot_be_stored_is_refused(
-    labels: np.ndarray, prompts: list[int], vector: np.ndarray, says: str
+    labels: npt.NDArray[Any], prompts: list[int], vector: npt.NDArray[Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         Segments.from_label_map(labels, prompts, np.ones(len(prompts)), vector)
@@ -146,11 +148,11 @@ def test_small_segments_and_left_out_pixels_become_none() -> None:
     assert prompt.tolist() == [2, 5]
     assert labels.tolist() == [[0, 0, 1, 0], [1, 0, 1, 0], [1, 1, 0, 2]]
     labels, prompt = compact(PROMPTS, keep=np.zeros(PROMPTS.shape, bool), split="component")
-    assert (labels.any(), prompt.tolist()) == (False, [])
+    assert not labels.any() and prompt.tolist() == []
 
 
 @given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.integers(0, 3)))
-def test_regions_are_the_4_connected_ones_of_each_prompt(prompts: np.ndarray) -> None:
+def test_regions_are_the_4_connected_ones_of_each_prompt(prompts: npt.NDArray[Any]) -> None:
     from scipy.ndimage import label as label_binary
 
     labels, prompt = compact(prompts, split="component")

@@ -1,13 +1,16 @@
 """Superpixels follow colour, take the label of most of their labelled pixels, and pass it on only so far."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from skimage.measure import label as label_components
 
 from superpixels.slic import grow_labels, majority_labels, slic_superpixels
 
 
-def halves() -> np.ndarray:
+def halves() -> npt.NDArray[Any]:
     """A black and a white half, 40 x 60 pixels each, with a little noise."""
     image = np.zeros((40, 120, 3), np.int16)
     image[:, 60:] = 220
@@ -43,7 +46,7 @@ def test_an_image_smaller_than_a_superpixel_is_one() -> None:
     ],
 )
 def test_anything_but_a_colour_image_and_a_sensible_size_is_refused(
-    image: np.ndarray, side_px: float, compactness: float
+    image: npt.NDArray[Any], side_px: float, compactness: float
 ) -> None:
     with pytest.raises(ValueError, match="expected"):
         slic_superpixels(image, side_px, compactness=compactness)

@@ -180,7 +180,7 @@ def test_bad_ballots_and_settings_get_a_sentence() -> None:
         vote(Ballot(np.zeros((2, 3)), np.zeros((2, 0), np.uint8), np.zeros((2, 0)), HERE), [], 2)
     for wrong in ({"reach": -1}, {"voxel_m": 0}, {"disputed": 1.5}, {"prior": -0.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            VotingConfig(**wrong)  # type: ignore[arg-type]
+            VotingConfig(**wrong)
 
 
 def test_a_label_that_nobody_vouches_for_has_no_confidence() -> None:

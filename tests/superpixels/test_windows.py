@@ -1,6 +1,9 @@
 """Windows side by side: one matrix per axis stands for upsampling each, averaging where they overlap, and resizing."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +49,7 @@ def test_windows_that_leave_a_gap_or_share_cells_unevenly_are_refused() -> None:
         window_matrix(8, [(0, 4), (4, 8)], 5)
 
 
-def smooth(height: int, width: int, seed: int) -> np.ndarray:
+def smooth(height: int, width: int, seed: int) -> npt.NDArray[Any]:
     return np.random.default_rng(seed).normal(size=(5, height, width)).astype(np.float32)
 
 

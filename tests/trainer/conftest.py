@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from rich.console import Console
 
@@ -55,12 +57,12 @@ RowOf = Callable[[str], FrameRecord | Failed]
 class Sweep:
     """Points of a street, and the class of each; the cameras look ahead: points behind the sensor are unseen."""
 
-    xyz_m: np.ndarray
-    intensity: np.ndarray
-    label: np.ndarray
+    xyz_m: npt.NDArray[Any]
+    intensity: npt.NDArray[Any]
+    label: npt.NDArray[Any]
 
     @property
-    def seen(self) -> np.ndarray:
+    def seen(self) -> npt.NDArray[Any]:
         """Which points some camera sees."""
         return self.xyz_m[:, 0] > -2
 
@@ -88,7 +90,7 @@ def target_row(name: str) -> Target:
     """Return the row of table `target`: what is seen has its true class, 80, 160 or 240 of 255 sure by class."""
     scan = sweep(name)
     label = np.where(scan.seen, scan.label, 0).astype(np.uint8)
-    return Target(frame_id=name, label=label, confidence=80 * label, seen=scan.seen)
+    return Target(frame_id=name, label=label, confidence=np.uint8(80) * label, seen=scan.seen)
 
 
 def label_row(name: str) -> Label:
@@ -97,11 +99,11 @@ def label_row(name: str) -> Label:
     return Label(frame_id=name, label=label, raw=label.astype(np.uint16))
 
 
-def text_vectors() -> np.ndarray:
+def text_vectors() -> npt.NDArray[Any]:
     """Return unit vectors of eight numbers, close to each other within a group."""
     rng = np.random.default_rng(5)
     vectors = np.eye(8)[[0, 0, 1, 2, 2, 3]] + rng.normal(0, 0.1, (6, 8))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def pairs_row(name: str) -> Pairs:

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def _pairs(point: ArrayLike, view: ArrayLike, row: ArrayLike, col: ArrayLike, n_
     )
 
 
-def _random_frame(seed: int, n_points: int = 200, n_pairs: int = 150) -> tuple[np.ndarray, Pairs]:
+def _random_frame(seed: int, n_points: int = 200, n_pairs: int = 150) -> tuple[npt.NDArray[Any], Pairs]:
     rng = np.random.default_rng(seed)
     xyz = rng.normal(size=(n_points, 3)).astype(np.float32)
     point = np.sort(rng.integers(n_points, size=n_pairs))
@@ -197,7 +199,7 @@ def test_half_of_the_clouds_are_mirrored_along_each_axis() -> None:
         {"crop_aspect": (2.0, 1.0)},
     ],
 )
-def test_config_values_out_of_range_are_named(fields: dict[str, float]) -> None:
+def test_config_values_out_of_range_are_named(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(ValueError, match=f"augment.{name} is"):
         AugmentConfig(**fields)
@@ -206,7 +208,7 @@ def test_config_values_out_of_range_are_named(fields: dict[str, float]) -> None:
 # --- Against the reference implementation, on a real frame and its recorded draws ---
 
 
-def _pose(record: dict[str, list[float]]) -> np.ndarray:
+def _pose(record: dict[str, list[float]]) -> npt.NDArray[Any]:
     w, x, y, z = record["rotation"]
     pose = np.eye(4)
     pose[:3, :3] = [
@@ -218,10 +220,10 @@ def _pose(record: dict[str, list[float]]) -> np.ndarray:
     return pose
 
 
-def _projected(golden: Path, lidar_token: str, xyz_m: np.ndarray) -> Pairs:
+def _projected(golden: Path, lidar_token: str, xyz_m: npt.NDArray[Any]) -> Pairs:
     """The frame's pairs, in the golden files' order; only the view of a superpoint matters here."""
 
-    def table(name: str) -> dict[str, dict]:
+    def table(name: str) -> dict[str, dict[str, Any]]:
         rows = json.loads((golden / "root" / "v1.0-trainval" / f"{name}.json").read_text())
         return {row["token"]: row for row in rows}
 
@@ -245,7 +247,8 @@ def _projected(golden: Path, lidar_token: str, xyz_m: np.ndarray) -> Pairs:
         view.append(np.full(len(visible), index))
         row.append(np.rint(v[visible]))
         col.append(np.rint(u[visible]))
-    pairs = _pairs(*map(np.concatenate, (point, view, row, col)), n_views=len(CAMERAS))
+    joined = [np.concatenate(one) for one in (point, view, row, col)]
+    pairs = _pairs(joined[0], joined[1], joined[2], joined[3], n_views=len(CAMERAS))
     return replace(pairs, height_px=np.full(6, 900, np.int32), width_px=np.full(6, 1600, np.int32))
 
 

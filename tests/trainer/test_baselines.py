@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from trainer.scoring.evaluate import evaluate
 ROAD = 2
 
 
-def swept(xyz_m: np.ndarray, intensity: np.ndarray) -> Points:
+def swept(xyz_m: npt.NDArray[Any], intensity: npt.NDArray[Any]) -> Points:
     return Points(frame_id="x", n_points=len(xyz_m), xyz_m=xyz_m, intensity=intensity)
 
 

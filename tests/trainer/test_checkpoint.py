@@ -93,7 +93,7 @@ def test_the_document_is_read_without_the_tensors(tmp_path: Path) -> None:
 def test_a_head_of_another_width_is_left_out_and_named(tmp_path: Path) -> None:
     config = NetworkConfig("minkunet_small")
     pretrained = build_network(config, 1, 768, Minkowski(), generator=torch.Generator().manual_seed(1))
-    pretrained.bn0.bn.running_mean += 3
+    pretrained.get_buffer("bn0.bn.running_mean").add_(3)
     path = tmp_path / "tmp.safetensors"
     checkpoint.save(path, pretrained, sgd(pretrained), DOCUMENT)
 

@@ -23,7 +23,7 @@ from tests.filled import record
 from trainer.data import tables as data_tables
 from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
 from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, load_batches
-from trainer.data.samples import pair_sample, target_sample
+from trainer.data.samples import all_finite, pair_sample, target_sample
 from trainer.data.tables import FrameRow, Tables, read_text, select_frames
 
 VOXELS = VoxelConfig(size_m=0.4, angle_deg=4)
@@ -369,3 +369,9 @@ def test_a_forked_process_opens_its_own_files(fleet: Any) -> None:
     tables._process = os.getpid() + 1  # as a child would find it
     tables.rows(frame)
     assert all(tables._readers[key] is not reader for key, reader in opened.items())
+
+
+def test_what_is_finite_is_told_from_the_bits_of_every_half_as_numpy_tells_it() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [all_finite(one) for one in halves[:, None]] == np.isfinite(halves).tolist()
+    assert all_finite(halves[:0])

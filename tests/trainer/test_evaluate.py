@@ -12,6 +12,7 @@ from rich.console import Console
 
 from manifests.asked import made_anew, pin
 from manifests.config import ConfigError
+from manifests.fingerprint import Json
 from manifests.labels import predict_identity, predict_key
 from manifests.provenance import git_commit
 from manifests.records.codec import as_document
@@ -69,7 +70,7 @@ def put_predictions(fleet: Any, answers: Mapping[str, Any]) -> None:
     key = predict_key("a1b2", points.shards[0])
     shard = fleet.store.write("predict", "a1b2", "scene-0103", key, to_arrow(rows, Predict))
     made_of = predict_identity(fleet.recipe(), "feed", points.fingerprint)
-    made = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
+    made: dict[str, Json] = {"checkpoint": "epoch-0002.safetensors", "epoch": 2}
     fleet.store.write_manifest(Manifest("predict", "a1b2", made_of, (shard,), made))
     fleet.store.write_ref(
         pin(fleet.recipe(), "predict"), Ref("street", {"predict": TableRef("predict", "a1b2", (shard,))})
@@ -128,9 +129,10 @@ def test_scores_name_the_shards_and_the_scenes_that_they_are_of(scored: Any, con
     ):
         recipe = scored.recipe(f"evaluate.split={chosen}", f"distill.split={chosen}")
         document = evaluate(recipe, console, of).document  # type: ignore[arg-type]
-        assert set(document.contents) == kinds
+        assert document.contents and set(document.contents) == kinds
         assert document.contents["points"] == {"scene-0103": f"{points.key}.{points.sha256[:12]}"}
         assert made_anew(document.contents, scored.ref().tables) == []
+    assert document.contents and document.learnt_from and document.learnt_from.contents
     assert document.learnt_from.contents.keys() == {"points", "target"}
     said = document.split_content, document.learnt_from.split_content
     chosen.write_text("# the same\nscene-0103\n")
@@ -204,7 +206,8 @@ def test_things_in_images_are_merged_into_predictions_before_they_are_refined(pa
     put_predictions(patchy, {name: np.full(1000, 3, np.uint8) for name in ("v0", "v1")})
     settings = ("evaluate.refine=afi", "refine.merge=true", "correct.max_support=0")
     document = evaluate(patchy.recipe(*settings), console).document
-    assert document.refine.merge == MergedFrom("target", 0)
+    assert document.refine and document.refine.merge == MergedFrom("target", 0)
+    assert document.confusion_before
     hits, before = (np.diag(some["seen"]) for some in (document.confusion, document.confusion_before))
     assert before[1] == 0 and hits[1] > 0.5 * np.sum(document.confusion["seen"], axis=1)[1]
     unseen = evaluate(patchy.recipe(*settings), console).document.confusion["unseen"]
@@ -320,7 +323,7 @@ def test_predictions_that_are_missing_or_out_of_date_are_refused(fleet: Any, con
     evaluate(fleet.recipe(f"predict.checkpoint={first}"), console)
 
     def moved(name: str) -> Points:
-        points = fleet.points_row(name)
+        points: Points = fleet.points_row(name)
         return replace(points, intensity=points.intensity + 1)
 
     predict(recipe, console)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.network import learner, simulated_batch
 from manifests.asked import pin
 from manifests.records.log import run_log
-from manifests.sections.network import NetworkConfig
-from manifests.sections.training import DistillConfig
+from manifests.sections.network import Architecture, NetworkConfig
+from manifests.sections.training import DistillConfig, Precision
 from manifests.storage import sealed
 from manifests.tables.answers import Predict
 from tests.trainer.test_train import ALL_AT_ONCE, asked_to_end_in_its_fifth_step, same_tensors
@@ -55,6 +55,12 @@ def apart(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
+def gradients_of(network: nn.Module) -> Tensor:
+    """The gradients of all weights, one after another."""
+    found = [parameter.grad for parameter in network.parameters()]
+    return torch.cat([one.flatten() for one in found if one is not None])
+
+
 def log_of(folder: Path, task: str) -> list[dict[str, float]]:
     lines = sealed.read_lines((folder / "street" / task / "log.jsonl").read_bytes())
     return [line.curves() for line in run_log(lines.documents).epochs]
@@ -68,7 +74,9 @@ def test_convolutions_on_the_gpu_are_dense_ones(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("name", ["minkunet_small", "minkunet34c"])
-def test_outputs_and_gradients_are_as_near_to_exact_ones_as_those_of_the_cpu(engine: Engine, name: str) -> None:
+def test_outputs_and_gradients_are_as_near_to_exact_ones_as_those_of_the_cpu(
+    engine: Engine, name: Architecture
+) -> None:
     """Exact is float64. Batch norm of the few voxels at the bottom makes gradients differ by a percent in float32."""
     batch = simulated_batch(2, 4000)
     found: list[tuple[Tensor, ...]] = []
@@ -83,7 +91,7 @@ def test_outputs_and_gradients_are_as_near_to_exact_ones_as_those_of_the_cpu(eng
         output = network(batch.coords.to(device), batch.features.to(device, dtype))
         loss = 20 * output[torch.arange(len(output), device=device), batch.labels.to(device)].mean()
         torch.autograd.backward(loss)
-        gradients = torch.cat([parameter.grad.flatten().cpu() for parameter in network.parameters()])
+        gradients = gradients_of(network).cpu()
         found.append((output, loss[None], gradients))
     exact, cpu, gpu = found
     for expected, near, got, most in zip(exact, cpu, gpu, (1e-4, 1e-4, 1e-3), strict=True):
@@ -91,7 +99,7 @@ def test_outputs_and_gradients_are_as_near_to_exact_ones_as_those_of_the_cpu(eng
 
 
 @pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 2e-2)])
-def test_a_training_step_has_the_loss_of_the_cpu(engine: Engine, precision: str, most: float) -> None:
+def test_a_training_step_has_the_loss_of_the_cpu(engine: Engine, precision: Precision, most: float) -> None:
     batch = simulated_batch(2, 4000)
     cpu = learner("minkunet_small", open_engine("torch"), torch.device("cpu"))
     gpu = learner("minkunet_small", engine, torch.device(GPU), precision=precision)
@@ -139,7 +147,7 @@ def test_batch_norm_and_gradients_of_several_processes_go_through_nccl(tmp_path:
             one.start_epoch(1.0)
             whole, _ = agree(Ranks(), [batch], False)
             one.backward([batch], whole)
-            gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
+            gradients.append(gradients_of(one.network))
             kinds = {type(module).__name__ for module in one.network.modules()}
             assert ("SyncBatchNorm" in kinds) == (ranks.world_size == 2)
         assert apart(gradients[1], 2 * gradients[0]) < 1e-4

@@ -1,6 +1,7 @@
 """What can go wrong between the processes of the loader and the run that waits for them."""
 
 import multiprocessing
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_room_is_asked_for_what_all_workers_may_be_about_to_share(fleet: Any, mo
     class Place:
         f_frsize, f_bavail = 1, 6 * n_bytes
 
-    monkeypatch.setattr(loading.os, "statvfs", lambda _: Place)
+    monkeypatch.setattr(os, "statvfs", lambda _: Place)
     assert loading.has_room(batch, 2)
     assert not loading.has_room(batch, 3)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manifests.sections.training import TmpConfig
+from manifests.sections.training import Negatives, TmpConfig
 from trainer.objectives.losses import (
     Counts,
     TmpTerms,
@@ -126,7 +127,7 @@ def test_the_text_term_is_at_least_the_entropy_of_its_target() -> None:
             assert terms.text > entropy[prompt] - 1e-5
 
 
-def _random_batch(seed: int, n_superpoints: int = 12) -> dict[str, Tensor]:
+def _random_batch(seed: int, n_superpoints: int = 12) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int, size: int) -> Tensor:
@@ -146,7 +147,7 @@ def _random_batch(seed: int, n_superpoints: int = 12) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("negatives", ["local", "frame", "global"])
 @given(seed=st.integers(0, 50))
-def test_the_order_of_superpoints_and_pairs_does_not_matter(negatives: str, seed: int) -> None:
+def test_the_order_of_superpoints_and_pairs_does_not_matter(negatives: Negatives, seed: int) -> None:
     batch, config = _random_batch(seed), TmpConfig(negatives=negatives)
     generator = torch.Generator().manual_seed(seed)
     pairs, points = torch.randperm(60, generator=generator), torch.randperm(12, generator=generator)
@@ -249,7 +250,7 @@ def test_the_total_weighs_its_terms() -> None:
         ({"target_power": 1.5, "clamp_cosines": False}, "clamp the cosines"),
     ],
 )
-def test_config_values_out_of_range_are_named(fields: dict[str, float], message: str) -> None:
+def test_config_values_out_of_range_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TmpConfig(**fields)
 

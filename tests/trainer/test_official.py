@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from manifests.sections.network import Architecture as ArchitectureName
 from manifests.sections.network import NetworkConfig, VoxelConfig
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
@@ -26,7 +27,7 @@ CONFIG = {"voxel_size": 0.1, "cylindrical_coordinates": True, "model_n_out": 768
 IMAGES = {"model_images.encoder.conv1.weight": torch.ones(2), "criterion.weight": torch.ones(1)}
 
 
-def small(n_outputs: int = 768, name: str = "minkunet_small") -> nn.Module:
+def small(n_outputs: int = 768, name: ArchitectureName = "minkunet_small") -> nn.Module:
     return build_network(NetworkConfig(name), 1, n_outputs, Minkowski(), generator=torch.Generator().manual_seed(1))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from manifests.fingerprint import Settings
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.run import Ancestor
 from trainer.records.protocol import departures, expected, start_of, teacher_name
@@ -41,7 +42,11 @@ def test_every_departure_is_named() -> None:
 
 def test_how_pseudo_labels_were_made_counts_too() -> None:
     recipe = load_recipe("nuscenes_san_parity")
-    parity = {"group": {"policy": "last_camera", "occluded": True, "ontology": {}}, "target": {}, "points": {"x": 1}}
+    parity: dict[str, Settings] = {
+        "group": {"policy": "last_camera", "occluded": True, "ontology": {}},
+        "target": {},
+        "points": {"x": 1},
+    }
     assert departures(recipe, "distill", 28_130, TMP, parity) == []
     assert departures(recipe, "distill", 28_130, TMP, {"group": {}, "target": {"labels": "vote"}}) == [
         'group.occluded: true -> "default"',

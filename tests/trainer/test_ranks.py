@@ -51,13 +51,15 @@ def in_two_processes(function: Callable[[], object], folder: Path) -> list[str]:
         process.start()
     for process in processes:
         process.join(60)
-        assert process.exitcode is not None, process.kill()
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail("a rank hangs")
     return [path.read_text() if (path := folder / str(rank)).exists() else "nothing" for rank in range(2)]
 
 
 def freeze_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the network in evaluation mode: batch norm uses the statistics it has and leaves them as they are."""
-    build = learner.build_network
+    build = build_network
 
     def frozen(*arguments: Any, **options: Any) -> Any:
         network: Any = build(*arguments, **options)
@@ -174,7 +176,9 @@ def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
     assert_same_result(train(recipe, "distill", console), alone)
 
 
-def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Console, tmp_path: Path) -> None:
+def test_a_lost_process_ends_the_others_with_a_sentence(
+    fleet: Any, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = fleet.recipe()
 
     def lost() -> object:
@@ -188,7 +192,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(fleet: Any, console: Con
                     os._exit(1)
                 return agree(*arguments)
 
-            trainer_train.agree = vanish
+            monkeypatch.setattr(trainer_train, "agree", vanish)
         return train(recipe, "distill", console)
 
     said = in_two_processes(lost, tmp_path / "said")

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from manifests.fingerprint import sha256_file
+from manifests.fingerprint import Json, sha256_file
 from manifests.records.codec import as_document, as_record
 from manifests.records.evaluation import JudgedEvaluation
 from manifests.records.run import RunRecord
@@ -18,9 +18,9 @@ from tests.records import evaluation, part
 from tests.refs import identity
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
+from trainer.errors import TrainerError
 from trainer.inference.predict import predict
 from trainer.loop.train import train
-from trainer.records import record
 from trainer.records.compare import compare, result_differences
 from trainer.records.record import read_record
 from trainer.scoring.evaluate import evaluate
@@ -39,7 +39,7 @@ def made_from(fleet: Any, stage: str, settings: dict[str, Any], **needs: str) ->
     """Give a table of the recipe a manifest and return its fingerprint."""
     table = fleet.ref().tables[stage]
     made_of = identity(stage, settings, 2, **needs)
-    made = {"git_commit": "abc", "packages": {"numpy": "1"}}
+    made: dict[str, Json] = {"git_commit": "abc", "packages": {"numpy": "1"}}
     fleet.store.write_manifest(Manifest(stage, table.fingerprint, made_of, table.shards, made))
     return str(table.fingerprint)
 
@@ -228,5 +228,5 @@ def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[]")
     shown = CliRunner().invoke(app, ["diff", str(tmp_path), str(tmp_path)])
     assert shown.exit_code == 1 and "is no report of a run" in shown.output
-    with pytest.raises(record.TrainerError, match="name the folder of a run"):
+    with pytest.raises(TrainerError, match="name the folder of a run"):
         read_record(tmp_path / "nowhere")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from manifests.asked import pin
 from manifests.config import ConfigError
+from manifests.fingerprint import Json
 from manifests.labels import predict_identity, predict_key
 from manifests.records.evaluation import EvaluationRecord
 from manifests.storage.errors import StoreError
@@ -101,7 +102,11 @@ def fill(
         for shard in points.shards
     )
     identity = predict_identity(fleet.recipe(), "feed", points.fingerprint)
-    made = {"epoch": 2, "checkpoint": str(fleet.recipe().folder() / "distill/epoch-0002.safetensors"), "student": {}}
+    made: dict[str, Json] = {
+        "epoch": 2,
+        "checkpoint": str(fleet.recipe().folder() / "distill/epoch-0002.safetensors"),
+        "student": {},
+    }
     fleet.store.write_manifest(Manifest("predict", "a1b2", identity, shards, made))
     fleet.store.write_ref(
         pin(fleet.recipe(), "predict"), Ref("street", {"predict": TableRef("predict", "a1b2", shards)})
@@ -161,7 +166,7 @@ def test_constants_are_those_of_the_section_vote(fleet: Any, console: Console) -
     for words, n_cars in (("vote.reach=0", 4), ("vote.own=1", 4), ("vote.reach=1", 3)):
         document = evaluate(fleet.recipe(*TWO_OUTVOTE_ONE, words), console).document
         assert called_a_car(document) == n_cars
-    assert document.refine.voting == {"reach": 1, "own": 0.0}
+    assert document.refine and document.refine.voting == {"reach": 1, "own": 0.0}
     assert fleet.recipe("vote.reach=1").vote == VotingConfig(reach=1)
 
 
@@ -175,7 +180,8 @@ def test_several_refinements_are_scored_in_one_go(fleet: Any, console: Console) 
         alone = evaluate(fleet.recipe(f"evaluate.refine={name}"), console)
         assert alone.document == found[name].document
         assert alone.document.confusion_before == found["none"].document.confusion
-    assert None not in (found["vote+afi"].document.refine.settings, found["vote+afi"].document.refine.voting)
+    refined = found["vote+afi"].document.refine
+    assert refined and None not in (refined.settings, refined.voting)
     with pytest.raises(ConfigError, match='and by "vote": things in images are merged into predictions before flat'):
         fleet.recipe("refine.by=vote", "refine.merge=true")
 

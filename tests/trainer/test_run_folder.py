@@ -89,7 +89,7 @@ def test_a_file_system_without_locks_is_a_sentence(
 
 def test_a_loss_that_is_not_finite_names_the_frames(fleet: Any, console: Console) -> None:
     def broken(name: str) -> Points:
-        row = fleet.points_row(name)
+        row: Points = fleet.points_row(name)
         return replace(row, intensity=np.full_like(row.intensity, np.nan)) if name == "b0" else row
 
     fleet.put("points", broken)
@@ -115,7 +115,7 @@ def test_an_empty_store_and_an_empty_split_are_sentences(fleet: Any, console: Co
 def test_another_dictionary_than_the_tables_is_refused(fleet: Any, console: Console) -> None:
     for task in ("pretrain", "distill"):
         with pytest.raises(StoreError, match=r"(?s)no tables of recipe street as it is.*ontology.classes.*make pack"):
-            train(fleet.recipe("data.ontology=nuscenes"), task, console)  # type: ignore[arg-type]
+            train(fleet.recipe("data.ontology=nuscenes"), task, console)
 
 
 def test_tables_of_other_settings_are_refused_with_the_difference_and_the_command(fleet: Any, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from manifests.fingerprint import Settings
 from manifests.ontology import load_ontology
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
@@ -69,7 +70,7 @@ def test_what_a_supervised_teacher_made_is_marked_and_yardsticks_are_not(fleet: 
     store = Store.open(recipe.run.store)
     ref = newest(store, recipe.name)
     table = TableRef("segment", "5" * 12, ())
-    teacher = {"name": "composite", "trained_on": "mapillary", "supervised": True}
+    teacher: Settings = {"name": "composite", "trained_on": "mapillary", "supervised": True}
     store.write_manifest(Manifest("segment", table.fingerprint, identity("segment", {"teacher": teacher}), ()))
     put_ref(store, recipe, {**ref.tables, "segment": table})
     assert [line.title for line in read_lines([recipe])] == [

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from rich.console import Console
 
@@ -20,6 +21,9 @@ from trainer.inference.predict import predict
 from trainer.inference.submit import KITTI_SCANS, LIDARSEG_CLASSES, submit
 from trainer.loop.train import train
 
+Labels = dict[str, npt.NDArray[Any]]
+"""Labels of the points of a frame, by frame."""
+
 # What learning_map_inv in semantic-kitti.yaml of semantic-kitti-api says of classes 0..19.
 OFFICIAL_RAW = [0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
 
@@ -33,7 +37,7 @@ def index_row(name: str, **changes: Any) -> Index:
 
 
 @pytest.fixture
-def predicted(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+def predicted(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> Labels:
     """The fleet with predictions of split val, and these by frame; its classes pass as those of the challenge."""
     fleet.put("index", index_row)
     recipe = fleet.recipe()
@@ -49,7 +53,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_nuscenes_gets_a_byte_per_point_and_what_the_network_was_given(
-    fleet: Any, predicted: dict[str, np.ndarray], console: Console
+    fleet: Any, predicted: Labels, console: Console
 ) -> None:
     folder = submit(fleet.recipe(), console)
     assert folder == fleet.folder / "runs/street/submission-val"
@@ -63,7 +67,11 @@ def test_nuscenes_gets_a_byte_per_point_and_what_the_network_was_given(
 
 
 def test_semantic_kitti_gets_raw_labels_of_32_bits(
-    fleet: Any, predicted: dict[str, np.ndarray], console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fleet: Any,
+    predicted: Labels,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     kitti = module.SemanticKitti({"08": 2}, np.array([0, 10, 40, 50], np.uint32))
     monkeypatch.setitem(module.BENCHMARKS, "nuscenes", lambda recipe, of: kitti)
@@ -89,7 +97,7 @@ def test_what_the_benchmarks_know_is_what_they_publish() -> None:
 
 
 def test_a_submission_that_would_not_be_complete_is_refused(
-    fleet: Any, predicted: dict[str, np.ndarray], console: Console, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    fleet: Any, predicted: Labels, console: Console, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setitem(module.LIDARSEG_FRAMES, "val", 6019)
     folder = fleet.folder / "runs/street/submission-val"
@@ -103,7 +111,7 @@ def test_a_submission_that_would_not_be_complete_is_refused(
     assert module.missing_frames(kitti, {"20": 831}) == ["sequence 21 has 2721 frames, 0 are here"]
 
 
-def test_a_frame_without_a_prediction_is_named(fleet: Any, console: Console, predicted: dict[str, np.ndarray]) -> None:
+def test_a_frame_without_a_prediction_is_named(fleet: Any, console: Console, predicted: Labels) -> None:
     fleet.put("points", fleet.failing(fleet.points_row, ["v0"]))
     recipe = fleet.recipe(f"predict.checkpoint={fleet.folder / 'runs/street/distill'}")  # trained before the change
     predict(recipe, console)
@@ -112,7 +120,7 @@ def test_a_frame_without_a_prediction_is_named(fleet: Any, console: Console, pre
 
 
 def test_a_folder_is_whole_or_absent_and_never_overwritten(
-    fleet: Any, predicted: dict[str, np.ndarray], console: Console, monkeypatch: pytest.MonkeyPatch
+    fleet: Any, predicted: Labels, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, out = fleet.recipe(), fleet.folder / "out"
 
@@ -129,7 +137,7 @@ def test_a_folder_is_whole_or_absent_and_never_overwritten(
         submit(recipe, console, out)
 
 
-def test_names_from_tables_stay_in_the_folder(fleet: Any, console: Console, predicted: dict[str, np.ndarray]) -> None:
+def test_names_from_tables_stay_in_the_folder(fleet: Any, console: Console, predicted: Labels) -> None:
     fleet.put("index", lambda name: index_row(name, lidar_token="../../x", lidar_path="../velodyne/000000.bin"))
     with pytest.raises(StoreError, match=r"sweep token '../../x' is no file name"):
         submit(fleet.recipe(), console)
@@ -140,7 +148,7 @@ def test_names_from_tables_stay_in_the_folder(fleet: Any, console: Console, pred
 
 
 def test_what_cannot_be_submitted_is_said(
-    fleet: Any, console: Console, predicted: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    fleet: Any, console: Console, predicted: Labels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r'predict.split is "all"; nuScenes takes the splits train, val, test'):
         submit(fleet.recipe("predict.split=all"), console)

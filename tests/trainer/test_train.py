@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -23,7 +24,6 @@ from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.records.log import run_log
 from manifests.tables.answers import Predict
-from manifests.tables.base import FrameRecord
 from manifests.tables.labels import Target
 from manifests.tables.superpoints import Pairs
 from trainer.checkpoints import checkpoint
@@ -132,13 +132,13 @@ def test_training_needs_neither_labels_nor_the_data_itself(fleet: Any, console: 
 
 def test_frames_without_superpoints_or_pseudo_labels_do_no_harm(fleet: Any, console: Console) -> None:
     def unseen(name: str) -> Pairs:
-        row = fleet.pairs_row(name)
+        row: Pairs = fleet.pairs_row(name)
         rows_of_pairs = ("point", "superpoint", "row_px", "col_px")
         rows_of_superpoints = ("superpoint_view", "superpoint_prompt", "vector")
         return replace(row, **{name: getattr(row, name)[:0] for name in rows_of_pairs + rows_of_superpoints})
 
     def unlabelled(name: str) -> Target:
-        row = fleet.target_row(name)
+        row: Target = fleet.target_row(name)
         return replace(row, label=np.zeros_like(row.label))
 
     fleet.put("pairs", lambda name: fleet.pairs_row(name) if name == "a1" else unseen(name))
@@ -372,7 +372,7 @@ def test_what_random_views_do_with_pairs_is_nothing_to_distillation(fleet: Any, 
 
 
 def test_a_frame_of_a_single_voxel_is_named(fleet: Any, console: Console) -> None:
-    def tiny(row: FrameRecord) -> Any:
+    def tiny(row: Any) -> Any:
         return replace(row, **{name: value[:1] for name, value in vars(row).items() if isinstance(value, np.ndarray)})
 
     fleet.put("points", lambda name: replace(tiny(fleet.points_row(name)), n_points=1))
@@ -414,7 +414,7 @@ def test_determinism_needs_one_thread_from_the_start(
 
 
 def test_a_full_disk_keeps_the_finished_epochs(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = checkpoint.save_file
+    save = save_file
 
     def full(tensors: Mapping[str, Tensor], path: Path, metadata: Any) -> None:
         if checkpoint.finished_epochs(path.parent):

@@ -1,25 +1,27 @@
 """Voxels of a sweep, and labels of voxels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from manifests.sections.network import LabelRule, VoxelConfig
+from manifests.sections.network import Coordinates, LabelRule, VoxelConfig
 from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
 
 CARTESIAN = VoxelConfig(coordinates="cartesian")
 
 
-def _sweep(*points: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+def _sweep(*points: tuple[float, float, float]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     return np.array(points, np.float32).reshape(-1, 3), np.arange(len(points), dtype=np.float32)
 
 
-def _sorted_rows(voxels: Voxels) -> np.ndarray:
-    return voxels.coords[np.lexsort(voxels.coords.T)]
+def _sorted_rows(voxels: Voxels) -> npt.NDArray[Any]:
+    return np.asarray(voxels.coords[np.lexsort(voxels.coords.T)])
 
 
 clouds = arrays(np.float32, st.tuples(st.integers(1, 60), st.just(3)), elements=st.floats(-3, 3, width=32))
@@ -46,7 +48,9 @@ def test_the_first_point_of_a_cell_represents_it() -> None:
 
 @pytest.mark.parametrize("coordinates", ["cylindrical", "cartesian"])
 @given(cloud=clouds)
-def test_every_point_finds_its_own_cell_and_cells_are_distinct(coordinates: str, cloud: np.ndarray) -> None:
+def test_every_point_finds_its_own_cell_and_cells_are_distinct(
+    coordinates: Coordinates, cloud: npt.NDArray[Any]
+) -> None:
     config = VoxelConfig(coordinates=coordinates)
     voxels = voxelise(cloud, np.zeros(len(cloud), np.float32), config)
     alone = np.concatenate([voxelise(point[None], np.zeros(1, np.float32), config).coords for point in cloud])
@@ -57,7 +61,7 @@ def test_every_point_finds_its_own_cell_and_cells_are_distinct(coordinates: str,
 
 
 @given(cloud=clouds, seed=st.integers(0, 99))
-def test_the_order_of_points_does_not_move_voxels(cloud: np.ndarray, seed: int) -> None:
+def test_the_order_of_points_does_not_move_voxels(cloud: npt.NDArray[Any], seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation(cloud)
     intensity = np.zeros(len(cloud), np.float32)
     first, second = voxelise(cloud, intensity, VoxelConfig()), voxelise(shuffled, intensity, VoxelConfig())
@@ -125,7 +129,7 @@ def test_a_voxel_is_as_sure_as_its_points_of_that_label() -> None:
     grid = Voxels(np.zeros((4, 3), np.int32), np.zeros((4, 1), np.float32), inverse, first_point)
 
     def sure(mode: LabelRule) -> list[int]:
-        return voxel_confidences(confidence, labels, grid, voxel_labels(labels, inverse, 4, mode), mode).tolist()
+        return [*map(int, voxel_confidences(confidence, labels, grid, voxel_labels(labels, inverse, 4, mode), mode))]
 
     # (100 + 51) / 2, of a tie the lower label, no label at all, one point of two
     assert sure("majority") == [76, 30, 0, 255]
@@ -164,7 +168,7 @@ def test_labels_that_fit_another_sweep_are_refused() -> None:
         {"intensity_offset": float("inf")},
     ],
 )
-def test_config_values_out_of_range_are_named(fields: dict[str, float]) -> None:
+def test_config_values_out_of_range_are_named(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(ValueError, match=f"voxels.{name} is"):
         VoxelConfig(**fields)

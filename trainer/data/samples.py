@@ -71,9 +71,14 @@ def checked_pairs(sweep: Points, pairs: Pairs, n_prompts: int | None) -> tuple[P
     if len(pairs.vector) != len(pairs.superpoint_prompt):
         what = f"column `vector` has {len(pairs.vector)} rows for {len(pairs.superpoint_prompt)} superpoints"
         raise unusable("pairs", what)
-    if not np.isfinite(pairs.vector).all():
+    if not all_finite(pairs.vector):
         raise unusable("pairs", "column `vector` holds what is no finite number")
     return sweep, pairs
+
+
+def all_finite(values: NDArray[np.float16]) -> bool:
+    """Return whether no value is infinite or NaN, by the bits of exponents: np.isfinite takes 15 times as long here."""
+    return bool((values.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
 
 
 def check_sweep(sweep: Points) -> None:

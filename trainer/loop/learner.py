@@ -50,7 +50,7 @@ class Learner:
         if objective.frozen_trunk:
             freeze_trunk(self.network)
         elif ranks.world_size > 1 and device.type == "cuda":
-            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         groups = parameter_groups(self.network, objective.lr_trunk, objective.lr_head)
         self.optimiser = build_optimiser(groups, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol
 
 from manifests.fingerprint import Settings
 from manifests.ontology import Ontology
@@ -21,6 +22,8 @@ from manifests.tables.base import FrameRecord
 
 class TeacherConfig(Protocol):
     """Section `[teacher]` of a recipe, one frozen dataclass per teacher; `name` picks it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str: ...
