@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "afov": {"afov", "pipeline", "trainer", "manifests"},  # the command over both, each in the function that needs it
 }
 LEAF_LIBRARIES = {"numpy", "scipy", "skimage", "sklearn", "pyarrow"}
-COMMAND_LINE = (("manifests/console.py", "manifests/pulse.py"), {"typer", "rich"})  # what the command lines of both sides share
+# What the command lines of both sides share.
+COMMAND_LINE = (("manifests/console.py", "manifests/pulse.py"), {"typer", "rich"})
 
 # The one door of each heavy package: the modules that may import it, and only inside a function.
 DOORS = {
