@@ -415,7 +415,7 @@ class Reuse(RuleBasedStateMachine):
 
 
 Reuse.TestCase.settings = settings(
-    max_examples=3,
+    max_examples=2,
     stateful_step_count=9,
     deadline=None,
     derandomize=True,

@@ -215,6 +215,18 @@ def test_a_run_goes_on_from_the_newest_whole_state_and_names_the_damaged_one(
     assert (last.parent / "epoch-0003.safetensors.damaged").is_file(), "nothing is deleted"
 
 
+def test_who_predicts_with_a_damaged_state_is_told_what_makes_a_whole_one(fleet: Any, console: Console) -> None:
+    recipe = fleet.recipe("distill.epochs=2")
+    last = train(recipe, "distill", console)
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    with pytest.raises(
+        DamagedCheckpoint, match=r"is damaged: .*newest whole state with: make distill RECIPE=\S*street"
+    ):
+        predict(recipe, console)
+    train(recipe, "distill", console)
+    assert predict(recipe, console).shards, "what was advised does it"
+
+
 def test_a_run_without_a_whole_state_is_not_started_over_by_itself(fleet: Any, console: Console) -> None:
     last = train(fleet.recipe("distill.epochs=1", "distill.batch_size=5"), "distill", console)
     flip(last)

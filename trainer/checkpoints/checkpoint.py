@@ -43,6 +43,10 @@ _SCRATCH = ".tmp-"
 _FILE = re.compile(r"epoch-(\d+)\.safetensors")
 
 
+EARLIER = "; use an earlier one"
+"""What the error for a damaged file says for want of the run that it is of."""
+
+
 class DamagedCheckpoint(TrainerError):
     """A file that is no checkpoint, or is not any more what was written."""
 
@@ -149,16 +153,16 @@ def load(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except sealed.Damaged as error:
-        raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
+        raise DamagedCheckpoint(f"{path} is damaged: {error}{EARLIER}") from None
     except SafetensorError as error:
-        raise DamagedCheckpoint(f"{path} is damaged: {error}; use an earlier one") from None
+        raise DamagedCheckpoint(f"{path} is damaged: {error}{EARLIER}") from None
     except OSError as error:
         raise TrainerError(f"{path} cannot be read: {error}") from None
     checkpoint = Checkpoint(path, tensors, document)
     if document["format"] == FORMAT and not is_sealed:  # a bit of the entry's own name is enough to lose it
-        raise DamagedCheckpoint(f"{path} is damaged: the digest of its bytes is not there; use an earlier one")
+        raise DamagedCheckpoint(f"{path} is damaged: the digest of its bytes is not there{EARLIER}")
     if not is_sealed and weights_digest(checkpoint.weights) != document["weights"]:
-        raise DamagedCheckpoint(f"{path} is damaged: its weights have changed since it was written; use an earlier one")
+        raise DamagedCheckpoint(f"{path} is damaged: its weights have changed since it was written{EARLIER}")
     return checkpoint
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -100,7 +100,7 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{recipe.predict.checkpoint or recipe.folder() / recipe.predict.of} holds no checkpoint; run: "
             f"{recipe.make(recipe.predict.of)}, or set predict.of or predict.checkpoint"
         )
-    learnt = load_learnt(path, recipe, console)
+    learnt = load_learnt(path, recipe, console, "" if recipe.predict.checkpoint else recipe.predict.of)
     check_student(path, learnt.document, recipe, sweeps.store)
     trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
     n_outputs = n_outputs_of(learnt)
@@ -136,12 +136,20 @@ def check_run(path: Path, document: Mapping[str, Any], recipe: Recipe, task: Tas
         )
 
 
-def load_learnt(path: Path, recipe: Recipe, console: Console) -> checkpoint.Checkpoint:
-    """Return a checkpoint.
+def load_learnt(path: Path, recipe: Recipe, console: Console, task: Task | Literal[""]) -> checkpoint.Checkpoint:
+    """Return a checkpoint of the recipe's run of a task, or, without one, a file that the recipe names.
 
     Raises TrainerError if it cannot be read, has learnt nothing, or on other voxels than the recipe's.
     """
-    learnt = official.load(path)
+    try:
+        learnt = official.load(path)
+    except checkpoint.DamagedCheckpoint as error:
+        if not task:
+            raise
+        raise checkpoint.DamagedCheckpoint(
+            f"{str(error).removesuffix(checkpoint.EARLIER)}; the run goes on from its newest whole state with: "
+            f"{recipe.make(task)}"
+        ) from None
     checkpoint.check_learnt(learnt)
     unchecked = checkpoint.check_voxels(learnt, recipe.voxels, intensity=True)
     if unchecked:

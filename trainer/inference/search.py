@@ -62,7 +62,7 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
         raise TrainerError(f"the text vectors were made anew since “{query.phrase}” was asked; {advice}")
     check_encoder(recipe, query, sweeps.store)
 
-    learnt = load_learnt(network_path, recipe, console)
+    learnt = load_learnt(network_path, recipe, console, "pretrain")
     check_run(network_path, learnt.document, recipe, "pretrain", sweeps.store)
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
