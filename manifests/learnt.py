@@ -6,12 +6,14 @@ Both sides ask it: the trainer of the checkpoint that it opens, the pipeline of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from manifests.asked import tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import Json, Settings, differences, digest, plain
 from manifests.recipe import Recipe
+from manifests.records.checkpoint import Student
+from manifests.records.run import LearntTable, RunIdentity
 from manifests.sections.network import without_labels, without_pairs
 from manifests.sections.training import Task
 from manifests.shown import shown_values
@@ -75,54 +77,45 @@ def recorded_weights(recipe: Recipe, task: str) -> str | None:
     return None if weights is None else str(weights)
 
 
-def student_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, of what a checkpoint says, what `changes_since` compares: predictions keep it, to be asked without it."""
-    task, config = document.get("task"), document.get("config") or {}
-    found: dict[str, Any] = {name: document[name] for name in ("task", "identity", "tables") if document.get(name)}
-    start = {str(task): {"init": config.get(task, {}).get("init", "")}}
-    return found | {"config": {**start, "data": {"exclude": config.get("data", {}).get("exclude", [])}}}
-
-
 def changes_since(
-    document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store, weights: Weights = recorded_weights
+    student: Student, recipe: Recipe, task: Task, store: Store, weights: Weights = recorded_weights
 ) -> list[str]:
-    """Return in what the run that a checkpoint's document tells of differs from what the recipe asks for now.
+    """Return in what the run of a student differs from what the recipe asks for now.
 
     Settings, the initial weights, the identities of the tables it learnt from, and the shards of these as far as the
     store still has them: files that were replaced and packed again since make other shards. A checkpoint that does not
     tell (an official file) differs in nothing that could be said.
     """
-    identity = document.get("identity")
-    if not isinstance(identity, Mapping):
+    identity = student.identity
+    if identity is None:
         return []
-    wanted = settings_of(recipe, task)
-    made = {name: identity.get(name) for name in wanted}
-    changes = differences(without_engine(made), without_engine(wanted))
-    changes += other_start(document, recipe, task, weights)
-    learnt_without = document.get("config", {}).get("data", {}).get("exclude", [])
-    changes += differences({"data.exclude": sorted(learnt_without)}, {"data.exclude": sorted(recipe.data.exclude)})
-    for stage, table in identity.get("tables", {}).items():
-        then, now = table.get("fingerprint"), fingerprint(recipe, stage)
-        if then != now:
-            changes.append(f"table `{stage}`: it learnt from {then}, the recipe now asks for {now}")
-    return changes or other_shards(document, recipe, store)
+    wanted, known = settings_of(recipe, task), {**identity.settings, "ontology": identity.ontology}
+    changes = differences(without_engine({name: known.get(name) for name in wanted}), without_engine(wanted))
+    changes += other_start(identity, student, recipe, task, weights)
+    exclude = student.setting("data", "exclude")
+    learnt_without = sorted(map(str, exclude)) if isinstance(exclude, list) else []
+    changes += differences({"data.exclude": learnt_without}, {"data.exclude": sorted(recipe.data.exclude)})
+    for stage, table in identity.tables.items():
+        now = fingerprint(recipe, stage)
+        if table.fingerprint != now:
+            changes.append(f"table `{stage}`: it learnt from {table.fingerprint}, the recipe now asks for {now}")
+    return changes or other_shards(student.tables or {}, recipe, store)
 
 
-def other_start(document: Mapping[str, Any], recipe: Recipe, task: Task, weights: Weights) -> list[str]:
+def other_start(identity: RunIdentity, student: Student, recipe: Recipe, task: Task, weights: Weights) -> list[str]:
     """Return how the initial weights of a run differ from those that the recipe names now, as far as they are there."""
-    then = document.get("config", {}).get(task, {}).get("init", "")
+    then = str(student.setting(task, "init") or "")
     now = getattr(recipe.settings(task), "init", "")
     if then != shown_values(now):
         return differences({f"{task}.init": then}, {f"{task}.init": now})
     found = weights(recipe, now) if now in get_args(Task) and now != task else None
-    if found in (None, document["identity"].get("init")):
+    if found in (None, identity.init):
         return []
     return [f"{task}.init: it started from other weights of `{now}` than those in {recipe.folder() / now} now"]
 
 
-def other_shards(document: Mapping[str, Any], recipe: Recipe, store: Store) -> list[str]:
+def other_shards(learnt: Mapping[str, LearntTable], recipe: Recipe, store: Store) -> list[str]:
     """Return which shards a run learnt from are others now; none where the store has no tables to compare with."""
-    learnt = document.get("tables", {})
     try:
         ref = tables_of(store, recipe, learnt)
     except StoreError:
@@ -130,7 +123,7 @@ def other_shards(document: Mapping[str, Any], recipe: Recipe, store: Store) -> l
     found = []
     for stage, table in learnt.items():
         now = {shard.shard: shard.key for shard in ref.tables[stage].shards} if stage in ref.tables else {}
-        others = [shard for shard, key in table.get("shards", {}).items() if now.get(shard, key) != key]
+        others = [shard for shard, key in table.shards.items() if now.get(shard, key) != key]
         if others:
             more = f", and {len(others) - 1} more" if len(others) > 1 else ""
             found.append(f"table `{stage}`: shard {others[0]}{more} was made anew from other files since")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from manifests.asked import pin
-from manifests.fingerprint import Json
+from manifests.fingerprint import Settings
 from manifests.labels import predict_identity, predict_key, similarity_identity, similarity_pin
-from manifests.learnt import settings_of, student_of
+from manifests.learnt import settings_of
 from manifests.query import Query
 from manifests.recipe import Recipe
-from manifests.records.table import Identity
+from manifests.records.checkpoint import Student
+from manifests.records.codec import as_document
+from manifests.records.run import FramesIdentity, LearntTable, RunIdentity, TableIdentity
+from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
@@ -25,17 +27,24 @@ from tests.refs import newest
 WEIGHTS = "0" * 12
 
 
-def learnt(recipe: Recipe, task: Task) -> dict[str, Any]:
+def learnt(recipe: Recipe, task: Task) -> Student:
     """Return what a checkpoint says of a run of the recipe as it is now, as far as it is compared."""
     tables = newest(Store.open(recipe.run.store), recipe.name).tables
     read = {name: tables[name] for name in ("points", "pairs" if task == "pretrain" else "target")}
-    identity = {"tables": {name: {"fingerprint": table.fingerprint} for name, table in read.items()}, "init": None}
+    settings = settings_of(recipe, task)
+    identity = RunIdentity(
+        ontology=str(settings.pop("ontology")),
+        tables={name: TableIdentity(table.fingerprint, "") for name, table in read.items()},
+        frames=FramesIdentity(0, ""),
+        init=None,
+        settings=settings,
+    )
     shards = {
-        name: {"fingerprint": table.fingerprint, "shards": {one.shard: one.key for one in table.shards}}
+        name: LearntTable(table.fingerprint, {one.shard: one.key for one in table.shards})
         for name, table in read.items()
     }
-    config = {task: {"init": getattr(recipe.settings(task), "init", "")}, "data": {"exclude": []}}
-    return {"task": task, "identity": settings_of(recipe, task) | identity, "tables": shards, "config": config}
+    config: dict[str, Settings] = {task: {"init": getattr(recipe.settings(task), "init", "")}, "data": {"exclude": []}}
+    return Student(task, identity, shards, config)
 
 
 def put_answers(
@@ -54,9 +63,13 @@ def put_answers(
         written = to_arrow(rows, type(rows[0]))
         shards.append(store.write(stage, fingerprint, shard.shard, predict_key(fingerprint, shard), written))
     table = TableRef(stage, fingerprint, tuple(shards))
-    made: dict[str, Json] = {"checkpoint": str(recipe.folder() / task / "epoch-0001.safetensors"), "epoch": 1}
-    made |= {"student": student_of(learnt(recipe, task)), "class_names": list(recipe.ontology.class_names)}
-    store.write_manifest(Manifest(stage, fingerprint, identity, table.shards, made))
+    made = Predicted(
+        checkpoint=str(recipe.folder() / task / "epoch-0001.safetensors"),
+        epoch=1,
+        student=learnt(recipe, task),
+        class_names=recipe.ontology.class_names,
+    )
+    store.write_manifest(Manifest(stage, fingerprint, identity, table.shards, as_document(made)))
     store.write_ref(name, Ref(recipe.name, {"points": points, stage: table}))
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from manifests.records.codec import as_document
 from manifests.records.run import (
@@ -16,6 +16,8 @@ from manifests.records.run import (
     RunRecord,
     StartLine,
 )
+
+T = TypeVar("T")
 
 NOW = "2026-11-30T12:00:00.000+00:00"
 CLASSES = ("car", "road", "wall")
@@ -104,3 +106,9 @@ def hardware(**changes: Any) -> dict[str, Any]:
     """Return a machine without a GPU."""
     cores = {"processor": "CPU", "cores": 4, "usable_cores": 2, "memory_bytes": 2**34, "threads": 1}
     return {**cores, "omp_num_threads": "1", "gpus": [], "cuda": None, "system": "Linux", **changes}
+
+
+def told(value: T | None) -> T:
+    """Return what a record says of something, where it has to."""
+    assert value is not None
+    return value

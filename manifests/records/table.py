@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from manifests.fingerprint import Settings, differences, digest
+from manifests.records.checkpoint import Student
 from manifests.records.codec import NULL, REST, as_document
 from manifests.records.evaluation import Compared
 
@@ -106,13 +107,13 @@ class Predicted(Computed):
     """What the manifest of a table says that a network made: with which checkpoint, how far trained, and where.
 
     `checkpoint` is its path and `checkpoint_looks` how it looked from outside (`manifests.fingerprint.looks_of`);
-    `student` is what its network learnt, as `manifests.learnt.student_of` has it, `class_names` what its outputs mean,
+    `student` is what its network learnt, `class_names` what its outputs mean,
     where they mean classes; `sources` how far the files behind the points were compared.
     """
 
     checkpoint: str = ""
     checkpoint_looks: str | None = field(default=None, metadata=NULL)
-    student: Settings | None = None
+    student: Student | None = None
     weights: str | None = field(default=None, metadata=NULL)
     epoch: int | None = field(default=None, metadata=NULL)
     step: int | None = field(default=None, metadata=NULL)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from manifests.fingerprint import Json, Settings
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.records.codec import Unfit, as_record
 from manifests.storage import documents
 from manifests.storage.errors import Malformed
@@ -74,7 +75,7 @@ def check_file(path: Path) -> bool:
     return True
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Json] | None:
+def newest_checkpoint(folder: Path) -> CheckpointRecord | None:
     """Return what the newest checkpoint of a run's epochs says of itself, or None without one.
 
     Raises Damaged if that is not what was written, and OSError.
@@ -93,7 +94,10 @@ def newest_checkpoint(folder: Path) -> dict[str, Json] | None:
     told = metadata.get("document_sha256") if isinstance(metadata, dict) else None
     if is_sealed_format(document.get("format")) and told != digest:
         raise Damaged("what it says of itself has changed since it was written")
-    return document
+    try:
+        return as_record(CheckpointRecord, document)
+    except Unfit as error:
+        raise Damaged(str(error)) from None
 
 
 def _head(file: BinaryIO) -> bytes:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from manifests.labels import pinned_table, refine_pin
 from manifests.learnt import changes_since as learnt_changes
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.records.codec import as_document
 from manifests.records.evaluation import EvaluationRecord, JudgedEvaluation, PartScores
 from manifests.records.log import RunLog, run_log
@@ -98,11 +99,11 @@ def shown_scores(path: Path, browser: Browser, ontology: Ontology) -> ShownScore
     document = sealed.read_as(EvaluationRecord, path)
     check_classes(document, ontology)
     counts = document.confusion.get("all")
-    newest = sealed.newest_checkpoint(path.parent / document.learnt_by) or {}
-    of_newest = newest.get("weights") is not None and newest["weights"] == document.weights
+    newest = sealed.newest_checkpoint(path.parent / document.learnt_by)
+    of_newest = newest is not None and newest.weights == document.weights
     newer = ""
     if document.of == "prediction" and newest and not of_newest:
-        newer = f"weights {newest.get('weights')}, epoch {newest.get('epoch')} of {newest.get('epochs')}"
+        newer = f"weights {newest.weights}, {newest.progress}"
     if others := of_others(document, browser, of_newest):
         raise ValueError(f"its scores were made from {others}")
     if of_newest and (changes := of_another_student(path.parent / document.learnt_by, newest, browser)):
@@ -144,12 +145,12 @@ def of_others(document: EvaluationRecord, browser: Browser, of_newest: bool) -> 
     return f"shards that were made anew since ({'; '.join(anew)})" if anew else ""
 
 
-def of_another_student(run: Path, learnt: Mapping[str, Any], browser: Browser) -> str:
+def of_another_student(run: Path, learnt: CheckpointRecord | None, browser: Browser) -> str:
     """Return in what a checkpoint of a run differs from what the recipe asks of that run; mostly nothing."""
-    if run.name not in get_args(Task):
+    if run.name not in get_args(Task) or learnt is None:
         return ""
     task: Task = run.name  # type: ignore[assignment]
-    return "; ".join(learnt_changes(learnt, browser.recipe, task, browser.store))
+    return "; ".join(learnt_changes(learnt.student, browser.recipe, task, browser.store))
 
 
 def check_classes(document: EvaluationRecord, ontology: Ontology) -> None:
@@ -223,7 +224,7 @@ def shown_training(path: Path, folder: Path, number: int, browser: Browser) -> S
     except (OSError, ValueError) as error:
         found["report of the run"] = f"cannot be read: {error}"
     try:
-        if changes := of_another_student(path.parent, sealed.newest_checkpoint(path.parent) or {}, browser):
+        if changes := of_another_student(path.parent, sealed.newest_checkpoint(path.parent), browser):
             found["this run is not what the recipe asks for now"] = changes
     except (OSError, ValueError) as error:
         found["its newest checkpoint"] = f"cannot be read: {error}"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from manifests.recipe import Recipe, load_recipe
+from manifests.records.codec import as_document
 from manifests.storage import sealed
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
@@ -127,7 +128,7 @@ def test_scores_of_a_student_that_learnt_something_else_are_left_out(
     monkeypatch.setattr("pipeline.look.report.show_frame", lambda *_: NO_FRAME)  # no need to draw
     recipe = recipe_in(folder)
     add_runs(recipe, weights="feed")
-    document = {"format": 1, "weights": "feed", "epoch": 2, "epochs": 2, **learnt(recipe, "distill")}
+    document = {"format": 1, "weights": "feed", "epoch": 2, "epochs": 2, **as_document(learnt(recipe, "distill"))}
     header = json.dumps({"__metadata__": {"checkpoint": json.dumps(document)}}).encode()
     run = Path(recipe.run.runs) / recipe.name / "distill"
     (run / "epoch-0002.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

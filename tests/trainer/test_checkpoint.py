@@ -3,7 +3,7 @@
 import pickle
 import random
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.sections.network import NetworkConfig, VoxelConfig
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
@@ -19,7 +20,7 @@ from trainer.network.minkunet import build_network
 from trainer.network.sparse import Minkowski
 
 VOXELS = VoxelConfig()
-DOCUMENT: dict[str, Any] = {"epoch": 1, "epochs": 5, "config": {"voxels": asdict(VOXELS)}}
+DOCUMENT = CheckpointRecord(epoch=1, epochs=5, config={"voxels": asdict(VOXELS)})
 
 
 class Tiny(nn.Module):
@@ -83,11 +84,11 @@ def test_a_moving_average_is_what_a_checkpoint_gives(tmp_path: Path) -> None:
 
 def test_the_document_is_read_without_the_tensors(tmp_path: Path) -> None:
     network, path = Tiny(), tmp_path / "one.safetensors"
-    checkpoint.save(path, network, sgd(network), DOCUMENT | {"seed": 7})
+    checkpoint.save(path, network, sgd(network), replace(DOCUMENT, seed=7))
     document = checkpoint.read_document(path)
-    assert document["seed"] == 7
-    assert document["weights"] == checkpoint.weights_digest(network.state_dict())
-    assert document["weights"] != checkpoint.weights_digest(Tiny().state_dict())
+    assert document.seed == 7
+    assert document.weights == checkpoint.weights_digest(network.state_dict())
+    assert document.weights != checkpoint.weights_digest(Tiny().state_dict())
 
 
 def test_a_head_of_another_width_is_left_out_and_named(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from manifests.records.checkpoint import CheckpointRecord
+from manifests.records.codec import as_document, as_record
 from manifests.storage import sealed
 from manifests.storage.sealed import damage_of, damaged_files, read_lines
 from trainer.checkpoints import checkpoint
@@ -41,7 +43,8 @@ def saved(path: Path, **document: Any) -> Path:
     network.final(network.trunk(torch.randn(8, 2))).square().mean().backward()
     optimiser.step()
     config = {"voxels": {"size_m": 0.1}}
-    checkpoint.save(path, network, optimiser, {"epoch": 1, "epochs": 2, "step": 3, "config": config, **document})
+    said = {"epoch": 1, "epochs": 2, "step": 3, "config": config, **document}
+    checkpoint.save(path, network, optimiser, as_record(CheckpointRecord, said))
     return path
 
 
@@ -71,7 +74,7 @@ def test_every_flip_and_every_cut_of_a_checkpoint_is_noticed_when_it_is_loaded(t
             assert damaged_files(tmp_path) != []
     assert missed == []
     path.write_bytes(data)
-    assert checkpoint.load(path).document["step"] == 3
+    assert checkpoint.load(path).document.step == 3
     assert damaged_files(tmp_path) == []
 
 
@@ -110,7 +113,7 @@ def forged(path: Path, text: str, version: int = 1) -> Path:
         ('{"format": FORMAT, "weights": "x", "step": "3"}', "its `step` is '3'; expected int"),
         ('{"format": FORMAT, "weights": "x", "step": true}', "its `step` is True; expected int"),
         ('{"format": FORMAT, "weights": "x", "epoch": 1.5}', "its `epoch` is 1.5"),
-        ('{"format": FORMAT, "weights": "x", "config": []}', r"its `config` is \[\]; expected dict"),
+        ('{"format": FORMAT, "weights": "x", "config": []}', r"its `config` is \[\]; expected an object"),
         ('{"format": FORMAT, "weights": 7}', "its `weights` is 7; expected str"),
         ('{"format": FORMAT}', "does not say which weights"),
         ('{"format": 99}', r"no checkpoint of this trainer \(format 1 or 2\)"),
@@ -133,7 +136,7 @@ def test_a_file_that_had_a_seal_is_not_taken_for_one_from_before(tmp_path: Path)
 
 def as_before_seals(path: Path) -> None:
     """Write a checkpoint anew in format 1, as commit 9af4202 wrote it: no digest but that of the weights."""
-    document = checkpoint.read_document(path) | {"format": 1}
+    document = as_document(checkpoint.read_document(path)) | {"format": 1}
     document.pop("taught", None)
     save_file(load_file(path), path, metadata={"checkpoint": json.dumps(document)})
 
@@ -240,7 +243,7 @@ def test_two_states_are_kept_in_the_first_epochs_too(tmp_path: Path) -> None:
     for step in (1, 2):
         checkpoint.before_running(tmp_path)
         saved(running, step=step, epoch=0)
-    assert [checkpoint.read_document(path)["step"] for path in (before, running)] == [1, 2]
+    assert [checkpoint.read_document(path).step for path in (before, running)] == [1, 2]
     saved(checkpoint.epoch_path(tmp_path, 1), step=3)
     checkpoint.prune(tmp_path, 0)
     flip(checkpoint.epoch_path(tmp_path, 1))

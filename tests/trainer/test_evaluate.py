@@ -386,9 +386,9 @@ def test_scores_of_other_weights_stay_beside_and_each_names_its_own(fleet: Any, 
     for path, scored in found.items():
         document = checkpoint.read_document(path)
         assert {name: scored[name] for name in ("weights", "epoch", "step", "checkpoint")} == {
-            **{name: document[name] for name in ("weights", "epoch", "step")},
+            **{name: getattr(document, name) for name in ("weights", "epoch", "step")},
             "checkpoint": str(path),
         }
         assert scored["commit"] == git_commit() == scored["predicted_by_commit"]
-        assert read_sealed(kept / document["weights"] / "evaluate.json") == scored
+        assert read_sealed(kept / document.weights / "evaluate.json") == scored
     assert found[last]["weights"] != found[checkpoint.epoch_path(last.parent, 1)]["weights"]

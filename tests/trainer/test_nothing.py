@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from manifests.records.codec import as_document
 from manifests.storage.errors import StoreError
 from manifests.tables.labels import Target
 from trainer.checkpoints import checkpoint
@@ -84,7 +85,8 @@ def test_a_run_whose_loss_never_had_a_term_is_refused_at_its_end(
 
 def test_an_untrained_head_from_before_rows_were_counted_is_refused(fleet: Any, console: Console) -> None:
     path = train(fleet.recipe("distill.epochs=1"), "distill", console)
-    document = checkpoint.read_document(path) | {"format": 1, "loss": {"total": 0.0, "cross_entropy": 0, "lovasz": 0}}
+    loss = {"total": 0.0, "cross_entropy": 0, "lovasz": 0}
+    document = as_document(checkpoint.read_document(path)) | {"format": 1, "loss": loss}
     document.pop("taught")
     save_file(load_file(path), path, metadata={"checkpoint": json.dumps(document)})
     with pytest.raises(TrainerError, match="has learnt nothing"):

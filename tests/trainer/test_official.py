@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from manifests.sections.network import Architecture as ArchitectureName
 from manifests.sections.network import NetworkConfig, VoxelConfig
+from tests.records import told
 from trainer.__main__ import app
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.official import export_official, import_official, is_ours, load, read_document, read_official
@@ -63,10 +64,10 @@ def test_every_layout_gives_the_same_weights(tmp_path: Path, layout: str) -> Non
     found = read_official(tmp_path / "model.pt")
     assert found.weights.keys() == weights.keys()
     assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
-    assert found.document["weights"] == checkpoint.weights_digest(weights)
+    assert found.document.weights == checkpoint.weights_digest(weights)
     told = {} if layout == "bare" else {"coordinates": "cylindrical", "size_m": 0.1, "angle_deg": 1.0}
-    assert found.document["config"]["voxels"] == told
-    assert found.document["left_out"] == (list(IMAGES) if layout == "Lightning, pretraining" else [])
+    assert found.document.config["voxels"] == told
+    assert found.document.left_out == (tuple(IMAGES) if layout == "Lightning, pretraining" else ())
 
 
 @pytest.mark.parametrize("kind", ["parameters", "half precision"])
@@ -229,7 +230,7 @@ def test_an_official_file_starts_a_run(fleet: Any, console: Console, capsys: Any
     words = ("voxels.size_m=0.1", "voxels.angle_deg=1.0", "distill.epochs=1")
     result = train(fleet.recipe(f"distill.init={path}", *words), "distill", console)
     assert "left out: final.kernel, final.bias\n" in capsys.readouterr().out
-    assert checkpoint.read_document(result)["identity"]["init"] == read_document(path)["weights"]
+    assert told(checkpoint.read_document(result).identity).init == read_document(path).weights
 
 
 def test_export_and_import_come_full_circle(fleet: Any, console: Console) -> None:
@@ -240,14 +241,14 @@ def test_export_and_import_come_full_circle(fleet: Any, console: Console) -> Non
     assert done.exit_code == 0, done.output
     content = torch.load(out, weights_only=True)
     assert content["config"]["voxel_size"] == 0.4 and content["config"]["model_n_out"] == 4
-    assert not is_ours(out) and read_document(out)["weights"] == checkpoint.read_document(trained)["weights"]
+    assert not is_ours(out) and read_document(out).weights == checkpoint.read_document(trained).weights
 
     words = ["import", str(fleet.recipe_path), str(out), "--set", "voxels.angle_deg=1"]
     done = run.invoke(app, words)
     assert done.exit_code == 0, done.output
     imported = fleet.folder / "runs/street/imported/ours.safetensors"
     assert is_ours(imported) and str(imported) in done.output
-    assert checkpoint.load(imported).document["weights"] == checkpoint.read_document(trained)["weights"]
+    assert checkpoint.load(imported).document.weights == checkpoint.read_document(trained).weights
     tables = [
         predict(fleet.recipe("voxels.angle_deg=1", f"predict.checkpoint={path}"), console)
         for path in (trained, out, imported)
@@ -271,7 +272,7 @@ def test_what_an_export_says_of_its_weights_outlives_an_import(fleet: Any, conso
         said[task] = torch.load(file, weights_only=True)["config"]["normalize_features"]
     assert said == {"pretrain": True, "supervised": False}
     words = ("voxels.angle_deg=1", "distill.epochs=1", f"distill.init={folder}/supervised")
-    assert checkpoint.read_document(train(fleet.recipe(*words), "distill", console))["reads_labels"] is True
+    assert checkpoint.read_document(train(fleet.recipe(*words), "distill", console)).reads_labels is True
 
 
 def test_voxels_that_the_official_layout_cannot_tell_are_not_exported(fleet: Any, console: Console) -> None:

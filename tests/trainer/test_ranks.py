@@ -16,6 +16,7 @@ from torch import Tensor
 from manifests.fingerprint import differences
 from manifests.records.codec import as_document
 from manifests.sections.network import NetworkConfig
+from tests.records import told
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop import learner
@@ -72,7 +73,7 @@ def freeze_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loss_and_weights(path: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     found = checkpoint.load(path)
-    return dict(found.document["loss"]), found.weights
+    return dict(told(found.document.loss)), found.weights
 
 
 def assert_same_result(one: Path, other: Path) -> None:
@@ -122,7 +123,7 @@ def test_two_processes_learn_what_one_learns(
     assert in_two_processes(lambda: train(recipe, task, console), tmp_path / "said") == [str(path)] * 2
     assert_same_result(path, alone)
     assert len(list(path.parent.glob("tensorboard/*"))) == 1, "only the first one writes"
-    assert checkpoint.read_document(path)["ranks"] == 2
+    assert checkpoint.read_document(path).ranks == 2
 
 
 def test_parts_one_after_the_other_learn_what_the_whole_learns(
@@ -172,7 +173,8 @@ def test_all_processes_end_where_one_is_asked_to_and_any_number_goes_on(
     said = in_two_processes(asked_to_end, tmp_path / "said")
     assert said[0].startswith("KeyboardInterrupt: interrupted; 0 of 1 epochs and the state in the middle of the next")
     assert said[1] == "KeyboardInterrupt: rank 1 ends with the others"
-    assert checkpoint.read_document(tmp_path / "two/street/distill/running.safetensors")["so_far"]["batches"] == 1
+    middle = checkpoint.read_document(tmp_path / "two/street/distill/running.safetensors")
+    assert told(middle.so_far).batches == 1
     assert_same_result(train(recipe, "distill", console), alone)
 
 

@@ -54,7 +54,7 @@ def test_a_report_holds_all_it_takes_to_repeat_the_run(fleet: Any, console: Cons
     assert found["result"] == {
         "file": "epoch-0002.safetensors",
         "sha256": sha256_file(path),
-        "weights": checkpoint.read_document(path)["weights"],
+        "weights": checkpoint.read_document(path).weights,
         "epoch": 2,
         "step": 4,
         "chosen": "the last epoch; no label chose it",

@@ -49,10 +49,10 @@ def test_other_frames_are_another_configuration(fleet: Any, console: Console) ->
 def test_fresh_moves_the_old_run_aside_with_its_tables(fleet: Any, console: Console) -> None:
     old = train(fleet.recipe(), "distill", console)
     tables = fleet.store.expect_ref(pin(fleet.recipe(), "distill")).tables
-    digest = checkpoint.read_document(old)["weights"]
+    digest = checkpoint.read_document(old).weights
     new = train(fleet.recipe("distill.seed=1"), "distill", console, fresh=True)
     aside = fleet.folder / "runs/street/distill.old-1" / old.name
-    assert checkpoint.read_document(aside)["weights"] == digest != checkpoint.read_document(new)["weights"]
+    assert checkpoint.read_document(aside).weights == digest != checkpoint.read_document(new).weights
     assert fleet.store.expect_ref(pin(fleet.recipe(), "distill.old-1")).tables == tables
     train(fleet.recipe("distill.seed=2"), "distill", console, fresh=True)
     assert (fleet.folder / "runs/street/distill.old-2").is_dir()

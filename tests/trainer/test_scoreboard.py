@@ -144,7 +144,7 @@ def test_scores_of_what_has_been_made_anew_are_marked(
     fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = fleet.recipe("distill.epochs=1")
-    weights = checkpoint.read_document(train(recipe, "distill", console))["weights"]
+    weights = checkpoint.read_document(train(recipe, "distill", console)).weights
     target = fleet.ref().tables["target"].fingerprint
     put(recipe, "evaluate.json", "prediction", 0.4, weights=weights)
     put(recipe, "evaluate-pseudo.json", "pseudo", 0.5, tables={"target": target})

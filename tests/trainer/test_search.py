@@ -11,6 +11,7 @@ from rich.console import Console
 from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.query import Query, queries_folder, read_ranking, write_query
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.tables.answers import Similarity
@@ -102,6 +103,6 @@ def test_what_stands_in_the_way_is_said(fleet: Any, console: Console) -> None:
 def test_a_run_that_is_not_finished_is_not_asked(fleet: Any, console: Console, monkeypatch: Any) -> None:
     asked(fleet, "car", fleet.text[0])
     monkeypatch.setattr(checkpoint, "latest", lambda folder: Path("epoch-0001.safetensors"))
-    monkeypatch.setattr(checkpoint, "read_document", lambda path: {"epoch": 1, "epochs": 3})
+    monkeypatch.setattr(checkpoint, "read_document", lambda path: CheckpointRecord(epoch=1, epochs=3))
     with pytest.raises(TrainerError, match=r"has finished 1 of 3 epochs; run: make pretrain RECIPE=\S*street"):
         search(fleet.recipe(), "car", 1, console)

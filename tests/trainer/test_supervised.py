@@ -11,10 +11,12 @@ from rich.console import Console
 
 from manifests.config import ConfigError
 from manifests.recipe import load_recipe
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.sections.training import FinetuneConfig, ProbeConfig
 from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
+from tests.records import told
 from tests.refs import identity
 from trainer.checkpoints import checkpoint
 from trainer.data.tables import Every, Tables, select_frames
@@ -30,7 +32,7 @@ def distilled(fleet: Any, console: Console) -> Path:
     return train(fleet.recipe(), "distill", console)
 
 
-def document(fleet: Any, task: str, epoch: int = 1) -> dict[str, Any]:
+def document(fleet: Any, task: str, epoch: int = 1) -> CheckpointRecord:
     return checkpoint.read_document(checkpoint.epoch_path(fleet.folder / "runs/street" / task, epoch))
 
 
@@ -58,9 +60,9 @@ def test_fine_tuning_takes_the_head_over_and_moves_everything(fleet: Any, consol
     before, after = checkpoint.load(distilled).weights, checkpoint.load(path).weights
     assert torch.equal(before["final.kernel"], after["final.kernel"]), "taken over, and here at rest"
     assert not torch.equal(before["conv0p1s1.kernel"], after["conv0p1s1.kernel"])
-    assert document(fleet, "finetune")["identity"]["init"] == checkpoint.read_document(distilled)["weights"]
-    assert document(fleet, "finetune")["config"]["network"]["batch_norm_momentum"] == 0.02
-    assert set(document(fleet, "finetune")["tables"]) == {"points", "label"}
+    assert told(document(fleet, "finetune").identity).init == checkpoint.read_document(distilled).weights
+    assert document(fleet, "finetune").config["network"]["batch_norm_momentum"] == 0.02
+    assert set(told(document(fleet, "finetune").tables)) == {"points", "label"}
 
 
 def test_all_labels_are_learnt_predicted_and_scored(fleet: Any, console: Console) -> None:
@@ -93,7 +95,7 @@ def test_a_task_that_has_not_run_is_named(fleet: Any, console: Console) -> None:
 
 def test_a_folder_of_a_run_may_start_another(fleet: Any, console: Console, distilled: Path) -> None:
     train(fleet.recipe(f"probe.init={distilled.parent}", "probe.epochs=1"), "probe", console)
-    assert document(fleet, "probe")["identity"]["init"] == checkpoint.read_document(distilled)["weights"]
+    assert told(document(fleet, "probe").identity).init == checkpoint.read_document(distilled).weights
 
 
 def test_labels_of_another_dictionary_teach_nothing(fleet: Any, console: Console) -> None:

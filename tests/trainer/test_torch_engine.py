@@ -14,8 +14,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from manifests.labels import predict_identity
+from manifests.records.codec import as_document
 from manifests.sections.network import NetworkConfig
 from manifests.tables.answers import Predict
+from tests.records import told
 from trainer.checkpoints import checkpoint
 from trainer.inference.predict import predict
 from trainer.loop.train import train
@@ -215,8 +217,8 @@ def test_a_recipe_chooses_the_engine_which_counts_as_part_of_what_is_computed(fl
     ours, other = fleet.recipe("network.engine=torch"), fleet.recipe()
     path = train(ours, "distill", console)
     document = checkpoint.read_document(path)
-    assert document["identity"]["network"]["engine"] == "torch"
-    loss = document["loss"]["total"]
+    assert as_document(document)["identity"]["network"]["engine"] == "torch"
+    loss = told(document.loss)["total"]
     assert math.isfinite(loss)
     table = predict(ours, console)
     one, two = (predict_identity(recipe, "w", "p").settings for recipe in (ours, other))

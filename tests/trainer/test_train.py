@@ -23,9 +23,11 @@ from torch.utils.data import get_worker_info
 from manifests.asked import pin
 from manifests.config import ConfigError
 from manifests.records.log import run_log
+from manifests.records.run import Dictionary
 from manifests.tables.answers import Predict
 from manifests.tables.labels import Target
 from manifests.tables.superpoints import Pairs
+from tests.records import told
 from trainer.checkpoints import checkpoint
 from trainer.data import samples
 from trainer.errors import TrainerError
@@ -109,7 +111,7 @@ def test_distillation_starts_from_the_finished_pretraining(fleet: Any, console: 
     shown = capsys.readouterr().out
     assert "left out: final.kernel, final.bias\n" in shown
     distilled = checkpoint.read_document(fleet.folder / "runs/street/distill/epoch-0002.safetensors")
-    assert distilled["identity"]["init"] == checkpoint.read_document(path)["weights"]
+    assert told(distilled.identity).init == checkpoint.read_document(path).weights
 
 
 def test_an_unfinished_pretraining_is_not_used_by_accident(
@@ -169,14 +171,14 @@ def test_a_run_says_what_it_did(fleet: Any, console: Console, capsys: Any) -> No
 def test_a_checkpoint_names_what_it_saw_and_the_store_keeps_it(fleet: Any, console: Console) -> None:
     document = checkpoint.read_document(train(fleet.recipe(), "pretrain", console))
     ref = fleet.store.expect_ref(pin(fleet.recipe(), "pretrain"))
-    assert document["tables"].keys() == ref.tables.keys() == {"points", "pairs", "text"}
+    assert told(document.tables).keys() == ref.tables.keys() == {"points", "pairs", "text"}
     for stage, table in fleet.ref().tables.items():
         if stage in ref.tables:
-            assert document["tables"][stage]["fingerprint"] == ref.tables[stage].fingerprint == table.fingerprint
+            assert told(document.tables)[stage].fingerprint == ref.tables[stage].fingerprint == table.fingerprint
     assert [shard.shard for shard in ref.tables["points"].shards] == ["scene-0061", "scene-0655"]
-    assert (document["task"], document["epoch"], document["step"], document["seed"]) == ("pretrain", 2, 4, 0)
-    assert document["ontology"] == {"name": "street", "version": 3}
-    assert document["config"]["voxels"]["size_m"] == 0.4
+    assert (document.task, document.epoch, document.step, document.seed) == ("pretrain", 2, 4, 0)
+    assert document.ontology == Dictionary("street", 3)
+    assert document.config["voxels"]["size_m"] == 0.4
 
 
 def test_the_weights_do_not_depend_on_the_number_of_workers(fleet: Any, console: Console, tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_moving_average_is_what_counts_where_it_is_kept(fleet: Any, console: C
     for name in ("conv0p1s1.kernel", "final.kernel", "final.bias"):
         mean = (one[name] * 0.75**2 + two[name] * 0.75 + three[name]) / (0.75**2 + 0.75 + 1)
         torch.testing.assert_close(after.weights[name], mean)
-    assert after.document["weights"] == checkpoint.weights_digest(after.weights)
+    assert after.document.weights == checkpoint.weights_digest(after.weights)
     assert torch.equal(after.weights["bn0.bn.running_mean"], after.tensors["model.bn0.bn.running_mean"])
 
 
@@ -219,7 +221,7 @@ def test_lower_precision_learns_about_the_same(fleet: Any, console: Console, pre
     _, exact = one_step(fleet, console)
     settings = (f"distill.precision={precision}", f"run.runs={fleet.folder}/low")
     _, low = one_step(fleet, console, *settings)
-    assert low.document["loss"]["total"] == pytest.approx(exact.document["loss"]["total"], rel=1e-2)
+    assert told(low.document.loss)["total"] == pytest.approx(told(exact.document.loss)["total"], rel=1e-2)
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in low.weights.values())
 
 
@@ -271,7 +273,7 @@ def test_one_epoch_and_one_resumed_equal_two_bit_for_bit(
     torch.rand(5)  # whatever happens in between
     parts = train(recipe, task, console)
     assert same_tensors(whole, parts)
-    assert checkpoint.read_document(parts)["step"] == checkpoint.read_document(whole)["step"]
+    assert checkpoint.read_document(parts).step == checkpoint.read_document(whole).step
 
 
 ALL_AT_ONCE = (
@@ -294,11 +296,11 @@ def test_a_run_that_is_asked_to_end_saves_before_the_next_step_and_goes_on_bit_f
     assert "1 of 2 epochs and the state in the middle of the next one are finished and kept" in str(stopped)
     running = fleet.folder / "runs/street/distill/running.safetensors"
     document = checkpoint.read_document(running)
-    assert (document["epoch"], document["step"], document["so_far"]["batches"]) == (1, 5, 2)
+    assert (document.epoch, document.step, told(document.so_far).batches) == (1, 5, 2)
     torch.rand(5)  # whatever happens in between
     parts = train(fleet.recipe(*overrides), "distill", console)
     assert same_tensors(whole, parts)
-    assert checkpoint.read_document(whole)["loss"] == checkpoint.read_document(parts)["loss"]
+    assert checkpoint.read_document(whole).loss == checkpoint.read_document(parts).loss
     assert not running.exists()
 
 
@@ -359,14 +361,14 @@ def test_how_voxels_get_labels_is_nothing_to_pretraining(fleet: Any, console: Co
     path = train(fleet.recipe(), "pretrain", console)
     assert train(fleet.recipe("voxels.label=first"), "pretrain", console) == path
     assert "is finished" in capsys.readouterr().out
-    assert not any("voxels.label" in line for line in checkpoint.read_document(path)["departures"])
+    assert not any("voxels.label" in line for line in told(checkpoint.read_document(path).departures))
 
 
 def test_what_random_views_do_with_pairs_is_nothing_to_distillation(fleet: Any, console: Console, capsys: Any) -> None:
     path = train(fleet.recipe(), "distill", console)
     assert train(fleet.recipe("augment.crop_min_pairs=51", "augment.cuboids=false"), "distill", console) == path
     assert "is finished" in capsys.readouterr().out
-    assert not any("augment" in line for line in checkpoint.read_document(path)["departures"])
+    assert not any("augment" in line for line in told(checkpoint.read_document(path).departures))
     with pytest.raises(TrainerError, match=r"augment.flip"):
         train(fleet.recipe("augment.flip=false"), "distill", console)
 
@@ -463,7 +465,7 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(
     resumed = log_of(fleet, "distill", "start")[-1]
     assert (resumed["epoch"], resumed["batch"]) > (0, 0), "it went on, not over"
     assert same_tensors(whole, parts)
-    assert checkpoint.read_document(whole)["loss"] == checkpoint.read_document(parts)["loss"]
+    assert checkpoint.read_document(whole).loss == checkpoint.read_document(parts).loss
 
 
 # -- what the recipe says is what is learnt from -----------------------------------------------------------------------

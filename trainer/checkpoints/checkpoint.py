@@ -20,9 +20,8 @@ import random
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,8 @@ from torch import Tensor, nn
 
 from manifests.fingerprint import DIGITS, differences
 from manifests.recipe import Recipe
+from manifests.records.checkpoint import CheckpointRecord
+from manifests.records.codec import Unfit, as_document, as_record
 from manifests.sections.network import VoxelConfig
 from manifests.storage import sealed
 from trainer.errors import TrainerError
@@ -57,7 +58,7 @@ class Checkpoint:
 
     path: Path
     tensors: Mapping[str, Tensor]
-    document: Mapping[str, Any]
+    document: CheckpointRecord
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ def save(
     path: Path,
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
-    document: Mapping[str, Any],
+    document: CheckpointRecord,
     average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint that is there whole or not at all, even where the process is killed meanwhile.
@@ -111,10 +112,10 @@ def save(
     write(path, tensors, document)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], document: CheckpointRecord) -> None:
     """Write tensors, all contiguous on the CPU, and a document as a checkpoint; see `save`."""
     digest = weights_digest(weights_of(tensors))
-    text = json.dumps({**document, "format": FORMAT, "weights": digest}, allow_nan=False)
+    text = json.dumps(as_document(replace(document, format=FORMAT, weights=digest)), allow_nan=False)
     header = {_KEY: text, _OF_DOCUMENT: sha256_text(text), _OF_FILE: sealed.UNSEALED}
     scratch = path.with_name(f"{_SCRATCH}{secrets.token_hex(8)}")
     try:
@@ -159,15 +160,15 @@ def load(path: Path) -> Checkpoint:
     except OSError as error:
         raise TrainerError(f"{path} cannot be read: {error}") from None
     checkpoint = Checkpoint(path, tensors, document)
-    if document["format"] == FORMAT and not is_sealed:  # a bit of the entry's own name is enough to lose it
+    if document.format == FORMAT and not is_sealed:  # a bit of the entry's own name is enough to lose it
         raise DamagedCheckpoint(f"{path} is damaged: the digest of its bytes is not there{EARLIER}")
-    if not is_sealed and weights_digest(checkpoint.weights) != document["weights"]:
+    if not is_sealed and weights_digest(checkpoint.weights) != document.weights:
         raise DamagedCheckpoint(f"{path} is damaged: its weights have changed since it was written{EARLIER}")
     return checkpoint
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """Return the JSON document of a checkpoint, checked, without reading its tensors; raises like `load`."""
+def read_document(path: Path) -> CheckpointRecord:
+    """Return what a checkpoint says of itself, checked, without reading its tensors; raises like `load`."""
     if not path.is_file():
         raise TrainerError(f"{path}: there is no such checkpoint")
     try:
@@ -186,28 +187,15 @@ def read_document(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is no checkpoint of this trainer (format {formats})")
     if document["format"] == FORMAT and header.get(_OF_DOCUMENT) != sha256_text(text or ""):
         raise DamagedCheckpoint(f"{path} is damaged: what it says of itself has changed since it was written")
-    check_kinds(document, path)
-    return document
-
-
-_KINDS: Mapping[str, type] = {
-    **dict.fromkeys(("weights", "task", "recipe"), str),
-    **dict.fromkeys(("step", "epoch", "epochs", "n_outputs", "taught", "averaged"), int),
-    **dict.fromkeys(("config", "identity", "so_far", "loss", "scaler", "tables", "initial", "teacher"), dict),
-    **dict.fromkeys(("class_names", "left_out"), list),
-}
-"""What entries of a document are that others count on, where they are there."""
-
-
-def check_kinds(document: Mapping[str, Any], path: Path) -> None:
-    """Raise DamagedCheckpoint unless every entry that others count on is of its kind."""
-    for name, kind in _KINDS.items():
-        value = document.get(name)
-        fits = type(value) is kind and not (isinstance(value, int) and value < 0)
-        if value is not None and not fits:
-            raise DamagedCheckpoint(f"{path} is damaged: its `{name}` is {value!r}; expected {kind.__name__}")
-    if not isinstance(document.get("weights"), str):
+    try:
+        record = as_record(CheckpointRecord, document)
+    except Unfit as error:
+        raise DamagedCheckpoint(f"{path} is damaged: {error}") from None
+    if not record.weights:
         raise DamagedCheckpoint(f"{path} is damaged: it does not say which weights it holds")
+    if name := record.negative():
+        raise DamagedCheckpoint(f"{path} is damaged: its `{name}` is {getattr(record, name)}; expected 0 or more")
+    return record
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
@@ -230,7 +218,7 @@ def latest(folder: Path) -> Path | None:
 def newest_weights(recipe: Recipe, task: str) -> str | None:
     """Return the digest of the weights in the newest checkpoint of a recipe's run, None if there is none."""
     path = latest(recipe.folder() / task)
-    return str(read_document(path)["weights"]) if path else None
+    return read_document(path).weights if path else None
 
 
 def running_path(folder: Path) -> Path:
@@ -266,7 +254,7 @@ def newest(folder: Path) -> Newest:
     steps: dict[Path, int] = {}
     for path in states(folder):
         try:
-            step = read_document(path).get("step")
+            step = read_document(path).step
         except DamagedCheckpoint as error:
             damaged[path] = str(error)
             continue
@@ -376,7 +364,7 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
         loaded=tuple(name for name in own if name in fitting),
         skipped=(
             *(name for name in [*own, *sorted(stored.keys() - own.keys())] if name in stored.keys() - fitting.keys()),
-            *checkpoint.document.get("left_out", ()),
+            *(checkpoint.document.left_out or ()),
         ),
         absent=tuple(name for name in own if name not in stored),
         unchecked=unchecked,
@@ -386,9 +374,9 @@ def load_initial(network: nn.Module, checkpoint: Checkpoint, voxels: VoxelConfig
 def check_learnt(checkpoint: Checkpoint) -> None:
     """Raise TrainerError if the run had nothing to learn until it wrote this: its weights are those it began with."""
     document = checkpoint.document
-    loss = document.get("loss") or {}
+    loss = document.loss or {}
     # before rows were counted, a loss of exactly 0 in an epoch was one without a term
-    if document.get("taught") == 0 or ("taught" not in document and loss.get("total") == 0):
+    if document.taught == 0 or (document.taught is None and loss.get("total") == 0):
         raise TrainerError(
             f"{checkpoint.path} has learnt nothing: the loss of its run never had a term (no pair, or no label). Mend "
             f"what it learns from, and train again with --fresh"
@@ -404,8 +392,8 @@ def check_voxels(checkpoint: Checkpoint, voxels: VoxelConfig, *, intensity: bool
     grid = ["coordinates", "size_m", "angle_deg", *(["intensity_scale", "intensity_offset"] if intensity else ())]
     if voxels.coordinates == "cartesian":
         grid.remove("angle_deg")
-    known = checkpoint.document.get("config", {}).get("voxels")
-    if not isinstance(known, Mapping):
+    known = checkpoint.document.config.get("voxels")
+    if known is None:
         raise TrainerError(f"{checkpoint.path} does not say on which voxels it was trained; use one that does")
     trained = {name: known[name] for name in grid if name in known}
     wanted = {name: value for name, value in asdict(voxels).items() if name in trained}

@@ -13,16 +13,19 @@ import re
 import secrets
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from manifests.config import parse_section
+from manifests.fingerprint import Settings
 from manifests.foreign import instead_of_weights
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.sections.network import VoxelConfig
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.checkpoint import Checkpoint, InitialWeights
@@ -53,7 +56,7 @@ def load(path: Path) -> Checkpoint:
     return checkpoint.load(path) if is_ours(path) else read_official(path)
 
 
-def read_document(path: Path) -> Mapping[str, Any]:
+def read_document(path: Path) -> CheckpointRecord:
     """Return the document of a checkpoint, ours or official; raises TrainerError like `load`."""
     return checkpoint.read_document(path) if is_ours(path) else read_official(path).document
 
@@ -96,17 +99,17 @@ def read_official(path: Path) -> Checkpoint:
         else:
             weights[bare] = plain_tensor(bare, tensor, path)
     epoch, config = content.get("epoch"), content.get("config", content.get("hyper_parameters"))
-    document = {
-        "format": checkpoint.FORMAT,
-        "task": "official",
-        "epoch": epoch if isinstance(epoch, int) else None,
-        "config": {"voxels": voxels_of(content, path)},
-        "n_outputs": weights["final.kernel"].shape[-1] if "final.kernel" in weights else None,
-        "left_out": left_out,
-        "unit_output": isinstance(config, Mapping) and config.get("normalize_features") is True,
-        "reads_labels": content.get("reads_labels") is True,  # what we wrote says so; what others wrote tells nothing
-        "weights": checkpoint.weights_digest(weights),
-    }
+    document = CheckpointRecord(
+        format=checkpoint.FORMAT,
+        task="official",
+        epoch=epoch if isinstance(epoch, int) else None,
+        config={"voxels": voxels_of(content, path)},
+        n_outputs=weights["final.kernel"].shape[-1] if "final.kernel" in weights else None,
+        left_out=tuple(left_out),
+        unit_output=isinstance(config, Mapping) and config.get("normalize_features") is True,
+        reads_labels=content.get("reads_labels") is True,  # what we wrote says so; what others wrote tells nothing
+        weights=checkpoint.weights_digest(weights),
+    )
     return Checkpoint(path, {f"model.{name}": tensor for name, tensor in weights.items()}, document)
 
 
@@ -156,7 +159,7 @@ def unpickled(path: Path) -> Mapping[Any, Any]:
     return content
 
 
-def voxels_of(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+def voxels_of(content: Mapping[Any, Any], path: Path) -> Settings:
     """Return what the `config` in a file says of voxels, as keys of VoxelConfig; empty where there is none."""
     config = content.get("config", content.get("hyper_parameters"))
     if not isinstance(config, Mapping) or "voxel_size" not in config or "cylindrical_coordinates" not in config:
@@ -191,17 +194,17 @@ def import_official(recipe: Recipe, file: Path, path: Path, engine: Engine) -> I
         raise TrainerError(f"{file} has no layer `final.kernel` of two axes; it is of another network")
     network = build_network(recipe.network, 1, head.shape[1], engine)
     taken = checkpoint.load_initial(network, found, recipe.voxels)
-    names = list(recipe.ontology.class_names)
-    document = {
-        **found.document,
-        "recipe": recipe.name,
-        "config": {"voxels": asdict(recipe.voxels), "network": asdict(recipe.network)},
-        "class_names": names if head.shape[1] == len(names) else None,
-        "imported": file.name,
-        "unchecked": list(taken.unchecked),
-        "versions": package_versions(TRAINER_PACKAGES),
-        "commit": git_commit(),
-    }
+    names = recipe.ontology.class_names
+    document = replace(
+        found.document,
+        recipe=recipe.name,
+        config={"voxels": asdict(recipe.voxels), "network": asdict(recipe.network)},
+        class_names=names if head.shape[1] == len(names) else None,
+        imported=file.name,
+        unchecked=taken.unchecked,
+        versions=package_versions(TRAINER_PACKAGES),
+        commit=git_commit(),
+    )
     weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     checkpoint.write(path, weights, document)
     return Imported(path, taken)
@@ -215,27 +218,28 @@ def export_official(file: Path, path: Path) -> list[str]:
     """
     found = checkpoint.load(file)
     document = found.document
-    voxels, network = document["config"]["voxels"], document["config"].get("network", {})
-    if voxels["coordinates"] == "cylindrical" and voxels["angle_deg"] != ANGLE_DEG:
+    voxels = parse_section("voxels", document.config.get("voxels", {}), VoxelConfig)
+    network = document.config.get("network", {})
+    if voxels.coordinates == "cylindrical" and voxels.angle_deg != ANGLE_DEG:
         raise TrainerError(
-            f"{file} was trained on sectors of {voxels['angle_deg']} degrees; the official layout knows {ANGLE_DEG:g} "
+            f"{file} was trained on sectors of {voxels.angle_deg} degrees; the official layout knows {ANGLE_DEG:g} "
             "degree alone, and would be read wrongly"
         )
     config = {
-        "voxel_size": voxels["size_m"],
-        "cylindrical_coordinates": voxels["coordinates"] == "cylindrical",
+        "voxel_size": voxels.size_m,
+        "cylindrical_coordinates": voxels.coordinates == "cylindrical",
         "use_intensity": True,
         "model_points": "minkunet",
         "model_n_out": found.weights["final.kernel"].shape[1],
-        "normalize_features": document["task"] == "pretrain" or document.get("unit_output", False),
+        "normalize_features": document.task == "pretrain" or bool(document.unit_output),
         "kernel_size": network.get("stem_kernel_size", 3),
         "bn_momentum": network.get("batch_norm_momentum"),
     }
     scratch = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")  # torch refuses names that start with a dot
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"model_points": found.weights, "epoch": document["epoch"], "config": config}
-        torch.save({**content, "reads_labels": document.get("reads_labels")}, scratch)
+        content = {"model_points": found.weights, "epoch": document.epoch, "config": config}
+        torch.save({**content, "reads_labels": document.reads_labels}, scratch)
         os.replace(scratch, path)
     except (OSError, RuntimeError) as error:
         raise TrainerError(f"{path} cannot be written: {error}") from None
@@ -245,7 +249,7 @@ def export_official(file: Path, path: Path) -> list[str]:
     if network.get("name", "minkunet34c") != "minkunet34c":
         notes.append(f"The reference implementation has no network {network['name']}; only ours can read it back.")
     default = VoxelConfig()
-    scale = (voxels["intensity_scale"], voxels["intensity_offset"])
+    scale = (voxels.intensity_scale, voxels.intensity_offset)
     if scale != (default.intensity_scale, default.intensity_offset):
         notes.append(f"The network saw intensity * {scale[0]:g} + {scale[1]:g}, which the official layout cannot say.")
     return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from manifests.asked import pin, tables_of
 from manifests.fingerprint import looks_of
 from manifests.labels import predict_identity, predict_key
-from manifests.learnt import changes_since, student_of
+from manifests.learnt import changes_since
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
+from manifests.records.checkpoint import Student
 from manifests.records.codec import as_document
 from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
@@ -101,33 +102,33 @@ def predict(recipe: Recipe, console: Console) -> TableRef:
             f"{recipe.make(recipe.predict.of)}, or set predict.of or predict.checkpoint"
         )
     learnt = load_learnt(path, recipe, console, "" if recipe.predict.checkpoint else recipe.predict.of)
-    check_student(path, learnt.document, recipe, sweeps.store)
-    trained, wanted = learnt.document.get("class_names"), list(recipe.ontology.class_names)
+    check_student(path, learnt.document.student, recipe, sweeps.store)
+    trained, wanted = learnt.document.class_names, recipe.ontology.class_names
     n_outputs = n_outputs_of(learnt)
     if trained is None and n_outputs == len(wanted):
         console.print(f"{path} does not name its classes: taken for those of dictionary {recipe.ontology.name}")
-    elif learnt.document["task"] == "pretrain" or trained != wanted:
-        classes = ", ".join((trained or [])[1:]) if learnt.document["task"] != "pretrain" else ""
+    elif learnt.document.task == "pretrain" or trained != wanted:
+        classes = ", ".join((trained or ())[1:]) if learnt.document.task != "pretrain" else ""
         raise TrainerError(
             f"{path} predicts {classes or 'no classes'} ({n_outputs} outputs); "
             f"dictionary {recipe.ontology.name} has {', '.join(wanted[1:])}"
         )
     network = build_network(recipe.network, N_INPUTS, len(wanted), sweeps.engine)
-    identity, name = predict_identity(recipe, learnt.document["weights"], sweeps.points), pin(recipe, "predict")
+    identity, name = predict_identity(recipe, learnt.document.weights, sweeps.points), pin(recipe, "predict")
     views = recipe.predict.views
-    return run_over(sweeps, path, learnt, network, SAYS_CLASSES, identity, name, console, views, tuple(wanted))
+    return run_over(sweeps, path, learnt, network, SAYS_CLASSES, identity, name, console, views, wanted)
 
 
-def check_student(path: Path, document: Mapping[str, Any], recipe: Recipe, store: Store) -> None:
+def check_student(path: Path, student: Student, recipe: Recipe, store: Store) -> None:
     """Raise TrainerError if the recipe's own student learnt something else than it asks for now; one named is taken."""
     if not recipe.predict.checkpoint:
         named = ", or name the file to predict with as it is: predict.checkpoint"
-        check_run(path, document, recipe, recipe.predict.of, store, named)
+        check_run(path, student, recipe, recipe.predict.of, store, named)
 
 
-def check_run(path: Path, document: Mapping[str, Any], recipe: Recipe, task: Task, store: Store, or_: str = "") -> None:
+def check_run(path: Path, student: Student, recipe: Recipe, task: Task, store: Store, or_: str = "") -> None:
     """Raise TrainerError if a run of the recipe learnt something else than it asks for now; `or_` is further advice."""
-    changes = changes_since(document, recipe, task, store, checkpoint.newest_weights)
+    changes = changes_since(student, recipe, task, store, checkpoint.newest_weights)
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
@@ -189,8 +190,7 @@ def run_over(
     network.to(device).eval()
     if unused := unused_gpu(device):
         console.print(unused)
-    progress = f"epoch {learnt.document.get('epoch', '?')} of {learnt.document.get('epochs', '?')}"
-    console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({progress}), on {device}")
+    console.print(f"{stage}: {len(sweeps.shards)} shards with {path} ({learnt.document.progress}), on {device}")
 
     compared = compare_files(store, recipe, sweeps.ref, sweeps.shards, ["points"])
     if compared.note:
@@ -230,11 +230,11 @@ def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) ->
     return Predicted(
         checkpoint=str(path),
         checkpoint_looks=looks_of(path),
-        student=student_of(known),
-        weights=known.get("weights"),
-        epoch=known.get("epoch"),
-        step=known.get("step"),
-        epochs=known.get("epochs"),
+        student=known.student,
+        weights=known.weights,
+        epoch=known.epoch,
+        step=known.step,
+        epochs=known.epochs,
         commit=git_commit(),
         versions=package_versions(TRAINER_PACKAGES),
         device=str(device),

@@ -63,10 +63,10 @@ def search(recipe: Recipe, phrase: str, n_frames: int, console: Console) -> Rank
     check_encoder(recipe, query, sweeps.store)
 
     learnt = load_learnt(network_path, recipe, console, "pretrain")
-    check_run(network_path, learnt.document, recipe, "pretrain", sweeps.store)
+    check_run(network_path, learnt.document.student, recipe, "pretrain", sweeps.store)
     check_width(query, n_outputs_of(learnt), str(network_path))
     network = build_network(recipe.network, N_INPUTS, len(query.vector), sweeps.engine, normalise_output=True)
-    weights = learnt.document["weights"]
+    weights = learnt.document.weights
     identity = similarity_identity(recipe, weights, sweeps.points, query.identity)
     name, saying = similarity_pin(recipe, query.slug), similarity_to(query, sweeps)
     table = run_over(sweeps, network_path, learnt, network, saying, identity, name, console)
@@ -87,10 +87,8 @@ def finished_pretraining(recipe: Recipe) -> Path:
     if path is None:
         raise TrainerError(f"{folder} holds no checkpoint, so there are no TMP features to ask; {advice}")
     document = checkpoint.read_document(path)
-    if document["epoch"] < document["epochs"]:
-        raise TrainerError(
-            f"the run in {folder} has finished {document['epoch']} of {document['epochs']} epochs; {advice}"
-        )
+    if not document.is_finished:
+        raise TrainerError(f"the run in {folder} has finished {document.epoch} of {document.epochs} epochs; {advice}")
     return path
 
 

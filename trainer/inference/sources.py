@@ -83,13 +83,13 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Origi
     path, weights, made = checkpoint_path(recipe), weights_of(manifest), manifest.how(Predicted)
     if path is not None:
         document = official.read_document(path)
-        if document["weights"] != weights:
+        if document.weights != weights:
             raise StoreError(
                 f"the predictions of recipe {recipe.name} are of {made.checkpoint} (weights "
                 f"{weights}); {path} holds others by now; run: {recipe.make('predict')}"
             )
-        check_classes(made.class_names or document.get("class_names"), recipe)
-        check_student(path, document, recipe, store)
+        check_classes(made.class_names or document.class_names, recipe)
+        check_student(path, document.student, recipe, store)
     return table, Origin(
         checkpoint=made.checkpoint or None,
         epoch=made.epoch,

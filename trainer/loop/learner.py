@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from manifests.records.checkpoint import CheckpointRecord
 from manifests.sections.network import NetworkConfig
 from manifests.sections.training import SgdConfig
 from trainer.checkpoints import checkpoint
@@ -133,7 +135,7 @@ class Learner:
         self._averaged += 1
         return (1 - decay) / (1 - decay**self._averaged)
 
-    def save(self, path: Path, document: Mapping[str, Any]) -> None:
+    def save(self, path: Path, document: CheckpointRecord) -> None:
         """Write all that it takes to go on from here.
 
         Raises TrainerError where it cannot be written, and where a step has left a weight that is not a number: its
@@ -147,21 +149,23 @@ class Learner:
                 f"({', '.join(broken[:4])}{', ...' if len(broken) > 4 else ''}). What was saved before is kept. Lower "
                 "the learning rate, or set clip_norm"
             )
-        more: dict[str, Any] = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
-        if self.average is not None and self._averaged is not None:
-            more["averaged"] = self._averaged
-        checkpoint.save(path, self.network, self.optimiser, {**document, **more}, self.average)
+        record = replace(
+            document,
+            scaler=self.scaler.state_dict() if self.scaler.is_enabled() else None,
+            averaged=None if self.average is None else self._averaged,
+        )
+        checkpoint.save(path, self.network, self.optimiser, record, self.average)
 
     def restore(self, earlier: checkpoint.Checkpoint) -> None:
         """Go on from what `save` wrote; raises TrainerError if it is of another network."""
         average = checkpoint.restore(earlier, self.network, self.optimiser)
         if average:
             self.average = {name: average[name].to(self._device) for name, _ in self.network.named_parameters()}
-            self._averaged = earlier.document.get("averaged")
+            self._averaged = earlier.document.averaged
         if self.scaler.is_enabled():
-            if "scaler" not in earlier.document:
+            if earlier.document.scaler is None:
                 raise checkpoint.DamagedCheckpoint(f"{earlier.path} does not say how its gradients were scaled")
-            self.scaler.load_state_dict(dict(earlier.document["scaler"]))
+            self.scaler.load_state_dict(dict(earlier.document.scaler))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         # from page-locked memory it travels while the GPU computes

@@ -157,12 +157,12 @@ def initial_checkpoint(recipe: Recipe, task: Task, init: str, store: Store) -> P
             'or to "" for random weights'
         )
     document = checkpoint.read_document(found)
-    if "epochs" in document and document["epoch"] < document["epochs"]:  # an imported one tells no number of epochs
+    if not document.is_finished:
         raise TrainerError(
-            f"the run in {path} has finished {document['epoch']} of {document['epochs']} epochs; {advice}, or set "
+            f"the run in {path} has finished {document.epoch} of {document.epochs} epochs; {advice}, or set "
             f"{task}.init to {found}"
         )
-    changes = changes_since(document, recipe, earlier, store, checkpoint.newest_weights) if earlier else []
+    changes = changes_since(document.student, recipe, earlier, store, checkpoint.newest_weights) if earlier else []
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(
@@ -225,7 +225,7 @@ def earlier_run(store: Store, run: Run, resume: str, fresh: bool, tell: Callable
             f"{run.folder} holds {path.name} already; leave out --resume never to go on from it, or pass --fresh to "
             "move it aside and start over"
         )
-    changes = differences(checkpoint.read_document(path).get("identity", {}), as_document(run.identity))
+    changes = differences(as_document(checkpoint.read_document(path).identity) or {}, as_document(run.identity))
     if changes:
         listed = "".join(f"\n  {line}" for line in changes)
         raise TrainerError(

@@ -8,19 +8,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from manifests.asked import pin, tables_of
-from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
-from manifests.records.codec import as_document
+from manifests.records.checkpoint import CheckpointRecord, EpochSoFar
+from manifests.records.codec import as_record
 from manifests.records.run import NumbersLine
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
@@ -72,7 +71,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
         path = ranks.from_first(lambda: earlier_run(store, run, resume, fresh, console.print))
         earlier = checkpoint.load(path) if path else None
         n_epochs = run.objective.settings.epochs
-        if earlier is not None and earlier.document["epoch"] == n_epochs:
+        if earlier is not None and earlier.document.epoch == n_epochs:
             console.print(f"{task}: {earlier.path} is finished ({n_epochs} epochs); --fresh starts anew")
             if ranks.is_first:  # it may have been killed before its report was written
                 record.write_record(run.recipe, task, store)
@@ -372,34 +371,32 @@ class State:
     def of(cls, earlier: checkpoint.Checkpoint) -> State:
         """Return the state that a checkpoint was saved in; raises DamagedCheckpoint if it does not say."""
         document = earlier.document
-        try:
-            # what was saved before rows were counted has had some: there was no telling
-            return cls(
-                document["epoch"], document["step"], document.get("taught", 1), SoFar(**document.get("so_far", {}))
-            )
-        except (KeyError, TypeError) as error:
-            raise checkpoint.DamagedCheckpoint(
-                f"{earlier.path} does not say how far its run had come: {error}"
-            ) from None
+        if document.epoch is None or document.step is None:
+            raise checkpoint.DamagedCheckpoint(f"{earlier.path} does not say how far its run had come")
+        # what was saved before rows were counted has had some: there was no telling
+        taught = 1 if document.taught is None else document.taught
+        done = document.so_far or EpochSoFar()
+        so_far = SoFar(done.batches, done.frames, dict(done.sums), done.waited_s, done.elapsed_s)
+        return cls(document.epoch, document.step, taught, so_far)
 
-    def document(self) -> dict[str, Any]:
-        """Return what a checkpoint says of it."""
-        so_far = {"so_far": asdict(self.so_far)} if self.so_far.batches else {}
-        return {"epoch": self.epoch, "step": self.step, "taught": self.taught, **so_far}
+    def within(self, run: CheckpointRecord) -> CheckpointRecord:
+        """Return what a checkpoint of a run says of it in this state."""
+        so_far = as_record(EpochSoFar, asdict(self.so_far)) if self.so_far.batches else None
+        return replace(run, epoch=self.epoch, step=self.step, taught=self.taught, so_far=so_far)
 
 
 class Keeper:
     """Writes the states of a run into its folder; the first of several processes does."""
 
     def __init__(self, run: Run, learner: Learner) -> None:
-        self.document: Settings = as_document(run.document())
+        self.document = CheckpointRecord.of_run(run.document())
         self._run, self._learner, self._saved = run, learner, time.perf_counter()
 
     def save_epoch(self, state: State, loss: Mapping[str, float]) -> None:
         """Keep the state after an epoch, and delete those that are not to be kept."""
         if self._run.ranks.is_first:
             path = checkpoint.epoch_path(self._run.folder, state.epoch)
-            self._learner.save(path, {**self.document, **state.document(), "loss": loss})
+            self._learner.save(path, replace(state.within(self.document), loss=dict(loss)))
             checkpoint.prune(self._run.folder, self._run.objective.settings.keep_every)
         self._saved = time.perf_counter()
 
@@ -407,7 +404,7 @@ class Keeper:
         """Keep the state in the middle of an epoch, once something of it is done."""
         if self._run.ranks.is_first and state.so_far.batches:
             checkpoint.before_running(self._run.folder)
-            self._learner.save(checkpoint.running_path(self._run.folder), {**self.document, **state.document()})
+            self._learner.save(checkpoint.running_path(self._run.folder), state.within(self.document))
             self._saved = time.perf_counter()
 
     def save_middle_if_due(self, state: State) -> None:

@@ -17,7 +17,8 @@ import torch
 
 from manifests.fingerprint import Settings, differences, digest, sha256_file
 from manifests.recipe import Recipe
-from manifests.records.codec import Unfit, as_document, as_record
+from manifests.records.checkpoint import CheckpointRecord
+from manifests.records.codec import as_document
 from manifests.records.evaluation import EvaluationRecord, Expected, JudgedEvaluation, TestTime
 from manifests.records.log import run_log
 from manifests.records.run import (
@@ -83,15 +84,12 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def ancestor(path: Path, document: Settings) -> Ancestor:
+def ancestor(path: Path, document: CheckpointRecord) -> Ancestor:
     """Return what is known of a checkpoint that a run starts from: of its `document`, in which what it started from
     itself is described alike.
     """
-    known = {item.name for item in fields(Ancestor)} & document.keys()
-    try:
-        return as_record(Ancestor, {**{name: document[name] for name in known}, "file": str(path)})
-    except Unfit as error:
-        raise checkpoint.DamagedCheckpoint(f"{path} is damaged: {error}") from None
+    known = {item.name: getattr(document, item.name) for item in fields(Ancestor) if item.name != "file"}
+    return Ancestor(file=str(path), **known)
 
 
 def reads_labels(recipe: Recipe, task: Task, initial: Ancestor | None, teacher: Settings | None) -> bool:
@@ -190,13 +188,13 @@ def assemble(folder: Path, store: Store) -> RunRecord | None:
 def result_of(path: Path, epochs: int) -> Result:
     """Return what a run came to: its newest checkpoint, which is its result where the run has ended."""
     document = checkpoint.read_document(path)
-    ended = document["epoch"] == epochs
+    ended = document.epoch == epochs
     return Result(
         file=path.name,
         sha256=sha256_file(path),
-        weights=document["weights"],
-        epoch=document["epoch"],
-        step=document.get("step"),
+        weights=document.weights,
+        epoch=document.epoch or 0,
+        step=document.step,
         chosen="the last epoch; no label chose it" if ended else "the newest epoch; the run has not ended",
     )
 
@@ -209,7 +207,7 @@ def states_of(folder: Path) -> list[Path]:
 def weights_of(path: Path) -> str | None:
     """Return the digest of a checkpoint's weights, or None if it is damaged."""
     try:
-        return str(checkpoint.read_document(path)["weights"])
+        return checkpoint.read_document(path).weights
     except checkpoint.DamagedCheckpoint:
         return None
 

@@ -142,8 +142,8 @@ class Facts:
 
     def learnt_otherwise(self, path: Path, task: Task) -> bool:
         """Return whether a checkpoint learnt something else than the recipe asks of its run now."""
-        document = checkpoint.read_document(path)
-        return bool(changes_since(document, self.recipe, task, self.store, checkpoint.newest_weights))
+        student = checkpoint.read_document(path).student
+        return bool(changes_since(student, self.recipe, task, self.store, checkpoint.newest_weights))
 
 
 def facts_of(recipe: Recipe) -> Facts:
