@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,10 +29,27 @@ from pipeline.look.browse import Browser
 from pipeline.look.comparison import write_comparison
 from pipeline.look.frames import draw_frames
 from pipeline.look.report import write_report
+from pipeline.look.viewer import write_recording
 from tests.answers import learnt, put_predictions
 from tests.filled import record
 from tests.fixed_rows import recipe_over, write_log
 from tests.pipeline.test_report import NO_FRAME, Page, add_runs
+
+
+class Recording:
+    """A recording that holds nothing."""
+
+    def save(self, path: Path) -> None:
+        """Make the file."""
+        path.write_bytes(b"")
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+RERUN = SimpleNamespace(
+    RecordingStream=lambda _: Recording(), ViewCoordinates=SimpleNamespace(RIGHT_HAND_Z_UP="right-handed")
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +128,11 @@ def test_what_another_student_said_is_not_shown_and_the_reason_is(
     draw_frames(recipe, folder / "pictures", 1, False, said_too.append)
     [told] = said_too
     assert re.search(f"(?s)Predictions are not shown: .*{reason}", told) and drawn[0].get(Predict) is None
+    monkeypatch.setitem(sys.modules, "rerun", RERUN)  # an extra
+    for name in ("layout", "log_frame", "log_heat"):
+        monkeypatch.setattr(f"pipeline.look.viewer.{name}", lambda *_: None)
+    (sentence,) = write_recording(recipe, folder / "frames.rrd", 1, lambda items, _: items)
+    assert re.search(f"(?s)Predictions are not shown: .*{reason}", sentence)
     beside = Page(write_comparison([recipe, recipe], folder / "both"))
     assert re.search(f"Predictions are not shown: .*{reason}", beside.text)
 
