@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from typer.testing import CliRunner
 from bench.ladder import Ladder
 from bench.ladder_plan import BEDS, Plan, read_rungs
 from bench.real_labels import Tally, measured, nearest_label, surest
+from bench.real_maps import CLASSES, deeplab, write_all
 from bench.real_results import BEGIN, END, write_real_documents
 from manifests.config import ConfigError
 from manifests.recipe import load_recipe
+from manifests.sections.teachers.ensemble import EnsembleConfig
 from pipeline.__main__ import app
+from pipeline.datasets.registry import open_dataset
+from pipeline.teachers.artifacts import check_folder
 
 NAMES = ("ignore", "road", "car", "tram")
 
@@ -104,3 +110,29 @@ def test_two_real_frames_go_from_image_to_page(shared: Path, tmp_path: Path) -> 
     assert "2 frames of 1 sequences" in text and "the nearest label (control)" in text and text.endswith("After.\n")
     assert f"| {100 * group['mean_iou']:.2f} |" in text
     assert json.loads(numbers.read_text())["presets"]["kitti_real"]["steps"]["group"]["labels"] == found
+
+
+class Network:
+    """In place of DeepLab: the upper half is road, the lower a car, less surely so."""
+
+    def probabilities(self, image: Any, size: tuple[int, int]) -> Any:
+        found = np.zeros((CLASSES, 4, 6), np.float32)
+        found[0, :2], found[13, 2:] = 0.9, 0.6
+        return found
+
+
+def test_maps_of_another_network_are_a_member_s_files(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data" / "semantickitti-real"
+    if not root.is_dir():
+        pytest.skip("the shared frames are not here")
+    shutil.copytree(root / "sequences" / "08", tmp_path / "sequences" / "08")
+    recipe, networks = (load_recipe(name, [f"data.root={tmp_path}"]) for name in ("kitti_real_ensemble", "kitti_real"))
+    folder = tmp_path / "maps"
+    assert write_all(networks, folder, Network()) == 2 and write_all(networks, folder, Network()) == 0
+    assert isinstance(recipe.teacher, EnsembleConfig)
+    maps = recipe.teacher.members[1].artifacts
+    assert maps is not None
+    tokens = [camera.token for frame in open_dataset(recipe.data).frames() for camera in frame.cameras]
+    assert check_folder(replace(maps, folder=str(folder)), tokens, recipe.ontology) == []
+    with pytest.raises(ConfigError, match="is not there; the networks lie in the shared folder"):
+        deeplab(tmp_path)
