@@ -40,7 +40,7 @@ def deeplab(folder: Path) -> Any:
     spec = importlib.util.spec_from_file_location("real_teacher", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{path} is not there; the networks lie in the shared folder beside the checkout")
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         module.MODELS = folder / "models"
