@@ -37,7 +37,8 @@ def write_real_documents(
         return []
     numbers, page = folder / "ladder_real.json", folder / "results.md"
     presets = json.loads(numbers.read_text(encoding="utf-8"))["presets"] if numbers.is_file() else {}
-    presets[preset] = {"overrides": list(overrides), "steps": records}
+    told = [one for one in overrides if not one.startswith("run.")]  # where and how it ran changes no number
+    presets[preset] = {"overrides": told, "steps": records}
     write_text(numbers, json.dumps({"format": 1, "teacher": "real", "presets": presets}, indent=1) + "\n")
     generated = "\n".join(section(name, document, rungs) for name, document in presets.items())
     write_text(page, between_markers(page.read_text(encoding="utf-8"), generated, BEGIN, END))

@@ -65,7 +65,7 @@ class GroupConfig:
     points that get the foreground's label because the LiDAR on the roof looks over what blocks the camera.
     Superpoints of fewer than `min_points` points are dropped. `scores` says how sure a pseudo-label is: as its
     "segment", whose score all of its points share, or as the "pixel" in which the point is seen, by table `score`,
-    which clip_dense, san, fcclip, catseg, onnx, and artifacts with images of scores can give.
+    which clip_dense, san, fcclip, catseg, composite, onnx, ensemble, and artifacts with images of scores can give.
     """
 
     policy: str = "confidence"

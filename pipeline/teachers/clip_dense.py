@@ -246,19 +246,25 @@ class ClipDense:
 
         Its mean over the pixels of a segment is the segment's score.
         """
-        _, first, same = np.unique(text, axis=0, return_index=True, return_inverse=True)
-        found: list[npt.NDArray[Any]] = []
-        for camera, view in zip(frame.cameras, views, strict=True):
-            cells = cells_of(encoding, camera, text.shape[1])
-            probability = softmax(self.config.logit_scale * (unit(cells.grid) @ text[first].T))
-            rows, columns = cells.mixing(view.height_px, view.width_px)
-            label_map = view.label_map()
-            scores = np.zeros(label_map.shape, np.float32)
-            for prompt in np.unique(view.prompt_id):
-                named = np.append(False, view.prompt_id == prompt)[label_map]
-                scores[named] = (rows @ probability[..., same.ravel()[prompt]] @ columns.T)[named]
-            found.append(scores)
-        return found
+        every = (cells_of(encoding, camera, text.shape[1]) for camera in frame.cameras)
+        return [
+            cells.name_scores(text, self.config.logit_scale, view) for cells, view in zip(every, views, strict=True)
+        ]
+
+    def class_grids(
+        self,
+        frame: Frame,
+        encoding: Mapping[str, npt.NDArray[Any]],
+        text: npt.NDArray[Any],
+        views: Sequence[Segments],
+        class_of_prompt: npt.NDArray[Any],
+    ) -> list[npt.NDArray[Any]]:
+        """Return the softmax probabilities of classes on the label map's grid of each view; see RankingTeacher."""
+        every = (cells_of(encoding, camera, text.shape[1]) for camera in frame.cameras)
+        return [
+            cells.class_scores(text, self.config.logit_scale, view, class_of_prompt)
+            for cells, view in zip(every, views, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +285,36 @@ class Cells:
             return bilinear_matrix(height_px, height), bilinear_matrix(width_px, width)
         rows, columns = self.spans_px
         return window_matrix(height_px, rows, height), window_matrix(width_px, columns, width)
+
+    def name_scores(self, text: npt.NDArray[Any], scale: float, view: Segments) -> npt.NDArray[np.float32]:
+        """Return the softmax probability of each pixel's prompt, (H, W), by `scale` times the cosine with its cells.
+
+        Of prompts with one vector all count as one; in no segment it is 0.
+        """
+        _, first, same = np.unique(text, axis=0, return_index=True, return_inverse=True)
+        probability = softmax(np.float32(scale) * (unit(self.grid) @ text[first].T))
+        rows, columns = self.mixing(view.height_px, view.width_px)
+        label_map = view.label_map()
+        scores = np.zeros(label_map.shape, np.float32)
+        for prompt in np.unique(view.prompt_id):
+            named = np.append(False, view.prompt_id == prompt)[label_map]
+            scores[named] = (rows @ probability[..., same.ravel()[prompt]] @ columns.T)[named]
+        return scores
+
+    def class_scores(
+        self, text: npt.NDArray[Any], scale: float, view: Segments, class_of_prompt: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float32]:
+        """Return the softmax probability of each class in each pixel of a label map, (classes, H, W).
+
+        Of prompts with one vector the first says which class they are.
+        """
+        _, first = np.unique(text, axis=0, return_index=True)
+        probability = softmax(np.float32(scale) * (unit(self.grid) @ text[first].T))
+        rows, columns = self.mixing(view.height_px, view.width_px)
+        found = np.zeros((int(class_of_prompt.max()) + 1, len(rows), len(columns)), np.float32)
+        for number in np.unique(class_of_prompt[first]):
+            found[number] = rows @ probability[..., class_of_prompt[first] == number].sum(axis=-1) @ columns.T
+        return found
 
     def best(
         self, scores: npt.NDArray[np.float32], height_px: int, width_px: int, device: torch.device | None = None

@@ -9,7 +9,7 @@ any other mask gets the prompt whose vector is nearest to the features pooled ov
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,24 @@ class Composite:
             mass = np.bincount(part_map.ravel(), weights=winning.ravel(), minlength=n + 1)[1:]
         segment_of_part = self.joined(part_map, prompt)
         return gathered(part_map, segment_of_part, prompt, area, mass, total, max(1, self.segmentation.min_area_px))
+
+    def pixel_scores(
+        self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return how sure each pixel is of its name, (H, W) for every view; see PixelTeacher.
+
+        That is the weight of its region where SAM 3 names it, and else the softmax probability of the name by the
+        features of the pixel itself, where the segment was named by those of all its pixels.
+        """
+        found: list[npt.NDArray[Any]] = []
+        for camera, view in zip(frame.cameras, views, strict=True):
+            cells = cells_of(encoding, camera, text.shape[1])
+            if self.config.masks == "sam3":
+                region, weight = (encoding[f"{camera.name}/{part}"] for part in ("region", "weight"))
+                found.append(winners(region, weight, (view.height_px, view.width_px))[1])
+            else:
+                found.append(cells.name_scores(text, self.config.logit_scale, view))
+        return found
 
     def names(
         self, vector: npt.NDArray[np.float32], region: npt.NDArray[np.int32], text: npt.NDArray[Any]

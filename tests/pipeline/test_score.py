@@ -170,6 +170,8 @@ def test_teachers_that_score_pixels_score_every_pixel_of_their_segments(example:
         assert np.isfinite(inside).all() and inside.min() >= 0 and inside.max() <= 1 + 1e-5
         area = np.bincount(label_map.ravel(), minlength=len(view) + 1)[1:]
         mean = np.bincount(label_map.ravel(), scores.ravel(), minlength=len(view) + 1)[1:] / area
+        if recipe.teacher.name == "composite" and recipe.teacher.masks != "sam3":  # type: ignore[attr-defined]
+            continue  # a segment is named by the features of all its pixels at once
         if recipe.teacher.name == "fcclip":  # of a segment, the names of its queries alone; of a pixel, their masks too
             assert (mean <= view.score + 2e-3).all()
         else:  # of SAN, a segment weighs queries over all its pixels at once

@@ -202,6 +202,8 @@ class CompositeConfig(TeacherSection):
     times the cosine is what the softmax behind `score` sees where features name the masks.
     """
 
+    scores_pixels = True
+
     name: str = "composite"
     masks: str = "sam3"
     features: str = "clip_dense"
