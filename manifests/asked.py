@@ -110,10 +110,17 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
             f"store {store.place} has taken in tables of recipe {recipe.name} over several data sets, in "
             f"{', '.join(roots)}; say which of them is meant: --set data.root={roots[0]}"
         )
-    for ref in candidates:
-        if ref.tables.keys() >= set(stages):
-            same = {name: table for name, table in ref.tables.items() if same_table(ref, wanted, name)}
-            return replace(ref, tables=same, words=recipe.words)
+    found = [
+        replace(
+            ref,
+            tables={name: table for name, table in ref.tables.items() if same_table(ref, wanted, name)},
+            words=recipe.words,
+        )
+        for ref in candidates
+        if ref.tables.keys() >= set(stages)
+    ]
+    if found:  # of several recipes that share what is needed, the one that has most of the rest too
+        return max(found, key=lambda ref: len(ref.tables))
     packed = {"text", *with_needs(recipe, ["points", "pairs", "target"])}
     command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
     if candidates:

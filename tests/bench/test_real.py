@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from bench.ladder import Ladder
 from bench.ladder_plan import BEDS, Plan, read_rungs
+from bench.real_errors import Named, lasting
 from bench.real_labels import Tally, measured, nearest_label, surest
 from bench.real_maps import CLASSES, deeplab, write_all
 from bench.real_results import BEGIN, END, write_real_documents
@@ -136,3 +137,22 @@ def test_maps_of_another_network_are_a_member_s_files(shared: Path, tmp_path: Pa
     assert check_folder(replace(maps, folder=str(folder)), tokens, recipe.ontology) == []
     with pytest.raises(ConfigError, match="is not there; the networks lie in the shared folder"):
         deeplab(tmp_path)
+
+
+def sweep(time_s: float, label: list[int], truth: list[int], moved_m: float = 0.0, scene: str = "a") -> Named:
+    xyz_m = np.zeros((len(label), 3))
+    xyz_m[:, 0] = np.arange(len(label)) * 5.0 + moved_m
+    return Named(scene, time_s, xyz_m, np.uint8(label), np.uint8(truth))
+
+
+def test_a_mistake_lasts_where_the_same_place_is_wrong_again() -> None:
+    truth = [1, 1, 1, 2]
+    first = sweep(0.0, [2, 2, 1, 1], truth)  # three mistakes
+    second = sweep(0.1, [2, 1, 2, 3], [1, 1, 1, 2], 0.05)  # one again and alike, one gone, a new one, one otherwise
+    third = sweep(0.2, [2, 2, 2, 2], [1, 1, 1, 1], 7.0)  # of other places
+    other = sweep(0.0, [2, 2, 2, 2], truth, scene="b")
+    found = lasting([first, second, third, other], [1, 2])
+    assert [(one.met, one.wrong, one.alike) for one in found] == [(3, 2, 1)] and found[0].gap_s == pytest.approx(0.1)
+    assert lasting([other], [1]) == []
+    changed = replace(second, truth=np.uint8([3, 1, 1, 2]))
+    assert lasting([first, changed], [1])[0].met == 2, "what stands there now is another thing"

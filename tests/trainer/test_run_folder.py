@@ -15,6 +15,7 @@ from manifests.config import ConfigError
 from manifests.recipe import load_recipe
 from manifests.storage.errors import StoreError
 from manifests.tables.sensors import Points
+from tests.refs import put_ref
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.loop.run_folder import locked
@@ -132,6 +133,14 @@ def test_tables_of_other_settings_are_refused_with_the_difference_and_the_comman
     assert not (fleet.folder / "runs" / "street" / "distill").exists(), "and nothing was trained"
     # which points belong together does not depend on what they are called, so TMP is not asked for again
     assert tables_of(fleet.store, fleet.recipe("group.policy=last_camera"), ["points", "pairs", "text"])
+
+
+def test_of_recipes_that_share_what_is_needed_the_one_counts_that_has_most_of_the_rest(fleet: Any) -> None:
+    shared_tables = {name: fleet.ref().table(name) for name in ("index", "points") if name in fleet.ref().tables}
+    for labels in ("vote", "correct", "vote+correct"):
+        put_ref(fleet.store, fleet.recipe(f"target.labels={labels}"), shared_tables)
+    found = tables_of(fleet.store, fleet.recipe("vote.reach=3"), ["points"])
+    assert found.table("target") == fleet.ref().table("target"), "by which seen points are told from others"
 
 
 def test_a_namesake_in_another_folder_neither_reads_nor_moves_what_is_not_its_own(fleet: Any, console: Console) -> None:
