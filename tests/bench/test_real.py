@@ -142,7 +142,7 @@ def test_maps_of_another_network_are_a_member_s_files(shared: Path, tmp_path: Pa
 def sweep(time_s: float, label: list[int], truth: list[int], moved_m: float = 0.0, scene: str = "a") -> Named:
     xyz_m = np.zeros((len(label), 3))
     xyz_m[:, 0] = np.arange(len(label)) * 5.0 + moved_m
-    return Named(scene, time_s, xyz_m, np.uint8(label), np.uint8(truth))
+    return Named(scene, time_s, xyz_m, np.array(label, np.uint8), np.array(truth, np.uint8))
 
 
 def test_a_mistake_lasts_where_the_same_place_is_wrong_again() -> None:
@@ -154,5 +154,5 @@ def test_a_mistake_lasts_where_the_same_place_is_wrong_again() -> None:
     found = lasting([first, second, third, other], [1, 2])
     assert [(one.met, one.wrong, one.alike) for one in found] == [(3, 2, 1)] and found[0].gap_s == pytest.approx(0.1)
     assert lasting([other], [1]) == []
-    changed = replace(second, truth=np.uint8([3, 1, 1, 2]))
+    changed = replace(second, truth=np.array([3, 1, 1, 2], np.uint8))
     assert lasting([first, changed], [1])[0].met == 2, "what stands there now is another thing"
