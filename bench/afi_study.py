@@ -108,7 +108,7 @@ def labelled_frames(source: str, data: DataConfig, ontology: Ontology) -> Iterat
         if frame.label_path is None:
             continue
         half = scenes.setdefault(frame.scene, (CHOOSE, REPORT)[len(scenes) % 2])
-        xyz_m, _ = dataset.read_points(frame)
+        xyz_m = dataset.read_cloud(frame).xyz_m
         truth = ontology.class_of_raw_labels(dataset.read_labels(frame))
         height_m = height_of_sensor_m(frame.ego_from_lidar)
         yield StudyFrame(frame.frame_id, source, half, xyz_m, truth, ontology, height_m)

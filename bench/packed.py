@@ -153,7 +153,7 @@ class OurWay:
     def load(self, number: int) -> Loaded:
         """Return what `group_loaded` takes."""
         frame = self._frame(number)
-        xyz_m, _ = self._dataset.read_points(frame)
+        xyz_m = self._dataset.read_cloud(frame).xyz_m
         return Loaded(frame, xyz_m, row_of(self._segment, number, SegmentMaps))
 
     def group_loaded(self, loaded: Loaded) -> Group:

@@ -111,6 +111,6 @@ def steps(dataset: Dataset, frames: Sequence[Frame], looks: Sequence[Look]) -> I
     for number in np.linspace(0, len(chosen) - 1, min(STEPS, len(chosen))).round().astype(int):
         look, frame = chosen[number]
         try:
-            yield Step(look.frame, frame, look.xyz_m, dataset.read_points(frame)[0])
+            yield Step(look.frame, frame, look.xyz_m, dataset.read_cloud(frame).xyz_m)
         except FrameError:
             continue  # `index` tells of it

@@ -35,12 +35,11 @@ class Dataset(Protocol):
         """
         ...
 
-    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return xyz_m float32 (n, 3) in the LiDAR frame and intensity float32 (n,) as stored, order of the file."""
-        ...
-
     def read_cloud(self, frame: Frame) -> Cloud:
-        """Return the same with what was taken for what in the files, which `doctor` tells."""
+        """Return xyz_m float32 (n, 3) in the LiDAR frame and intensity float32 (n,) as stored, order of the file.
+
+        With them goes what was taken for what in the files, which `doctor` tells.
+        """
         ...
 
     def label_names(self) -> tuple[str, Mapping[int, str]] | None:

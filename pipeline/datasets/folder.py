@@ -117,13 +117,8 @@ class FolderDataset:
             raise ConfigError(f"data.root {self.root} cannot be read: {error.strerror or error}") from None
         return found
 
-    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return xyz_m float32 (n, 3) and intensity float32 (n,) as stored; see Dataset.read_points."""
-        cloud = self.read_cloud(frame)
-        return cloud.xyz_m, cloud.intensity
-
     def read_cloud(self, frame: Frame) -> Cloud:
-        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
+        """Return the sweep, its intensity as stored; see Dataset.read_cloud."""
         return read_sweep(frame, self.config)
 
     def label_names(self) -> None:

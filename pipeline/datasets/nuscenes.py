@@ -83,15 +83,10 @@ class NuScenesDataset:
                     frame = frame_of_sample(tables, scene["name"], sample, label_paths, lidars, unit_us)
                 yield seen_by(frame, self.cameras, masks)
 
-    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return xyz_m float32 (n, 3) and intensity float32 (n,), 0..255, of the sweep; see Dataset.read_points."""
+    def read_cloud(self, frame: Frame) -> Cloud:
+        """Return the sweep, its intensity 0..255; see Dataset.read_cloud."""
         if not frame.lidar_path:
             raise FrameError("; ".join(frame.problems))
-        cloud = self.read_cloud(frame)
-        return cloud.xyz_m, cloud.intensity
-
-    def read_cloud(self, frame: Frame) -> Cloud:
-        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
         return read_sweep(frame, self.config, WITH_RING)
 
     def label_names(self) -> tuple[str, Mapping[int, str]] | None:

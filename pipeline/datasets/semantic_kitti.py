@@ -263,13 +263,8 @@ class SemanticKittiDataset:
         there = {path.suffix for path in (self.root / folder / camera).glob("[0-9]*")}
         return next((one for one in ENDINGS if one in there), ENDINGS[0])
 
-    def read_points(self, frame: Frame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return xyz_m float32 (n, 3) and remission float32 (n,), 0..1, of the scan; see Dataset.read_points."""
-        cloud = self.read_cloud(frame)
-        return cloud.xyz_m, cloud.intensity
-
     def read_cloud(self, frame: Frame) -> Cloud:
-        """Return the sweep with what was taken for what; see Dataset.read_cloud."""
+        """Return the scan, its remission 0..1; see Dataset.read_cloud."""
         return read_sweep(frame, self.config, WITHOUT_RING)
 
     def label_names(self) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
-from manifests.tables.base import Float32
 from pipeline.datasets.clouds import Cloud, joined, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
@@ -58,17 +57,17 @@ class KeptSweeps:
 
     def __init__(self, most_bytes: int = MOST_KEPT_BYTES) -> None:
         self._most_bytes, self._n_bytes = most_bytes, 0
-        self._kept: OrderedDict[tuple[str | bytes, ...], tuple[Float32, Float32]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str | bytes, ...], Cloud] = OrderedDict()
 
-    def keep(self, frame: Frame, xyz_m: Float32, intensity: Float32) -> None:
-        """Keep the sweep of a frame whose file has a known digest: xyz_m (n, 3) and intensity (n,)."""
+    def keep(self, frame: Frame, cloud: Cloud) -> None:
+        """Keep the sweep of a frame whose file has a known digest."""
         self.take(frame)
-        self._kept[what_decides(frame)] = xyz_m, intensity
-        self._n_bytes += xyz_m.nbytes + intensity.nbytes
+        self._kept[what_decides(frame)] = cloud
+        self._n_bytes += cloud.xyz_m.nbytes + cloud.intensity.nbytes
         while self._n_bytes > self._most_bytes:
             self._let_go(next(iter(self._kept)))
 
-    def take(self, frame: Frame) -> tuple[Float32, Float32] | None:
+    def take(self, frame: Frame) -> Cloud | None:
         """Return the sweep of a frame, which is kept no longer; None where it is not known."""
         key = what_decides(frame)
         return self._let_go(key) if key in self._kept else None
@@ -78,10 +77,10 @@ class KeptSweeps:
         self._kept.clear()
         self._n_bytes = 0
 
-    def _let_go(self, key: tuple[str | bytes, ...]) -> tuple[Float32, Float32]:
-        xyz_m, intensity = self._kept.pop(key)
-        self._n_bytes -= xyz_m.nbytes + intensity.nbytes
-        return xyz_m, intensity
+    def _let_go(self, key: tuple[str | bytes, ...]) -> Cloud:
+        cloud = self._kept.pop(key)
+        self._n_bytes -= cloud.xyz_m.nbytes + cloud.intensity.nbytes
+        return cloud
 
 
 def what_decides(frame: Frame) -> tuple[str | bytes, ...]:

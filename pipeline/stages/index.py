@@ -112,7 +112,7 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps
             f"{frame.lidar_path}: {bad.sum()} of {len(bad)} points have a value that is not finite, the first is "
             f"point {first} (x, y, z, intensity = {values}); mend the file or exclude the frame"
         )
-    sweeps.keep(frame, xyz_m, intensity)
+    sweeps.keep(frame, cloud)
     parts = tuple(replace(one, n_points=n) for one, n in zip(frame.sweeps, cloud.n_points, strict=True))
     size = inside(root, frame.lidar_path).stat().st_size
     return replace(frame, n_points=len(xyz_m), lidar_bytes=size, sweeps=parts)

@@ -14,8 +14,10 @@ def prepare(recipe: Recipe) -> FrameFunction[Points]:
     dataset = open_dataset(recipe.data)
 
     def read(inputs: FrameInput) -> Points:
-        xyz_m, intensity = inputs.sweeps.take(inputs.frame) or dataset.read_points(inputs.frame)
-        return Points(frame_id=inputs.frame.frame_id, n_points=len(xyz_m), xyz_m=xyz_m, intensity=intensity)
+        frame = inputs.frame
+        cloud = inputs.sweeps.take(frame) or dataset.read_cloud(frame)
+        n_points = len(cloud.xyz_m)
+        return Points(frame_id=frame.frame_id, n_points=n_points, xyz_m=cloud.xyz_m, intensity=cloud.intensity)
 
     return read
 

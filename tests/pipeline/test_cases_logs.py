@@ -256,8 +256,10 @@ def test_several_lidars_are_joined_by_calibration_and_it_is_kept_which_point_is_
     dataset = NuScenesDataset(data)
     frame = Frame.of(check_frame(dataset, tiny.path, next(dataset.frames())).index())
     alone = NuScenesDataset(DataConfig(root=str(tiny.path), lidar=("LIDAR_LEFT",)))
-    xyz_m, intensity = alone.read_points(next(alone.frames()))
-    both, light = dataset.read_points(frame)
+    cloud = alone.read_cloud(next(alone.frames()))
+    xyz_m, intensity = cloud.xyz_m, cloud.intensity
+    cloud = dataset.read_cloud(frame)
+    both, light = cloud.xyz_m, cloud.intensity
     assert [one.n_points for one in frame.sweeps] == [len(xyz_m)] * 2 and frame.n_points == 2 * len(xyz_m)
     assert [one.name for one in frame.sweeps] == ["LIDAR_LEFT", "LIDAR_RIGHT"] and frame.label_path is None
     np.testing.assert_array_equal(both[: len(xyz_m)], xyz_m)
@@ -325,7 +327,8 @@ def test_tables_with_byte_order_marks_and_lines_of_windows_are_read(tiny: Root) 
 def test_any_kind_of_file_may_stand_behind_a_table(tiny: Root, ending: str) -> None:
     frame = tiny.frames()[0]
     dataset = NuScenesDataset(DataConfig(root=str(tiny.path)))
-    xyz_m, intensity = dataset.read_points(frame)
+    cloud = dataset.read_cloud(frame)
+    xyz_m, intensity = cloud.xyz_m, cloud.intensity
     name = frame.lidar_path.removesuffix(".pcd.bin") + ending
     tiny.change("sample_data", lambda row: row["filename"] == frame.lidar_path, filename=name)
     table = np.column_stack([xyz_m, intensity])
@@ -334,7 +337,7 @@ def test_any_kind_of_file_may_stand_behind_a_table(tiny: Root, ending: str) -> N
     else:
         header = f"FIELDS x y z i\nSIZE 4 4 4 4\nTYPE F F F F\nPOINTS {len(table)}\nDATA binary\n"
         (tiny.path / name).write_bytes(header.encode() + table.astype("<f4").tobytes())
-    other = dataset.read_points(tiny.frames()[0])
-    np.testing.assert_array_equal(other[0], xyz_m)
-    np.testing.assert_array_equal(other[1], intensity)
-    assert dataset.read_cloud(tiny.frames()[0]).notes == (() if ending == ".npy" else ("intensity is its column `i`",))
+    other = dataset.read_cloud(tiny.frames()[0])
+    np.testing.assert_array_equal(other.xyz_m, xyz_m)
+    np.testing.assert_array_equal(other.intensity, intensity)
+    assert other.notes == (() if ending == ".npy" else ("intensity is its column `i`",))

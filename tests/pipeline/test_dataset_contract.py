@@ -88,7 +88,8 @@ def test_a_listed_frame_opens_no_file_keeps_paths_relative_and_calibration_in_fl
 def test_a_worker_reads_points_and_labels_from_what_the_index_stores(example: Callable[[], Dataset]) -> None:
     for listed in example().frames():
         frame, worker = Frame.of(listed.index()), example()
-        xyz_m, intensity = worker.read_points(frame)
+        cloud = worker.read_cloud(frame)
+        xyz_m, intensity = cloud.xyz_m, cloud.intensity
         assert xyz_m.dtype == intensity.dtype == np.float32
         assert xyz_m.shape == (len(intensity), 3) and len(intensity) > 1000
         assert xyz_m.flags.c_contiguous and intensity.flags.c_contiguous

@@ -146,7 +146,8 @@ def read(root: Path, name: str, content: bytes) -> tuple[npt.NDArray[Any], npt.N
     (root / "drive" / name).write_bytes(content)
     scene = SCENE.replace("points/{frame}.npy", name.replace("points/a", "points/{frame}"))
     (root / "drive/scene.toml").write_text(scene)
-    return data_set(root).read_points(frames_of(root)[0])
+    cloud = data_set(root).read_cloud(frames_of(root)[0])
+    return cloud.xyz_m, cloud.intensity
 
 
 def npy(array: npt.NDArray[Any]) -> bytes:

@@ -77,7 +77,7 @@ def test_a_raw_drive_of_kitti_is_a_scene_of_links(drive: Path, tmp_path: Path) -
     np.testing.assert_allclose(first.ego_from_lidar[:3, 3], [0.8, 0, 1.63], atol=1e-12)
     step = inverse_pose(first.world_from_lidar) @ second.world_from_lidar
     np.testing.assert_allclose(step[:3, 3], [1.1131949, 0, 0], atol=1e-6)
-    np.testing.assert_array_equal(dataset.read_points(second)[0], POINTS[:, :3])
+    np.testing.assert_array_equal(dataset.read_cloud(second).xyz_m, POINTS[:, :3])
 
 
 def test_what_a_raw_drive_lacks_is_a_sentence_and_leaves_nothing_behind(drive: Path, tmp_path: Path) -> None:
@@ -243,7 +243,8 @@ def test_an_mcap_is_a_scene_with_its_cameras_poses_and_nearest_images(log: Path,
     # 5 m ahead of the LiDAR, which is 0.6 m behind the camera and 0.4 m above; the car drives 0.1 m until the image
     np.testing.assert_allclose(camera.cam_from_lidar @ [5, 0, 0, 1], [0, -0.4, 4.3, 1], atol=1e-9)
     np.testing.assert_allclose(frames[1].world_from_lidar[:3, 3], [1.9, 0, 1.8], atol=1e-9)
-    xyz_m, intensity = dataset.read_points(frames[2])
+    cloud = dataset.read_cloud(frames[2])
+    xyz_m, intensity = cloud.xyz_m, cloud.intensity
     np.testing.assert_array_equal(np.column_stack([xyz_m, intensity]), POINTS)
     assert abs(int(read_image(out, camera).mean()) - 50) <= 1
 

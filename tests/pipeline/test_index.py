@@ -283,4 +283,4 @@ def test_a_file_replaced_after_indexing_is_noticed(tiny: Any, index: Any, recipe
     frame = Frame.of(index(tiny))
     tiny.write_file(frame.lidar_path, b"\0" * 40)
     with pytest.raises(FrameError, match="was replaced since it was indexed: run again"):
-        open_dataset(recipe_over(tiny.path).data).read_points(frame)
+        open_dataset(recipe_over(tiny.path).data).read_cloud(frame)

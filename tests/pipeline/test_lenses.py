@@ -138,7 +138,8 @@ def test_a_fisheye_of_the_city_shows_every_point_where_it_is(tmp_path_factory: p
     data = DataConfig(root=str(root), version=config.version)
     dataset = NuScenesDataset(data)
     frame = Frame.of(check_frame(dataset, root, next(dataset.frames())).index())
-    xyz_m, fine = dataset.read_points(frame)[0], dataset.read_labels(frame)
+    cloud = dataset.read_cloud(frame)[0], dataset.read_labels(frame)
+    xyz_m, fine = cloud.xyz_m, cloud.intensity
     right, total = {"with": 0, "without": 0}, {"with": 0, "without": 0}
     for camera in frame.cameras:
         assert camera.lens == Lens("fisheye", FISHEYE)

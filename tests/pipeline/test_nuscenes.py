@@ -55,7 +55,8 @@ def test_every_version_of_the_real_frames_can_be_listed_and_read(
     assert [frame.scene for frame in frames] == scenes
     for frame in frames:
         assert tuple(camera.name for camera in frame.cameras) == CAMERAS
-        xyz_m, intensity = data.read_points(frame)
+        cloud = data.read_cloud(frame)
+        xyz_m, intensity = cloud.xyz_m, cloud.intensity
         stored = np.fromfile(shared / folder / frame.lidar_path, "<f4").reshape(-1, 5)
         np.testing.assert_array_equal(np.column_stack([xyz_m, intensity]), stored[:, :4])
         assert (frame.label_path is not None) == labelled
@@ -172,7 +173,7 @@ def test_a_sample_without_a_sweep_is_listed_with_an_empty_path(tiny: Any) -> Non
     assert [frame.frame_id for frame in frames] == [frame.frame_id for frame in (first, *others)]
     assert frames[0].lidar_path == "" and frames[0].cameras == ()
     with pytest.raises(FrameError, match=f"sample {first.frame_id} has no LIDAR_TOP sweep"):
-        data.read_points(frames[0])
+        data.read_cloud(frames[0])
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_a_truncated_sweep_is_an_error_that_gives_its_size(tiny: Any, n_bytes: i
     with pytest.raises(
         FrameError, match=f"it is truncated, or has other columns: {n_bytes} bytes is not a positive multiple of 20"
     ):
-        data.read_points(frame)
+        data.read_cloud(frame)
 
 
 @pytest.mark.parametrize("name", ["../outside.pcd.bin", "/etc/passwd", "samples/../../outside.pcd.bin", "a\\..\\b"])
@@ -304,7 +305,7 @@ def test_a_file_name_that_leaves_the_root_is_refused(tiny: Any, name: str) -> No
     data = open_dataset(DataConfig(root=str(tiny.path)))
     frame = next(iter(data.frames()))
     with pytest.raises(FrameError, match="leaves the data root"):
-        data.read_points(frame)
+        data.read_cloud(frame)
     with pytest.raises(FrameError, match="leaves the data root"):
         data.read_labels(frame)
 
@@ -324,7 +325,7 @@ from pipeline.frame import Frame
 import numpy as np
 data = open_dataset(DataConfig(root=sys.argv[1]))
 frame = Frame("f", "s", 0, "t", sys.argv[2], None, np.eye(4), np.eye(4), ())
-assert data.read_points(frame)[0].shape == (34688, 3)
+assert data.read_cloud(frame).xyz_m.shape == (34688, 3)
 assert not {"nuscenes", "torch", "matplotlib", "cv2", "ray"} & set(sys.modules), sys.modules
 """
     root = shared / "golden" / "nuscenes_tiny"

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from manifests.recipe import load_recipe
 from pipeline.datasets import sweeps
-from pipeline.datasets.clouds import read_cloud
+from pipeline.datasets.clouds import Cloud, read_cloud
 from pipeline.datasets.sweeps import KeptSweeps
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
@@ -60,29 +59,29 @@ def test_a_run_decodes_every_sweep_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert decoded == {name: 1 for name in log.files() if "/points/" in name} and len(decoded) > 2
 
 
-def kept(name: str, n_points: int) -> tuple[Frame, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def kept(name: str, n_points: int) -> tuple[Frame, Cloud]:
     frame = Frame(name, "s", 0, "t", f"{name}.bin", None, np.eye(4), np.eye(4), (), lidar_sha256=f"of {name}")
-    return frame, (np.zeros((n_points, 3), np.float32), np.zeros(n_points, np.float32))
+    return frame, Cloud(np.zeros((n_points, 3), np.float32), np.zeros(n_points, np.float32))
 
 
 def test_a_sweep_is_kept_until_it_is_taken_and_never_for_other_bytes_or_poses() -> None:
     memory = KeptSweeps()
     frame, sweep = kept("a", 10)
-    memory.keep(frame, *sweep)
+    memory.keep(frame, sweep)
     moved = np.eye(4)
     moved[0, 3] = 1
     assert memory.take(replace(frame, lidar_sha256="of another file")) is None
     assert memory.take(replace(frame, world_from_lidar=moved)) is None
     assert memory.take(replace(frame, sweeps=(Sweep("LEFT", "left.bin", np.eye(4)),))) is None
     taken = memory.take(frame)
-    assert taken is not None and taken[0] is sweep[0] and memory.take(frame) is None
+    assert taken is sweep and memory.take(frame) is None
 
 
 def test_no_more_sweeps_are_kept_than_there_is_room_for() -> None:
     memory = KeptSweeps(most_bytes=350)  # two of ten points, 160 bytes each
     frames = [kept(name, 10) for name in "abc"]
     for frame, sweep in frames:
-        memory.keep(frame, *sweep)
+        memory.keep(frame, sweep)
     assert [memory.take(frame) is not None for frame, _ in frames] == [False, True, True]
-    memory.keep(frames[0][0], *kept("a", 100)[1])
+    memory.keep(frames[0][0], kept("a", 100)[1])
     assert memory.take(frames[0][0]) is None, "one that is larger than all room"

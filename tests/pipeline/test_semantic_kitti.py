@@ -81,7 +81,8 @@ def test_scans_are_listed_by_sequence_and_number(root: Path) -> None:
 
 def test_points_and_labels_are_read_as_stored_without_instances(root: Path) -> None:
     data, frame = data_set(root), frames_of(root)[0]
-    xyz_m, remission = data.read_points(frame)
+    cloud = data.read_cloud(frame)
+    xyz_m, remission = cloud.xyz_m, cloud.intensity
     np.testing.assert_array_equal(xyz_m, SCAN[:, :3])
     np.testing.assert_array_equal(remission, SCAN[:, 3])
     assert data.read_labels(frame).tolist() == [10, 252, 0]
