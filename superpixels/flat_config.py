@@ -45,10 +45,10 @@ class FlatInteractionConfig:
 
     Islands, where the gate is in force: wrong labels come in patches, which agree with themselves. Points that bear one
     label and hang together by their `island_links` nearest neighbours, 2 to `island_points` of them, take the class of
-    their shore, the points of other labels among the `island_shore` nearest of theirs, if these are of one class (a
-    share of `island_purity` at least), lie all around (seen from the island's centre, in the plane of the shore, no
+    their border, the points of other labels among the `island_shore` nearest of theirs, if these are of one class (a
+    share of `island_purity` at least), lie all around (seen from the island's centre, in the plane of the border, no
     gap is wider than `island_gap_deg`), and both lie in one plane: the island's points at most `island_flatness` off
-    it, the shore's half as much in the root mean square, in units of the shore's lesser spread. With 0 points there
+    it, the border's half as much in the root mean square, in units of the border's lesser spread. With 0 points there
     are none.
 
     Ego ring, where the height of the sensor is known: points within `ego_radius_m` (horizontally) are the vehicle

@@ -14,7 +14,7 @@ from superpixels.flat_config import FlatInteractionConfig, Floats, Ints
 from superpixels.flat_levels import Level, alignment
 from superpixels.ground import plane_inliers, ring_candidates, stood_on
 
-LEAST_SHORE = 6  # points; fewer do not make a plane and a circle
+LEAST_BORDER = 6  # points; fewer do not make a plane and a circle
 
 
 def replaceable(
@@ -56,7 +56,7 @@ def replaceable(
 
 
 def without_islands(xyz_m: Floats, label: Ints, tree: cKDTree, config: FlatInteractionConfig) -> Ints:
-    """Return labels in which every flat island has taken the class of the shore around it, (n,).
+    """Return labels in which every flat island has taken the class of the border around it, (n,).
 
     Islands are judged by the labels as given, not by what becomes of others.
     """
@@ -75,28 +75,28 @@ def without_islands(xyz_m: Floats, label: Ints, tree: cKDTree, config: FlatInter
         point = order[first[island] : first[island] + size[island]]
         if label[point[0]] == 0:
             continue
-        shore = np.unique(tree.query(xyz_m[point], min(config.island_shore + 1, n))[1])
-        shore = shore[(part[shore] != island) & (label[shore] != 0)]
-        if len(shore) < LEAST_SHORE:
+        border = np.unique(tree.query(xyz_m[point], min(config.island_shore + 1, n))[1])
+        border = border[(part[border] != island) & (label[border] != 0)]
+        if len(border) < LEAST_BORDER:
             continue
-        count = np.bincount(label[shore])
+        count = np.bincount(label[border])
         around = int(count.argmax())
-        if around == label[point[0]] or count[around] < config.island_purity * len(shore):
+        if around == label[point[0]] or count[around] < config.island_purity * len(border):
             continue
-        if flush(xyz_m[point], xyz_m[shore[label[shore] == around]], config):
+        if flush(xyz_m[point], xyz_m[border[label[border] == around]], config):
             changed[point] = around
     return changed
 
 
-def flush(island_m: Floats, shore_m: Floats, config: FlatInteractionConfig) -> bool:
-    """Return whether an island (p, 3) lies in the plane of its shore (s, 3), which lies all around it."""
-    middle = shore_m.mean(axis=0)
-    _, spread, axes = np.linalg.svd(shore_m - middle, full_matrices=False)
-    lesser, across = spread[1:3] / math.sqrt(len(shore_m))
+def flush(island_m: Floats, border_m: Floats, config: FlatInteractionConfig) -> bool:
+    """Return whether an island (p, 3) lies in the plane of its border (s, 3), which lies all around it."""
+    middle = border_m.mean(axis=0)
+    _, spread, axes = np.linalg.svd(border_m - middle, full_matrices=False)
+    lesser, across = spread[1:3] / math.sqrt(len(border_m))
     limit = config.island_flatness * lesser
     if across > limit / 2 or np.abs((island_m - middle) @ axes[2]).max() > limit:
         return False
-    from_centre = (shore_m - island_m.mean(axis=0)) @ axes[:2].T
+    from_centre = (border_m - island_m.mean(axis=0)) @ axes[:2].T
     bearing = np.sort(np.arctan2(from_centre[:, 1], from_centre[:, 0]))
     gap = np.diff(bearing, append=bearing[0] + 2 * np.pi).max()
     return bool(gap <= math.radians(config.island_gap_deg))

@@ -198,10 +198,11 @@ def contiguous_bytes(item: NDArray[Any]) -> bytes:
 
 def check_shape(name: str, shape: tuple[int, ...], expected: tuple[str | int, ...], lengths: dict[str, int]) -> None:
     """Raise ValueError unless `shape` fits `expected`, whose named lengths must agree within the row."""
-    fits = len(shape) == len(expected) and all(
-        length == (word if isinstance(word, int) else lengths.setdefault(word, length))
-        for length, word in zip(shape, expected, strict=True)
-    )
+    fits = len(shape) == len(expected)
+    for length, word in zip(shape, expected, strict=False):
+        fits &= length == (word if isinstance(word, int) else lengths.setdefault(word, length))
+        if not fits:
+            break
     if not fits:
         known = {word: lengths[word] for word in expected if isinstance(word, str) and word in lengths}
         raise ValueError(f"column {name}: shape {shape}, expected ({written(expected)}) with {known}")

@@ -76,8 +76,9 @@ class Planner:
                 assert scene not in scenes, f"data set {data.dataset} lists scene {scene} in two pieces"
                 frames = list(group)
                 unknown.difference_update(frame.frame_id for frame in frames)
-                starts = range(0, len(frames), FRAMES_PER_SHARD)
-                scenes[scene] = [self._spool.add(frames[start : start + FRAMES_PER_SHARD]) for start in starts]
+                scenes[scene] = []
+                for first in range(0, len(frames), FRAMES_PER_SHARD):
+                    scenes[scene].append(self._spool.add(frames[first : first + FRAMES_PER_SHARD]))
             try:
                 chosen = load_split(data.split, data.dataset, tuple(scenes))
             except (ValueError, OSError) as error:

@@ -109,6 +109,7 @@ def moved(
     tables: dict[str, TableRef] = {}
     held: list[TableRef] = []
     for name in STAGES:
+        # what this run knows of the table, and what the ref names of the same identity
         plan = plans.get(name)
         found = plan or under_way.get(name)
         earlier = [table for table in named if table.stage == name]
@@ -117,15 +118,21 @@ def moved(
         fingerprint = found.fingerprint if found else (kept.get(name) or earlier[0]).fingerprint
         earlier = [table for table in earlier if table.fingerprint == fingerprint]
         now = dict(found.done) if found else {}
+
+        # a complete table of this run, or one that it leaves alone, is one of the recipe's
         if plan and plan.complete:
             tables[name] = TableRef(name, plan.fingerprint, tuple(now.values()))
         elif not found and name in kept:
             tables[name] = kept[name]
+
+        # all other shards that are known are held: the newest of each name, those of this run first
         known = {shard.shard: shard for table in reversed(earlier) for shard in table.shards} | now
         used = {shard.name for shard in tables[name].shards} if name in tables else set()
         rest = tuple(shard for _, shard in sorted(known.items()) if shard.name not in used)
         if rest:
             held.append(TableRef(name, fingerprint, rest))
+
+    # tables out of step with `index` are not to be read, and no garbage either
     usable = consistent(tables)
     held += [table for name, table in tables.items() if name not in usable]
     return replace(before, tables=usable, excluded=planner.recipe.data.exclude, held=tuple(held))

@@ -330,7 +330,9 @@ def fill(
                 failed[one.frame_id] = one.reason
                 continue
             tally.add(one)
-            files = {name: f"{name}/{writer.put(one)}" for name, writer in writers.items()}
+            files = {}
+            for name, writer in writers.items():
+                files[name] = f"{name}/{writer.put(one)}"
             about = (one.frame_id, one.scene, one.timestamp_us, one.lidar_path, len(one.label))
             numbers = int(np.count_nonzero(one.label)), f"{mean_confidence(one):.4f}"
             lines.writerow(

@@ -349,7 +349,7 @@ def test_a_patch_amid_a_plane_is_an_island_and_one_at_its_edge_or_raised_or_larg
     assert n_points == n_changed > 40
     assert changed(7.0, island_points=n_points - 1)[1] == 0, "too large"
     assert changed(7.0, raised_m=0.5)[1] == 0, "a box"
-    assert changed(0.0)[1] == 0, "no shore on two sides"
+    assert changed(0.0)[1] == 0, "no border on two sides"
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
 
     `lock` is the file descriptor of the run's lock, which is not for the workers to hold.
     """
+    # the network and its optimiser, the order of the frames by epoch, and how far an earlier run has come
     recipe, ranks = run.recipe, run.ranks
     settings, frames = run.objective.settings, run.selection.frames
     learner = Learner(run.objective, recipe.network, run.engine, run.device, ranks)
@@ -168,6 +169,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
     order.epoch, order.first = state.epoch, state.so_far.batches
     keeper = Keeper(run, learner)
 
+    # workers that prepare batches, then the log, the bar and the handler of signals: each ends with its block
     with load_batches(
         samples,
         order,
@@ -189,6 +191,8 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
             if ranks.is_first:
                 record.write_record(recipe, run.objective.task, run.tables.store)
             shown = bar.add_task("", total=(settings.epochs - state.epoch) * len(order), completed=state.so_far.batches)
+
+            # every epoch at its learning rate; the workers go through the frames anew for the next
             for epoch in range(state.epoch + 1, settings.epochs + 1):
                 learner.start_epoch(cosine(epoch - 1, settings.epochs))
                 tell = partial(show, bar, shown, epoch, settings.epochs)

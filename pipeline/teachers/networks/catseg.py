@@ -122,7 +122,9 @@ def from_official(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
         stem_of = name.removesuffix(_SPLIT[0])
         parts = [stem_of + part for part in _SPLIT]
         if all(part in ours for part in parts):
-            ours[f"{stem_of}in_proj_weight"] = torch.cat([ours.pop(part) for part in parts])
+            ours[f"{stem_of}in_proj_weight"] = torch.cat([ours[part] for part in parts])
+            for part in parts:
+                del ours[part]
     return ours
 
 
