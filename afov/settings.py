@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from manifests.config import ConfigError, changed_values, parse_section
+from manifests.fingerprint import Settings
 from manifests.recipe import SECTION_CLASSES, Recipe, load_recipe
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import SPECS
@@ -224,9 +225,9 @@ def trial(kind: type[Any], key: str) -> Callable[[Any], str]:
     return refused
 
 
-def required(kind: type[Any]) -> dict[str, Any]:
+def required(kind: type[Any]) -> Settings:
     """Return values for the fields that must be given."""
-    tried: tuple[dict[str, Any], ...] = ({}, {"root": "."}, {"weights": "random:0"}, {"folder": "."}, {"masks": "slic"})
+    tried: tuple[Settings, ...] = ({}, {"root": "."}, {"weights": "random:0"}, {"folder": "."}, {"masks": "slic"})
     for values in (*tried, OWN):
         with suppress(ValueError, TypeError):
             kind(**values)
@@ -360,7 +361,7 @@ def starts(kind: type[Any]) -> list[Any]:
     pin = {"weights_sha256": "1" * 64, "weights_revision": "1" * 40}
     pinned = {"weights": HUB_FILE, **pin}
     of_clip = {f"clip_{name}": value for name, value in pinned.items()}
-    tried: list[dict[str, Any]] = [
+    tried: list[Settings] = [
         {},
         {"weights": "random:0"},
         {"weights": "random:0", "parity": True},
@@ -374,7 +375,7 @@ def starts(kind: type[Any]) -> list[Any]:
     tried += [{"mode": "affinity", "dino": "vit_base_patch8_224", "dino_weights": "random:0"}, {"window_px": 448}]
     for masks in ("sam3", "proposer", "slic"):
         for features in ("clip_dense", "tipsv2"):
-            inner: dict[str, Any] = {name: {**pinned} for name in ({masks, features} - WITHOUT_FILE)}
+            inner = {name: {**pinned} for name in ({masks, features} - WITHOUT_FILE)}
             if masks == "proposer":
                 inner["proposer"]["trained_on"] = "coco"
             tried.append({"masks": masks, "features": features, **inner})

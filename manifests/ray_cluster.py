@@ -12,13 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
 from manifests.endings import RunError
+from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
 
 ANSWER_S = 10.0  # how long a cluster's port may take to accept a connection
@@ -175,9 +175,9 @@ def placed(worker: type[Any]) -> type[Any]:
     return Placed
 
 
-def named(node: Mapping[str, Any]) -> str:
+def named(node: Settings) -> str:
     """Return the name of a node for people, of what Ray says of it."""
-    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]} in Ray)"
+    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {str(node['NodeID'])[:8]} in Ray)"
 
 
 def last_words() -> str:

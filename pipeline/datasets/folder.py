@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError, nearest
+from manifests.fingerprint import Json, Settings
 from manifests.sections.data import NO_CAMERAS, DataConfig
 from pipeline.datasets.clouds import Cloud
 from pipeline.datasets.formats import read_point_labels
@@ -42,7 +43,7 @@ TIMES = {
 }
 """Keys of a time, and what each is; one of them is given."""
 
-Table = Mapping[str, Any]
+Table = Settings
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def read_toml(path: Path) -> Table:
 
 def rig_of(document: Table, where: str) -> Rig:
     """Return what holds for the whole scene; raises ConfigError for keys and values that are not as described."""
-    check_keys(document, {"points"}, {"labels", "ego_from_lidar", "camera", "frame"}, where)
+    checked_table(document, {"points"}, {"labels", "ego_from_lidar", "camera", "frame"}, where)
     problems: list[str] = []
     ego_from_lidar = checked_pose(document.get("ego_from_lidar"), f"{where}: ego_from_lidar", problems)
     images: dict[str, str] = {}
@@ -157,7 +158,7 @@ def rig_of(document: Table, where: str) -> Rig:
     ego_from_cam: dict[str, Float64] = {}
     for camera in tables(document, "camera", where):
         may_have = {"ego_from_cam", "cam_from_lidar", "lens", "distortion"}
-        check_keys(camera, {"name", "images", "intrinsics"}, may_have, f"{where}: [[camera]]")
+        checked_table(camera, {"name", "images", "intrinsics"}, may_have, f"{where}: [[camera]]")
         name = word(camera["name"], f"{where}: the name of a camera")
         here = f"{where}: camera {name}"
         if name in images:
@@ -186,7 +187,7 @@ def rig_of(document: Table, where: str) -> Rig:
 
 def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:  # long: one key of the table after another
     """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
-    check_keys(table, {"name"}, {"world_from_ego", "without", "image", *TIMES}, f"{where}: [[frame]]")
+    checked_table(table, {"name"}, {"world_from_ego", "without", "image", *TIMES}, f"{where}: [[frame]]")
     name = word(table["name"], f"{where}: the name of a frame")
     here = f"{where}: frame {name}"
     timestamp_us = time_of(table, here)
@@ -205,8 +206,9 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:  # 
     for camera in rig.images:
         if camera in without:
             continue
-        own = images.get(camera, {})
-        check_keys(own, set(), {"file", "world_from_ego", *TIMES}, f"{here}: image.{camera}")
+        own = checked_table(
+            images.get(camera, {}), set(), {"file", "world_from_ego", *TIMES}, f"{here}: image.{camera}"
+        )
         taken_us = time_of(own, f"{here}: image.{camera}")
         path = own.get("file", rig.images[camera].replace(_FRAME, name))
         world_from_ego_at_image = world_from_ego
@@ -286,13 +288,16 @@ def checked_lens(camera: Table, where: str) -> Lens:
         coefficients = camera.get("distortion", [])
         if not isinstance(coefficients, list) or not all(type(one) in (int, float) for one in coefficients):
             raise ValueError(f"distortion is {coefficients!r}; expected a list of numbers")
-        return lens_of(coefficients, camera.get("lens", ""))
+        name = camera.get("lens", "")
+        if not isinstance(name, str):
+            raise ValueError(f"lens is {name!r}; expected the name of a lens")
+        return lens_of(coefficients, name)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check_keys(table: Any, required: Collection[str], optional: Collection[str], where: str) -> None:
-    """Raise ConfigError unless a table has all keys that it must have, and none but those that it may have."""
+def checked_table(table: Json, required: Collection[str], optional: Collection[str], where: str) -> Table:
+    """Return a table; raises ConfigError unless it has all keys that it must have, and none but those it may have."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} is {table!r}; expected a table")
     for key in table:
@@ -304,6 +309,7 @@ def check_keys(table: Any, required: Collection[str], optional: Collection[str],
     missing = sorted(set(required) - table.keys())
     if missing:
         raise ConfigError(f"{where} lacks `{missing[0]}`")
+    return table
 
 
 def tables(document: Table, key: str, where: str = "") -> list[Table]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from manifests.fingerprint import Settings
 from manifests.labels import predictions_of, pseudo_labels_before, weights_of
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Origin
@@ -38,7 +38,7 @@ class Source:
     answer_of: Callable[[Rows], Answered]
     images: TableRef | None = None
     known: Origin = Origin()
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Settings = field(default_factory=dict)
 
 
 def source_of(of: Refinable, recipe: Recipe, store: Store, ref: Ref, to_refine: bool) -> Source:

@@ -21,7 +21,7 @@ from trainer.checkpoints import checkpoint
 from trainer.data.batches import Batch
 from trainer.errors import TrainerError
 from trainer.loop.ranks import Ranks
-from trainer.network.minkunet import build_network, freeze_trunk, parameter_groups
+from trainer.network.minkunet import ParameterGroup, build_network, freeze_trunk, parameter_groups
 from trainer.network.sparse import Engine
 from trainer.objectives.losses import Whole
 from trainer.objectives.objective import Objective
@@ -182,12 +182,13 @@ class Learner:
         return DistributedDataParallel(self.network, device_ids=[self._device] if self._device.type == "cuda" else None)
 
 
-def build_optimiser(groups: list[dict[str, Any]], settings: SgdConfig) -> torch.optim.Optimizer:
+def build_optimiser(groups: list[ParameterGroup], settings: SgdConfig) -> torch.optim.Optimizer:
     """Return the optimiser of an objective over groups of parameters, each with a rate of its own."""
+    of_torch = [dict(vars(group)) for group in groups]
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(of_torch, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        groups, momentum=settings.momentum, dampening=settings.dampening, weight_decay=settings.weight_decay
+        of_torch, momentum=settings.momentum, dampening=settings.dampening, weight_decay=settings.weight_decay
     )
 
 

@@ -57,12 +57,21 @@ def build_network(
     return network
 
 
-def parameter_groups(network: nn.Module, trunk_lr: float, head_lr: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class ParameterGroup:
+    """Parameters that learn at one rate; its fields are the keys of a group of torch's optimisers."""
+
+    name: str
+    lr: float
+    params: list[nn.Parameter]
+
+
+def parameter_groups(network: nn.Module, trunk_lr: float, head_lr: float) -> list[ParameterGroup]:
     """Optimiser groups ``trunk`` and ``head`` (the layer ``final``), which share out every parameter of the network."""
     named = list(network.named_parameters())
     return [
-        {"name": "trunk", "lr": trunk_lr, "params": [p for name, p in named if not _in_head(name)]},
-        {"name": "head", "lr": head_lr, "params": [p for name, p in named if _in_head(name)]},
+        ParameterGroup("trunk", trunk_lr, [p for name, p in named if not _in_head(name)]),
+        ParameterGroup("head", head_lr, [p for name, p in named if _in_head(name)]),
     ]
 
 
