@@ -17,7 +17,7 @@ from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Pairs
 from superpixels.returns import is_return
 from trainer.data.augment import augment, view_of
-from trainer.data.batches import ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
+from trainer.data.batches import Batch, ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
 from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
 
 
@@ -42,7 +42,7 @@ def pair_sample(
 def pair_batch(sweep: Points, pairs: Pairs, grid: Voxels) -> PairBatch:
     """Return what contrastive pre-training learns from, of a sweep whose voxels are known."""
     return PairBatch(
-        **voxel_fields(sweep.frame_id, grid),
+        **vars(batch_of(sweep.frame_id, grid)),
         pair_voxel=torch.from_numpy(grid.inverse[pairs.point]),
         pair_superpoint=torch.from_numpy(pairs.superpoint.astype(np.int64)),
         superpoint_vector=torch.from_numpy(pairs.vector.copy()),
@@ -156,11 +156,11 @@ def class_sample(
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
     labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
-    taught = TargetBatch(**voxel_fields(sweep.frame_id, grid), labels=torch.from_numpy(labels))
+    target = TargetBatch(**vars(batch_of(sweep.frame_id, grid)), labels=torch.from_numpy(labels))
     if confidence is None:
-        return taught
+        return target
     sure = voxel_confidences(confidence[kept], label[kept], grid, labels, voxels.label)
-    return ConfidentBatch(**vars(taught), confidence=torch.from_numpy(sure))
+    return ConfidentBatch(**vars(target), confidence=torch.from_numpy(sure))
 
 
 def point_sample(voxels: VoxelConfig, views: int, rows: Rows, _: np.random.Generator) -> PointBatch:
@@ -173,7 +173,7 @@ def point_sample(voxels: VoxelConfig, views: int, rows: Rows, _: np.random.Gener
     return join(
         [
             PointBatch(
-                **voxel_fields(sweep.frame_id, grid),
+                **vars(batch_of(sweep.frame_id, grid)),
                 point_voxel=torch.from_numpy(grid.inverse),
                 n_points=torch.tensor([len(some.xyz_m)]),
                 is_return=torch.from_numpy(there),
@@ -209,11 +209,11 @@ def transformed(
     return seen, view.kept_point, view.pairs
 
 
-def voxel_fields(frame_id: str, grid: Voxels) -> dict[str, Any]:
-    """Return the fields that every batch has, of one frame."""
-    return {
-        "frame_ids": (frame_id,),
-        "voxel_frame": torch.zeros(len(grid.coords), dtype=torch.int64),
-        "cells": torch.from_numpy(grid.coords),
-        "features": torch.from_numpy(grid.features),
-    }
+def batch_of(frame_id: str, grid: Voxels) -> Batch:
+    """Return the voxels of one frame: the fields that every batch has."""
+    return Batch(
+        frame_ids=(frame_id,),
+        voxel_frame=torch.zeros(len(grid.coords), dtype=torch.int64),
+        cells=torch.from_numpy(grid.coords),
+        features=torch.from_numpy(grid.features),
+    )
