@@ -7,7 +7,7 @@ import pytest
 
 from tests.test_layers import PACKAGES, ROOT
 
-MOST_LOOSE = 47
+MOST_LOOSE = 29
 """Of all packages together. A document is a dataclass in manifests/records, a row one in manifests/tables; values whose
 names are those of a recipe or of packages are `manifests.fingerprint.Settings`, which hold nothing that JSON does not.
 """

@@ -169,8 +169,7 @@ def test_points_projected_into_the_class_maps_agree_with_their_labels(city: Path
             stage = Stage(scene.static)
         assert stage is not None
         time_s = LEAD_S + position % 2 * KEYFRAME_S
-        cloud = dataset.read_cloud(frame)[0], dataset.read_labels(frame)
-        xyz_m, labels = cloud.xyz_m, cloud.intensity
+        xyz_m, labels = dataset.read_cloud(frame).xyz_m, dataset.read_labels(frame)
         for camera in frame.cameras:
             classes = np.asarray(Image.open(city / class_map_path(TINY, camera.token)))
             inner = minimum_filter(classes, 5) == maximum_filter(classes, 5)

@@ -138,8 +138,7 @@ def test_a_fisheye_of_the_city_shows_every_point_where_it_is(tmp_path_factory: p
     data = DataConfig(root=str(root), version=config.version)
     dataset = NuScenesDataset(data)
     frame = Frame.of(check_frame(dataset, root, next(dataset.frames())).index())
-    cloud = dataset.read_cloud(frame)[0], dataset.read_labels(frame)
-    xyz_m, fine = cloud.xyz_m, cloud.intensity
+    xyz_m, fine = dataset.read_cloud(frame).xyz_m, dataset.read_labels(frame)
     right, total = {"with": 0, "without": 0}, {"with": 0, "without": 0}
     for camera in frame.cameras:
         assert camera.lens == Lens("fisheye", FISHEYE)

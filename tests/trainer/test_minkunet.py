@@ -152,11 +152,11 @@ def test_one_thread_gives_equal_bits_in_features_and_gradients(engine: Engine) -
 def test_head_and_trunk_share_out_the_parameters_and_follow_a_cosine(engine: Engine) -> None:
     network = build_network(SMALL, 1, 4, engine)
     trunk, head = parameter_groups(network, trunk_lr=0.02, head_lr=2.0)
-    assert [id(p) for p in head["params"]] == [id(p) for p in network.final.parameters()]
-    both = [id(p) for p in trunk["params"] + head["params"]]
+    assert [id(p) for p in head.params] == [id(p) for p in network.final.parameters()]
+    both = [id(p) for p in trunk.params + head.params]
     assert sorted(both) == sorted(id(p) for p in network.parameters()) and len(set(both)) == len(both)
 
-    optimiser = torch.optim.SGD([trunk, head])
+    optimiser = torch.optim.SGD([dict(vars(trunk)), dict(vars(head))])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=5)
     for epoch in range(5):
         factor = (1 + np.cos(np.pi * epoch / 5)) / 2
