@@ -70,6 +70,7 @@ ORDER = {
             "flat_config",
             "ground",
             "image_merge",
+            "instances",
             "lifting",
             "metrics",
             "pooling",

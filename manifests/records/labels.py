@@ -15,7 +15,7 @@ class LabelsIdentity:
 
     `tables` are the fingerprints of those that are read, `contents` digests of their shards; `classes` are name, colour
     and whether it is a thing, `raw` what the data set's own numbers mean. `only` names frames where not all are asked
-    for.
+    for, `instance_gap_m` how far apart points of one object are where objects are numbered.
     """
 
     format: int
@@ -30,6 +30,7 @@ class LabelsIdentity:
     min_confidence: float
     below: str
     only: tuple[str, ...] | None = None
+    instance_gap_m: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,16 @@ class LabelsConfig:
         Layouts to write, a folder each.
     ``min_confidence``, ``below``
         A label that is less sure, 0..1, becomes "none" (0), or the class "unsure" behind those of the dictionary.
+    ``instance_gap_m``
+        Layout "kitti" numbers single objects too, in the upper 16 bits: points of a class that can be counted which lie
+        no farther apart than this along the ground are of one; 0 numbers none.
     """
 
     of: LabelTable = "refine"
     formats: tuple[LabelFormat, ...] = ("npy",)
     min_confidence: float = 0.0
     below: Literal["none", "unsure"] = "none"
+    instance_gap_m: float = 0.0
 
     def __post_init__(self) -> None:
         if self.of not in get_args(LabelTable):
@@ -40,3 +44,5 @@ class LabelsConfig:
             raise ValueError(f"min_confidence is {self.min_confidence}; expected 0..1")
         if self.below not in ("none", "unsure"):
             raise ValueError(f'below is "{self.below}"; choose "none" or "unsure"')
+        if not 0 <= self.instance_gap_m <= 10:
+            raise ValueError(f"instance_gap_m is {self.instance_gap_m}; expected 0 (no objects) to 10, in metres")

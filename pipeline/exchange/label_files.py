@@ -49,7 +49,8 @@ class LabelledSweep:
 
     `name` is the frame's name without its scene; `number` and `scene_number` count frames in their scene, and scenes.
     `label` uint8 (n,), 0 none; `confidence` uint8 (n,), 1/255; `n_below` labels were not sure enough. `more` are
-    further columns (n,) of the table by name.
+    further columns (n,) of the table by name, `instance` (n,) the objects that points belong to, 0 none, where they are
+    asked for.
     """
 
     frame_id: str
@@ -66,6 +67,7 @@ class LabelledSweep:
     label: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
     n_below: int = 0
+    instance: NDArray[np.uint16] | None = None
     more: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
@@ -163,10 +165,14 @@ def cloud_of(sweep: LabelledSweep) -> NDArray[Any]:
 class Kitti(PerFrame):
     """SemanticKITTI's layout, which point_labeler, segments.ai and semantic-kitti-api open."""
 
-    def __init__(self, folder: Path, classes: Sequence[LabelClass], raw_of_class: NDArray[np.uint32]) -> None:
-        """`raw_of_class` (classes,) is the number that stands for each class in files, of `unsure` too."""
+    def __init__(
+        self, folder: Path, classes: Sequence[LabelClass], raw_of_class: NDArray[np.uint32], objects: str = "none"
+    ) -> None:
+        """`raw_of_class` (classes,) is the number that stands for each class in files, of `unsure` too; `objects` says
+        what is numbered in the upper half.
+        """
         super().__init__(folder, classes)
-        self._raw = raw_of_class
+        self._raw, self._objects = raw_of_class, objects
         self._first: dict[int, NDArray[np.float64]] = {}  # the pose of the first frame of a sequence
 
     def finish(self) -> None:
@@ -176,13 +182,16 @@ class Kitti(PerFrame):
 
     def about(self) -> Layout:
         """Return the numbers that stand for classes."""
-        return Layout({one.name: int(self._raw[one.number]) for one in self.classes}, instances="none")
+        return Layout({one.name: int(self._raw[one.number]) for one in self.classes}, instances=self._objects)
 
     def put(self, sweep: LabelledSweep) -> str:
-        """Write points, labels and the pose of a scan; instances, of which no table knows, are 0."""
+        """Write points, labels and the pose of a scan: the class in the lower half of a label, its object above."""
         folder = f"sequences/{sweep.scene_number:02d}"
         name = f"{folder}/labels/{sweep.number:06d}.label"
-        self.path(name).write_bytes(self._raw[sweep.label].astype("<u4").tobytes())
+        value = self._raw[sweep.label].astype(np.uint32)
+        if sweep.instance is not None:
+            value |= sweep.instance.astype(np.uint32) << np.uint32(16)
+        self.path(name).write_bytes(value.astype("<u4").tobytes())
         scan = np.column_stack([sweep.xyz_m, sweep.intensity]).astype("<f4")
         self.path(f"{folder}/velodyne/{sweep.number:06d}.bin").write_bytes(scan.tobytes())
         if sweep.scene_number not in self._first:

@@ -75,6 +75,7 @@ from pipeline.exchange.label_folder import (
 )
 from pipeline.look.browse import Track
 from pipeline.stages.target import corrected
+from superpixels.instances import instances
 
 FORMAT = 2
 UNSURE = "unsure"
@@ -262,6 +263,7 @@ def identity_of(recipe: Recipe, source: Source, only: frozenset[str] | None = No
         min_confidence=recipe.labels.min_confidence,
         below=recipe.labels.below,
         only=None if only is None else tuple(sorted(only)),
+        instance_gap_m=recipe.labels.instance_gap_m or None,
     )
 
 
@@ -295,7 +297,11 @@ def raw_numbers(ontology: Ontology, n_classes: int) -> NDArray[np.uint32]:
 def writer_of(name: str, folder: Path, recipe: Recipe, classes: Sequence[LabelClass]) -> Writer:
     """Return what writes a layout."""
     if name == "kitti":
-        return Kitti(folder, classes, raw_numbers(recipe.ontology, len(classes)))
+        gap_m = recipe.labels.instance_gap_m
+        objects = (
+            f"points of a class that lie within {gap_m:g} m of each other, numbered in each frame" if gap_m else "none"
+        )
+        return Kitti(folder, classes, raw_numbers(recipe.ontology, len(classes)), objects)
     if name == "lidarseg":
         return Lidarseg(folder, classes, recipe.data.version)
     plain_writers: Mapping[str, Callable[[Path, Sequence[LabelClass]], Writer]] = {
@@ -362,6 +368,7 @@ def sweeps(
     numbers = {scene: int(scene) if all(map(is_sequence, scenes)) else n for n, scene in enumerate(scenes)}
     counters = {scene: count() for scene in scenes}
     least = int(np.ceil(recipe.labels.min_confidence * 255))
+    things, gap_m = [one.number for one in classes if one.thing], recipe.labels.instance_gap_m
     replaced_by = classes[-1].number if recipe.labels.below == UNSURE else 0
     for shard in track(source.shards, "labels"):
         scene = scene_of(shard)
@@ -378,6 +385,7 @@ def sweeps(
             if len(label) != len(points.xyz_m):
                 raise StoreError(f"frame {name} has {len(label)} labels for {len(points.xyz_m)} points")
             below = (label > 0) & (confidence < least)
+            label = np.where(below, replaced_by, label).astype(np.uint8)
             kitti_stem = Path(index.lidar_path).stem
             number = next(counters[scene])
             yield LabelledSweep(
@@ -392,9 +400,10 @@ def sweeps(
                 world_from_lidar=index.world_from_lidar,
                 xyz_m=points.xyz_m,
                 intensity=points.intensity,
-                label=np.where(below, replaced_by, label).astype(np.uint8),
+                label=label,
                 confidence=confidence,
                 n_below=int(below.sum()),
+                instance=instances(points.xyz_m, label, things, gap_m) if gap_m else None,
                 more=more,
             )
 

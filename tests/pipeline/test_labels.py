@@ -141,6 +141,27 @@ def test_kitti_files_are_read_as_semantic_kitti_api_does(place: Place, written: 
     assert config["learning_ignore"][0] is True and not any(list(config["learning_ignore"].values())[1:])
 
 
+def test_single_objects_stand_in_the_upper_half_of_kitti_files(place: Place, written: Path, tmp_path: Path) -> None:
+    wanted = place.recipe('labels.formats=["kitti"]', "labels.instance_gap_m=0.6")
+    folder = write_labels(wanted, tmp_path / "objects").folder
+    things = np.flatnonzero(wanted.ontology.thing_of_class)
+    n_objects = 0
+    for frame, plain in zip(frames_of(folder), frames_of(written), strict=True):
+        value = np.fromfile(folder / frame["kitti"], np.uint32)
+        lower, upper = value & 0xFFFF, value >> 16
+        np.testing.assert_array_equal(lower, np.fromfile(written / plain["kitti"], np.uint32))
+        np.testing.assert_array_equal(read_point_labels(folder / frame["kitti"], value.tobytes()), lower)
+        label = place.rows("refine")[frame["frame_id"]].label
+        assert np.isin(label[upper > 0], things).all()
+        for number in range(1, upper.max(initial=0) + 1):
+            assert len(np.unique(label[upper == number])) == 1 and np.count_nonzero(upper == number) >= 5
+        n_objects += int(upper.max(initial=0))
+    assert n_objects > 0
+    assert "within 0.6 m of each other" in record_of(folder)["layouts"]["kitti"]["instances"]
+    assert write_labels(wanted, folder).kept, "and they are known again"
+    assert record_of(written)["layouts"]["kitti"]["instances"] == "none"
+
+
 def test_point_labeler_finds_scans_poses_and_classes(place: Place, written: Path) -> None:
     index = place.rows("index")
     for number, scene in enumerate(dict.fromkeys(row.scene for row in index.values())):
