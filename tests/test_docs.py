@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from afov.__main__ import app
 from afov.verbs import JOBS
 from manifests.config import RECIPES
+from pipeline.stages.registry import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -144,9 +145,13 @@ def test_the_readmes_three_commands_make_label_files_of_logs_of_ones_own(
     )
     lines = [words for words in commands(ROOT / "README.md") if "RECIPE=mine.toml" in words]
     assert len(lines) == 3
-    for _, *words in lines:
+    of_page = [words for words in commands(ROOT / "docs" / "own-data.md") if words not in lines]
+    assert [words[1] for words in of_page] == ["project", "pictures"], "those of the README, and two more"
+    for _, *words in (lines[0], *of_page, *lines[1:]):
         for target in (word for word in words if "=" not in word):
-            done = CliRunner().invoke(app, [target, "mine.toml"])
+            asked = ["run", "mine.toml", target] if target in STAGES else [target, "mine.toml"]  # as make has it
+            done = CliRunner().invoke(app, asked)
             assert done.exit_code == 0 or target == "doctor", f"{target}: {done.output}"
+    assert len(list((tmp_path / "pictures" / "mine" / "drive-07").glob("*-depth.png"))) == 2
     written = {path.suffix for path in (tmp_path / "labels" / "mine").rglob("*") if path.is_file()}
     assert {".json", ".npy"} <= written
