@@ -35,15 +35,8 @@ ENGINE = "MinkowskiEngine"
 ENGINE_VERSION = "0.5.4"
 GIB_PER_COMPILER = 3  # the largest source file of the engine takes 2.5 GiB to compile
 
-RUNTIME_PACKAGES = (
-    "libopenblas0",  # MinkowskiEngine
-    "libusb-1.0-0",  # this and all below: open3d
-    "libegl1",
-    "libgl1",
-    "libx11-6",
-    "libidn2-0",
-    "libudev1",
-)
+OPEN3D_PACKAGES = ("libusb-1.0-0", "libegl1", "libgl1", "libx11-6", "libidn2-0", "libudev1")
+RUNTIME_PACKAGES = ("libopenblas0", *OPEN3D_PACKAGES)  # the first is for MinkowskiEngine
 BUILD_PACKAGES: tuple[str, ...] = ("libopenblas-dev",)
 EXTRAS = ("onnx", "dev", "docs")
 """Extras of the package that `.venv` gets."""
@@ -96,10 +89,10 @@ class Place:
     def install(self) -> Path:
         return self.root / "install"
 
-    def wheels(self, torch_version: str) -> Path:
+    def wheels(self, torch_version: str, for_cuda: bool = False) -> Path:
         """Folder of the engine's wheel; the local part of torch's version counts, CPU and CUDA builds differ."""
-        python = "cp{}{}".format(*PYTHON_VERSION)
-        return self.cache / "wheels" / f"{python}-torch{torch_version}-{platform.machine()}"
+        python, kind = "cp{}{}".format(*PYTHON_VERSION), "-cuda" if for_cuda else ""
+        return self.cache / "wheels" / f"{python}-torch{torch_version}-{platform.machine()}{kind}"
 
 
 # ---- is there anything to do? ----------------------------------------------------------------------------------------
@@ -374,20 +367,25 @@ def will_build_engine(place: Place) -> bool:
     return not has_wheel and engine_error(place) is not None
 
 
-def build_engine(place: Place, folder: Path) -> Path:
+def build_engine(place: Place, folder: Path, for_cuda: bool = False) -> Path:
     """Compile MinkowskiEngine against the torch in `.venv` and put its wheel into the folder, whole or not at all."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     affordable = min(len(os.sched_getaffinity(0)), int(memory_gib / GIB_PER_COMPILER))
     jobs = os.environ.get("MAX_JOBS") or str(max(1, affordable))
-    say(f"compiling {ENGINE} {ENGINE_VERSION}, {jobs} files at a time: minutes, but once for this Python and torch")
+    what = f"{ENGINE} {ENGINE_VERSION}{' with nvcc' if for_cuda else ''}"
+    say(f"compiling {what}, {jobs} files at a time: minutes, but once for this Python and torch")
     workplace = folder / "build"
     shutil.rmtree(workplace, ignore_errors=True)  # of a build that was killed
     command: list[str | Path] = [place.python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", workplace]
+    source: str | Path = f"{ENGINE}=={ENGINE_VERSION}"
     # --no-cache-dir: pip keeps the wheels it built by version only, and would hand out one made for another torch.
     command += ["--no-cache-dir", "--no-build-isolation", "--use-pep517"]
-    command += ["--config-settings=--global-option=--blas=openblas --cpu_only", f"{ENGINE}=={ENGINE_VERSION}"]
+    command += [f"--config-settings=--global-option=--blas=openblas {'--force_cuda' if for_cuda else '--cpu_only'}"]
     try:
-        run(place, command, CXX="g++", CFLAGS="-g0", MAX_JOBS=jobs)  # -g0: debug information makes it 50 times as big
+        if for_cuda:
+            run(place, [place.python, place.install / "patched_engine.py", workplace])
+            (source,) = (path for path in workplace.iterdir() if path.is_dir())
+        run(place, [*command, source], CXX="g++", CFLAGS="-g0", MAX_JOBS=jobs)  # debug information is 50 times as big
         built = cached_wheel(workplace)
         if built is None:
             raise SetupError(f"the build of {ENGINE} ended well but left no usable wheel in {workplace}")
@@ -403,7 +401,8 @@ def install_engine(place: Place) -> None:
     version = ask(place, "-c", "import importlib.metadata as m; print(m.version('torch'))")
     if version.returncode != 0:
         raise SetupError(f"torch is not installed in {place.venv} although pip ended well: {last_line(version.stderr)}")
-    folder = place.wheels(version.stdout.strip())
+    for_cuda = shutil.which("nvcc") is not None and not version.stdout.strip().endswith("+cpu")
+    folder = place.wheels(version.stdout.strip(), for_cuda)
     install: list[str | Path] = [place.python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall"]
     with locked(folder / ".lock"):
         wheel = cached_wheel(folder)
@@ -414,8 +413,8 @@ def install_engine(place: Place) -> None:
             say(f"the cached {wheel} does not load; building it anew")
         for useless in folder.glob("*.whl"):
             useless.unlink()
-        install_system_packages(build_packages())
-        run(place, [*install, build_engine(place, folder)])
+        install_system_packages(build_packages() + (("patch",) if for_cuda else ()))
+        run(place, [*install, build_engine(place, folder, for_cuda)])
     error = engine_error(place)
     if error is not None:
         raise SetupError(f"{ENGINE} was built but cannot be imported: {error}")

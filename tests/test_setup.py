@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -346,6 +347,49 @@ def test_a_build_that_fails_leaves_nothing_in_the_cache(place: Place, monkeypatc
     with pytest.raises(SetupError, match="killed"):
         setup.build_engine(place, folder)
     assert list(folder.iterdir()) == []
+
+
+def test_where_there_is_nvcc_and_a_torch_of_cuda_the_patched_source_is_built_for_gpus(
+    place: Place, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, stub: Callable[[str, str], Path]
+) -> None:
+    stub("nvcc", "exit 0")
+    commands: list[list[str]] = []
+    run = engine.run
+
+    def noted(place: Place, command: list[object], **environment: str) -> None:
+        commands.append([str(word) for word in command])
+        if "patched_engine.py" in commands[-1][1]:
+            (Path(commands[-1][2]) / "MinkowskiEngine-0.5.4").mkdir(parents=True)
+        else:
+            run(place, command, **environment)
+
+    monkeypatch.setattr(setup, "run", noted)
+    monkeypatch.setattr(setup, "ask", lambda *_: subprocess.CompletedProcess([], 0, "2.13.0\n", ""))
+    setup.install_engine(place)
+    fetch, build, install = commands
+    assert fetch[1] == str(place.install / "patched_engine.py")
+    assert any("--force_cuda" in word for word in build) and build[-1].endswith("build/MinkowskiEngine-0.5.4")
+    assert install[-1] == str(place.wheels("2.13.0", for_cuda=True) / WHEEL)
+    # one of the CPU lies elsewhere, and a torch without CUDA has no use for nvcc
+    engine.installed = None
+    monkeypatch.setattr(setup, "ask", lambda *_: subprocess.CompletedProcess([], 0, "2.13.0+cpu\n", ""))
+    setup.install_engine(place)
+    assert any("--cpu_only" in word for word in commands[-2]) and commands[-2][-1] == "MinkowskiEngine==0.5.4"
+
+
+def test_the_patch_says_what_it_changes_and_applies_to_nothing_else(tmp_path: Path) -> None:
+    text = (ROOT / "install" / "minkowskiengine-cuda.patch").read_text()
+    changed = re.findall(r"^\+\+\+ b/(\S+)", text, re.MULTILINE)
+    assert "src/3rdparty/concurrent_unordered_map.cuh" in changed and "src/spmm.cu" in changed
+    added = [line for line in text.splitlines() if line.startswith("+") and not line.startswith("+++")]
+    assert "+#include <ATen/ATen.h>" in added and not any("cudaMemPrefetchAsync(" in line for line in added)
+    if shutil.which("patch") is None:
+        pytest.skip("there is no program `patch` on this machine")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "spmm.cu").write_text("something else\n")
+    words = ["patch", "--quiet", "--strip=1", "--batch", f"--directory={tmp_path}"]
+    with (ROOT / "install" / "minkowskiengine-cuda.patch").open() as patch:
+        assert subprocess.run(words, stdin=patch, capture_output=True, check=False).returncode != 0
 
 
 # ---- two at once
