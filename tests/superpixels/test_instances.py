@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from superpixels.instances import instances
 
 CAR, PERSON, ROAD = 1, 2, 3
 
 
-def row(x_m: float, n: int, y_m: float = 0.0, z_m: float = 0.0) -> np.ndarray:
+def row(x_m: float, n: int, y_m: float = 0.0, z_m: float = 0.0) -> NDArray[np.float32]:
     """So many points, 0.2 m apart, from a place along y."""
     return np.column_stack([np.full(n, x_m), y_m + 0.2 * np.arange(n), np.full(n, z_m)]).astype(np.float32)
 
