@@ -119,9 +119,9 @@ def tables_of(store: Store, recipe: Recipe, stages: Iterable[str]) -> Ref:
         for ref in candidates
         if ref.tables.keys() >= set(stages)
     ]
-    if found:  # of several recipes that share what is needed, the one that has most of the rest too
-        return max(found, key=lambda ref: len(ref.tables))
     packed = {"text", *with_needs(recipe, ["points", "pairs", "target"])}
+    if found:  # of several recipes that share what is needed, the one that has most of the rest of this one's too
+        return max(found, key=lambda ref: len(packed & ref.tables.keys()))
     command = recipe.make(*(["pack"] if packed.issuperset(stages) else stages))
     if candidates:
         lacking = next(stage for stage in stages if stage not in candidates[0].tables)

@@ -14,6 +14,7 @@ from manifests.asked import pin, tables_of
 from manifests.config import ConfigError
 from manifests.recipe import load_recipe
 from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
 from manifests.tables.sensors import Points
 from tests.refs import put_ref
 from trainer.checkpoints import checkpoint
@@ -138,7 +139,8 @@ def test_tables_of_other_settings_are_refused_with_the_difference_and_the_comman
 def test_of_recipes_that_share_what_is_needed_the_one_counts_that_has_most_of_the_rest(fleet: Any) -> None:
     shared_tables = {name: fleet.ref().table(name) for name in ("index", "points") if name in fleet.ref().tables}
     for labels in ("vote", "correct", "vote+correct"):
-        put_ref(fleet.store, fleet.recipe(f"target.labels={labels}"), shared_tables)
+        more = {name: TableRef(name, "0123456789ab", ()) for name in ("vote", "correct", "group")}
+        put_ref(fleet.store, fleet.recipe(f"target.labels={labels}"), shared_tables | more)
     found = tables_of(fleet.store, fleet.recipe("vote.reach=3"), ["points"])
     assert found.table("target") == fleet.ref().table("target"), "by which seen points are told from others"
 
