@@ -176,7 +176,7 @@ def learner(network: str, engine: Engine, device: torch.device, precision: Preci
     settings = replace(DistillConfig(), precision=precision)
 
     def loss(output: Tensor, batch: TargetBatch, whole: Any) -> Any:
-        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, global_batch=whole)
 
     def no_sample(*_: object) -> Any:
         raise RuntimeError("the batch is made already")

@@ -196,7 +196,7 @@ def test_hundreds_of_masks_in_one_image_and_none_in_another_keep_their_vectors(f
     assert torch.equal(batch.superpoint_vector[n_masks + 399], torch.from_numpy(vector[399]))
     second = batch.pair_superpoint[len(sample.pair_superpoint) :]
     assert torch.equal(second, sample.pair_superpoint + n_masks) and int(second.max()) >= n_masks + 255
-    assert set(batch.taught.tolist()) == {0, 1}
+    assert set(batch.supervised_frame.tolist()) == {0, 1}
 
 
 def test_joining_moves_row_numbers_up() -> None:
@@ -303,12 +303,12 @@ def test_an_epoch_goes_on_from_any_of_its_batches(fleet: Any) -> None:
 
 def test_what_is_silent_teaches_nothing(fleet: Any) -> None:
     (batch, *_) = loaded(fleet, 0, (0,))
-    assert len(batch.taught) > 0
-    assert len(batch.silent().taught) == 0
+    assert len(batch.supervised_frame) > 0
+    assert len(batch.silent().supervised_frame) == 0
     rows = Rows(fleet.points_row("a0"), fleet.target_row("a0"))
     target = target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0))
-    assert len(target.taught) == np.count_nonzero(target.labels)
-    assert len(target.silent().taught) == 0
+    assert len(target.supervised_frame) == np.count_nonzero(target.labels)
+    assert len(target.silent().supervised_frame) == 0
 
 
 def test_loading_opens_no_image(fleet: Any) -> None:

@@ -106,8 +106,8 @@ def test_a_training_step_has_the_loss_of_the_cpu(engine: Engine, precision: Prec
     for _ in range(3):
         losses = []
         for one in (cpu, gpu):
-            whole, _ = agree(Ranks(), [batch], False)
-            losses.append(one.backward([batch], whole)["total"])
+            global_batch, _ = agree(Ranks(), [batch], False)
+            losses.append(one.backward([batch], global_batch)["total"])
             one.optimizer_step()
         assert losses[1] == pytest.approx(losses[0], rel=most)
     assert all(parameter.dtype == torch.float32 for parameter in gpu.network.parameters())
@@ -130,8 +130,8 @@ def test_batch_norm_and_gradients_of_several_processes_go_through_nccl(tmp_path:
     settings = replace(DistillConfig(), lovasz="scan")
     engine, device = open_engine("torch"), torch.device(GPU, 0)
 
-    def loss(output: Tensor, part: Any, whole: Any) -> Any:
-        return segmentation_loss(output, part.labels, part.voxel_frame, "scan", whole=whole)
+    def loss(output: Tensor, part: Any, global_batch: Any) -> Any:
+        return segmentation_loss(output, part.labels, part.voxel_frame, "scan", global_batch=global_batch)
 
     def no_sample(*_: object) -> Any:
         raise AssertionError
@@ -145,8 +145,8 @@ def test_batch_norm_and_gradients_of_several_processes_go_through_nccl(tmp_path:
         for ranks in (Ranks(), AsTwo(world_size=2)):
             one = Learner(objective, NetworkConfig("minkunet_small", engine="torch"), engine, device, ranks)
             one.start_epoch(1.0)
-            whole, _ = agree(Ranks(), [batch], False)
-            one.backward([batch], whole)
+            global_batch, _ = agree(Ranks(), [batch], False)
+            one.backward([batch], global_batch)
             gradients.append(gradients_of(one.network))
             kinds = {type(module).__name__ for module in one.network.modules()}
             assert ("SyncBatchNorm" in kinds) == (ranks.world_size == 2)

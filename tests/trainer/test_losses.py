@@ -16,8 +16,8 @@ from torch import Tensor
 from manifests.sections.training import Negatives, TmpConfig
 from trainer.objectives.losses import (
     Counts,
+    GlobalBatch,
     TmpTerms,
-    Whole,
     counts,
     lovasz_softmax,
     pool_superpoints,
@@ -301,12 +301,12 @@ def _in_parts(batch: dict[str, Tensor], config: TmpConfig) -> TmpTerms:
     """The sum of the shares of a batch's frames, each gone through alone."""
     with_points = torch.bincount(batch["pair_superpoint"], minlength=len(batch["superpoint_frame"])) > 0
     frames = batch["superpoint_frame"][with_points]
-    whole = Whole(Counts(len(frames), len(frames.unique()), len(frames.unique())))
+    whole = GlobalBatch(Counts(len(frames), len(frames.unique()), len(frames.unique())))
     shares = []
     for frame in batch["superpoint_frame"].unique():
         kept = batch["superpoint_frame"][batch["pair_superpoint"]] == frame
         alone = batch | {name: batch[name][kept] for name in ("pair_voxel", "pair_superpoint")}
-        shares.append(tmp_loss(**alone, config=config, whole=whole))
+        shares.append(tmp_loss(**alone, config=config, global_batch=whole))
     return TmpTerms(*(torch.stack(terms).sum() for terms in zip(*shares, strict=True)))
 
 
@@ -341,8 +341,8 @@ def test_a_device_without_superpoints_gathers_rows_as_wide_as_those_of_the_other
     batch = _random_batch(0)
     nothing = {name: batch[name][:0] for name in ("pair_voxel", "pair_superpoint", "superpoint_prompt")}
     nothing |= {"superpoint_frame": batch["superpoint_frame"][:0], "superpoint_vector": torch.zeros(0, 0)}
-    whole = Whole(Counts(5, 1, 1), 2, gather)
-    assert tmp_loss(**{**batch, **nothing}, config=TmpConfig(negatives="global"), whole=whole).total == 0
+    whole = GlobalBatch(Counts(5, 1, 1), 2, gather)
+    assert tmp_loss(**{**batch, **nothing}, config=TmpConfig(negatives="global"), global_batch=whole).total == 0
     assert gathered[0].shape == (0, batch["text"].shape[1])
 
 
@@ -373,7 +373,7 @@ def test_global_negatives_are_those_of_every_device() -> None:
         tmp_loss(
             **part | {"text": batch["text"], "target": batch["target"]},
             config=config,
-            whole=Whole(Counts(n_rows, 6, 2), 2, gather_from((batch, other), own)),
+            global_batch=GlobalBatch(Counts(n_rows, 6, 2), 2, gather_from((batch, other), own)),
         )
         for own, part in enumerate((batch, other))
     ]
@@ -418,9 +418,9 @@ def test_scan_by_scan_the_lovasz_term_is_the_mean_over_scans_and_parts_add_up() 
     torch.testing.assert_close(terms.lovasz, torch.stack(scans).mean())
     torch.testing.assert_close(terms.cross_entropy, segmentation_loss(logits, labels).cross_entropy)
 
-    whole = Whole(Counts(6, 3, 2))
+    whole = GlobalBatch(Counts(6, 3, 2))
     first, rest = frame == 0, frame > 0
-    shares = [segmentation_loss(logits[p], labels[p], frame[p], "scan", whole=whole) for p in (first, rest)]
+    shares = [segmentation_loss(logits[p], labels[p], frame[p], "scan", global_batch=whole) for p in (first, rest)]
     for term, parts in zip(terms, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(term, torch.stack(parts).sum())
 
@@ -465,9 +465,10 @@ def test_the_shares_of_weighted_parts_add_up() -> None:
     first, rest = frame == 0, frame > 0
     parts = [counts(frame[p & (labels > 0)], weight[p & (labels > 0)]) for p in (first, rest)]
     assert [part.weight for part in parts] == [22, 8]
-    whole = Whole(Counts(6, 3, 2, 30))
+    whole = GlobalBatch(Counts(6, 3, 2, 30))
     shares = [
-        segmentation_loss(logits[p], labels[p], frame[p], "scan", whole=whole, weight=weight[p]) for p in (first, rest)
+        segmentation_loss(logits[p], labels[p], frame[p], "scan", global_batch=whole, weight=weight[p])
+        for p in (first, rest)
     ]
     for term, some in zip(terms, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(term, torch.stack(some).sum())

@@ -72,7 +72,7 @@ def test_a_run_whose_loss_never_had_a_term_is_refused_at_its_end(
 ) -> None:
     """What was there to learn before random views and batches were drawn may not be there after."""
     fleet.put("target", lambda name: unlabelled(fleet.target_row(name)))
-    monkeypatch.setattr(trainer_train, "check_taught", lambda *_: None)
+    monkeypatch.setattr(trainer_train, "check_supervision", lambda *_: None)
     with pytest.raises(TrainerError, match="the loss never had a term: no point of split"):
         train(fleet.recipe(), "distill", console)
     assert runs(fleet) == ["epoch-0001.safetensors"], "of the epochs before, which say that they learnt nothing"

@@ -32,12 +32,12 @@ class Batch:
     features: Tensor
 
     @property
-    def taught(self) -> Tensor:
+    def supervised_frame(self) -> Tensor:
         """The frame of every row that teaches, (k,) int64: what losses count by."""
         return self.voxel_frame[:0]
 
     @property
-    def taught_weight(self) -> Tensor | None:
+    def supervised_weight(self) -> Tensor | None:
         """How much each of these rows may count, (k,) whole numbers; None where all count the same."""
         return None
 
@@ -74,7 +74,7 @@ class PairBatch(Batch):
     superpoint_frame: Tensor = field(metadata=OF_FRAME)
 
     @property
-    def taught(self) -> Tensor:
+    def supervised_frame(self) -> Tensor:
         return self.superpoint_frame[torch.bincount(self.pair_superpoint, minlength=len(self.superpoint_frame)) > 0]
 
     def silent(self) -> Self:
@@ -88,7 +88,7 @@ class TargetBatch(Batch):
     labels: Tensor
 
     @property
-    def taught(self) -> Tensor:
+    def supervised_frame(self) -> Tensor:
         return self.voxel_frame[self.labels > 0]
 
     def silent(self) -> Self:
@@ -102,7 +102,7 @@ class ConfidentBatch(TargetBatch):
     confidence: Tensor
 
     @property
-    def taught_weight(self) -> Tensor:
+    def supervised_weight(self) -> Tensor:
         return self.confidence[self.labels > 0]
 
 

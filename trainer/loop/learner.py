@@ -22,7 +22,7 @@ from trainer.errors import TrainerError
 from trainer.loop.ranks import Ranks
 from trainer.network.minkunet import ParameterGroup, build_network, freeze_trunk, parameter_groups
 from trainer.network.sparse import Engine
-from trainer.objectives.losses import Whole
+from trainer.objectives.losses import GlobalBatch
 from trainer.objectives.objective import Objective
 
 N_INPUTS = 1  # a voxel's only feature is its intensity
@@ -71,7 +71,7 @@ class Learner:
         """Return the learning rate of every group of parameters."""
         return {f"lr_{group['name']}": group["lr"] for group in self.optimiser.param_groups}
 
-    def backward(self, parts: Sequence[Batch], whole: Whole) -> dict[str, float]:
+    def backward(self, parts: Sequence[Batch], global_batch: GlobalBatch) -> dict[str, float]:
         """Run forward and backward, put the gradients of a batch in place and return its loss.
 
         `parts` are those of this process, one after the other.
@@ -97,7 +97,7 @@ class Learner:
                         f"frames {', '.join(part.frame_ids)} together make a single voxel in some layer, which batch "
                         "norm cannot learn from. Leave them out with data.exclude, or put more frames into a batch"
                     ) from None
-                terms = self._objective.loss(output, batch, whole)
+                terms = self._objective.loss(output, batch, global_batch)
                 # torch takes the mean over processes, where the loss of the batch is the sum of their shares
                 share = terms.total if self._ranks.world_size == 1 else terms.total * self._ranks.world_size
                 torch.autograd.backward(self.scaler.scale(share))

@@ -37,7 +37,7 @@ from trainer.loop.log import Log, now, progress_bar
 from trainer.loop.ranks import Ranks, joined
 from trainer.loop.run_folder import Run, earlier_run, initial_checkpoint, locked
 from trainer.network.sparse import open_engine
-from trainer.objectives.losses import Counts, Whole, counts
+from trainer.objectives.losses import Counts, GlobalBatch, counts
 from trainer.objectives.registry import OBJECTIVES, READS
 from trainer.records import record
 
@@ -164,7 +164,7 @@ def learn(run: Run, earlier: checkpoint.Checkpoint | None, lock: int | None, con
         n_parts=settings.accumulate,
     )
     samples = BatchDataset(run.tables, frames, run.objective.make_sample, settings.seed)
-    ranks.from_first(lambda: check_taught(run, samples))
+    ranks.from_first(lambda: check_supervision(run, samples))
     state = begin(run, learner, earlier, len(order), console)
     order.epoch, order.first = state.epoch, state.so_far.batches
     keeper = Keeper(run, learner)
@@ -234,13 +234,13 @@ def train_epoch(
         so_far.waited_s += time.perf_counter() - asked
 
         # what all processes hold together, of which the loss is one; and whether to end before this step
-        whole, ending = agree(ranks, parts, stop.asked)
+        global_batch, ending = agree(ranks, parts, stop.asked)
         if ending:
             keeper.save_middle(state)
             raise KeyboardInterrupt
 
         # forward and backward, part by part: gradients add up to those of the whole batch
-        values = learner.backward(parts, whole)
+        values = learner.backward(parts, global_batch)
         if not all(map(math.isfinite, values.values())):
             names = [run.selection.frames[number].frame_id for number in batch.numbers]
             raise TrainerError(non_finite(values, names, epoch))
@@ -248,7 +248,7 @@ def train_epoch(
 
         # count, tell, and keep the state where that is due
         state.step += 1
-        state.taught += n_taught(whole.counts, parts)
+        state.n_supervised += rows_or_weight(global_batch.counts, parts)
         so_far.add(values, len(batch.numbers), time.perf_counter() - started)
         if state.step % LOG_EVERY == 0:
             log.numbers(NumbersLine(event="step", time=now(), epoch=epoch, step=state.step, values=values))
@@ -263,8 +263,8 @@ def finish_epoch(run: Run, learner: Learner, state: State, keeper: Keeper, log: 
     """
     settings, so_far, epoch = run.objective.settings, state.so_far, state.epoch + 1
     # random views and batches left out may take what little there is in one epoch
-    if state.taught == 0 and epoch == settings.epochs:
-        raise TrainerError(f"the loss never had a term: {nothing_taught(run)}")
+    if state.n_supervised == 0 and epoch == settings.epochs:
+        raise TrainerError(f"the loss never had a term: {without_supervision(run)}")
     means, speed = so_far.means(), so_far.speed()
     # first the log: what is saved is never done again, and so would not be logged
     log.numbers(
@@ -310,18 +310,21 @@ def show(bar: Progress, task: TaskID, epoch: int, epochs: int, loss: float) -> N
 # -- nothing to learn --------------------------------------------------------------------------------------------------
 
 
-def check_taught(run: Run, samples: BatchDataset) -> None:
+def check_supervision(run: Run, samples: BatchDataset) -> None:
     """Raise TrainerError unless some frame gives the loss something to learn from; looks at no more than it takes."""
-    if not any(n_taught(counts(sample.taught, sample.taught_weight), [sample]) for sample in samples.of_epoch(0)):
-        raise TrainerError(nothing_taught(run))
+    if not any(
+        rows_or_weight(counts(sample.supervised_frame, sample.supervised_weight), [sample])
+        for sample in samples.of_epoch(0)
+    ):
+        raise TrainerError(without_supervision(run))
 
 
-def n_taught(found: Counts, parts: Sequence[Batch]) -> int:
+def rows_or_weight(found: Counts, parts: Sequence[Batch]) -> int:
     """Return how many rows of a batch teach: those of its parts, or what they weigh where some may weigh nothing."""
-    return found.n_rows if parts[0].taught_weight is None else found.weight
+    return found.n_rows if parts[0].supervised_weight is None else found.weight
 
 
-def nothing_taught(run: Run) -> str:
+def without_supervision(run: Run) -> str:
     """Return the sentence for a run without anything to learn from, with what was looked at."""
     task, settings, table = run.objective.task, run.objective.settings, run.objective.stages[-1]
     wanted = {"pairs": "a pair of a point and a superpoint", "target": "a pseudo-label"}.get(table, "a true label")
@@ -368,7 +371,7 @@ class State:
 
     epoch: int = 0
     step: int = 0
-    taught: int = 0
+    n_supervised: int = 0
     so_far: SoFar = field(default_factory=SoFar)
 
     @classmethod
@@ -378,15 +381,15 @@ class State:
         if document.epoch is None or document.step is None:
             raise checkpoint.DamagedCheckpoint(f"{earlier.path} does not say how far its run had come")
         # what was saved before rows were counted has had some: there was no telling
-        taught = 1 if document.taught is None else document.taught
+        n_supervised = 1 if document.taught is None else document.taught
         done = document.so_far or EpochSoFar()
         so_far = SoFar(done.batches, done.frames, dict(done.sums), done.waited_s, done.elapsed_s)
-        return cls(document.epoch, document.step, taught, so_far)
+        return cls(document.epoch, document.step, n_supervised, so_far)
 
     def within(self, run: CheckpointRecord) -> CheckpointRecord:
         """Return what a checkpoint of a run says of it in this state."""
         so_far = as_record(EpochSoFar, asdict(self.so_far)) if self.so_far.batches else None
-        return replace(run, epoch=self.epoch, step=self.step, taught=self.taught, so_far=so_far)
+        return replace(run, epoch=self.epoch, step=self.step, taught=self.n_supervised, so_far=so_far)
 
 
 class Keeper:
@@ -446,12 +449,12 @@ class Stop:
             raise StoppedWaiting
 
 
-def agree(ranks: Ranks, parts: Sequence[Batch], ending: bool) -> tuple[Whole, bool]:
+def agree(ranks: Ranks, parts: Sequence[Batch], ending: bool) -> tuple[GlobalBatch, bool]:
     """Return what the parts of all processes hold together, and whether any of them was asked to end."""
-    found = [counts(part.taught, part.taught_weight) for part in parts]
+    found = [counts(part.supervised_frame, part.supervised_weight) for part in parts]
     totals = [sum(column) for column in zip(*found, strict=True)]
     *totals, n_ending = ranks.all_reduce(torch.tensor([*totals, int(ending)])).tolist()
-    return Whole(Counts(*totals), ranks.world_size, ranks.gather), n_ending > 0
+    return GlobalBatch(Counts(*totals), ranks.world_size, ranks.gather), n_ending > 0
 
 
 def is_due(run: RunConfig, step: int, since_s: float) -> bool:

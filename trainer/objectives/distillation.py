@@ -13,7 +13,7 @@ from manifests.storage.store import Store
 from trainer.data.batches import ConfidentBatch, TargetBatch
 from trainer.data.samples import target_sample
 from trainer.data.tables import read_text
-from trainer.objectives.losses import Whole, segmentation_loss
+from trainer.objectives.losses import GlobalBatch, segmentation_loss
 from trainer.objectives.objective import Objective, Terms
 
 
@@ -29,9 +29,11 @@ def distillation(recipe: Recipe, store: Store, ref: Ref, device: torch.device) -
     confident = settings.weight == "confidence"
     class_names = recipe.ontology.class_names
 
-    def loss(output: Tensor, batch: TargetBatch, whole: Whole) -> Terms:
+    def loss(output: Tensor, batch: TargetBatch, global_batch: GlobalBatch) -> Terms:
         weight = batch.confidence if isinstance(batch, ConfidentBatch) else None
-        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole, weight=weight)
+        return segmentation_loss(
+            output, batch.labels, batch.voxel_frame, settings.lovasz, global_batch=global_batch, weight=weight
+        )
 
     return Objective(
         task="distill",

@@ -33,7 +33,7 @@ def counts(frame_of_row: Tensor, weight_of_row: Tensor | None = None) -> Counts:
 
 
 @dataclass(frozen=True)
-class Whole:
+class GlobalBatch:
     """The batch that the rows at hand are a part of; a loss is their share of its loss, so that the shares add up.
 
     Parts are cut along frames: by device, and where memory is short, on a device one after the other. ``counts`` are
@@ -88,7 +88,7 @@ def tmp_loss(
     text: Tensor,
     target: Tensor,
     config: TmpConfig,
-    whole: Whole | None = None,
+    global_batch: GlobalBatch | None = None,
 ) -> TmpTerms:
     """How well superpoints find their masks and their prompts; 0 if no superpoint has a point.
 
@@ -103,17 +103,17 @@ def tmp_loss(
     superpoint_prompt, superpoint_frame : (s,) int64 row of ``text``, and frame within the batch
     text : (p, d) prompt vectors, any length
     target : (p, p) from :func:`soft_text_target`
-    whole : the batch that these rows are a part of; by default they are all of it
+    global_batch : the batch that these rows are a part of; by default they are all of it
     """
     pooled, n_pairs = pool_superpoints(voxel_features, pair_voxel, pair_superpoint, len(superpoint_prompt))
     valid = n_pairs > 0
     points = F.normalize(pooled[valid], dim=1) if config.renormalise else pooled[valid]
     prompt, frame = superpoint_prompt[valid], superpoint_frame[valid]
-    whole = whole or Whole(counts(frame))
+    global_batch = global_batch or GlobalBatch(counts(frame))
     vectors, prompt_of_mask, first = superpoint_vector[valid].to(points), prompt, 0
     vectors = vectors.reshape(-1, points.shape[1])  # without superpoints, their width is not known
     if config.negatives == "global":
-        (vectors, first), (prompt_of_mask, _) = whole.gather(vectors), whole.gather(prompt)
+        (vectors, first), (prompt_of_mask, _) = global_batch.gather(vectors), global_batch.gather(prompt)
     if len(points) == 0:
         zero = voxel_features.sum() * 0
         return TmpTerms(zero, zero, zero)
@@ -123,9 +123,11 @@ def tmp_loss(
     if config.negatives == "frame":
         excluded |= frame[:, None] != frame
         rows_in_frame = torch.bincount(frame)
-        row_weight = 1 / (rows_in_frame[frame] * whole.counts.n_frames)
+        row_weight = 1 / (rows_in_frame[frame] * global_batch.counts.n_frames)
     else:
-        n_rows = whole.counts.n_rows if config.negatives == "global" else len(points) * whole.counts.n_parts
+        n_rows = (
+            global_batch.counts.n_rows if config.negatives == "global" else len(points) * global_batch.counts.n_parts
+        )
         row_weight = torch.full((len(points),), 1 / n_rows, device=points.device)
     if config.mask_same_prompt:
         excluded |= prompt[:, None] == prompt_of_mask
@@ -165,28 +167,28 @@ def segmentation_loss(
     frame: Tensor | None = None,
     lovasz: Lovasz = "batch",
     ignore: int = 0,
-    whole: Whole | None = None,
+    global_batch: GlobalBatch | None = None,
     weight: Tensor | None = None,
 ) -> SegmentationTerms:
     """Cross-entropy plus Lovász-softmax over the rows whose label is not ``ignore``; 0 if there is no such row.
 
     ``logits`` (v, c), ``labels`` and ``frame`` (v,) int64; without ``frame`` the rows are of one. The softmax runs over
     all c columns, that of the ignored label included. The Lovász term bounds the IoU of the whole batch, or with
-    ``lovasz`` "scan" that of each frame, of which it is the mean. ``whole`` is the batch that these rows are a part of;
-    by default they are all of it.
+    ``lovasz`` "scan" that of each frame, of which it is the mean. ``global_batch`` is the batch that these rows are a
+    part of; by default they are all of it.
 
     ``weight`` (v,), whole numbers, 0 or more and on any scale, says how much a row counts: the cross-entropy is the
     weighted mean, and the IoU that the Lovász term bounds is of sums of weights in place of numbers of rows. A row
     without weight teaches nothing.
     """
-    taught = labels != ignore
+    labelled = labels != ignore
     if weight is not None:
-        taught &= weight > 0
-        weight = weight[taught].long()
-    frame = torch.zeros_like(labels)[taught] if frame is None else frame[taught]
-    whole = whole or Whole(counts(frame, weight))
-    rows, labels = logits[taught].float(), labels[taught].long()
-    total = whole.counts.n_rows if weight is None else whole.counts.weight
+        labelled &= weight > 0
+        weight = weight[labelled].long()
+    frame = torch.zeros_like(labels)[labelled] if frame is None else frame[labelled]
+    global_batch = global_batch or GlobalBatch(counts(frame, weight))
+    rows, labels = logits[labelled].float(), labels[labelled].long()
+    total = global_batch.counts.n_rows if weight is None else global_batch.counts.weight
     if total == 0:
         zero = logits.sum() * 0
         return SegmentationTerms(zero, zero, zero)
@@ -196,15 +198,15 @@ def segmentation_loss(
         cross_entropy = (F.cross_entropy(rows, labels, reduction="none") * weight).sum() / total
     probabilities = rows.softmax(1)
     if lovasz == "batch":
-        everything = whole.gather(probabilities)[0], whole.gather(labels)[0]
-        weights = None if weight is None else whole.gather(weight)[0]
-        term = lovasz_softmax(*everything, weights) / whole.world_size
+        everything = global_batch.gather(probabilities)[0], global_batch.gather(labels)[0]
+        weights = None if weight is None else global_batch.gather(weight)[0]
+        term = lovasz_softmax(*everything, weights) / global_batch.world_size
     else:
         scans = [
             lovasz_softmax(probabilities[own], labels[own], None if weight is None else weight[own])
             for own in (frame == one for one in torch.unique(frame))
         ]
-        term = torch.stack([probabilities.sum() * 0, *scans]).sum() / whole.counts.n_frames
+        term = torch.stack([probabilities.sum() * 0, *scans]).sum() / global_batch.counts.n_frames
     return SegmentationTerms(cross_entropy + term, cross_entropy, term)
 
 

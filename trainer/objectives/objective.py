@@ -11,7 +11,7 @@ from torch import Tensor
 from manifests.sections.training import SgdConfig, Task
 from trainer.data.loading import MakeSample
 from trainer.data.tables import Every
-from trainer.objectives.losses import Whole
+from trainer.objectives.losses import GlobalBatch
 
 
 class Terms(Protocol):
@@ -41,7 +41,7 @@ class Objective:
     normalise_output: bool
     lr_trunk: float
     lr_head: float
-    loss: Callable[[Tensor, Any, Whole], Terms]
+    loss: Callable[[Tensor, Any, GlobalBatch], Terms]
     init: str = ""
     every: Every = Every()
     frozen_trunk: bool = False

@@ -14,7 +14,7 @@ from manifests.storage.store import Store
 from trainer.data.batches import PairBatch
 from trainer.data.samples import pair_sample
 from trainer.data.tables import read_text
-from trainer.objectives.losses import Whole, soft_text_target, tmp_loss
+from trainer.objectives.losses import GlobalBatch, soft_text_target, tmp_loss
 from trainer.objectives.objective import Objective, Terms
 
 
@@ -28,7 +28,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
     groups = torch.from_numpy(recipe.ontology.group_of_prompt.astype(np.int64)).to(device)
     target = soft_text_target(text, groups, settings.target_weight, settings.target_power, settings.clamp_cosines)
 
-    def loss(output: Tensor, batch: PairBatch, whole: Whole) -> Terms:
+    def loss(output: Tensor, batch: PairBatch, global_batch: GlobalBatch) -> Terms:
         return tmp_loss(
             output,
             batch.pair_voxel,
@@ -39,7 +39,7 @@ def pretraining(recipe: Recipe, store: Store, ref: Ref, device: torch.device) ->
             text,
             target,
             settings,
-            whole,
+            global_batch,
         )
 
     return Objective(

@@ -23,7 +23,7 @@ from manifests.tables.sensors import Points
 from trainer.data.batches import TargetBatch
 from trainer.data.samples import class_sample
 from trainer.data.tables import Every, check_dictionary
-from trainer.objectives.losses import Whole, segmentation_loss
+from trainer.objectives.losses import GlobalBatch, segmentation_loss
 from trainer.objectives.objective import Objective, Terms
 
 LABELLED = ("points", "label")
@@ -64,8 +64,8 @@ def supervision(
     """
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
 
-    def loss(output: Tensor, batch: TargetBatch, whole: Whole) -> Terms:
-        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, whole=whole)
+    def loss(output: Tensor, batch: TargetBatch, global_batch: GlobalBatch) -> Terms:
+        return segmentation_loss(output, batch.labels, batch.voxel_frame, settings.lovasz, global_batch=global_batch)
 
     return Objective(
         task=task,
