@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from manifests.fingerprint import Json, Settings
-from manifests.records.codec import NULL, REST
+from manifests.records.codec import REST
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LabelCounts:
     labelled: int
     not_sure_enough: int
     by_class: Mapping[str, int]
-    by_origin: Mapping[str, int]
+    by_origin: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled_percent(self) -> float:
@@ -95,20 +95,20 @@ class LabelsRecord:
     version wrote it that wrote the folder; `more` is what other versions wrote.
     """
 
-    recipe: str = ""
-    dataset: str = ""
-    version: str = ""
-    dictionary: str = ""
-    of: str = ""
-    refined: RefinedBy | None = field(default=None, metadata=NULL)
-    weights: str | None = field(default=None, metadata=NULL)
-    min_confidence: float = 0.0
-    below: str = ""
-    classes: tuple[NamedClass, ...] = ()
+    recipe: str
+    dataset: str
+    version: str
+    dictionary: str
+    of: str
+    refined: RefinedBy | None
+    weights: str | None
+    min_confidence: float
+    below: str
+    classes: tuple[NamedClass, ...]
     layouts: Mapping[str, Layout]
     counts: LabelCounts
     look_first: tuple[DoubtfulFrame, ...] = ()
-    without_labels: Mapping[str, str] = field(default_factory=dict)
+    without_labels: Mapping[str, str]
     identity: Json
     more: Settings = field(default_factory=dict, metadata=REST)
 

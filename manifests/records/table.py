@@ -75,10 +75,10 @@ class Built:
     of a whole shard without a frame. `counts` are sums over all rows. `more` is what other versions wrote.
     """
 
-    recipe: str = ""
-    started: str = ""
-    finished: str = ""
-    pool: str = ""
+    recipe: str | None = None
+    started: str | None = None
+    finished: str | None = None
+    pool: str | None = None
     devices: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     git_commit: str | None = field(default=None, metadata=NULL)
@@ -98,7 +98,7 @@ class Computed:
 
     commit: str | None = field(default=None, metadata=NULL)
     versions: Mapping[str, str] = field(default_factory=dict)
-    finished: str = ""
+    finished: str | None = None
     more: Settings = field(default_factory=dict, metadata=REST)
 
 
@@ -111,14 +111,14 @@ class Predicted(Computed):
     where they mean classes; `sources` how far the files behind the points were compared.
     """
 
-    checkpoint: str = ""
+    checkpoint: str | None = None
     checkpoint_looks: str | None = field(default=None, metadata=NULL)
     student: Student | None = None
     weights: str | None = field(default=None, metadata=NULL)
     epoch: int | None = field(default=None, metadata=NULL)
     step: int | None = field(default=None, metadata=NULL)
     epochs: int | None = field(default=None, metadata=NULL)
-    device: str = ""
+    device: str | None = None
     class_names: tuple[str, ...] | None = None
     sources: Compared | None = None
 

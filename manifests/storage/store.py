@@ -232,7 +232,7 @@ class Store:
                 manifest = self.read_manifest(stage, entry.base_name)
                 if manifest is not None:
                     found.append(manifest)
-        return sorted(found, key=lambda manifest: manifest.how(Built).finished)
+        return sorted(found, key=lambda manifest: manifest.how(Built).finished or "")
 
     def read_ref(self, name: str) -> Ref | None:
         """Return what a name stands for, or None if it truly stands for nothing.

@@ -113,8 +113,8 @@ def uses_network(runner: Runner) -> bool:
 
 def told(work: Work, how: Built, same: bool) -> str:
     """Return in words where a measured rate comes from."""
-    devices = ", ".join(how.devices) or "cpu"
-    return f"{work.frames} frames of this store on {devices}, {how.finished[:10]}{'' if same else ', other settings'}"
+    devices, day = ", ".join(how.devices) or "cpu", (how.finished or "?")[:10]
+    return f"{work.frames} frames of this store on {devices}, {day}{'' if same else ', other settings'}"
 
 
 def kilobytes(plan: StagePlan, found: Sequence[Manifest]) -> float:

@@ -91,11 +91,11 @@ def predictions(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Origi
         check_classes(made.class_names or document.class_names, recipe)
         check_student(path, document.student, recipe, store)
     return table, Origin(
-        checkpoint=made.checkpoint or None,
+        checkpoint=made.checkpoint,
         epoch=made.epoch,
         epochs=made.epochs,
         step=made.step,
-        device=made.device or None,
+        device=made.device,
         student=recipe.predict.of,
         weights=weights,
         predicted_by_commit=made.commit,

@@ -110,8 +110,8 @@ def tmp_loss(
     points = F.normalize(pooled[valid], dim=1) if config.renormalise else pooled[valid]
     prompt, frame = superpoint_prompt[valid], superpoint_frame[valid]
     global_batch = global_batch or GlobalBatch(counts(frame))
-    vectors, prompt_of_mask, first = superpoint_vector[valid].to(points), prompt, 0
-    vectors = vectors.reshape(-1, points.shape[1])  # without superpoints, their width is not known
+    total, prompt_of_mask, first = global_batch.counts, prompt, 0
+    vectors = superpoint_vector[valid].to(points).reshape(-1, points.shape[1])  # of none, the width is not known
     if config.negatives == "global":
         (vectors, first), (prompt_of_mask, _) = global_batch.gather(vectors), global_batch.gather(prompt)
     if len(points) == 0:
@@ -123,11 +123,9 @@ def tmp_loss(
     if config.negatives == "frame":
         excluded |= frame[:, None] != frame
         rows_in_frame = torch.bincount(frame)
-        row_weight = 1 / (rows_in_frame[frame] * global_batch.counts.n_frames)
+        row_weight = 1 / (rows_in_frame[frame] * total.n_frames)
     else:
-        n_rows = (
-            global_batch.counts.n_rows if config.negatives == "global" else len(points) * global_batch.counts.n_parts
-        )
+        n_rows = total.n_rows if config.negatives == "global" else len(points) * total.n_parts
         row_weight = torch.full((len(points),), 1 / n_rows, device=points.device)
     if config.mask_same_prompt:
         excluded |= prompt[:, None] == prompt_of_mask
