@@ -16,8 +16,12 @@ from manifests.asked import tables_of
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.records.evaluation import Compared
 from manifests.storage.errors import StoreError
+from manifests.storage.refs import TableRef
 from manifests.storage.seen import SeenFile, SeenFiles, write_files
+from manifests.tables.arrow import to_arrow
 from manifests.tables.base import Failed
+from manifests.tables.sensors import Index
+from tests.refs import put_ref
 from trainer.data import sources
 from trainer.data.sources import compare_files
 from trainer.loop.train import train
@@ -91,4 +95,12 @@ def test_an_index_of_an_earlier_version_is_not_said_to_be_missing(noted: Any, mo
         noted.store, recipe, tables_of(noted.store, recipe, ["points"]), SCENES, ["points"]
     ).not_compared
     assert f"index: made by version {spec.version} of the stage, which is {spec.version + 1} now" in sentence
-    assert "was built otherwise" in sentence and "make index RECIPE=" in sentence
+    assert "was built otherwise" in sentence and "make pack RECIPE=" in sentence
+    made = stages.fingerprint(recipe, "index")
+    rows = {shard: [Failed(name, "never looked at") for name in names] for shard, names in noted.frames.items()}
+    shards = tuple(noted.store.write("index", made, one, "0" * 12, to_arrow(rows[one], Index)) for one in rows)
+    put_ref(noted.store, recipe, {"index": TableRef("index", made, shards)})
+    (sentence,) = compare_files(
+        noted.store, recipe, tables_of(noted.store, recipe, ["points"]), SCENES, ["points"]
+    ).not_compared
+    assert "table `index` was built anew since the others" in sentence and "make pack RECIPE=" in sentence

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from manifests.asked import built_otherwise, place_of
+from manifests.asked import built_otherwise, place_of, ref_of
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Compared
@@ -100,10 +100,13 @@ def _sources(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], un
 
 def _why_unknown(store: Store, recipe: Recipe, stage: str) -> str:
     """Return why there is no table that says from which files the others were made: never built, or built otherwise."""
+    own = store.read_ref(ref_of(recipe))
+    if own and stage in own.tables:  # new notes say nothing of tables from before
+        return f"table `{stage}` was built anew since the others; to have these compared, run: {recipe.make('pack')}"
     if changes := built_otherwise(store, recipe, stage):
         return (
             f"table `{stage}`, which says from which files the others were made, was built otherwise "
-            f"({'; '.join(changes)}); to have it built as it is asked for now: {recipe.make(stage)}"
+            f"({'; '.join(changes)}); to have it built as it is asked for now: {recipe.make('pack')}"
         )
     return f"table `{stage}` is not there, which says from which files the others were made"
 
