@@ -152,11 +152,8 @@ def write_log(scene: Path, path: Path, ticks_per_us: int = 1) -> str:
         odometry(us, frame["world_from_ego"])
         for name, image in frame["image"].items():
             at = image["timestamp_us"]
-            content = {
-                "header": header(1000 * at, name),
-                "format": "jpeg",
-                "data": (scene / image["file"]).read_bytes(),
-            }
+            content = {"header": header(1000 * at, name), "format": "jpeg"}
+            content["data"] = (scene / image["file"]).read_bytes()
             send(at, f"/{name}/image", "sensor_msgs/msg/CompressedImage", content)
             odometry(at, image["world_from_ego"])
     with path.open("wb") as file:
