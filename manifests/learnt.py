@@ -12,8 +12,7 @@ from manifests.asked import tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import Json, Settings, differences, digest, plain
 from manifests.recipe import Recipe
-from manifests.records.checkpoint import Student
-from manifests.records.run import LearntTable, RunIdentity
+from manifests.records.run import LearntTable, RunIdentity, Student
 from manifests.sections.network import without_labels, without_pairs
 from manifests.sections.training import Task
 from manifests.shown import shown_values
@@ -83,8 +82,9 @@ def changes_since(
     """Return in what the run of a student differs from what the recipe asks for now.
 
     Settings, the initial weights, the identities of the tables it learnt from, and the shards of these as far as the
-    store still has them: files that were replaced and packed again since make other shards. A checkpoint that does not
-    tell (an official file) differs in nothing that could be said.
+    store still has them: files that were replaced and packed again since make other shards. And all this of the run
+    that it started from, where the recipe names that run. A checkpoint that does not tell (an official file) differs
+    in nothing that could be said.
     """
     identity = student.identity
     if identity is None:
@@ -99,7 +99,20 @@ def changes_since(
         now = fingerprint(recipe, stage)
         if table.fingerprint != now:
             changes.append(f"table `{stage}`: it learnt from {table.fingerprint}, the recipe now asks for {now}")
-    return changes or other_shards(student.tables or {}, recipe, store)
+    changes = changes or other_shards(student.tables or {}, recipe, store)
+    return changes or earlier_changes(student, recipe, task, store, weights)
+
+
+def earlier_changes(student: Student, recipe: Recipe, task: Task, store: Store, weights: Weights) -> list[str]:
+    """Return in what the run that a student started from differs from what the recipe asks of that run now.
+
+    None where it started from a file that the recipe names by its path, which is taken as it is, or does not tell.
+    """
+    start = next((one for one in get_args(Task) if one == getattr(recipe.settings(task), "init", "")), task)
+    if student.initial is None or start == task:
+        return []
+    found = changes_since(student.initial, recipe, start, store, weights)
+    return [f"run `{start}`, from which it started: {line}" for line in found]
 
 
 def other_start(identity: RunIdentity, student: Student, recipe: Recipe, task: Task, weights: Weights) -> list[str]:

@@ -10,9 +10,8 @@ from manifests.labels import predict_identity, predict_key, similarity_identity,
 from manifests.learnt import settings_of
 from manifests.query import Query
 from manifests.recipe import Recipe
-from manifests.records.checkpoint import Student
 from manifests.records.codec import as_document
-from manifests.records.run import FramesIdentity, LearntTable, RunIdentity, TableIdentity
+from manifests.records.run import FramesIdentity, LearntTable, RunIdentity, Student, TableIdentity
 from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest

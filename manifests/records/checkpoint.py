@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, the JSON document in its header; and what of it tells which student it is."""
+"""What a checkpoint says of itself, the JSON document in its header."""
 
 from __future__ import annotations
 
@@ -7,24 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from manifests.fingerprint import Settings
 from manifests.records.codec import NULL, REST
-from manifests.records.run import Ancestor, Dictionary, Hardware, LearntTable, RunDescription, RunIdentity
-
-
-@dataclass(frozen=True)
-class Student:
-    """What of a checkpoint is compared with a recipe: predictions keep it, to be asked without their checkpoint.
-
-    Of `config` it is where the weights of the task come from, and which frames were left out.
-    """
-
-    task: str | None = None
-    identity: RunIdentity | None = None
-    tables: Mapping[str, LearntTable] | None = None
-    config: Mapping[str, Settings] = field(default_factory=dict)
-
-    def setting(self, section: str, name: str) -> object:
-        """Return a setting of the run, None where the checkpoint does not tell."""
-        return self.config.get(section, {}).get(name)
+from manifests.records.run import Ancestor, Dictionary, Hardware, LearntTable, RunDescription, RunIdentity, Student
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,8 @@ class CheckpointRecord:
         init = self.config.get(str(self.task), {}).get("init", "")
         exclude = self.config.get("data", {}).get("exclude", [])
         config: dict[str, Settings] = {str(self.task): {"init": init}, "data": {"exclude": exclude}}
-        return Student(self.task, self.identity, self.tables or None, config)
+        earlier = self.initial.student if self.initial else None
+        return Student(self.task, self.identity, self.tables or None, config, earlier)
 
     @property
     def progress(self) -> str:

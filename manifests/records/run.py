@@ -36,7 +36,10 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """A checkpoint that a run starts from, as far as it tells: an official file tells little."""
+    """A checkpoint that a run starts from, as far as it tells: an official file tells little.
+
+    `student` is what it learnt, to be compared with what a recipe asks of that earlier run.
+    """
 
     file: str
     weights: str | None = None
@@ -48,6 +51,7 @@ class Ancestor:
     teacher: Settings | None = None
     reads_labels: bool | None = None
     initial: Ancestor | None = None
+    student: Student | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,25 @@ class RunIdentity:
     init: str | None
     processes: int | None = None
     settings: Settings = field(metadata=REST)
+
+
+@dataclass(frozen=True)
+class Student:
+    """What of a checkpoint is compared with a recipe: predictions keep it, to be asked without their checkpoint.
+
+    Of `config` it is where the weights of the task come from, and which frames were left out; `initial` is the same of
+    the run that it started from.
+    """
+
+    task: str | None = None
+    identity: RunIdentity | None = None
+    tables: Mapping[str, LearntTable] | None = None
+    config: Mapping[str, Settings] = field(default_factory=dict)
+    initial: Student | None = None
+
+    def setting(self, section: str, name: str) -> object:
+        """Return a setting of the run, None where the checkpoint does not tell."""
+        return self.config.get(section, {}).get(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from manifests.fingerprint import Settings, differences, digest
-from manifests.records.checkpoint import Student
 from manifests.records.codec import NULL, REST, as_document
 from manifests.records.evaluation import Compared
+from manifests.records.run import Student
 
 Columns = tuple[tuple[str, str, str, str], ...]
 """Name, Arrow type, dtype and shape of every column."""

@@ -19,12 +19,14 @@ from manifests.asked import asked, tables_of
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.stages import fingerprint
+from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.tables.labels import Target
 from pipeline.__main__ import app as pipeline
 from pipeline.exchange.review import Risk, review, riskiest
 from pipeline.stages.mend import in_turn
 from tests.fixed_rows import recipe_over, write_log
+from trainer.data.sources import compare_files
 from trainer.records.record import reads_labels
 
 CAR, ROAD = 4, 11
@@ -139,6 +141,22 @@ def test_what_was_corrected_comes_before_machine_labels(place: Place, first: Pat
                 np.testing.assert_array_equal(getattr(after[name], column), getattr(before[name], column))
     assert untouched["frame_id"] in before, "nobody is taken to agree with what nobody touched"
     assert place.targets().keys() == before.keys(), "without the setting all is as it was"
+
+
+def test_a_correction_after_the_last_build_stops_whoever_learns_from_it(place: Place, first: Path) -> None:
+    frame = frames_of(first / "1")[0]
+    correct(first / "1", frame, all_cars)
+    assert place.pack(f"data.corrections={first}").exit_code == 0
+    recipe = place.recipe(f"data.corrections={first}")
+    store = Store.open(recipe.run.store)
+    ref = tables_of(store, recipe, ["points", "target"])
+    shards = {shard.shard for shard in ref.table("target").shards}
+    before = compare_files(store, recipe, ref, shards, ["points", "target"])
+    assert before.files > compare_files(store, recipe, ref, shards, ["points"]).files
+    np.full(40, ROAD, "<u4").tofile(first / "1" / frame["kitti"])
+    with pytest.raises(StoreError, match=r"\.label holds something else than when the tables were made.* pack "):
+        compare_files(store, recipe, ref, shards, ["points", "target"])
+    assert compare_files(store, recipe, ref, shards, ["points"]), "who reads no labels goes on"
 
 
 def test_a_later_round_comes_before_an_earlier_one_and_only_changed_shards_are_built_again(

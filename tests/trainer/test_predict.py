@@ -210,6 +210,8 @@ def test_a_student_of_other_initial_weights_does_not_predict(fleet: Any, console
     assert predict(started, console)
     with pytest.raises(TrainerError, match=r"(?s)is of another recipe than the one at hand.*distill.init: .*pretrain"):
         predict(fleet.recipe(), console)
+    with pytest.raises(TrainerError, match=r"run `pretrain`, from which it started: pretrain.seed: .default. -> 3"):
+        predict(fleet.recipe("distill.init=pretrain", "pretrain.seed=3"), console)
     train(fleet.recipe("pretrain.seed=3"), "pretrain", console, fresh=True)
     with pytest.raises(TrainerError, match="it started from other weights of `pretrain` than those in"):
         predict(started, console)

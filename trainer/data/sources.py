@@ -8,7 +8,7 @@ compared is said, and stands in what the run writes down.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,7 +48,10 @@ def compare_files(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str
     else now.
     """
     unknown: list[str] = []
-    sources = list(_sources(store, recipe, ref, shards, unknown))
+    noted = ["index", *(["segment"] if recipe.teacher.reads_files else [])]
+    if recipe.data.corrections and not {"mend", "target"}.isdisjoint(stages):
+        noted.append("mend")
+    sources = list(_sources(store, recipe, ref, shards, noted, unknown))
     with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
         looks = list(threads.map(lambda source: source.looks, sources))
     gone = [one for one, look in zip(sources, looks, strict=True) if look is None and one.seen.looks is not None]
@@ -73,9 +76,11 @@ def compare_files(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str
     return Compared(len(sources) - len(gone) - len(other) + len(chosen), len(chosen), tuple(unknown))
 
 
-def _sources(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], unknown: list[str]) -> Iterator[_Source]:
-    """Yield the files of some shards that are noted and may be here; what is not goes to `unknown`, as sentences."""
-    for stage in ("index", *(["segment"] if recipe.teacher.reads_files else [])):
+def _sources(
+    store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], noted: Sequence[str], unknown: list[str]
+) -> Iterator[_Source]:
+    """Yield the files of some shards, as stages `noted` them, that may be here; what is not goes to `unknown`."""
+    for stage in noted:
         table = ref.tables.get(stage)
         without = 0
         here: dict[Path, bool] = {}

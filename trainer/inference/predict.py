@@ -20,8 +20,8 @@ from manifests.labels import predict_identity, predict_key
 from manifests.learnt import changes_since
 from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
 from manifests.recipe import Recipe
-from manifests.records.checkpoint import Student
 from manifests.records.codec import as_document
+from manifests.records.run import Student
 from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
 from manifests.storage.manifest import Manifest
