@@ -23,6 +23,7 @@ from trainer.errors import TrainerError
 from trainer.loop.train import train
 from trainer.records.record import reads_labels
 from trainer.scoring import scoreboard
+from trainer.scoring.evaluate import content_of_split
 from trainer.scoring.scoreboard import Line, class_tables, read_lines, summary_table
 
 
@@ -31,7 +32,8 @@ def scores(mean_iou: float) -> dict[str, Any]:
 
 
 def put(recipe: Any, name: str, of: str, mean_iou: float, **changes: Any) -> None:
-    document = evaluation(of=of, **{"scores": scores(mean_iou), **changes})
+    asked = {"split": recipe.evaluate.split, "absent": recipe.evaluate.absent}
+    document = evaluation(of=of, **{"scores": scores(mean_iou), **asked, **changes})
     recipe.folder().mkdir(parents=True, exist_ok=True)
     (recipe.folder() / name).write_text(json.dumps(document, indent=1))
 
@@ -166,6 +168,22 @@ def test_scores_of_what_has_been_made_anew_are_marked(
     put(recipe, "evaluate.json", "prediction", 0.4, weights="0" * 12, checkpoint="else/where.pt")
     put(recipe, "evaluate-pseudo.json", "prediction", 0.5, weights=weights, epoch=1, epochs=2)
     assert [line.title for line in read_lines([recipe])] == ["student, epoch 1 of 2", "student, else/where.pt"]
+
+
+def test_scores_over_another_split_than_the_recipe_names_are_marked(fleet: Any, tmp_path: Any) -> None:
+    split = tmp_path / "mine.txt"
+    split.write_text("scene-0061\n")
+    recipe = fleet.recipe(f"evaluate.split={split}")
+    named, content = ["student"], content_of_split(str(split))
+    put(recipe, "evaluate.json", "prediction", 0.4, split="the same by another name", split_content=content)
+    assert [line.title for line in read_lines([recipe])] == named
+    split.write_text("scene-0103\n")
+    assert [line.title for line in read_lines([recipe])] == ["student, SCORED OTHERWISE"]
+    put(recipe, "evaluate.json", "prediction", 0.4)
+    assert [line.title for line in read_lines([recipe])] == named
+    assert read_lines([fleet.recipe("evaluate.split=all")])[0].title == "student, SCORED OTHERWISE"
+    put(recipe, "evaluate.json", "prediction", 0.4, absent="one")
+    assert [line.title for line in read_lines([recipe])] == ["student, SCORED OTHERWISE"]
 
 
 @pytest.mark.parametrize("changes", [{"absent": "one"}, {"shards": ["scene-0655"]}])

@@ -22,6 +22,7 @@ from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint
 from trainer.errors import TrainerError
 from trainer.records.record import states_of, teacher_of, weights_of
+from trainer.scoring.evaluate import content_of_split
 
 NAMES = {
     "pseudo": "pseudo-labels",
@@ -36,6 +37,9 @@ OUT_OF_DATE = ", OUT OF DATE"
 
 OTHERWISE = ", TRAINED OTHERWISE"
 """Marks scores of a student that learnt something else than the recipe asks for now."""
+
+SCORED_OTHERWISE = ", SCORED OTHERWISE"
+"""Marks scores over another split than `evaluate.split`, or with absent classes counted otherwise."""
 
 UNKNOWN = ", SHARDS UNKNOWN"
 """Marks scores that do not say of which shards they are: those of versions up to 0.9."""
@@ -168,6 +172,7 @@ def titled(document: EvaluationRecord, facts: Facts) -> dict[str, Mapping[str, P
         title += ", supervised teacher"
     title += which_weights(document, student, facts) if of == "prediction" else ""
     title += "" if title.endswith(OUT_OF_DATE) else which_shards(document, facts)
+    title += "" if is_scored_as_asked(document, facts.recipe) else SCORED_OTHERWISE
     if document.refine is None or document.scores_before is None:
         return {title: document.scores}
     # pseudo-labels that are learnt corrected are refined from those that are not: other labels, another line
@@ -201,6 +206,14 @@ def which_shards(document: EvaluationRecord, facts: Facts) -> str:
     if not facts.tables and any(document.every_content):
         return NOT_THERE
     return OUT_OF_DATE if any(made_anew(part or {}, facts.tables) for part in document.every_content) else ""
+
+
+def is_scored_as_asked(document: EvaluationRecord, recipe: Recipe) -> bool:
+    """Return whether scores are over the split that the recipe names now, and count absent classes as it does."""
+    wanted = recipe.evaluate
+    content = content_of_split(wanted.split) if document.split_content else None
+    same = document.split_content == content if content else document.split == wanted.split
+    return same and document.absent == wanted.absent
 
 
 def read(path: Path, recipe: Recipe) -> EvaluationRecord:
