@@ -156,7 +156,7 @@ def predict(recipe: RecipeArgument, override: SetOption = None) -> None:
 @app.command()
 @debuggable
 def refine(recipe: RecipeArgument, override: SetOption = None) -> None:
-    """Make labels better at the end, as section [refine] asks: predictions or pseudo-labels, as table refine."""
+    """Make labels better at the end, as section `refine` asks: predictions or pseudo-labels, as table refine."""
     with reported() as console:
         loaded = load(recipe, override)
         from trainer.inference.refined_table import refine as run

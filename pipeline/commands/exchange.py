@@ -116,7 +116,7 @@ def review_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the rounds; default: review/RECIPE.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames at most.")] = 20,
 ) -> None:
-    """Write the frames most worth a person's time in KITTI's layout; [data] corrections takes corrected ones back."""
+    """Write the frames most worth a person's time in KITTI's layout; `data.corrections` takes corrected ones back."""
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         folder = out or Path("review") / loaded.run_name
