@@ -60,7 +60,7 @@ ORDER = {
         ("recipe", "storage"),
         ("endings", "stages"),
         ("asked", "console", "effective", "ray_cluster"),
-        ("learnt",),
+        ("learnt", "sources"),
         ("labels",),
         ("rates",),
     ),

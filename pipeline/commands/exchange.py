@@ -89,6 +89,8 @@ def labels_command(
         loaded = load_recipe(recipe, [*(set_ or ()), *asked])
         done = write_labels(loaded, out or Path("labels") / loaded.run_name, shown)
         counts = done.record.counts
+        if done.note:
+            console.print(done.note, soft_wrap=True)
         if done.aside:
             console.print(f"labels: other ones were in {done.folder}; they are in {done.aside} now", soft_wrap=True)
         console.print(

@@ -31,6 +31,7 @@ from manifests.labels import ORIGINS, refine_split, refined_of, students_predict
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
+from manifests.records.evaluation import Compared
 from manifests.records.labels import (
     DoubtfulFrame,
     LabelCounts,
@@ -40,6 +41,7 @@ from manifests.records.labels import (
     NamedClass,
     RefinedBy,
 )
+from manifests.sources import compare_files
 from manifests.splits import ALL, load_split
 from manifests.stages import corrected_table
 from manifests.storage.errors import StoreError
@@ -90,6 +92,7 @@ class Written:
     """What `write_labels` did: the folder, its record, whether it was there before, and where an older one lies now.
 
     `changed` are files of one that was there before which are not as they were written: corrected since, or damaged.
+    `note` says what was not compared with the files behind the tables, if that is so.
     """
 
     folder: Path
@@ -97,6 +100,7 @@ class Written:
     kept: bool = False
     aside: Path | None = None
     changed: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass
@@ -140,8 +144,8 @@ def write_labels(
 ) -> Written:
     """Write the labels that section `[labels]` asks for below `out`, of all frames or of some `only`.
 
-    Raises StoreError for a table that is missing, old or damaged, and ConfigError for a folder that is there and not
-    ours, a split that there is not, or one that cannot be written.
+    Raises StoreError for a table that is missing, old or damaged, or made of a file that was replaced since, and
+    ConfigError for a folder that is there and not ours, a split that there is not, or one that cannot be written.
     """
     store = Store.open(recipe.run.store)
     source = Source.of_recipe(store, recipe)
@@ -151,7 +155,8 @@ def write_labels(
         with sole_writer(out):
             before = earlier(out)
             if before is not None and before.identity == as_document(identity) and whole(out, before):
-                return Written(out, before, kept=True, changed=tuple(changed_files(out)))
+                changed = tuple(changed_files(out))
+                return Written(out, before, kept=True, changed=changed, note=source.compared.note)
             scratch = out.with_name(f".{out.name}.{secrets.token_hex(6)}")
             try:
                 record = fill(recipe, source, scratch, identity, track, only)
@@ -161,7 +166,7 @@ def write_labels(
                 shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
-    return Written(out, record, aside=aside)
+    return Written(out, record, aside=aside, note=source.compared.note)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
@@ -169,7 +174,10 @@ def write_labels(
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The tables that labels are read from, `index` and `points` among them, and the shards of the split."""
+    """The tables that labels are read from, `index` and `points` among them, and the shards of the split.
+
+    `compared` says how far the files behind them were looked at.
+    """
 
     of: str
     store: Store
@@ -177,6 +185,7 @@ class Source:
     shards: tuple[str, ...]
     excluded: frozenset[str]
     weights: str | None
+    compared: Compared
 
     @classmethod
     def of_recipe(cls, store: Store, recipe: Recipe) -> Source:
@@ -203,7 +212,8 @@ class Source:
                     f"table `{name}` of recipe {recipe.name} lacks shard {min(lacking)} of split {split!r}; run: "
                     f"{recipe.make(name)}"
                 )
-        return cls(of, store, tables, shards, frozenset({*ref.excluded, *recipe.data.exclude}), weights)
+        compared = compare_files(store, recipe, ref, set(shards), ["points", *made_here])
+        return cls(of, store, tables, shards, frozenset({*ref.excluded, *recipe.data.exclude}), weights, compared)
 
     def contents(self) -> dict[str, str]:
         """Return a digest of the shards that are read of each table."""

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image
 
 from manifests.asked import ref_of, tables_of
+from manifests.console import plain_console
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe, load_recipe
 from manifests.records.evaluation import Compared
+from manifests.sources import compare_files
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
 from manifests.tables.arrow import column_digests, to_arrow
@@ -33,10 +35,12 @@ from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.keys import digest_table
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Failure, Outcome, StagePlan, Task
+from pipeline.exchange.labels import write_labels
+from pipeline.exchange.review import review
 from pipeline.stages.registry import STAGES
 from tests.pipeline.unsteady import halve_segments
 from trainer.data.samples import checked_pairs
-from trainer.data.sources import compare_files
+from trainer.inference.refined_table import refine
 
 SCENES = {"day": 3, "night": 2}
 TARGETS = ("points", "pairs", "target", "label")
@@ -212,6 +216,26 @@ def test_a_replaced_file_rebuilds_what_was_made_from_it_and_restored_it_rebuilds
     assert (restored.built, restored.looked) == ([], ["index/night"])
     assert rows(recipe) == before
     assert build(recipe).looked == []
+
+
+def test_no_label_file_and_no_refined_label_is_made_of_a_sweep_that_was_replaced_since(
+    log: Log, recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = recipe_of("labels.of=target", "refine.of=pseudo", "refine.by=vote")
+    build(recipe)
+    assert write_labels(recipe, tmp_path / "labels").note == ""
+    name = log.files_of("night", 1)[0]
+    content = (log.root / name).read_bytes()
+    log.replace(name, 1)
+    with pytest.raises(StoreError, match=rf"/{name} holds something else than when .* run: make pack"):
+        write_labels(recipe, tmp_path / "others")
+    with pytest.raises(StoreError, match=rf"/{name} holds something else"):
+        refine(recipe, plain_console())
+    with pytest.raises(StoreError, match=rf"/{name} holds something else"):
+        review(recipe, tmp_path / "review", 1)
+    assert not (tmp_path / "others").exists() and not (tmp_path / "review").exists()
+    (log.root / name).write_bytes(content)
+    assert write_labels(recipe, tmp_path / "labels").kept
 
 
 def test_a_data_set_that_was_moved_copied_or_touched_is_looked_at_once_and_rebuilds_nothing(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from manifests.asked import asked, tables_of
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
+from manifests.sources import compare_files
 from manifests.stages import fingerprint
 from manifests.storage.errors import StoreError
 from manifests.storage.store import Store
@@ -26,7 +27,6 @@ from pipeline.__main__ import app as pipeline
 from pipeline.exchange.review import Risk, review, riskiest
 from pipeline.stages.mend import in_turn
 from tests.fixed_rows import recipe_over, write_log
-from trainer.data.sources import compare_files
 from trainer.records.record import reads_labels
 
 CAR, ROAD = 4, 11

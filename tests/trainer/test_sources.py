@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manifests import stages
+from manifests import sources, stages
 from manifests.asked import tables_of
 from manifests.fingerprint import looks_of, sha256_file
 from manifests.records.evaluation import Compared
+from manifests.sources import compare_files
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.seen import SeenFile, SeenFiles, write_files
@@ -22,8 +23,6 @@ from manifests.tables.arrow import to_arrow
 from manifests.tables.base import Failed
 from manifests.tables.sensors import Index
 from tests.refs import put_ref
-from trainer.data import sources
-from trainer.data.sources import compare_files
 from trainer.loop.train import train
 
 SCENES = {"scene-0061", "scene-0655", "scene-0103"}

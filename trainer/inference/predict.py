@@ -24,6 +24,7 @@ from manifests.records.codec import as_document
 from manifests.records.run import Student
 from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
+from manifests.sources import compare_files
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -35,7 +36,6 @@ from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import PointBatch
 from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
-from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device, unused_gpu

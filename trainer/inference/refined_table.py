@@ -34,6 +34,7 @@ from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.table import Computed, Identity
 from manifests.sections.training import Improvement
+from manifests.sources import compare_files
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
@@ -53,13 +54,19 @@ from trainer.loop.log import progress_bar
 def refine(recipe: Recipe, console: Console) -> TableRef:
     """Refine the labels that section `[refine]` names, and return the table.
 
-    Raises StoreError for tables that are missing, damaged or old, ConfigError for a split that there is not, and
-    TrainerError where the student is of another recipe.
+    Raises StoreError for tables that are missing, damaged, old, or made of files that were replaced since, ConfigError
+    for a split that there is not, and TrainerError where the student is of another recipe.
     """
     store, settings = Store.open(recipe.run.store), recipe.refine
     ref = tables_of(store, recipe, ["index", "points"])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     source = source_of(settings.of, recipe, store, ref, to_refine=True)
+    index = Tables(store, ref, ["index"])
+    scenes = scenes_of_split(index, refine_split(recipe), recipe.data.dataset)
+    shards = {shard for shard in index.shards if scene_of(shard) in scenes}
+    compared = compare_files(store, recipe, ref, shards, ["points", source.table.stage])
+    if compared.note:
+        console.print(compared.note)
     return refine_each(recipe, store, ref, source, [settings.by], refine_split(recipe), console)[settings.by]
 
 

@@ -23,12 +23,12 @@ from manifests.records.codec import as_record
 from manifests.records.run import NumbersLine
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
+from manifests.sources import compare_files
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import Batch
 from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_batches
-from trainer.data.sources import compare_files
 from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device, unused_gpu

@@ -21,6 +21,7 @@ from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import Compared, EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
 from manifests.sections.training import Improvement, Refinement
+from manifests.sources import compare_files
 from manifests.splits import split_content
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
@@ -33,7 +34,6 @@ from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Group
 from superpixels.metrics import Confusion, Scores, scores
 from superpixels.reliability import Reliability, Trust, trust
-from trainer.data.sources import compare_files
 from trainer.data.tables import FrameRow, Selection, Tables, check_dictionary, scenes_of_split, select_frames
 from trainer.inference.refine import Answered, Labels
 from trainer.inference.refined_table import refine_each

@@ -1,9 +1,9 @@
 """Whether the files that tables were made from are still those.
 
-The trainer needs no data set: it reads what was packed. Where the files are at hand all the same, they are compared
-with what was noted of them when they were digested (manifests.storage.seen), as a plan of the pipeline does: one that
-was replaced stops the run, since it would learn from, or be scored on, what is not there any more. What could not be
-compared is said, and stands in what the run writes down.
+The trainer, and whoever writes labels, need no data set: they read what was packed. Where the files are at hand all the
+same, they are compared with what was noted of them when they were digested (manifests.storage.seen), as a plan of the
+pipeline does: one that was replaced stops the run, since it would learn from, be scored on, or label what is not there
+any more. What could not be compared is said, and stands in what a run of the trainer writes down.
 """
 
 from __future__ import annotations
