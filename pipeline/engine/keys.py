@@ -46,7 +46,7 @@ def heading(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return f"{name}:{dtype.str}{shape}".encode()
 
 
-@lru_cache(maxsize=1024, typed=True)
+@lru_cache(maxsize=64, typed=True)  # of a frame and of what it shares with the one before
 def spelt(name: str, value: Any) -> bytes:
     """Return a value that is no array as bytes; many are those of the frame before."""
     return f"{name}:{canonical(value)}".encode()

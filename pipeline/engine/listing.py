@@ -49,7 +49,6 @@ class Spool:
             self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
         except OSError as error:
             raise no_room(error) from error
-        self._last: tuple[int, tuple[Frame, ...]] = -1, ()  # a shard is looked at several times in a row
         weakref.finalize(self, close, self._file)
 
     def add(self, frames: Iterable[Frame]) -> ListedFrames:
@@ -65,10 +64,9 @@ class Spool:
 
     def read(self, start: int) -> tuple[Frame, ...]:
         """Return the frames that were written at `start`."""
-        if self._last[0] != start:
-            self._file.seek(start)
-            self._last = start, pickle.load(self._file)  # this process wrote them, and nobody else could
-        return self._last[1]
+        self._file.seek(start)
+        frames: tuple[Frame, ...] = pickle.load(self._file)  # this process wrote them, and nobody else could
+        return frames
 
 
 def close(file: BinaryIO) -> None:

@@ -140,11 +140,11 @@ class Planner:
             return
         with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
             for some in batched(self.listing().items(), 16 * LOOKS_AT_ONCE):
-                asked = [
-                    (shard, task.key, names_in(files, frames))
-                    for shard, frames in some
-                    if (task := self._task(stage, fingerprint, shard, frames, upstream))
-                ]
+                asked = []
+                for shard, listed in some:
+                    frames = tuple(listed)  # read from the list once
+                    if task := self._task(stage, fingerprint, shard, frames, upstream):
+                        asked.append((shard, task.key, names_in(files, frames)))
                 seen = threads.map(lambda one: self._seen(files, *one), asked)
                 for (shard, key, _), content in zip(asked, seen, strict=True):
                     if content is not None:

@@ -416,8 +416,12 @@ def test_a_camera_or_a_scene_that_is_not_there_is_said(root: Path) -> None:
 
 def blocks(kind: str) -> list[str]:
     """Return the code blocks of a kind in the page."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "own-data.md").read_text()
-    return re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+    return blocks_of("docs/own-data.md", kind)
+
+
+def blocks_of(page: str, kind: str) -> list[str]:
+    text = (Path(__file__).resolve().parents[2] / page).read_text()
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
@@ -426,7 +430,7 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
     monkeypatch.chdir(tmp_path)
     [script] = blocks("python")
     exec(compile(script, "own-data.md", "exec"), {"__name__": "example"})
-    [_, _, recipe] = blocks("toml")
+    [recipe] = blocks_of("README.md", "toml")
     Path("mine.toml").write_text(recipe)
     loaded = load_recipe("mine.toml", ["run.progress=false"])
     rows = built(loaded, ("points", "project", "label"))
@@ -439,7 +443,7 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
 
 
 def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None:
-    [_, described, _] = blocks("toml")
+    [_, described] = blocks("toml")
     (tmp_path / "drive-07").mkdir()
     (tmp_path / "drive-07/scene.toml").write_text(described)
     first, second = frames_of(tmp_path)
