@@ -39,18 +39,25 @@ os._exit(0)
 """
 
 
+_started_in: Path | None = None
+"""The working folder of the local cluster that this process has started; None where it joined one."""
+
+
 def connect(recipe: Recipe) -> Any:
     """Return the ray module, connected to the cluster at `run.ray_address` or to a local one started for this run.
 
     Raises RunError, within a minute, where that cannot be, and ConfigError for a store that workers would look for
     elsewhere; Ctrl-C and SIGTERM end the waiting.
     """
+    global _started_in
     check_store(recipe)
     set_environment()
     import ray
 
     if ray.is_initialized():
-        return ray
+        if _started_in in (None, Path.cwd()):
+            return ray
+        ray.shutdown()  # its workers would look for relative paths where it was started
     options: dict[str, Any] = {"address": recipe.run.ray_address}
     if recipe.run.ray_address == "local":
         give_token()
@@ -75,6 +82,7 @@ def connect(recipe: Recipe) -> Any:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
+    _started_in = Path.cwd() if recipe.run.ray_address == "local" else None
     return ray
 
 

@@ -20,6 +20,7 @@ from manifests.ray_cluster import ended_workers, shortened
 from manifests.recipe import Recipe, load_recipe
 from pipeline.engine import ray_pool
 from pipeline.engine.ray_pool import RayPool
+from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Queue, Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +86,20 @@ def test_a_wait_for_a_cluster_can_be_ended(recipe: Path, deaf: str, tmp_path: Pa
     assert not Path("/proc", str(asking)).exists(), "the process that asked is gone too"
 
 
+def test_workers_look_for_relative_paths_where_the_driver_is_now(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may go to another folder between two runs; workers of the first would write into the first store."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        loaded = load_recipe(recipe, ["run.store=store"])
+        with RayPool(loaded) as pool:
+            assert Runner(loaded).run(["index"], pool) == []
+        assert list((tmp_path / name / "store" / "index").glob("*/*.parquet"))
+    ray.shutdown()
+
+
 def waited_for_child(pid: int) -> int:
     """Wait until a process has a child, and return that."""
     until = time.monotonic() + 90
@@ -123,6 +138,7 @@ import sys, threading, time
 import psutil
 from manifests.recipe import load_recipe
 from pipeline.engine.ray_pool import RayPool
+from pipeline.engine.runner import Runner
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Outcome, Task
 from pipeline.engine.worker import Worker
