@@ -97,6 +97,9 @@ def in_piles(xyz_m: Floats) -> npt.NDArray[np.bool_]:
     """
     bits = (xyz_m + np.float32(0)).view(np.uint32).astype(np.uint64)  # + 0: there are two zeros
     key = bits @ np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+    sorted_keys = np.sort(key)
+    if not (sorted_keys[MOST_AT_ONE_PLACE:] == sorted_keys[:-MOST_AT_ONE_PLACE]).any():
+        return np.zeros(len(key), np.bool_)
     _, place, count = np.unique(key, return_inverse=True, return_counts=True)
     piled = count[place] > MOST_AT_ONE_PLACE
     if piled.any():  # of different points with one key, which hardly ever are
