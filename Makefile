@@ -22,12 +22,14 @@ A ?=
 B ?=
 STAGE ?=
 NETWORK_ARGS ?=
+PLANNING_ARGS ?=
 # What a variable holds is text: make expands nothing in it ($(value)), and recipes get it from the environment, where a
 # shell expands nothing in it either.
 override PYTHON := $(value PYTHON)
 override RECIPE := $(value RECIPE)
 override ARGS := $(value ARGS)
 override NETWORK_ARGS := $(value NETWORK_ARGS)
+override PLANNING_ARGS := $(value PLANNING_ARGS)
 override TABLES := $(value TABLES)
 override ARCHIVE := $(value ARCHIVE)
 override WORDS := $(value WORDS)

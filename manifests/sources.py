@@ -24,7 +24,7 @@ from manifests.storage.seen import SeenFile, read_files
 from manifests.storage.store import Store
 
 MOST_READ = 256  # files that look otherwise, as after a copy, are read to be sure; of more, so many
-LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network, how files look
+LOOKS_AT_ONCE = 32  # threads that ask a file system, perhaps behind a network, how files look
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
+from manifests.sources import LOOKS_AT_ONCE
 from pipeline.frame import Frame, FrameError, inside
 
-LOOKS_AT_ONCE = 16  # threads that ask a file system, perhaps behind a network
 _log = logging.getLogger(__name__)
 
 

@@ -16,6 +16,7 @@ from manifests.config import ConfigError
 from manifests.fingerprint import Json, digest
 from manifests.recipe import Recipe
 from manifests.records.table import Identity
+from manifests.sources import LOOKS_AT_ONCE
 from manifests.splits import load_split
 from manifests.stages import Need, fingerprint, identity
 from manifests.storage.names import scene_of, shard_name
@@ -35,7 +36,6 @@ from pipeline.stages.registry import STAGES, with_upstream
 
 FRAMES_PER_SHARD = 64
 NEAR_S = 0.03  # a look at the files of a shard takes a disk of this machine a fraction of that
-LOOKS_AT_ONCE = 32  # threads that ask a file system, perhaps behind a network, how files look
 
 
 @dataclass(frozen=True)
