@@ -321,7 +321,7 @@ def print_plan(plans: list[StagePlan]) -> None:
 
 def print_costs(found: list[Cost], after: list[Cost], recipe: Recipe) -> None:
     """Print what is missing in hours of one worker and GB, then what comes after the tables, and who measured it."""
-    table = Table("stage", "frames to build", "hours of one worker", "GB", "measured by")
+    table = Table("stage", "frames to build", "hours of one worker", "GB", Column("measured by", overflow="fold"))
     for item in found:
         hours = "?" if item.hours is None else f"{item.hours:.2f}"
         table.add_row(item.stage, str(item.n_frames), hours, f"{item.gigabytes:.3f}", item.source)
