@@ -21,6 +21,8 @@ from pipeline.stages.registry import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+# Without those that are generated, and the page that the addresses stand on.
+WRITTEN = [page for page in PAGES if page.name not in ("settings.md", "files.md", "data.md", "glossary.md")]
 VERBS = {verb for verbs in JOBS.values() for verb in verbs}
 README_LINES = 120
 
@@ -48,6 +50,22 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
             assert anchor in map(anchor_of, headings), f"{path.name} links to {target}"
+
+
+def homes() -> dict[str, str]:
+    """Return the address of each data set, model and tool of the glossary's second table."""
+    _, _, table = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("## Data sets")
+    return dict(re.findall(r"^\| ([^|]+) \| <(\S+)> \|$", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_what_a_page_names_it_links_once(path: Path) -> None:
+    text = re.sub(r"<!--.*?-->|`[^`\n]*`|^#.*?$|https?://[^\s)]+", "", prose(path), flags=re.MULTILINE | re.DOTALL)
+    linked = " ".join(re.findall(r"\[([^\]]*)\]\(", text))
+    assert len(homes()) > 30
+    for name in homes():
+        named = re.compile(rf"(?<![\w/.-]){re.escape(name)}(?![\w/-]|\.\w)")
+        assert named.search(linked) or not named.search(text), f"{path.name} names {name} and never links it"
 
 
 def test_every_page_is_on_the_site_and_within_reach_of_the_readme() -> None:
