@@ -93,6 +93,7 @@ bench: setup ## time and bytes against the usual way, side by side
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) bench/network.py $(NETWORK_ARGS)
 	@OMP_NUM_THREADS=1 $(PY) -m bench.voting
 	@OMP_NUM_THREADS=1 $(PY) -m bench.planning $(PLANNING_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m bench.feed
 
 ladder: export OMP_NUM_THREADS = 1
 ladder: setup ## what each part of the method adds, on the synthetic city; goes on where it stopped

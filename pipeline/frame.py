@@ -272,6 +272,27 @@ def read_image_for(
     fine waves instead of computing pixels that a resize averages away, in a fraction of the time. All of the file is
     read either way. Raises FrameError as `read_image` does.
     """
+    image, size = open_image_for(root, camera, size_of, scaled)
+    return np.asarray(image), size
+
+
+def read_resized(
+    root: Path, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool = False
+) -> NDArray[np.uint8]:
+    """Return an image at the size that `size_of` gives for its own: bicubic, antialiased, on 8-bit pixels.
+
+    The rest is as in `read_image_for`; the pixels are handed on once less.
+    """
+    from PIL.Image import Resampling
+
+    image, size = open_image_for(root, camera, size_of, scaled)
+    return np.asarray(image.resize(size[::-1], Resampling.BICUBIC))
+
+
+def open_image_for(
+    root: Path, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool
+) -> tuple[Any, tuple[int, int]]:
+    """Return what `read_image_for` does as an image of Pillow, decoded, in mode RGB."""
     import io
 
     from PIL import Image, UnidentifiedImageError
@@ -285,7 +306,7 @@ def read_image_for(
             size = size_of(height_px, width_px)
             if scaled:
                 image.draft(None, size[::-1])
-            pixels = rgb_of(image, camera.image_path)
+            decoded = rgb_of(image, camera.image_path)
     except UnidentifiedImageError:
         raise FrameError(f"{camera.image_path}: cannot be decoded as an image: unknown kind of file") from None
     except FrameError:
@@ -297,27 +318,29 @@ def read_image_for(
             f"{camera.image_path}: {width_px} x {height_px} pixels now, "
             f"{camera.width_px} x {camera.height_px} when it was indexed"
         )
-    return pixels, size
+    return decoded, size
 
 
-def rgb_of(image: Any, name: str) -> NDArray[Any]:
-    """Return a Pillow image as uint8 (height, width, 3), its pixels as they are stored: no EXIF tag turns it.
+def rgb_of(image: Any, name: str) -> Any:
+    """Return a Pillow image in mode RGB, its pixels as they are stored: no EXIF tag turns it.
 
     Of 16 bits the upper 8 are taken. Raises FrameError for kinds whose scale nothing tells: 10 or 12 bits in 16, whole
     numbers of 32 bits, and floats.
     """
+    from PIL import Image
+
     if image.mode in ("I", "F"):
         kind = "32-bit float" if image.mode == "F" else "32-bit whole-number"
         raise FrameError(f"{name}: nothing tells the scale of a {kind} image; convert it to 8 bits")
     if not image.mode.startswith("I;16"):
-        return np.asarray(image.convert("RGB"))
+        return image.convert("RGB")
     values = np.asarray(image)
     if values.max(initial=0) < MOST_OF_12_BITS:
         raise FrameError(
             f"{name}: the largest value of this 16-bit image is {values.max(initial=0)}, as if it had 10 or 12 bits; "
             "scale it to 16 bits, or convert it to 8"
         )
-    return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    return Image.fromarray(np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
 
 
 MOST_OF_12_BITS = 4096

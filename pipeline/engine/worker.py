@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from manifests.config import ConfigError
-from manifests.endings import Bug, is_bug, summary, trace_of
+from manifests.endings import Bug, RunError, is_bug, summary, trace_of
 from manifests.fingerprint import digest
 from manifests.provenance import origin_of
 from manifests.recipe import Recipe
@@ -24,23 +26,34 @@ from manifests.tables.base import Failed, FrameRecord, Rows
 from manifests.tables.sensors import Index
 from manifests.tables.teacher import Text
 from pipeline.datasets.sweeps import KeptSweeps
+from pipeline.engine.ahead import ahead
 from pipeline.engine.tasks import Failure, Outcome, Task
 from pipeline.frame import Frame, FrameError
 from pipeline.sources import Digests, FrameFiles, Looked, key_with, look
 from pipeline.stages.base import FrameInput, Stage, StreamFunction
 from pipeline.stages.registry import STAGES
+from pipeline.teachers.turns import Turn, Turns
 
+AT_ONCE = 3  # shards under way where a network has a device of its own: one begins, one computes, one is written
+ROWS_AHEAD = 8  # rows that wait to be written there; one of dense CLIP B/16 has 9 MB
 MOST_TRACES = 3  # of a shard's failures, for the log
 
 
 class Worker:
-    """Builds shards one after the other; loads what a stage needs once, and lets go of it when the stage changes."""
+    """Builds shards one after the other; loads what a stage needs once, and lets go of it when the stage changes.
+
+    `run` may be called by `at_once` threads at a time, for shards of one stage: where a network has a device of its
+    own, that then has work while one shard ends and the next begins. Shards are committed in the order in which they
+    began, and each has the bytes that it has alone.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._stage: Stage[Any] | None = None
         self._store = Store.open(recipe.run.store)
-        self._traces: list[str] = []
+        self._stopped = threading.Event()
+        self._lock, self._commits = threading.RLock(), Turns()
+        self._n_running, self._blas, self._last_end = 0, None, 0.0
         self._excluded = frozenset(recipe.data.exclude)
         self._function: StreamFunction[FrameRecord] | None = None
         self._text: tuple[str, Sequence[Text]] | None = None  # the shard's key, and its rows
@@ -53,31 +66,66 @@ class Worker:
         our own code is no bad frame; nothing else. All frames are tried even after one has failed, so that a run lists
         every bad frame at once.
         """
-        if self._stage is None or self._stage.name != task.stage:
-            self._stage, self._function, self._text = STAGES[task.stage], None, None
-            if task.stage not in ("index", "points"):
-                self._sweeps.clear()
         begun = time.monotonic()
-        self._traces = []
+        traces: list[str] = []
         try:
-            # one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine
-            with threadpool_limits(1):
-                build = self._build_table if self._stage.build else self._build_frames
-                outcome = build(task, self._stage)
+            with self._commits.taken() as turn, self._one_thread():
+                stage = self._turn_to(task.stage)
+                outcome = (
+                    self._build_table(task, stage) if stage.build else self._build_frames(task, stage, turn, traces)
+                )
         except ConfigError:
             raise
         except Exception as error:  # a worker must outlive any shard; the cause is shown in the table of failures
             if is_bug(error):
                 raise Bug.of(error, f"in stage {task.stage}, shard {task.shard}") from None
-            self._keep_trace(error)
+            traces.append(trace_of(error))
             failure = Failure(task.stage, task.shard, None, summary(error))
             outcome = Outcome(None, (failure,), disk_full=is_full(error))
-        return replace(outcome, seconds=time.monotonic() - begun, traces=tuple(self._traces))
+        with self._lock:  # of shards built at once, each counts from the end of the one before
+            begun, self._last_end = max(begun, self._last_end), time.monotonic()
+            return replace(outcome, seconds=self._last_end - begun, traces=tuple(traces[:MOST_TRACES]))
 
-    def _keep_trace(self, error: Exception) -> None:
-        """Keep the trace of an error for the log; the first few of a shard tell enough."""
-        if len(self._traces) < MOST_TRACES:
-            self._traces.append(trace_of(error))
+    def at_once(self, stage: str) -> int:
+        """Return how many shards of a stage to have under way at once."""
+        recipe = self._recipe
+        if STAGES[stage].gpus(recipe) is None or recipe.run.device == "cpu":
+            return 1
+        from pipeline.teachers.loading.towers import pick_device
+
+        return 1 if pick_device(recipe.run.device).type == "cpu" else AT_ONCE
+
+    def stop(self, stopped: bool = True) -> None:
+        """Have the shards that are under way end without a commit, from the next row on; or no longer."""
+        (self._stopped.set if stopped else self._stopped.clear)()
+
+    def _turn_to(self, name: str) -> Stage[Any]:
+        """Return a stage, having let go of what another one needed."""
+        with self._lock:
+            if self._stage is None or self._stage.name != name:
+                self._stage, self._function, self._text = STAGES[name], None, None
+                if name not in ("index", "points"):
+                    self._sweeps.clear()
+            return self._stage
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        """Compute with one BLAS thread: workers are what runs in parallel, and the bits must not depend on the machine.
+
+        OpenMP's number is each thread's own, that of BLAS the process's: the last to leave gives it back.
+        """
+        with self._lock:
+            self._blas = self._blas or threadpool_limits(1, user_api="blas")
+            self._n_running += 1
+        try:
+            with threadpool_limits(1, user_api="openmp"):
+                yield
+        finally:
+            with self._lock:
+                self._n_running -= 1
+                if not self._n_running and self._blas:
+                    self._blas.restore_original_limits()
+                    self._blas = None
 
     def _build_table(self, task: Task, stage: Stage[Any]) -> Outcome:
         assert stage.build is not None
@@ -94,7 +142,7 @@ class Worker:
     def _device(self, stage: Stage[Any]) -> str:
         return "cpu" if stage.gpus(self._recipe) is None else device_name(self._recipe)
 
-    def _build_frames(self, task: Task, stage: Stage[Any]) -> Outcome:
+    def _build_frames(self, task: Task, stage: Stage[Any], turn: Turn, traces: list[str]) -> Outcome:
         files, looked, key = stage.files(self._recipe), None, task.key
         if files:
             looked = look(files, task.frames)
@@ -103,14 +151,15 @@ class Worker:
             if done and not task.again and self._excluded.issuperset(done.failed):
                 self._note(task, files, looked, done)
                 return Outcome(done, looked=True)
-        if self._function is None:
-            self._function = stage.open(self._recipe)
-            check_loaded(self._recipe, task)
+        function = self._load(task, stage)
         failures: list[Failure] = []
-        origin = origin_of(self._device(stage), self._function.batch)
+        origin = origin_of(self._device(stage), function.batch)
         place = task.stage, task.fingerprint, task.shard, key
         with self._store.writer(*place, stage.table.kind.schema, stage.apart, origin) as writer:
-            for row in self._rows(task, stage, self._function, looked.digests if looked else ()):
+            rows = self._rows(task, stage, function, looked.digests if looked else (), traces)
+            for row in ahead(rows, ROWS_AHEAD) if self.at_once(stage.name) > 1 else rows:
+                if self._stopped.is_set():
+                    raise RunError("the run was stopped")
                 if isinstance(row, Failed):
                     if row.frame_id not in self._excluded:
                         failures.append(Failure(task.stage, task.shard, row.frame_id, row.reason))
@@ -120,10 +169,20 @@ class Worker:
                     writer.append(row, stage.count(row))
             if failures:
                 return Outcome(None, tuple(failures))
+            turn.wait()
             shard = writer.commit()
         if files and looked:
             self._note(task, files, looked, shard)
-        return Outcome(shard, device=self._device(stage), batch=self._function.batch)
+        return Outcome(shard, device=self._device(stage), batch=function.batch)
+
+    def _load(self, task: Task, stage: Stage[Any]) -> StreamFunction[FrameRecord]:
+        """Return what makes the rows of a stage, loaded once."""
+        with self._lock:
+            if self._function is None:
+                function = stage.open(self._recipe)
+                check_loaded(self._recipe, task)
+                self._function = function
+            return self._function
 
     def _note(self, task: Task, files: FrameFiles, looked: Looked, shard: ShardFile) -> None:
         """Spare the next plan a look at the files, and let readers compare; only after the shard of them is there."""
@@ -146,11 +205,17 @@ class Worker:
         raise AssertionError("one position gives one frame")
 
     def _rows(
-        self, task: Task, stage: Stage[Any], function: StreamFunction[FrameRecord], digests: Sequence[Digests]
-    ) -> Iterator[FrameRecord | Failed]:
+        self,
+        task: Task,
+        stage: Stage[Any],
+        function: StreamFunction[FrameRecord],
+        digests: Sequence[Digests],
+        traces: list[str],
+    ) -> Generator[FrameRecord | Failed, None, None]:
         """Yield the rows of a task in order; those of frames that failed before, and of those that fail now, say so.
 
-        `digests` are those of the files that the stage reads, frame by frame; empty where it reads none.
+        `digests` are those of the files that the stage reads, frame by frame; empty where it reads none. `traces` gets
+        those of the first failures, which tell enough.
         """
         waiting: deque[Failed | str] = deque()  # rows of frames that failed before, ids of those under way
 
@@ -170,7 +235,8 @@ class Worker:
             if isinstance(made, Exception):
                 if is_bug(made):
                     raise Bug.of(made, f"in stage {task.stage}, shard {task.shard}, frame {row}") from None
-                self._keep_trace(made)
+                if len(traces) < MOST_TRACES:
+                    traces.append(trace_of(made))
                 yield Failed(row, f"{task.stage}: {summary(made)}")
             else:
                 assert made.frame_id == row, f"stage {task.stage} made a row of {made.frame_id} for frame {row}"
@@ -213,9 +279,10 @@ class Worker:
             yield replace(one, sweeps=self._sweeps) if isinstance(one, FrameInput) else one
 
     def _text_rows(self, fingerprint: str, shard: ShardFile) -> Sequence[Text]:
-        if self._text is None or self._text[0] != shard.key:
-            self._text = shard.key, self._store.every(Text, fingerprint, [shard])
-        return self._text[1]
+        with self._lock:
+            if self._text is None or self._text[0] != shard.key:
+                self._text = shard.key, self._store.every(Text, fingerprint, [shard])
+            return self._text[1]
 
 
 def check_loaded(recipe: Recipe, task: Task) -> None:

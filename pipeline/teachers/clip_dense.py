@@ -18,9 +18,8 @@ from scipy.sparse import csr_array
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.templates import templates_of
-from pipeline.frame import Camera, Frame, FrameError, read_image_for
+from pipeline.frame import Camera, Frame, FrameError, read_resized
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
-from pipeline.teachers.masks import resized
 from superpixels.pooling import bilinear_matrix, segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 from superpixels.windows import Windows, mixed_argmax, mixed_weights, window_matrix
@@ -163,7 +162,7 @@ class ClipDense:
             patch_px, config = self.image_tower.patch_px, self.config
             return seen_size(height_px, width_px, config.short_side_px, patch_px, config.window_px)
 
-        return resized(*read_image_for(self.root, camera, size_of, scaled=self.config.decode == "scaled"))
+        return read_resized(self.root, camera, size_of, scaled=self.config.decode == "scaled")
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 or int8 (b, h, w, d).
