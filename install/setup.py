@@ -38,6 +38,8 @@ GIB_PER_COMPILER = 3  # the largest source file of the engine takes 2.5 GiB to c
 OPEN3D_PACKAGES = ("libusb-1.0-0", "libegl1", "libgl1", "libx11-6", "libidn2-0", "libudev1")
 RUNTIME_PACKAGES = ("libopenblas0", *OPEN3D_PACKAGES)  # the first is for MinkowskiEngine
 BUILD_PACKAGES: tuple[str, ...] = ("libopenblas-dev",)
+WAIT_FOR_LOCK = ("-o", "DPkg::Lock::Timeout=120")
+"""Seconds that apt-get waits for whoever else installs something (a machine's own updates, say) before it gives up."""
 EXTRAS = ("onnx", "dev", "docs")
 """Extras of the package that `.venv` gets."""
 
@@ -219,7 +221,7 @@ def install_system_packages(packages: Sequence[str]) -> None:
     missing = missing_system_packages(packages)
     if not missing:
         return
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    install = ["apt-get", "install", "-y", *WAIT_FOR_LOCK, "--no-install-recommends", *missing]
     if os.geteuid() != 0:
         raise SetupError(
             f"System packages are missing, and only root may install them. Run this, then make again:\n"

@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from manifests.endings import RunError
 from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
 
+ROOT = str(Path(__file__).parent.parent)
+"""Where our packages lie: the checkout, or site-packages."""
 ANSWER_S = 10.0  # how long a cluster's port may take to accept a connection
 JOIN_S = 45.0  # how long a cluster may take to let a driver in
 
@@ -68,15 +71,11 @@ def connect(recipe: Recipe) -> Any:
         }
     else:
         check_cluster(recipe.run.ray_address)
-    root = str(Path(__file__).parent.parent)
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": ROOT}}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            **options,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": root}},
-        )
+        with modules_from_here():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise unusable(recipe.run.ray_address, str(error) or type(error).__name__) from error
     finally:
@@ -84,6 +83,24 @@ def connect(recipe: Recipe) -> Any:
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
     _started_in = Path.cwd() if recipe.run.ray_address == "local" else None
     return ray
+
+
+@contextmanager
+def modules_from_here() -> Iterator[None]:
+    """Have processes that start meanwhile import our modules from where this one has them.
+
+    A local cluster's workers inherit it. Told as a runtime environment, each of them would start twice: a Python that
+    loads Ray to prepare the environment, and then its own.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = ROOT
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def check_store(recipe: Recipe) -> None:
@@ -100,6 +117,8 @@ def set_environment() -> None:
     """Set what Ray reads from the environment, as far as nobody has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # one worker per core would start at once, whatever run.workers says, and most of them for nothing
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Ray 2.60 would otherwise blank CUDA_VISIBLE_DEVICES for workers without GPUs and warn about it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # and start workers through `uv run`, in an environment of their own, where one of our ancestors is that

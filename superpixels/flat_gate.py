@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+import scipy
 
 from superpixels.flat_config import FlatInteractionConfig, Floats, Ints
 from superpixels.flat_levels import Level, alignment
@@ -22,7 +20,7 @@ def replaceable(
     label: npt.NDArray[np.uint8],
     winner: Ints,
     point: Ints,
-    tree: cKDTree,
+    tree: scipy.spatial.cKDTree,
     config: FlatInteractionConfig,
 ) -> npt.NDArray[np.bool_]:
     """Return for each of some points whether its surroundings let it lose its label to the winner, (p,).
@@ -55,7 +53,7 @@ def replaceable(
     return free
 
 
-def without_islands(xyz_m: Floats, label: Ints, tree: cKDTree, config: FlatInteractionConfig) -> Ints:
+def without_islands(xyz_m: Floats, label: Ints, tree: scipy.spatial.cKDTree, config: FlatInteractionConfig) -> Ints:
     """Return labels in which every flat island has taken the class of the border around it, (n,).
 
     Islands are judged by the labels as given, not by what becomes of others.
@@ -67,7 +65,9 @@ def without_islands(xyz_m: Floats, label: Ints, tree: cKDTree, config: FlatInter
     near = tree.query(xyz_m, links + 1)[1]
     same = (label[near] == label[:, None]) & (label != 0)[:, None]
     one, other = np.broadcast_to(np.arange(n)[:, None], near.shape)[same], near[same]
-    _, part = connected_components(coo_matrix((np.ones(len(one), np.bool_), (one, other)), (n, n)), directed=False)
+    _, part = scipy.sparse.csgraph.connected_components(
+        scipy.sparse.coo_matrix((np.ones(len(one), np.bool_), (one, other)), (n, n)), directed=False
+    )
     size = np.bincount(part)
     order = np.argsort(part, kind="stable")
     first = np.cumsum(size) - size
@@ -105,7 +105,7 @@ def flush(island_m: Floats, border_m: Floats, config: FlatInteractionConfig) -> 
 def reached(xyz_m: Floats, coarse: Level, config: FlatInteractionConfig) -> Floats:
     """Return how much known surface leads to each point from the samples around it, (n,); 0 where none does."""
     k = min(config.decoder_neighbours, len(coarse.xyz_m))
-    sender = cKDTree(coarse.xyz_m).query(xyz_m, k)[1].reshape(-1, k)
+    sender = scipy.spatial.cKDTree(coarse.xyz_m).query(xyz_m, k)[1].reshape(-1, k)
     total: Floats = alignment(xyz_m, coarse, sender, config.collinear_cos).sum(axis=1)
     return total
 
@@ -129,7 +129,7 @@ def borne_out(
         return np.asarray(fine)
     k = min(config.fill_neighbours, len(known))
     limit_m = config.fill_reach_m or np.inf
-    away_m, near = (found.reshape(-1, k) for found in cKDTree(xyz_m[known]).query(xyz_m[gap[fine]], k))
+    away_m, near = (found.reshape(-1, k) for found in scipy.spatial.cKDTree(xyz_m[known]).query(xyz_m[gap[fine]], k))
     same = label[known[near]] == winner[gap[fine], None]
     fine[fine] = (away_m[:, 0] <= limit_m) & (same.sum(axis=1) >= config.fill_agreement * k)
     return np.asarray(fine)

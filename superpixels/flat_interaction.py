@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+import scipy
 
 from superpixels.flat_config import DEFAULTS, FlatInteractionConfig, Floats, Ints
 from superpixels.flat_gate import borne_out, ego_ring, reached, replaceable, without_islands
@@ -153,7 +153,7 @@ def refine_in_order(
         source[np.sqrt(xyz_m[:, 0] ** 2 + xyz_m[:, 1] ** 2) <= np.float32(config.ego_radius_m)] = 0
     evidence = (source[:, None] == np.arange(n_classes + 1)).astype(np.float32)
     evidence[:, 0] = 0
-    tree = cKDTree(xyz_m)
+    tree = scipy.spatial.cKDTree(xyz_m)
     levels = encode(xyz_m, evidence, config, tree)
     *_, score = decode(levels, config)
     score[np.ix_(ring, ~np.isin(np.arange(n_classes + 1), ground_classes))] = 0
@@ -172,7 +172,7 @@ def refine_in_order(
         gap = np.setdiff1d(gap, ring, assume_unique=True)
         loose = gap[reached(xyz_m[gap], levels[1], config) < config.fill_share]
         known = np.flatnonzero(source)
-        winner[loose] = source[known[cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
+        winner[loose] = source[known[scipy.spatial.cKDTree(xyz_m[known]).query(xyz_m[loose])[1]]]
     gap = np.flatnonzero((old == 0) & (winner != 0))
     winner[gap[~borne_out(xyz_m, source, winner, score, gap, config)]] = 0
     if config.gated and config.island_points:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.spatial import cKDTree
+import scipy
 
 from superpixels.flat_config import FlatInteractionConfig, Floats, Ints
 
@@ -101,7 +100,9 @@ def shares(rows: Floats, axis: int = -1) -> Floats:
     return divided
 
 
-def encode(xyz_m: Floats, evidence: Floats, config: FlatInteractionConfig, tree: cKDTree | None = None) -> list[Level]:
+def encode(
+    xyz_m: Floats, evidence: Floats, config: FlatInteractionConfig, tree: scipy.spatial.cKDTree | None = None
+) -> list[Level]:
     """Return the levels of the encoder, all points first: what lies around ever fewer samples, and where it goes on.
 
     `evidence` float32 (n, c), `tree` over `xyz_m` if there is one. Equations: reference implementation, encoder.
@@ -109,7 +110,7 @@ def encode(xyz_m: Floats, evidence: Floats, config: FlatInteractionConfig, tree:
     n, none = len(xyz_m), np.empty((0, 0), np.float32)
     every = np.arange(n)
     levels = [Level(every, every[:, None], xyz_m, evidence, none[:, :, None], none, np.ones(n, np.float32))]
-    start, tree = 0, cKDTree(xyz_m) if tree is None else tree
+    start, tree = 0, scipy.spatial.cKDTree(xyz_m) if tree is None else tree
     if config.seed_point == "content":
         start = int(((xyz_m - xyz_m.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1).argmax())
     for size in config.samples:
@@ -120,7 +121,7 @@ def encode(xyz_m: Floats, evidence: Floats, config: FlatInteractionConfig, tree:
         k = min(config.neighbours, len(below.xyz_m))
         neighbour = tree.query(below.xyz_m[index], k)[1].reshape(-1, k)
         levels.append(pool(below, index, neighbour, config))
-        start, tree = 0, cKDTree(levels[-1].xyz_m)
+        start, tree = 0, scipy.spatial.cKDTree(levels[-1].xyz_m)
     return levels
 
 
@@ -138,7 +139,7 @@ def pool(below: Level, index: Ints, neighbour: Ints, config: FlatInteractionConf
 
     # A sample's own offset of length 0 falls into direction 0, where it must not count as a neighbour.
     slot = (unit @ directions(m).T).argmax(axis=2) + m * np.arange(n)[:, None]
-    slots = csr_matrix((np.ones(n * k, np.float32), (slot.ravel(), np.arange(n * k))), (n * m, n * k))
+    slots = scipy.sparse.csr_matrix((np.ones(n * k, np.float32), (slot.ravel(), np.arange(n * k))), (n * m, n * k))
     count = np.bincount(slot.ravel(), minlength=n * m).reshape(n, m).astype(np.float32)
     count[:, 0] -= 1
     mean = (slots @ offset.reshape(n * k, 3)).reshape(n, m, 3) / (count + EPS)[:, :, None]
@@ -197,13 +198,13 @@ def decode(levels: list[Level], config: FlatInteractionConfig) -> Iterator[Float
     handed = levels[-1].feature
     for fine, coarse, residual in zip(levels[-2::-1], levels[:0:-1], config.residual[::-1], strict=True):
         k = min(config.decoder_neighbours, len(coarse.xyz_m))
-        sender = cKDTree(coarse.xyz_m).query(fine.xyz_m, k)[1].reshape(-1, k)
+        sender = scipy.spatial.cKDTree(coarse.xyz_m).query(fine.xyz_m, k)[1].reshape(-1, k)
         weight = alignment(fine.xyz_m, coarse, sender, config.collinear_cos)
         total = weight.sum(axis=1) + EPS
         part = weight / total[:, None] + EPS_DECODER
         part /= part.sum(axis=1, keepdims=True) + EPS
         rows = np.arange(0, part.size + 1, k)
-        mixed = csr_matrix((part.ravel(), sender.ravel(), rows), (len(part), len(handed))) @ handed
+        mixed = scipy.sparse.csr_matrix((part.ravel(), sender.ravel(), rows), (len(part), len(handed))) @ handed
         if residual:  # else what is handed stands alone, and how much it weighs does not matter
             mixed = total[:, None] * mixed + (EPS + np.float32(residual) * total.mean()) * fine.feature
         handed = shares(mixed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
+import scipy
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -76,6 +76,6 @@ def stood_on(ground_m: Floats, xyz_m: Floats, radius_m: float, low_m: float, hig
     above = xyz_m[(height_m > low_m) & (height_m < high_m), :2]
     if not len(above):
         return np.zeros(len(ground_m), np.bool_)
-    away_m, _ = cKDTree(above).query(ground_m[:, :2], distance_upper_bound=radius_m)
+    away_m, _ = scipy.spatial.cKDTree(above).query(ground_m[:, :2], distance_upper_bound=radius_m)
     found: npt.NDArray[np.bool_] = np.isfinite(away_m)
     return found

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+import scipy
 
 MOST = 65_535  # numbers that 16 bits have, beside 0
 FEWEST = 5  # points of an object: fewer are not told apart from noise
@@ -29,9 +27,9 @@ def instances(
         points = np.flatnonzero(label == kind)
         if len(points) < FEWEST:
             continue
-        pairs = cKDTree(xyz_m[points, :2].astype(np.float64)).query_pairs(gap_m, output_type="ndarray")
-        near = coo_array((np.ones(len(pairs), np.bool_), pairs.T), shape=(len(points), len(points)))
-        _, group = connected_components(near, directed=False)  # numbered by their first points
+        pairs = scipy.spatial.cKDTree(xyz_m[points, :2].astype(np.float64)).query_pairs(gap_m, output_type="ndarray")
+        near = scipy.sparse.coo_array((np.ones(len(pairs), np.bool_), pairs.T), shape=(len(points), len(points)))
+        _, group = scipy.sparse.csgraph.connected_components(near, directed=False)  # numbered by their first points
         large = np.flatnonzero(np.bincount(group) >= FEWEST)[: MOST - n_found]
         number = np.zeros(group.max() + 1, np.uint16)
         number[large] = n_found + 1 + np.arange(len(large))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+import scipy
 
 from superpixels.pooling import bilinear_matrix
 
@@ -28,8 +28,8 @@ class MaskQueries:
     """
 
     logit: npt.NDArray[np.floating[Any]]
-    rows: csr_array
-    columns: csr_array
+    rows: scipy.sparse.csr_array
+    columns: scipy.sparse.csr_array
 
     def __post_init__(self) -> None:
         if self.logit.ndim != 3 or (self.rows.shape[1], self.columns.shape[1]) != self.logit.shape[1:]:
@@ -65,15 +65,17 @@ class MaskQueries:
             yield strip, np.reciprocal(soft, out=soft).reshape(-1, self.n_queries)
 
 
-def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> csr_array:
+def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> scipy.sparse.csr_array:
     """Sparse (size_px, cells) matrix of one axis of bilinear upsampling.
 
     With `padded_px` and `kept_px` it does what reference implementations do to images that were padded at their end:
     cells to padded pixels, of which the first `kept_px` are kept and resampled to the final size.
     """
     if not padded_px:
-        return csr_array(bilinear_matrix(size_px, cells))
-    return csr_array(bilinear_matrix(size_px, kept_px)) @ csr_array(bilinear_matrix(padded_px, cells)[:kept_px])
+        return scipy.sparse.csr_array(bilinear_matrix(size_px, cells))
+    return scipy.sparse.csr_array(bilinear_matrix(size_px, kept_px)) @ scipy.sparse.csr_array(
+        bilinear_matrix(padded_px, cells)[:kept_px]
+    )
 
 
 def prompt_argmax(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
@@ -133,7 +135,7 @@ def query_shares(masks: MaskQueries, label_map: npt.NDArray[np.integer[Any]], n:
     for strip, soft in masks.strips():
         label = label_map[strip].ravel().astype(np.int64)
         count = len(label)
-        inside = csr_array((np.ones(count, np.float32), (label, np.arange(count))), shape=(n + 1, count))
+        inside = scipy.sparse.csr_array((np.ones(count, np.float32), (label, np.arange(count))), shape=(n + 1, count))
         shares += inside @ soft
     return shares[1:]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+import scipy
 
 
 def bilinear_taps(size: int, grid: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -34,7 +34,9 @@ def bilinear_matrix(size: int, grid: int) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def segment_weights(label_map: npt.NDArray[np.integer[Any]], n: int, grid_h: int, grid_w: int) -> csr_array:
+def segment_weights(
+    label_map: npt.NDArray[np.integer[Any]], n: int, grid_h: int, grid_w: int
+) -> scipy.sparse.csr_array:
     """How much of each grid cell the upsampled pixels of each segment hold: sparse float64 (n, grid_h * grid_w).
 
     Row k - 1 is A_h^T 1_k A_w for segment k of the label map (H, W); label 0 is no segment. A row sums to the
@@ -65,7 +67,7 @@ def segment_weights(label_map: npt.NDArray[np.integer[Any]], n: int, grid_h: int
     segment, row = label[run].astype(np.int64) - 1, row[run]
     grid_cell = np.concatenate((above[row], below[row])) * grid_w + np.tile(cell, 2)
     value = np.concatenate((along * (1 - weight[row]), along * weight[row]))
-    return csr_array((value, (np.tile(segment, 2), grid_cell)), shape=(n, grid_h * grid_w))
+    return scipy.sparse.csr_array((value, (np.tile(segment, 2), grid_cell)), shape=(n, grid_h * grid_w))
 
 
 def pool_grid(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label as label_components
+import skimage
 
 from superpixels.unfit import Unfit
 
@@ -171,7 +171,7 @@ def compact(
         region, prompt = shifted, np.arange(-1, int(shifted.max(initial=0)))
         order = np.arange(1, len(prompt))
     elif split == "component":
-        region = label_components(shifted, background=0, connectivity=1)
+        region = skimage.measure.label(shifted, background=0, connectivity=1)
         # The regions come numbered by first pixel, so a stable sort by prompt gives the order promised.
         prompt = np.zeros(int(region.max(initial=0)) + 1, dtype=np.int64)
         prompt[region] = shifted - 1

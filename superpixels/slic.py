@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
-from skimage.segmentation import slic
+import scipy
+import skimage
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -27,7 +27,7 @@ def slic_superpixels(rgb: npt.NDArray[np.uint8], side_px: float, *, compactness:
         raise ValueError(f"the image is {rgb.dtype} {rgb.shape}; expected uint8 (height, width, 3), not empty")
     if not (side_px >= 1 and compactness > 0):
         raise ValueError(f"side_px is {side_px} and compactness {compactness}; expected at least 1, and above 0")
-    superpixel: npt.NDArray[np.int32] = slic(
+    superpixel: npt.NDArray[np.int32] = skimage.segmentation.slic(
         rgb,
         n_segments=max(1, round(rgb.shape[0] * rgb.shape[1] / side_px**2)),
         compactness=compactness,
@@ -67,7 +67,7 @@ def grow_labels(superpixel: Integers, label: Integers, reach_px: float) -> npt.N
     row = np.bincount(flat, weights=np.repeat(np.arange(height), width), minlength=len(label)) / area
     col = np.bincount(flat, weights=np.tile(np.arange(width), height), minlength=len(label)) / area
     centre = np.stack([row, col], axis=1)
-    distance, nearest = cKDTree(centre[given]).query(centre[without])
+    distance, nearest = scipy.spatial.cKDTree(centre[given]).query(centre[without])
     near = distance <= reach_px
     grown[without[near]] = label[given[nearest[near]]]
     return grown

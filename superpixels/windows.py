@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+import scipy
 
 from superpixels.pooling import bilinear_matrix
 
@@ -76,7 +76,7 @@ def mixed_argmax(
     """
     if scores.ndim != 3 or not 1 <= len(scores) <= 65535:
         raise ValueError(f"scores have shape {scores.shape}; expected (T, h, w) with 1 to 65535 prompts")
-    by_row = csr_array(across.astype(np.float32))
+    by_row = scipy.sparse.csr_array(across.astype(np.float32))
     # (h, W, T): along the axis that is mixed first, each pixel has few cells; prompts last, for an argmax in one go
     wide = np.stack([by_row @ row for row in scores.astype(np.float32).transpose(1, 2, 0)])
     best = np.empty((len(down), len(across)), np.uint16)
@@ -89,7 +89,7 @@ def mixed_argmax(
 
 def mixed_weights(
     label_map: npt.NDArray[np.integer[Any]], n: int, down: npt.NDArray[np.float64], across: npt.NDArray[np.float64]
-) -> csr_array:
+) -> scipy.sparse.csr_array:
     """Return how much of each cell the pixels of each segment hold: sparse float64 (n, h * w).
 
     Row k - 1 is down^T 1_k across for segment k of the label map (H, W), as superpixels.pooling.segment_weights has it
@@ -103,7 +103,9 @@ def mixed_weights(
     row, column = np.nonzero(label_map)
     segment = label_map[row, column].astype(np.int64) - 1
     ones = np.ones(len(row))
-    along = csr_array((ones, (segment * height + row, column)), shape=(n * height, width)) @ csr_array(across)
+    along = scipy.sparse.csr_array(
+        (ones, (segment * height + row, column)), shape=(n * height, width)
+    ) @ scipy.sparse.csr_array(across)
     # Then over pixel rows: each mixes few rows of cells, and each of these sums lands in its segment's row of cells.
     found = along.tocoo()
     of_segment, of_row = np.divmod(found.row, height)
@@ -114,4 +116,4 @@ def mixed_weights(
     tap = np.arange(len(entry)) - np.repeat(np.cumsum(taps) - taps - first[of_row], taps)
     value = found.data[entry] * down[tap_row[tap], tap_cell[tap]]
     cell = tap_cell[tap] * grid_w + found.col[entry]
-    return csr_array((value, (of_segment[entry], cell)), shape=(n, grid_h * grid_w))
+    return scipy.sparse.csr_array((value, (of_segment[entry], cell)), shape=(n, grid_h * grid_w))

@@ -22,6 +22,10 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
+# Tests start processes by the hundred, and compiling our modules is a third of what each needs to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # No deadline: the first example of many tests pays for an import. Derandomised: a run says the same as the one before.
 settings.register_profile("afov", deadline=None, derandomize=True)
 settings.load_profile("afov")

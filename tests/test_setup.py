@@ -103,7 +103,8 @@ def test_without_root_the_exact_command_is_printed_and_nothing_is_made(
 
     assert setup.main([], place) == 1
 
-    command = "sudo apt-get update && sudo apt-get install -y --no-install-recommends libusb-1.0-0 libgl1\n"
+    install = "apt-get install -y -o DPkg::Lock::Timeout=120 --no-install-recommends libusb-1.0-0 libgl1"
+    command = f"sudo apt-get update && sudo {install}\n"
     assert command in capsys.readouterr().err
     assert not apt.exists()
     assert not place.venv.exists()
@@ -116,7 +117,8 @@ def test_as_root_only_missing_packages_are_installed_even_if_one_apt_source_fail
     apt = stub("apt-get", '[ "$1" = install ]')  # update fails
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     setup.install_system_packages(["libopenblas0", "libgl1"])
-    assert apt.read_text().splitlines() == ["update -q", "install -y --no-install-recommends libgl1"]
+    install = "install -y -o DPkg::Lock::Timeout=120 --no-install-recommends libgl1"
+    assert apt.read_text().splitlines() == ["update -q", install]
 
 
 def test_apt_is_left_alone_when_nothing_is_missing(stub: Callable[[str, str], Path]) -> None:
@@ -132,7 +134,7 @@ def test_an_apt_that_fails_ends_with_the_command(
     stub("dpkg-query", "exit 1")
     stub("apt-get", "exit 100")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(SetupError, match="apt-get install -y --no-install-recommends libgl1"):
+    with pytest.raises(SetupError, match=r"apt-get install -y -o DPkg::Lock::Timeout=120 .* libgl1"):
         setup.install_system_packages(["libgl1"])
 
 

@@ -35,6 +35,7 @@ from manifests.storage.shards import ShardFile, shard_from
 KEPT_GENERATIONS = 4
 REMEMBERED_WRITES = 64  # so many changes may be made between a write and its writer's look at what came of it
 MOST_TRIES = 200
+LOOKED_AT_AGAIN_AFTER_S = (0.01, 0.03, 0.1)
 PROTECTED_S = 30 * 24 * 3600.0
 """So long a table that a run is building is no garbage, counted from when the run began with it, by the store's clock.
 
@@ -198,7 +199,7 @@ def _newest(files: Files, name: str) -> _Newest:
 
 def _read(files: Files, path: str) -> dict[str, Json] | None:
     """As `read_json`; without hard links a file can be seen while it is written, so damage is looked at again."""
-    for wait_s in (0.01, 0.03, 0.1):
+    for wait_s in LOOKED_AT_AGAIN_AFTER_S:
         try:
             return read_json(files, path)
         except StoreError:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import fft
-from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
+import scipy
 
 from pipeline.checks.signals import HILL, Array, Marks, View
 from pipeline.frame import Camera
@@ -60,7 +59,7 @@ def correlate(view: View) -> Array:
     rows, columns = view.picture.layers.shape[1:]
     down, across = REACH
     # room for every move without coming in again on the other side
-    shape = fft.next_fast_len(rows + down, True), fft.next_fast_len(columns + across, True)
+    shape = scipy.fft.next_fast_len(rows + down, True), scipy.fft.next_fast_len(columns + across, True)
     found = np.zeros((2, 2 * down + 1, 2 * across + 1))
     for signal, marks in enumerate(view.marks):
         row, column, inside = _cells(view, marks, view.camera.cam_from_lidar[None], view.camera.intrinsics[None])
@@ -69,8 +68,10 @@ def correlate(view: View) -> Array:
             continue
         flat = row[inside] * columns + column[inside]
         placed = np.bincount(flat, weight, rows * columns).reshape(rows, columns) / np.abs(weight).sum()
-        spectrum = fft.rfft2(view.picture.layers[signal], shape) * np.conj(fft.rfft2(placed.astype(np.float32), shape))
-        moved = fft.irfft2(spectrum, shape)
+        spectrum = scipy.fft.rfft2(view.picture.layers[signal], shape) * np.conj(
+            scipy.fft.rfft2(placed.astype(np.float32), shape)
+        )
+        moved = scipy.fft.irfft2(spectrum, shape)
         found[signal] = moved[np.ix_(np.arange(-down, down + 1), np.arange(-across, across + 1))]
     return found
 
@@ -97,7 +98,7 @@ def _cells(view: View, marks: Marks, poses: Array, intrinsics: Array) -> tuple[A
 def judge(maps: Sequence[Array], cell_px: int, intrinsics: Array) -> Fit:
     """Return how well marks fit, by the maps of one camera in some frames: by the signals together, or one of them."""
     total = np.sum(maps, axis=0)
-    sharp = total - np.stack([gaussian_filter(one, HILL) for one in total])
+    sharp = total - np.stack([scipy.ndimage.gaussian_filter(one, HILL) for one in total])
     deviation = sharp.std(axis=(1, 2))
     weights = _TOGETHER / np.where(deviation > 1e-9, deviation, np.inf)
     mixed = np.tensordot(weights, sharp, 1)
@@ -158,7 +159,7 @@ def best_turns(views: Sequence[View], up: Array, n: int = 3) -> list[tuple[float
     seen = np.maximum(total[:, 1], 0)
     enough = seen > 0.3 * np.median(seen, axis=(1, 2), keepdims=True)
     sharp = np.where(enough, total[:, 0] / np.sqrt(np.maximum(seen, 1e-9)), 0)
-    sharp -= gaussian_filter1d(sharp, 16, axis=2, mode="wrap")
+    sharp -= scipy.ndimage.gaussian_filter1d(sharp, 16, axis=2, mode="wrap")
     deviation = sharp.std(axis=(1, 2))
     mixed = np.tensordot(_TOGETHER / np.where(deviation > 1e-9, deviation, np.inf), sharp, 1)
     mixed /= np.maximum(mixed.std(axis=(1, 2), keepdims=True), 1e-9)
@@ -184,7 +185,7 @@ def turn(view: View, up: Array) -> Array:
     level = level_frame(view.camera, up)
     layers, mask, lowest = _panorama(view, level)
     rows, columns = mask.shape
-    images = fft.rfft(np.concatenate([layers, mask[None]]), axis=2)
+    images = scipy.fft.rfft(np.concatenate([layers, mask[None]]), axis=2)
     found = np.zeros((2, 2, len(_TILTS), columns))
     for signal, marks in enumerate(view.marks):
         seen = (marks.xyz_m @ view.camera.cam_from_lidar[:3, :3].T + view.camera.cam_from_lidar[:3, 3]) @ level
@@ -195,12 +196,12 @@ def turn(view: View, up: Array) -> Array:
         kept = (at >= 0) & (at < high)
         for part, weight in enumerate((marks.weight, np.abs(marks.weight))):
             flat = np.bincount(at[kept] * columns + column[kept], weight[kept], high * columns)
-            placed = fft.rfft(flat.reshape(high, columns).astype(np.float32), axis=1)
+            placed = scipy.fft.rfft(flat.reshape(high, columns).astype(np.float32), axis=1)
             against = np.conj(images[2 if part else signal])
             for tilt in range(len(_TILTS)):
                 # a camera that is turned right by a sees marks at azimuth x + a where it saw those at x
                 spectrum = np.einsum("ij,ij->j", placed[tilt : tilt + rows], against)
-                found[signal, part, len(_TILTS) - 1 - tilt] = fft.irfft(spectrum, columns)
+                found[signal, part, len(_TILTS) - 1 - tilt] = scipy.fft.irfft(spectrum, columns)
     return found
 
 
@@ -244,5 +245,5 @@ def _panorama(view: View, level: Array) -> tuple[Array, Array, float]:
     place = np.stack([v_px[inside], u_px[inside]]) / picture.cell_px - 0.5
     layers = np.zeros((2, *inside.shape), np.float32)
     for signal in range(2):
-        layers[signal][inside] = map_coordinates(picture.layers[signal], place, order=1, mode="nearest")
+        layers[signal][inside] = scipy.ndimage.map_coordinates(picture.layers[signal], place, order=1, mode="nearest")
     return layers, inside.astype(np.float32), float(elevations[first] - _STEP_DEG / 2)

@@ -15,7 +15,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.storage.names import scene_of
 from pipeline.checks.calibration import check_calibration
-from pipeline.checks.findings import Finding
+from pipeline.checks.findings import FRAMES, Finding
 from pipeline.checks.images import check_images
 from pipeline.checks.looks import MOST_STEP_S, Look, look_at, motions
 from pipeline.checks.machine import check_disk, check_memory
@@ -31,7 +31,6 @@ from pipeline.engine.runner import Runner
 from pipeline.frame import Frame, FrameError
 from pipeline.stages.index import check_frame
 
-FRAMES = 8  # frames that are opened; six cameras' worth takes about a second each on one core, with decoding
 STEPS = 3  # pairs of frames that follow each other, whose sweeps are laid on each other
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 Level = Literal["ok", "note", "problem"]
 
+FRAMES = 8  # frames that are opened; six cameras' worth takes about a second each on one core, with decoding
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
+import scipy
 
 from pipeline.checks.signals import Array, View, find_layers, find_marks
 from pipeline.datasets.base import Dataset
@@ -37,7 +37,7 @@ class Motion:
         """Return poses (k, 4, 4) that take points from the LiDAR frame now to the one at times (k,) later."""
         times = np.asarray(after_s, np.float64)
         poses = np.tile(np.eye(4), (len(times), 1, 1))
-        rotation = Rotation.from_rotvec(times[:, None] * self.turn_rad_s).as_matrix()
+        rotation = scipy.spatial.transform.Rotation.from_rotvec(times[:, None] * self.turn_rad_s).as_matrix()
         poses[:, :3, :3] = rotation.transpose(0, 2, 1)
         poses[:, :3, 3] = -np.einsum("kji,kj->ki", rotation, times[:, None] * self.velocity_m_s)
         return poses
@@ -105,6 +105,6 @@ def motions(frames: Sequence[Frame]) -> Mapping[str, Motion]:
             if 0 < step_s <= 2 * MOST_STEP_S:
                 step = inverse_pose(before.world_from_lidar) @ after.world_from_lidar
                 if np.isfinite(step).all():
-                    turn = Rotation.from_matrix(step[:3, :3]).as_rotvec()
+                    turn = scipy.spatial.transform.Rotation.from_matrix(step[:3, :3]).as_rotvec()
                     found[frame.frame_id] = Motion(turn / step_s, step[:3, 3] / step_s)
     return found

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
+import scipy
 
 from pipeline.checks.findings import Finding
 from pipeline.checks.signals import Array
@@ -61,13 +60,17 @@ def judge_step(before_from_after: Array, step: Step) -> tuple[str, float]:
     way_m = float(np.linalg.norm(before_from_after[:3, 3]))
     if min(len(before), len(after)) < 200:
         return "", way_m
-    tree = cKDTree(before)
+    tree = scipy.spatial.cKDTree(before)
     starts = (before_from_after, np.eye(4), inverse_pose(before_from_after))
     found = [align(tree, before, after, start) for start in starts]
     own_m = residual(tree, after, before_from_after)
     best, best_m = min(found, key=lambda one: one[1])
     apart_m = float(np.linalg.norm(best[:3, 3] - before_from_after[:3, 3]))
-    turned = float(np.linalg.norm(Rotation.from_matrix(best[:3, :3].T @ before_from_after[:3, :3]).as_rotvec()))
+    turned = float(
+        np.linalg.norm(
+            scipy.spatial.transform.Rotation.from_matrix(best[:3, :3].T @ before_from_after[:3, :3]).as_rotvec()
+        )
+    )
     apart_m = max(apart_m, turned * 10)  # what a turn moves ten metres away
     moved_m = float(np.linalg.norm(best[:3, 3]))
     if apart_m <= OFF_M + OFF_SHARE * max(way_m, moved_m) or own_m <= WORSE * best_m:
@@ -85,14 +88,14 @@ def thinned(xyz_m: Array) -> Array:
     return np.asarray(chosen[:: max(1, len(chosen) // _MOST_POINTS)])
 
 
-def residual(tree: cKDTree, after_m: Array, before_from_after: Array) -> float:
+def residual(tree: scipy.spatial.cKDTree, after_m: Array, before_from_after: Array) -> float:
     """Return how far points of a sweep lie from those of the one before, in metres: the mean of the nearer ones."""
     moved = after_m @ before_from_after[:3, :3].T + before_from_after[:3, 3]
     away, _ = tree.query(moved)
     return float(np.sort(away)[: int(len(away) * _TRIMMED)].mean())
 
 
-def align(tree: cKDTree, before_m: Array, after_m: Array, start: Array) -> tuple[Array, float]:
+def align(tree: scipy.spatial.cKDTree, before_m: Array, after_m: Array, start: Array) -> tuple[Array, float]:
     """Return the pose (4, 4) that lays one sweep on the one before, from a first guess, and what stays between them.
 
     Points are laid on the nearest ones, the farthest left out, until nothing moves (Besl and McKay 1992; trimmed:
@@ -104,7 +107,9 @@ def align(tree: cKDTree, before_m: Array, after_m: Array, start: Array) -> tuple
         away, nearest = tree.query(moved)
         kept = np.argsort(away)[: int(len(away) * _TRIMMED)]
         source, target = moved[kept], before_m[nearest[kept]]
-        rotation, _ = Rotation.align_vectors(target - target.mean(axis=0), source - source.mean(axis=0))
+        rotation, _ = scipy.spatial.transform.Rotation.align_vectors(
+            target - target.mean(axis=0), source - source.mean(axis=0)
+        )
         step = np.eye(4)
         step[:3, :3] = rotation.as_matrix()
         step[:3, 3] = target.mean(axis=0) - step[:3, :3] @ source.mean(axis=0)

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter, sobel
-from scipy.spatial import cKDTree
+import scipy
 
 from pipeline.frame import Camera
 
@@ -100,7 +99,7 @@ def find_ends(xyz_m: npt.NDArray[np.float32], eye_m: Array) -> Marks:
     azimuth = np.arctan2(seen[:, 1], seen[:, 0])
     elevation = np.arcsin(seen[:, 2] / np.maximum(range_m, 1e-6))
     place = np.stack([np.cos(azimuth), np.sin(azimuth), _RING * elevation], axis=1)
-    _, near = cKDTree(place).query(place, k=3)
+    _, near = scipy.spatial.cKDTree(place).query(place, k=3)
     jump_m = range_m[near].max(axis=1) - range_m
     ends = np.flatnonzero((jump_m > _JUMP_M + _JUMP * range_m) & (range_m < _FAR_M) & (range_m > _NEAR_M))
     return Marks(xyz_m[ends], np.sqrt(np.minimum(jump_m[ends], _MOST_M)).astype(np.float32))
@@ -123,7 +122,9 @@ def find_contrast(xyz_m: npt.NDArray[np.float32], intensity: npt.NDArray[np.floa
         for weight in (light, np.ones(len(light)))
     )
     width = _AROUND_DEG / _STEP_DEG
-    usual = gaussian_filter(sums, width, truncate=2) / np.maximum(gaussian_filter(counts, width, truncate=2), 1e-9)
+    usual = scipy.ndimage.gaussian_filter(sums, width, truncate=2) / np.maximum(
+        scipy.ndimage.gaussian_filter(counts, width, truncate=2), 1e-9
+    )
     more = light - usual[row, column]
     more /= max(float(more.std()), 1e-9)
     told = np.argsort(-np.abs(more), kind="stable")[:_MOST_MARKS]
@@ -140,12 +141,12 @@ def find_layers(rgb: npt.NDArray[np.uint8]) -> Picture:
     rows, columns = height_px // cell, width_px // cell
     cut = rgb[: rows * cell, : columns * cell]
     grey = cut.reshape(rows, cell, columns, cell, 3).mean(axis=(1, 3, 4), dtype=np.float32)
-    edges = np.abs(sobel(gaussian_filter(grey, 0.5), axis=1))
-    edges /= 10 + gaussian_filter(edges, 20)
-    edges = gaussian_filter(np.minimum(edges, np.percentile(edges, 95)), 1)
-    light = gaussian_filter(grey, 0.5)
-    light -= gaussian_filter(light, HILL)
-    light = np.clip(light / (5 + np.sqrt(gaussian_filter(light * light, 15))), -_OUTLIER, _OUTLIER)
+    edges = np.abs(scipy.ndimage.sobel(scipy.ndimage.gaussian_filter(grey, 0.5), axis=1))
+    edges /= 10 + scipy.ndimage.gaussian_filter(edges, 20)
+    edges = scipy.ndimage.gaussian_filter(np.minimum(edges, np.percentile(edges, 95)), 1)
+    light = scipy.ndimage.gaussian_filter(grey, 0.5)
+    light -= scipy.ndimage.gaussian_filter(light, HILL)
+    light = np.clip(light / (5 + np.sqrt(scipy.ndimage.gaussian_filter(light * light, 15))), -_OUTLIER, _OUTLIER)
     layers = np.stack([edges, light])
     layers -= layers.mean(axis=(1, 2), keepdims=True)
     layers /= np.maximum(layers.std(axis=(1, 2), keepdims=True), 1e-6)

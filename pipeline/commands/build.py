@@ -23,7 +23,7 @@ from manifests.storage.names import scene_of
 from manifests.storage.sealed import damaged_files
 from manifests.storage.store import Store
 from manifests.storage.verify import damaged_shards, heal, look_over
-from pipeline.checks.doctor import FRAMES, examine
+from pipeline.checks.findings import FRAMES
 from pipeline.checks.weights import weights_of
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, Targets, console, expand, sentences
 from pipeline.engine.absent import absent_files, only_absent
@@ -126,6 +126,8 @@ def doctor(
     frames: Annotated[int, typer.Option(min=1, help="How many frames have all their files read.")] = FRAMES,
 ) -> None:
     """Look at files, calibration, splits, disk, memory, GPU, engine and weights before a run; exit 1 with problems."""
+    from pipeline.checks.doctor import examine
+
     with sentences():
         problems = 0
         for finding in examine(load_recipe(recipe, set_ or ()), set_ or (), recipe, frames):

@@ -19,10 +19,6 @@ from manifests.storage.names import ref_name
 from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
-from pipeline.exchange.imports.kitti_raw import import_kitti_raw
-from pipeline.exchange.imports.mcap_log import import_mcap
-from pipeline.exchange.labels import write_labels
-from pipeline.exchange.review import review
 
 KINDS = ("kitti-raw", "mcap")
 MOST_TOLD = 10  # frames without labels
@@ -60,6 +56,9 @@ def import_log(
     mapping: Annotated[Path | None, typer.Option(help="TOML that says which topic plays which part (mcap).")] = None,
 ) -> None:
     """Write a log of another program as a scene of data set `folder`: docs/own-data.md."""
+    from pipeline.exchange.imports.kitti_raw import import_kitti_raw
+    from pipeline.exchange.imports.mcap_log import import_mcap
+
     with sentences():
         if kind not in KINDS:
             raise ConfigError(f"there is no import of {kind!r}; there are {', '.join(KINDS)}")
@@ -82,6 +81,8 @@ def labels_command(
     ] = "",
 ) -> None:
     """Write labels as files, for any data set, with or without truth; the folder appears whole."""
+    from pipeline.exchange.labels import write_labels
+
     with sentences():
         asked = [f"labels.of={of}"] if of else []
         if as_:
@@ -119,6 +120,8 @@ def review_command(
     frames: Annotated[int, typer.Option(min=1, help="How many frames at most.")] = 20,
 ) -> None:
     """Write the frames most worth a person's time in KITTI's layout; `data.corrections` takes corrected ones back."""
+    from pipeline.exchange.review import review
+
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         folder = out or Path("review") / loaded.run_name

@@ -21,11 +21,6 @@ from pipeline.commands.console import (
     sentences,
     shown,
 )
-from pipeline.look.comparison import write_comparison
-from pipeline.look.frames import draw_frames
-from pipeline.look.query import ask
-from pipeline.look.report import write_report
-from pipeline.look.viewer import view_frames, write_recording
 
 
 def query(
@@ -35,6 +30,8 @@ def query(
     frames: Annotated[int, typer.Option(min=1, help="How many frames to keep of the ranking.")] = 10,
 ) -> None:
     """Ask the map: rank frames by how like a phrase the masks of their points are; `report` and `view` show it."""
+    from pipeline.look.query import ask
+
     with sentences():
         asked, ranking = ask(load_recipe(recipe, set_ or ()), phrase, frames, shown)
         table = Table(*HEADINGS, title=f"“{asked.phrase}”, by mask vectors")
@@ -52,6 +49,9 @@ def report(
     single_file: Annotated[bool, typer.Option("--single-file", help="Put all pictures into the page itself.")] = False,
 ) -> None:
     """Write one offline page: frames, scores, label coverage, curves, identities; of several recipes, side by side."""
+    from pipeline.look.comparison import write_comparison
+    from pipeline.look.report import write_report
+
     with sentences():
         loaded = [load_recipe(recipe, set_ or ()) for recipe in recipes]
         folder = out or Path("reports") / "+".join(one.run_name for one in loaded)
@@ -69,6 +69,8 @@ def view(
     frames: FramesOption = 4,
 ) -> None:
     """Open frames in Rerun, which is an extra, or write them as a recording for it."""
+    from pipeline.look.viewer import view_frames, write_recording
+
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         not_shown = view_frames(loaded, frames, shown) if out is None else write_recording(loaded, out, frames, shown)
@@ -89,6 +91,8 @@ def pictures(
 
     After `project` alone points are coloured by depth.
     """
+    from pipeline.look.frames import draw_frames
+
     with sentences():
         loaded = load_recipe(recipe, set_ or ())
         folder, tell = out or Path("pictures") / loaded.run_name, partial(console.print, soft_wrap=True)

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from manifests.recipe import load_recipe
-from pipeline.checks.teacher import look
 from pipeline.commands.console import Ending, RecipeArgument, SetOption, console, sentences
 
 
@@ -20,6 +19,8 @@ def check_teacher(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write all of it as JSON too.")] = None,
 ) -> None:
     """Send a drawn picture through a teacher's weights: numbers to compare with others'; exit 1 if untrained."""
+    from pipeline.checks.teacher import look
+
     with sentences():
         found = look(load_recipe(recipe, set_ or ()))
         console.print(f"teacher {found.teacher}, picture {found.picture_sha256[:12]}, version {found.version}")

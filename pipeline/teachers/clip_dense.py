@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
+import scipy
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.templates import templates_of
@@ -330,7 +330,7 @@ class Cells:
             return strip_argmax(scores, height_px, width_px)[0]
         return mixed_argmax(scores, *self.mixing(height_px, width_px))
 
-    def weights(self, label_map: npt.NDArray[np.integer[Any]], n: int) -> csr_array:
+    def weights(self, label_map: npt.NDArray[np.integer[Any]], n: int) -> scipy.sparse.csr_array:
         """Return how much of each cell the pixels of each of `n` segments hold, sparse (n, h w)."""
         if self.spans_px is None:
             return segment_weights(label_map, n, *self.grid.shape[:2])

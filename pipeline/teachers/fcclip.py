@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, softmax
+import scipy
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.fcclip import CLIP_REPOSITORY, CLIP_TAG, FcClipConfig
@@ -251,9 +251,13 @@ class FcClip(MaskTeacher):
             scale * (parts[part].astype(np.float64) @ text.T.astype(np.float64))
             for part, scale in zip(("inside", "outside"), parts["logit_scale"], strict=True)
         )
-        void = softmax(np.concatenate([inside, parts["void"][:, None]], axis=1), axis=1)[:, -1:]
+        void = scipy.special.softmax(np.concatenate([inside, parts["void"][:, None]], axis=1), axis=1)[:, -1:]
         share = np.where(self.seen, self.config.alpha, self.config.beta)
-        joint = softmax((1 - share) * log_softmax(inside, axis=1) + share * log_softmax(outside, axis=1), axis=1)
+        joint = scipy.special.softmax(
+            (1 - share) * scipy.special.log_softmax(inside, axis=1)
+            + share * scipy.special.log_softmax(outside, axis=1),
+            axis=1,
+        )
         probability = np.concatenate([joint * (1 - void), void], axis=1) + _LEAST_PROBABILITY
         probability /= probability.sum(axis=1, keepdims=True)
         _, first = np.unique(text, axis=0, return_index=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label as label_components
+import skimage
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -154,7 +154,7 @@ def find_regions(
         patch = row.astype(np.int32) * per_row + col.astype(np.int32)
         patch *= np.append(~thing, False)[class_map]  # the last entry stands for NOTHING
         key += patch * (len(thing) + 1)
-    region_map = label_components(key, background=0, connectivity=1).astype(np.int32)
+    region_map = skimage.measure.label(key, background=0, connectivity=1).astype(np.int32)
     area_px = np.bincount(region_map.ravel())
     class_id = np.zeros(len(area_px), class_map.dtype)
     class_id[region_map] = class_map

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+import scipy
 
 from manifests.sections.teachers.san import SanConfig
 from manifests.templates import templates_of
@@ -158,7 +158,7 @@ class San(MaskTeacher):
                 "as the prompt vectors have"
             )
         logits = parts["logit_scale"] * (embedding @ text.T)
-        probability = softmax(np.concatenate([logits, parts["none"][:, None]], axis=1), axis=1)[:, :-1]
+        probability = scipy.special.softmax(np.concatenate([logits, parts["none"][:, None]], axis=1), axis=1)[:, :-1]
         return masks, probability, embedding
 
     def pixel_scores(

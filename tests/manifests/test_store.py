@@ -227,13 +227,11 @@ def test_leaving_a_writer_without_commit_leaves_no_trace(store: Store) -> None:
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 sys.path.insert(0, {root!r})
 from manifests.storage import shards
 from manifests.storage.store import Store
 import tests_rows
-stop = int(sys.argv[2])
-count = 0
+count, stop = 0, -1
 def kill_at(function):
     def wrapped(*args, **kwargs):
         global count
@@ -247,8 +245,15 @@ os.fsync = kill_at(os.fsync)
 shards.ShardWriter.append_table = kill_at(shards.ShardWriter.append_table)
 shards.pq.ParquetWriter.close = kill_at(shards.pq.ParquetWriter.close)
 shards.put_json = kill_at(shards.put_json)
-tests_rows.write(Store.open(sys.argv[1]))
-print(count)
+for stop in range(20):
+    run = os.fork()  # of a process that has loaded everything and done nothing: no thread, no lock
+    if run == 0:
+        tests_rows.write(Store.open(sys.argv[1] + str(stop)))
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+    print(code, flush=True)
+    if code != -signal.SIGKILL:
+        break
 """
 
 
@@ -257,22 +262,25 @@ def test_kill_between_any_two_steps_leaves_a_whole_shard_or_none(tmp_path: Path)
     (tmp_path / "tests_rows.py").write_text(Path(__file__).read_text())
     script = tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED.format(root=root)))
-    outcomes = []
     for stop in range(20):
+        Store.open(tmp_path / f"store{stop}")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "store")], capture_output=True, text=True)
+    outcomes = []
+    for stop, code in enumerate(map(int, done.stdout.split())):
         store = Store.open(tmp_path / f"store{stop}")
-        done = subprocess.run([sys.executable, str(script), store.uri, str(stop)], capture_output=True, text=True)
         found = store.shards("target", FINGERPRINT)
         for shard in found.values():
             assert store.damage("target", FINGERPRINT, shard) is None
-        outcomes.append((done.returncode, len(found)))
-        if done.returncode == 0:
+        outcomes.append((code, len(found)))
+        if code == 0:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert code == -signal.SIGKILL, done.stderr
         assert (
             write(store) in store.shards("target", FINGERPRINT).values()
         )  # the next run goes on as if nothing had been
         if store.local:
             assert all(path.startswith(("target/", ".tmp-")) for path, _ in store.unreferenced(0))
+    assert done.returncode == 0, done.stderr
     assert outcomes[0] == (-signal.SIGKILL, 0) and outcomes[-1] == (0, 1) and len(outcomes) >= 8
 
 

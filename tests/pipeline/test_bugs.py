@@ -124,7 +124,7 @@ def test_an_error_that_a_command_did_not_expect_is_never_told_by_an_empty_messag
     def draw(*_: object) -> Iterator[Path]:
         raise RuntimeError
 
-    monkeypatch.setattr("pipeline.commands.look.draw_frames", draw)
+    monkeypatch.setattr("pipeline.look.frames.draw_frames", draw)
     code, text = run("pictures", recipe)
     assert code == Ending.BUG and "Traceback" in text and "not in your data: RuntimeError" in text
 

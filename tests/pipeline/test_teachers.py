@@ -316,8 +316,9 @@ def test_every_network_can_be_checked_and_random_weights_look_so(recipe: Recipe)
 
 
 def test_naming_the_teachers_loads_none_of_their_libraries() -> None:
-    heavy = ("torch", "open_clip", "torchvision", "timm", "transformers")
-    code = f"import sys, pipeline.teachers, manifests.recipe; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ["torch", "open_clip", "torchvision", "timm", "transformers", "ray", "jinja2"]
+    heavy += ["scipy.ndimage", "scipy.spatial", "scipy.special", "skimage.measure", "skimage.segmentation"]
+    code = f"import sys, pipeline.__main__, manifests.recipe; print([name for name in {heavy} if name in sys.modules])"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+import scipy
 
 from manifests.config import ConfigError
 from pipeline.datasets.semantic_kitti import split_projection
@@ -144,7 +144,7 @@ def poses_of(folder: Path, names: list[str]) -> list[Float64 | None]:
         place = np.array([east_m, north_m, alt])
         origin = place if all(pose is None for pose in found) else origin
         pose = np.eye(4)
-        pose[:3, :3] = Rotation.from_euler("ZYX", [yaw, pitch, roll]).as_matrix()
+        pose[:3, :3] = scipy.spatial.transform.Rotation.from_euler("ZYX", [yaw, pitch, roll]).as_matrix()
         pose[:3, 3] = place - origin
         found.append(pose)
     return found

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
+import scipy
 
 from manifests.config import ConfigError, convert, parse_section
 from pipeline.datasets.folder import read_toml
@@ -219,7 +219,9 @@ def pose_at(ns: int, stamps: Sequence[int], poses: Sequence[Float64]) -> Float64
     share = (ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
     both = np.stack([poses[after - 1], poses[after]])
     pose = np.eye(4)
-    pose[:3, :3] = Slerp([0.0, 1.0], Rotation.from_matrix(both[:, :3, :3]))(share).as_matrix()
+    pose[:3, :3] = scipy.spatial.transform.Slerp(
+        [0.0, 1.0], scipy.spatial.transform.Rotation.from_matrix(both[:, :3, :3])
+    )(share).as_matrix()
     pose[:3, 3] = (1 - share) * both[0, :3, 3] + share * both[1, :3, 3]
     return pose
 
