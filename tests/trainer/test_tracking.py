@@ -107,3 +107,12 @@ def test_mlflows_own_files_hold_the_run(fleet: Any, console: Console, monkeypatc
     train(fleet.recipe("run.track=mlflow", "distill.epochs=2"), "distill", console)
     curves: list[Path] = list((fleet.folder / "runs" / "mlflow").glob("*/*/metrics/epoch/total"))
     assert len(curves) == 1 and len(curves[0].read_text().splitlines()) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed: extra `logging`")
+def test_wandbs_own_files_hold_the_run(fleet: Any, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(fleet.recipe("run.track=wandb", "distill.epochs=2"), "distill", console)
+    (written,) = (fleet.folder / "runs").rglob("offline-run-*/run-*.wandb")
+    assert written.read_bytes().count(b"epoch/total") >= 2, "a record of each epoch"
