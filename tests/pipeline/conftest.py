@@ -211,7 +211,7 @@ def recipe_of(shared: Path, root: Path, tmp_path: Path) -> Callable[..., Recipe]
     return lambda *overrides: load_recipe(path, overrides)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with everything that the trainer reads, built once; tests work on copies."""
     folder = tmp_path_factory.mktemp("built")

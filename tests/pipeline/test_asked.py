@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,19 +29,32 @@ from tests.answers import put_similarities
 ALL_HOT = 0.5
 
 
-@pytest.fixture
-def asked_tiny(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """A recipe of one simulated key frame whose masks are read from files, built and asked for a car."""
-    golden = shared / "golden"
-    (tmp_path / "one.txt").write_text("scene-0008\n")
-    (tmp_path / "tiny.toml").write_text(
-        f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{tmp_path / "one.txt"}"\n'
+def recipe_in(folder: Path, golden: Path) -> Recipe:
+    """Return a recipe of one simulated key frame whose masks are read from files."""
+    (folder / "one.txt").write_text("scene-0008\n")
+    (folder / "tiny.toml").write_text(
+        f'[data]\nroot = "{golden / "nuscenes_tiny"}"\nsplit = "{folder / "one.txt"}"\n'
         f'[teacher]\nname = "artifacts"\nvoid = true\nfolder = "{golden / "superpixels_tiny"}"\n'
-        f'[run]\nstore = "{tmp_path / "store"}"\nruns = "{tmp_path / "runs"}"\n'
+        f'[run]\nstore = "{folder / "store"}"\nruns = "{folder / "runs"}"\n'
     )
-    recipe = load_recipe(tmp_path / "tiny.toml")
+    return load_recipe(folder / "tiny.toml")
+
+
+@pytest.fixture(scope="module")
+def built(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of that recipe, built once; tests work on copies."""
+    folder = tmp_path_factory.mktemp("built")
+    recipe = recipe_in(folder, shared / "golden")
     with make_pool(recipe) as pool:
         assert Runner(recipe).run(["points", "pairs", "target"], pool) == []
+    return folder / "store"
+
+
+@pytest.fixture
+def asked_tiny(shared: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """That recipe, built, and asked for a car."""
+    shutil.copytree(built, tmp_path / "store")
+    recipe = recipe_in(tmp_path, shared / "golden")
     monkeypatch.setattr("pipeline.look.figures.IMAGE_PX", 160)
     monkeypatch.setattr("pipeline.look.figures.PANEL_PX", 100)
     ask(recipe, "car", 5)

@@ -65,18 +65,17 @@ def label_files(folder: Path) -> dict[str, npt.NDArray[Any]]:
         return {row["frame_id"]: np.load(folder / row["npy"]) for row in csv.DictReader(table)}
 
 
-def write_recipe(path: Path, root: Path, pool: str) -> None:
+def write_recipe(path: Path, root: Path) -> None:
     """Write a recipe for logs without labels: a network with random weights names pixels, and nothing is trained."""
     path.write_text(
         clip_over(root)
-        + f"""
+        + """
         [refine]
         of = "pseudo"
         [labels]
         formats = ["npy", "kitti", "parquet"]
         [run]
         device = "cpu"
-        pool = "{pool}"
         """
     )
 
@@ -89,7 +88,7 @@ def test_logs_without_labels_are_labelled_without_any_training(
 ) -> None:
     root = folder_layout(shared / "data" / "tri-dgp-nuscenes", "v1.0-trainval")
     assert not any((scene / "labels").exists() and any((scene / "labels").iterdir()) for scene in root.iterdir())
-    write_recipe(here / "mine.toml", root, "ray")
+    write_recipe(here / "mine.toml", root)
     done = autolabel("mine.toml")
     assert done.returncode == 0, done.stderr
     assert "autolabel: pack, refine, labels, report; " in done.stdout
@@ -128,7 +127,7 @@ def test_an_mcap_log_goes_through_import_doctor_and_autolabel_with_the_geometry_
             # the drive has a pose for each camera at one and the same time, up to 1 cm apart; odometry has one
             np.testing.assert_allclose(left.cam_from_lidar, right.cam_from_lidar, rtol=0, atol=0.015)
             assert (root / left.image_path).read_bytes() == (here / "logs" / right.image_path).read_bytes()
-    write_recipe(here / "bag.toml", here / "logs", "inline")
+    write_recipe(here / "bag.toml", here / "logs")
     doctor = CliRunner().invoke(pipeline, ["doctor", "bag.toml"])
     assert doctor.exit_code == 0, doctor.output
     done = autolabel("bag.toml")
@@ -154,7 +153,6 @@ def test_the_files_score_as_evaluate_says_of_the_table_to_the_last_digit(here: P
         engine = "torch"
         [run]
         device = "cpu"
-        pool = "inline"
         """
     )
     done = autolabel("mine.toml")
