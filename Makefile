@@ -59,7 +59,7 @@ TRAINER := pretrain distill probe finetune supervised predict refine submit eval
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: archive help setup test coverage lint check bench profile ladder docs site recipes runs diff clean recipe city demo export autolabel labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
+.PHONY: archive help setup test coverage lint check bench profile ladder docs site recipes runs diff clean recipe city demo export autolabel calibrate labels review share receive query $(STAGES) $(QUESTIONS) $(VIEWS) $(TRAINER)
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -141,6 +141,9 @@ export: recipe setup ## segments and point labels as the official scripts write 
 
 autolabel: recipe setup ## the whole job: tables, training, predictions, refinement, label files, report; goes on where it stopped
 	@$(AFOV) autolabel "$$RECIPE" $(ARGS)
+
+calibrate: recipe setup ## confidences that say how often labels are right, as [calibrate] asks; OF as for labels
+	@$(AFOV) calibrate "$$RECIPE" $(if $(OF),--of "$$OF") $(ARGS)
 
 labels: recipe setup ## labels as files, in labels/RECIPE or OUT; OF=refine|predict|vote|correct|target|group AS=npy,kitti,lidarseg,pcd,ply,parquet
 	@$(AFOV) labels "$$RECIPE" $${OF:+--of "$$OF"} $${AS:+--as "$$AS"} $(if $(OUT_ASKED),--out "$$OUT") $(ARGS)

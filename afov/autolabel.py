@@ -132,6 +132,9 @@ def steps_of(recipe: Recipe, sets: Sequence[str], fresh: bool) -> list[Step]:
         fraction = watching.pinned_fraction(recipe, "refine", frames)
         seconds = rates.refining_seconds(recipe, frames)
         steps.append(step("refine", "trainer", ["refine", name], ": 0 shards computed", seconds, fraction))
+    if recipe.calibrate.by:
+        seconds = rates.calibrating_seconds(recipe, amount.frames)
+        steps.append(step("calibrate", "trainer", ["calibrate", name], "it was there already", seconds))
     layouts = len(recipe.labels.formats)
     written_s = rates.STARTS_S + amount.frames * layouts * watching.WRITTEN_S
     steps.append(step("labels", "pipeline", ["labels", name], "all was there already", written_s))

@@ -323,8 +323,8 @@ def changed_by(recipe: Recipe, section: str, key: str, value: Any) -> str:
         return "which frames"
     if section in ("predict", "evaluate"):
         return "predictions" if section == "predict" else "scores"
-    if section == "refine":
-        return "refine"
+    if section in ("refine", "calibrate"):
+        return section
     try:
         other = dataclasses.replace(getattr(recipe, section), **{key: value})
         changed = dataclasses.replace(recipe, **{section: other})

@@ -37,6 +37,7 @@ JOBS: Mapping[str, Mapping[str, str]] = {
     },
     "Scores": {
         "evaluate": "trainer",
+        "calibrate": "trainer",
         "scores": "trainer",
         "runs": "trainer",
         "diff": "trainer",

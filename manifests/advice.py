@@ -18,7 +18,7 @@ STYLE = "AFOV_ADVICE"
 TRAINING = ("pretrain", "distill", "probe", "finetune", "supervised")
 VERBS = (
     *(*TRAINING, "predict", "refine", "evaluate", "scores", "submit", "report", "query", "view", "pictures", "labels"),
-    *("review", "autolabel", "show", "doctor", "plan", "why", "status", "verify", "gc"),
+    *("calibrate", "review", "autolabel", "show", "doctor", "plan", "why", "status", "verify", "gc"),
 )
 """Targets that are verbs of `afov`; all others are tables, which `afov run` builds."""
 

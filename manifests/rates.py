@@ -89,6 +89,12 @@ def refining_seconds(recipe: Recipe, frames: int) -> float:
     return STARTS_S + frames * each / max(workers, 1)
 
 
+def calibrating_seconds(recipe: Recipe, frames: int) -> float:
+    """Return how long it takes to calibrate confidences; by the truth nothing is made again."""
+    each = sum(REFINED_S.values()) if recipe.calibrate.by == "agreement" else 0.0
+    return STARTS_S + min(frames, recipe.calibrate.frames) * each
+
+
 def encoded_per_s(recipe: Recipe) -> float | None:
     """Return how many images a second the recipe's network takes on a GPU; None where no page tells, or on a CPU."""
     teacher = recipe.teacher

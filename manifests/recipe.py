@@ -12,7 +12,7 @@ from manifests.config import ConfigError, Layer, listing, nearest, read_layers, 
 from manifests.fingerprint import Settings
 from manifests.ontology import Ontology, load_ontology
 from manifests.sections.data import DataConfig, RunConfig
-from manifests.sections.labels import LabelsConfig
+from manifests.sections.labels import CalibrateConfig, LabelsConfig
 from manifests.sections.network import AugmentConfig, NetworkConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TargetConfig, TextConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS, TeacherConfig
@@ -60,6 +60,7 @@ class Recipe:
     predict: PredictConfig = PredictConfig()
     refine: RefineConfig = RefineConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
     labels: LabelsConfig = LabelsConfig()
     written: Mapping[str, Settings] = field(default_factory=dict)
     """All sections as they were written, with overrides."""

@@ -119,6 +119,47 @@ def resolve(
     return point_superpoint
 
 
+def shared_and_agreed(
+    pair_point: Integers, pair_class: Integers, n_points: int, n_classes: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which points belong to superpoints of several cameras, and for which of them all are of one class, (n,).
+
+    ``pair_point`` and ``pair_class`` (q,), 0..``n_classes`` - 1, are the pairs that hit a superpoint. A point lies in
+    at most one superpoint of a camera, so several superpoints are several cameras. Class 0 (sky, say) is a class like
+    any other here: a point that is sky to one camera and a wall to another is disputed.
+    """
+    point = pair_point.astype(np.int64)
+    n_superpoints = np.bincount(point, minlength=n_points)
+    n_names = np.bincount(np.unique(point * n_classes + pair_class) // n_classes, minlength=n_points)
+    shared = n_superpoints > 1
+    return shared, shared & (n_names == 1)
+
+
+def with_runners_up(
+    label: npt.NDArray[np.uint8],
+    confidence: npt.NDArray[np.uint8],
+    pairs: tuple[Integers, Integers, Integers],
+    runner_up: npt.NDArray[np.uint8],
+    runner_up_score: npt.NDArray[np.uint8],
+    names: int,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return the likeliest classes of every point and how sure the teacher is of each in 1/255, both (n, names).
+
+    ``label`` and ``confidence`` (n,) are the first. The others are those of the pixel that is surest of it; a point
+    without a label has none. ``pairs`` are point, class and score of those that hit a superpoint, (q,) each;
+    ``runner_up`` and ``runner_up_score`` (q, 2) what else their pixels may show.
+    """
+    pair_point, pair_class, pair_score = pairs
+    labels, sure = (np.zeros((len(label), names), np.uint8) for _ in range(2))
+    labels[:, 0], sure[:, 0] = label, confidence
+    speaks = np.flatnonzero((pair_class == label[pair_point]) & (pair_class > 0))
+    order = speaks[np.argsort(pair_score[speaks], kind="stable")]  # of several writes the last, surest, stays
+    for rank in range(names - 1):
+        labels[pair_point[order], 1 + rank] = runner_up[order, rank]
+        sure[pair_point[order], 1 + rank] = runner_up_score[order, rank]
+    return labels, sure
+
+
 def occluded(
     view: Integers,
     row_px: Integers,

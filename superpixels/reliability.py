@@ -51,6 +51,23 @@ class Reliability:
         """Points with a true label."""
         return int(self.true.sum())
 
+    @property
+    def compared(self) -> Counts:
+        """How many points with a label and a true one there are by confidence, (256,)."""
+        return np.asarray(self.called[:, 1:].sum(axis=1))
+
+    @property
+    def as_true(self) -> Counts:
+        """How many of them are called what they are, by confidence, (256,)."""
+        return np.asarray(self.right[:, 1:].sum(axis=1))
+
+    def mapped(self, level: NDArray[np.uint8]) -> Reliability:
+        """Return the counts of the same points with other confidences: ``level`` (256,) in place of each."""
+        found = Reliability(self.called.shape[1] - 1)
+        for counts, own in ((found.called, self.called), (found.true, self.true), (found.right, self.right)):
+            np.add.at(counts, level, own)
+        return found
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -98,7 +115,7 @@ def mean_iou(called: Counts, true: Counts, right: Counts, absent: AbsentRule) ->
 
 def calibration_error(found: Reliability) -> float:
     """Return the expected calibration error, 0..1, of points that have a label and a true one; NaN of none."""
-    named, right = found.called[:, 1:].sum(axis=1), found.right[:, 1:].sum(axis=1)
+    named, right = found.compared, found.as_true
     if not named.sum():
         return float("nan")
     level = np.arange(LEVELS) / (LEVELS - 1)

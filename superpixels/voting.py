@@ -247,6 +247,33 @@ def seen_twice(
     return met, same
 
 
+def named_at(
+    first: Ballot, second: Ballot, n_classes: int, config: VotingConfig | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return what the second sweep calls the places of the first one's points, (n,); 0 where it says nothing of them.
+
+    That is what most of its named points within the same cube of 0.2 m are called, the lowest of several. Of places
+    that either sweep looks through, and of pulses that came back from nothing, it says nothing. Weights play no part.
+    Raises ValueError like `vote`.
+    """
+    config = config or VotingConfig()
+    for ballot in (first, second):
+        _check(ballot, n_classes)
+    second = second.among(is_return(second.xyz_m))
+    here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
+    second_here = _moved(second.here_from_lidar, there)
+    first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
+    real = is_return(first.xyz_m)
+    stands = real & ~RangeImage(there, config).looks_through(first_there)
+    heard = (second.best > 0) & ~RangeImage(here[real], config).looks_through(second_here)
+    voxels = Voxels(here[stands], SMALL_M)
+    votes = voxels.votes(second_here[heard], second.best[heard, None], np.ones((int(heard.sum()), 1)), n_classes)
+    name = np.where(votes.sum(axis=1) > 0, votes.argmax(axis=1), 0)
+    found = np.zeros(len(here), np.uint8)
+    found[stands] = name[voxels.of_point]
+    return found
+
+
 class Voxels:
     """The voxels that some points lie in; ``of_point`` (n,) is the voxel of each."""
 

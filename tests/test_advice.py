@@ -31,6 +31,7 @@ RUN_BY = {
     "make ANY --again": UNFIT,
     "make ANY predict": CHAIN,
     "make distill predict": CHAIN,
+    "make calibrate": "tests/trainer/test_calibrate.py::test_the_command_says_what_it_found",
     "make docs": "tests/pipeline/test_main.py::test_the_description_of_the_tables_is_up_to_date",
     "make evaluate": CHAIN,
     "make group": STORY,

@@ -62,7 +62,7 @@ ORDER = {
         ("asked", "console", "effective", "ray_cluster"),
         ("learnt", "sources"),
         ("labels",),
-        ("rates",),
+        ("calibration", "rates"),
     ),
     "superpixels": (
         (
@@ -80,7 +80,7 @@ ORDER = {
             "unfit",
         ),
         ("flat_levels", "mask_cache", "mask_queries", "reliability", "segments", "voting", "windows"),
-        ("flat_gate",),
+        ("calibration", "flat_gate"),
         ("flat_interaction",),
     ),
     "pipeline": (
@@ -113,7 +113,11 @@ ORDER = {
     ),
 }
 MOST_ON_TOP = 14  # entries of pipeline and of trainer: more, and a newcomer reads a list instead of a plan
-MAY_NAME_LABELS = {"trainer/scoring/evaluate.py", "trainer/objectives/supervised.py"}
+MAY_NAME_LABELS = {
+    "trainer/scoring/calibrate.py",
+    "trainer/scoring/evaluate.py",
+    "trainer/objectives/supervised.py",
+}
 HOMELESS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

@@ -71,7 +71,10 @@ def test_rows_and_defaults_are_those_of_their_versions(found: dict[str, Any]) ->
 def test_every_stage_and_teacher_and_every_section_of_a_table_is_measured(found: dict[str, Any]) -> None:
     assert found["stages"].keys() | {"encode"} == SPECS.keys()  # `encode` is that of teachers with networks
     assert {name.partition(":")[0] for name in found["teachers"]} == set(TEACHER_SECTIONS)
-    assert SECTION_CLASSES.keys() - {"data", "run", "predict", "refine", "evaluate", "labels"} == ENTERS.keys()
+    assert (
+        SECTION_CLASSES.keys() - {"data", "run", "predict", "refine", "evaluate", "calibrate", "labels"}
+        == ENTERS.keys()
+    )
 
 
 def test_variants_take_the_branches_that_they_are_for(measured: Measured) -> None:

@@ -141,8 +141,8 @@ ENTERS: dict[str, tuple[str, ...]] = {
 }
 """What the changed settings of a section tell apart: tables of stages, runs of the trainer, tables of predictions.
 
-Identities hold settings that are not the default. Those of [data] and [refine] are not here: they enter as they are, so
-another default is another identity; nor are [predict] and [evaluate], from which no table takes a default.
+Identities hold settings that are not the default. Those of [data], [refine] and [calibrate] are not here: they enter as
+they are, so another default is another identity; nor are [predict] and [evaluate], from which no table takes a default.
 """
 
 

@@ -166,6 +166,24 @@ def refine(recipe: RecipeArgument, override: SetOption = None) -> None:
 
 @app.command()
 @debuggable
+def calibrate(
+    recipe: RecipeArgument,
+    override: SetOption = None,
+    of: Annotated[
+        str,
+        typer.Option(help="The table of labels: refine, predict, target, correct, vote, group; default: labels.of."),
+    ] = "",
+) -> None:
+    """Make confidences say how often labels are right, as section `calibrate` asks, as table calibrate."""
+    with reported() as console:
+        loaded = load(recipe, [*(override or ()), *([f"labels.of={of}"] if of else [])])
+        from trainer.scoring.calibrate import calibrate as run
+
+        run(loaded, console, loaded.labels.of)
+
+
+@app.command()
+@debuggable
 def query(
     recipe: RecipeArgument,
     phrase: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for; the pipeline's query comes first.")],

@@ -30,12 +30,33 @@ class Compared:
         return f"not compared with the files behind the tables: {told}" if told else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibratedBy:
+    """How confidences were calibrated (section `[calibrate]`), and what they were worth before and after.
+
+    `table` is the identity of the calibration, `compared` the labels that it was fitted on, and the errors and AUGRC,
+    in 0..1, are those of these very labels. `scored_too` counts scenes that were both fitted on, by their true labels,
+    and scored.
+    """
+
+    by: str
+    split: str
+    table: str
+    compared: int
+    error_before: float
+    error_after: float
+    augrc_before: float
+    augrc_after: float
+    scored_too: int = 0
+
+
 @dataclass(frozen=True)
 class PartScores:
     """IoU in 0..1 over some of the points, by class (class 1 first) and in summary; None is a score of nothing.
 
     `points` counts those with a true label. What the confidence of the labels is worth (superpixels.reliability) stands
-    in `calibration_error`, `augrc` and `risk`, pairs of coverage and risk; None and empty where they have none.
+    in `calibration_error`, `augrc` and `risk`, pairs of coverage and risk; None and empty where they have none. Of
+    confidences that are calibrated, the first two stand in `calibrated_error` and `calibrated_augrc` too.
     """
 
     mean_iou: float | None
@@ -46,6 +67,8 @@ class PartScores:
     calibration_error: float | None = None
     augrc: float | None = None
     risk: tuple[tuple[float, float], ...] = ()
+    calibrated_error: float | None = None
+    calibrated_augrc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,7 @@ class EvaluationRecord(Origin):
     all that was read, and `contents` its very shards, which versions up to 0.9 did not write. `split_content` is a
     digest of what a split says that is a file, `sources` how far the files behind the tables were compared. `confusion`
     counts points by truth (rows) and answer, class 0 first.
-    Only refined labels have scores from before.
+    Only refined labels have scores from before. `calibrated` says how confidences of what is scored were calibrated.
     """
 
     of: str
@@ -133,6 +156,7 @@ class EvaluationRecord(Origin):
     refine: Refined | None = None
     scores_before: Mapping[str, PartScores] | None = None
     confusion_before: Mapping[str, tuple[tuple[int, ...], ...]] | None = None
+    calibrated: CalibratedBy | None = None
 
     @property
     def every_content(self) -> tuple[Contents | None, ...]:

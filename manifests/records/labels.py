@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from manifests.fingerprint import Json, Settings
 from manifests.records.codec import REST
+from manifests.records.evaluation import CalibratedBy
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class LabelsIdentity:
 
     `tables` are the fingerprints of those that are read, `contents` digests of their shards; `classes` are name, colour
     and whether it is a thing, `raw` what the data set's own numbers mean. `only` names frames where not all are asked
-    for, `instance_gap_m` how far apart points of one object are where objects are numbered.
+    for, `instance_gap_m` how far apart points of one object are where objects are numbered, `calibration` which
+    calibration of confidences was used, if one was.
     """
 
     format: int
@@ -31,6 +33,7 @@ class LabelsIdentity:
     below: str
     only: tuple[str, ...] | None = None
     instance_gap_m: float | None = None
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class LabelsRecord:
     """`labels.json`: what a folder of label files holds and where it comes from.
 
     `weights` are those of the student that answered, None where none did. `identity` is a `LabelsIdentity`, as the
-    version wrote it that wrote the folder; `more` is what other versions wrote.
+    version wrote it that wrote the folder; `calibrated` says how confidences were calibrated, if they were, and `more`
+    is what other versions wrote.
     """
 
     recipe: str
@@ -107,6 +111,7 @@ class LabelsRecord:
     classes: tuple[NamedClass, ...]
     layouts: Mapping[str, Layout]
     counts: LabelCounts
+    calibrated: CalibratedBy | None = None
     look_first: tuple[DoubtfulFrame, ...] = ()
     without_labels: Mapping[str, str]
     identity: Json

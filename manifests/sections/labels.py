@@ -1,4 +1,4 @@
-"""Section `[labels]`: labels as files for other programs."""
+"""Sections `[labels]` and `[calibrate]`: labels as files for other programs, and what their confidence means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 LabelTable = Literal["refine", "predict", "target", "correct", "vote", "group"]
 """Tables with a class and a confidence for every point, the best first."""
+
+Calibration = Literal["", "agreement", "truth"]
+"""How often labels are right, by a sweep that had no say in them, or by the truth; "": nothing is calibrated."""
 
 LabelFormat = Literal["npy", "kitti", "lidarseg", "pcd", "ply", "parquet"]
 
@@ -46,3 +49,30 @@ class LabelsConfig:
             raise ValueError(f'below is "{self.below}"; choose "none" or "unsure"')
         if not 0 <= self.instance_gap_m <= 10:
             raise ValueError(f"instance_gap_m is {self.instance_gap_m}; expected 0 (no objects) to 10, in metres")
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Section ``[calibrate]``: confidences of labels are made to say how often such labels are right.
+
+    ``by``
+        "" leaves them as they are. "agreement" fits them without any true label, by how often a sweep that is left out
+        of the vote says the same: for pseudo-labels alone, refined or not. "truth" fits them on a split with true
+        labels, those of students too.
+    ``split``
+        The scenes to fit on; "truth" needs it named, and "agreement" takes all that have labels where it is left out.
+    ``frames``
+        At most so many frames of the split, evenly spread.
+    """
+
+    by: Calibration = ""
+    split: str = ""
+    frames: int = 200
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(Calibration):
+            raise ValueError(f'by is "{self.by}"; choose "" (none), "agreement" or "truth"')
+        if self.by == "truth" and not self.split:
+            raise ValueError('by is "truth"; name the scenes whose true labels are read: split = "train", say')
+        if self.frames < 1:
+            raise ValueError(f"frames is {self.frames}; expected 1 or more")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from manifests.tables.base import About, Float16, FrameRecord, UInt8
+import pyarrow as pa
+
+from manifests.tables.base import About, Float16, FrameRecord, Int64, Record, UInt8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,3 +67,27 @@ class Similarity(FrameRecord, table="similarity"):
     margin: Annotated[
         Float16, About("that cosine less the largest one with any other prompt of the dictionary", shape=("n_points",))
     ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibrate(Record, table="calibrate"):
+    """What the confidence of a table of labels is worth, and what it is to say instead: one row for all frames."""
+
+    confidence: Annotated[
+        UInt8,
+        About("confidence after calibration of each confidence 0..255; never falls", "1/255", shape=("n_levels",)),
+    ]
+    compared: Annotated[Int64, About("labels that were compared, by confidence 0..255", shape=("n_levels",))]
+    right: Annotated[
+        Int64, About("those that the truth, or a sweep that had no say, calls the same", shape=("n_levels",))
+    ]
+    error_before: Annotated[
+        float,
+        About("expected calibration error over these labels, 0..1, as they were", kind=pa.float64()),
+    ]
+    error_after: Annotated[float, About("the same after calibration", kind=pa.float64())]
+    augrc_before: Annotated[
+        float,
+        About("area under risk against coverage over these labels, 0..1: superpixels.reliability", kind=pa.float64()),
+    ]
+    augrc_after: Annotated[float, About("the same after calibration", kind=pa.float64())]

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.asked import tables_of
+from manifests.calibration import Calibration, calibration_of
 from manifests.config import ConfigError
 from manifests.fingerprint import digest, sha256_file
 from manifests.labels import ORIGINS, refine_split, refined_of, students_predictions, weights_of
@@ -186,6 +187,7 @@ class Source:
     excluded: frozenset[str]
     weights: str | None
     compared: Compared
+    calibration: Calibration | None
 
     @classmethod
     def of_recipe(cls, store: Store, recipe: Recipe) -> Source:
@@ -213,7 +215,9 @@ class Source:
                     f"{recipe.make(name)}"
                 )
         compared = compare_files(store, recipe, ref, set(shards), ["points", *made_here])
-        return cls(of, store, tables, shards, frozenset({*ref.excluded, *recipe.data.exclude}), weights, compared)
+        calibration = calibration_of(store, recipe, of, tables[names[-1]])
+        silent = frozenset({*ref.excluded, *recipe.data.exclude})
+        return cls(of, store, tables, shards, silent, weights, compared, calibration)
 
     def contents(self) -> dict[str, str]:
         """Return a digest of the shards that are read of each table."""
@@ -246,8 +250,20 @@ def shards_of_split(index: TableRef, split: str, recipe: Recipe) -> tuple[str, .
     return tuple(shard.shard for shard in index.shards if scene_of(shard.shard) in wanted)
 
 
-def labels_in(rows: Rows) -> tuple[Labels, Labels, dict[str, Labels]]:
-    """Return class and confidence in 1/255 of every point (n,), and further columns, from a frame's rows."""
+def labels_in(rows: Rows, calibration: Calibration | None = None) -> tuple[Labels, Labels, dict[str, Labels]]:
+    """Return class and confidence in 1/255 of every point (n,), and further columns, from a frame's rows.
+
+    Confidences are calibrated where there is a `calibration`.
+    """
+    label, confidence, more = labels_as_they_are(rows)
+    if calibration:
+        confidence = calibration.level[confidence]
+        more = {name: calibration.level[one] if "confidence" in name else one for name, one in more.items()}
+    return label, confidence, more
+
+
+def labels_as_they_are(rows: Rows) -> tuple[Labels, Labels, dict[str, Labels]]:
+    """Return what `labels_in` does without any calibration."""
     if correct := rows.get(Correct):
         before = rows.get(Vote) or rows[Group]
         return (*corrected(before.confidence, correct), {})
@@ -274,6 +290,7 @@ def identity_of(recipe: Recipe, source: Source, only: frozenset[str] | None = No
         below=recipe.labels.below,
         only=None if only is None else tuple(sorted(only)),
         instance_gap_m=recipe.labels.instance_gap_m or None,
+        calibration=source.calibration.content if source.calibration else None,
     )
 
 
@@ -391,7 +408,7 @@ def sweeps(
                 continue
             rows = Rows(*(row for row in of_tables.values() if isinstance(row, FrameRecord)))
             index, points = rows[Index], rows[Points]
-            label, confidence, more = labels_in(rows)
+            label, confidence, more = labels_in(rows, source.calibration)
             if len(label) != len(points.xyz_m):
                 raise StoreError(f"frame {name} has {len(label)} labels for {len(points.xyz_m)} points")
             below = (label > 0) & (confidence < least)
@@ -460,6 +477,7 @@ def record_of(
             by_class={one.name: int(tally.by_class[one.number]) for one in classes},
             by_origin={name: int(n) for name, n in zip(ORIGINS, tally.by_origin, strict=True) if source.of == "refine"},
         ),
+        calibrated=source.calibration.about if source.calibration else None,
         look_first=tuple(DoubtfulFrame(name, round(sure, 4)) for sure, name in tally.doubtful),
         without_labels=dict(failed),
         identity=as_document(identity),

@@ -96,15 +96,15 @@ def risks_of(source: Source, track: Track) -> list[Risk]:
             place = places[scene] = places.get(scene, -1) + 1
             frame = next(iter(rows.values())).frame_id
             if why_not(rows, source.excluded) is None:
-                found.append(risk_of(Rows(*rows.values()), frame, scene, place))  # type: ignore[arg-type]
+                found.append(risk_of(source, Rows(*rows.values()), frame, scene, place))  # type: ignore[arg-type]
     if not found:
         raise StoreError(f"no frame has labels in table `{source.of}`")
     return found
 
 
-def risk_of(rows: Rows, frame: str, scene: str, place: int) -> Risk:
+def risk_of(source: Source, rows: Rows, frame: str, scene: str, place: int) -> Risk:
     """Return the risk of a frame."""
-    _, confidence, _ = labels_in(rows)
+    _, confidence, _ = labels_in(rows, source.calibration)
     doubt = 1.0 - float(confidence.mean()) / 255 if len(confidence) else 0.0
     disputed = 0.0
     if (row := rows.get(Refine)) and len(row.origin):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from manifests.asked import pin, tables_of
+from manifests.calibration import Calibration, calibration_of
 from manifests.config import ConfigError
 from manifests.labels import pinned_table, refine_pin, refined_of, students_predictions
 from manifests.recipe import Recipe
+from manifests.sections.labels import LabelTable
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
@@ -98,6 +100,23 @@ class Browser:
         """Return, in sentences, why answers that there are of the student are not shown."""
         called = {"predict": "Predictions", "refine": "Refined labels"}
         return [f"{called[name]} are not shown: {reason}" for name, reason in self.hidden.items()]
+
+    def calibrations(self) -> tuple[Mapping[str, Calibration], list[str]]:
+        """Return the calibrations of labels by table, and sentences on the one that the recipe asks for and lacks."""
+        found: dict[str, Calibration] = {}
+        lacking: list[str] = []
+        names: tuple[LabelTable, ...] = get_args(LabelTable)
+        for name in names:
+            if name not in self.tables:
+                continue
+            try:
+                one = calibration_of(self.store, self.recipe, name, self.tables[name])
+            except (StoreError, ConfigError) as error:
+                lacking += [f"Confidences are shown as they are: {error}."] if name == self.recipe.labels.of else []
+                continue
+            if one:
+                found[name] = one
+        return found, lacking
 
     def places(self) -> list[Place]:
         """Return every frame that no needed table lacks, excluded ones left out, in the order of the tables."""

@@ -95,9 +95,15 @@ class LabelQuality:
     confusion: dict[str, Confusion]
     reliability: Reliability | None = None
 
-    def worth(self) -> Trust | None:
-        """Return what the confidence of the labels is worth; None where nothing tells."""
-        return trust(self.reliability) if self.reliability and self.reliability.n_points else None
+    def worth(self, level: UInt8 | None = None) -> Trust | None:
+        """Return what the confidence of the labels is worth; None where nothing tells.
+
+        With `level` (256,), in place of each confidence, it is that of calibrated ones.
+        """
+        found = self.reliability
+        if found is None or not found.n_points:
+            return None
+        return trust(found if level is None else found.mapped(level))
 
     def scores(self) -> dict[str, Scores]:
         """Return the scores by part of the points; empty without truth."""

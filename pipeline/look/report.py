@@ -101,9 +101,11 @@ def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, tra
     ]
     identities = [shown_table(browser, name, recipe) for name in browser.tables]
     queries, not_asked = asked_of(browser, recipe.run.runs)
+    calibrations, not_calibrated = browser.calibrations()
     return {
         "recipe": recipe,
-        "notices": [*notices(browser, recipe), *unreadable, *not_asked],
+        "notices": [*notices(browser, recipe), *not_calibrated, *unreadable, *not_asked],
+        "calibrated": {name: one.about for name, one in calibrations.items()},
         "sections": sections(recipe),
         "classes": class_table(recipe.ontology),
         "verdicts": VERDICTS,
@@ -111,7 +113,10 @@ def contents(recipe: Recipe, browser: Browser, scratch: Path, n_frames: int, tra
         "frames": frames,
         "worst": worst[:LISTED_FRAMES],
         "quality": quality,
-        "tables_of_labels": [(item, item.scores()) for item in tables_of_labels],
+        "tables_of_labels": [
+            (item, item.scores(), item.worth(one.level) if (one := calibrations.get(item.table)) else None)
+            for item in tables_of_labels
+        ],
         "risk": risk_picture({one.table: worth for one in tables_of_labels if (worth := one.worth())}, scratch),
         "judged": any(item.confusion for item in tables_of_labels),
         "learnt": learnt_classes(tables_of_labels, recipe.ontology),

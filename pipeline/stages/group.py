@@ -21,7 +21,7 @@ from pipeline.geometry import axis_distance
 from pipeline.lenses import unbent_radius
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.segment import views_of
-from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, superpoints
+from superpixels.lifting import NO_SUPERPOINT, Policy, resolve, shared_and_agreed, superpoints
 from superpixels.segments import Segments
 
 
@@ -140,18 +140,9 @@ def in_255ths(score: Float16) -> UInt8:
 
 
 def agreement(project: PointOfPair, group: NamedPoints, ontology: Ontology) -> tuple[Bool, Bool]:
-    """Return which points belong to superpoints of several cameras, and for which of them all are of one class, (n,).
-
-    A point lies in at most one superpoint of a camera, so several superpoints are several cameras. Class 0 (sky, say)
-    is a class like any other here: a point that is sky to one camera and a wall to another is disputed.
-    """
-    n_points, n_classes = len(group.label), len(ontology.classes)
-    point: npt.NDArray[np.int64] = project.point[group.pair].astype(np.int64)
+    """Return what superpixels.lifting.shared_and_agreed does of a frame, from rows of its tables."""
     named = ontology.class_of_prompt[group.superpoint_prompt][group.pair_superpoint]
-    n_superpoints = np.bincount(point, minlength=n_points)
-    n_names = np.bincount(np.unique(point * n_classes + named) // n_classes, minlength=n_points)
-    shared = n_superpoints > 1
-    return shared, shared & (n_names == 1)
+    return shared_and_agreed(project.point[group.pair], named, len(group.label), len(ontology.classes))
 
 
 STAGE = Stage(

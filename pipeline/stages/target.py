@@ -14,6 +14,7 @@ from manifests.tables.labels import Correct, Mend, Target, Vote
 from manifests.tables.sensors import Project
 from manifests.tables.superpoints import Group
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
+from superpixels.flat_interaction import confidence_after
 
 CERTAIN = 255  # in 1/255: a person said so
 
@@ -37,14 +38,8 @@ def prepare(recipe: Recipe) -> FrameFunction[Target]:
 
 
 def corrected(confidence: UInt8, correct: Correct) -> tuple[UInt8, UInt8]:
-    """Return labels after flat interaction, and the confidence of each in 1/255, (n,).
-
-    A label that was not touched keeps the teacher's confidence; one that is new has its share of the evidence, at least
-    1. Where there is no label, confidence is 0.
-    """
-    label = correct.label
-    sure = np.where(correct.changed, np.maximum(correct.score, 1), confidence)
-    return label, np.where(label > 0, sure, 0).astype(np.uint8)
+    """Return labels after flat interaction, and the confidence of each in 1/255, (n,)."""
+    return correct.label, confidence_after(confidence, correct.label, correct.changed, correct.score)
 
 
 STAGE = Stage(

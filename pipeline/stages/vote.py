@@ -15,6 +15,7 @@ from manifests.tables.teacher import Score
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.group import agreement
+from superpixels.lifting import with_runners_up
 from superpixels.unfit import Unfit
 from superpixels.voting import Ballot, vote
 
@@ -54,23 +55,11 @@ def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
 def several_names(
     project: PointOfPair, group: NamedPoints, score: Score, ontology: Ontology, names: int
 ) -> tuple[UInt8, UInt8]:
-    """Return the likeliest classes of every point and how sure the teacher is of each in 1/255, both (n, names).
-
-    The first is the pseudo-label. The others are those of the pixel that is surest of it; a point without a
-    pseudo-label has none.
-    """
-    label, sure = (np.zeros((len(group.label), names), np.uint8) for _ in range(2))
-    label[:, 0], sure[:, 0] = group.label, group.confidence
-    point = project.point[group.pair]
+    """Return what superpixels.lifting.with_runners_up does of a frame, from rows of its tables."""
     named = ontology.class_of_prompt[group.superpoint_prompt][group.pair_superpoint]
-    speaks = np.flatnonzero((named == group.label[point]) & (named > 0))
-    order = speaks[
-        np.argsort(score.score[group.pair[speaks]], kind="stable")
-    ]  # of several writes the last, surest, stays
-    for rank in range(names - 1):
-        label[point[order], 1 + rank] = score.runner_up[group.pair[order], rank]
-        sure[point[order], 1 + rank] = score.runner_up_score[group.pair[order], rank]
-    return label, sure
+    pairs = project.point[group.pair], named, score.score[group.pair]
+    of_pairs = score.runner_up[group.pair], score.runner_up_score[group.pair]
+    return with_runners_up(group.label, group.confidence, pairs, *of_pairs, names)
 
 
 STAGE = Stage(

@@ -330,6 +330,11 @@ def use_of_labels(evaluation: EvaluationRecord) -> str:
             f"read to score epoch {evaluation.epoch} of {evaluation.epochs}, which is not the result; choosing an "
             "epoch by this score would be a use of labels"
         )
+    if evaluation.calibrated and evaluation.calibrated.by == "truth":
+        return (
+            f"read to score split {evaluation.split}, and those of split {evaluation.calibrated.split} to calibrate "
+            "confidences; they chose no label"
+        )
     return f"read to score split {evaluation.split}; they chose nothing"
 
 

@@ -19,7 +19,17 @@ from manifests.fingerprint import digest, plain
 from manifests.provenance import git_commit
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
-from manifests.records.evaluation import Compared, EvaluationRecord, LearntFrom, MergedFrom, Origin, PartScores, Refined
+from manifests.records.evaluation import (
+    CalibratedBy,
+    Compared,
+    EvaluationRecord,
+    LearntFrom,
+    MergedFrom,
+    Origin,
+    PartScores,
+    Refined,
+)
+from manifests.sections.labels import LabelTable
 from manifests.sections.training import Improvement, Refinement
 from manifests.sources import compare_files
 from manifests.splits import split_content
@@ -41,6 +51,7 @@ from trainer.inference.sources import Source, source_of
 from trainer.loop.log import progress_bar
 from trainer.records import record
 from trainer.scoring.baselines import learn_baseline
+from trainer.scoring.calibrate import calibration_to_score
 
 Of = Literal["prediction", "pseudo", "majority", "tree"]
 Part = Literal["all", "seen", "unseen"]
@@ -145,15 +156,29 @@ def evaluate_one(
 ) -> Evaluation:
     """Score labels as they are ("none"), or before and after a refinement."""
     before, after = tallied(recipe, judged, console)
+    level, about = calibration(recipe, console, store, judged, of)
     if judged.refined is None:
-        return tell(recipe, console, store, document_of(recipe, of, judged, before), before, None)
+        said = replace(document_of(recipe, of, judged, before, level), calibrated=about)
+        return tell(recipe, console, store, said, before, None)
     said = replace(
-        document_of(recipe, of, judged, after),
+        document_of(recipe, of, judged, after, level),
+        calibrated=about,
         refine=refinement_document(recipe, refinement, judged, after),
         scores_before=part_scores(before, recipe),
         confusion_before=confusions(before),
     )
     return tell(recipe, console, store, said, after, before)
+
+
+def calibration(
+    recipe: Recipe, console: Console, store: Store, judged: Judged, of: Of
+) -> tuple[Labels | None, CalibratedBy | None]:
+    """Return what `calibration_to_score` does of the labels at hand; nothing of yardsticks."""
+    if of not in ("prediction", "pseudo"):
+        return None, None
+    scored: LabelTable = "refine" if judged.refined else "predict" if of == "prediction" else "target"
+    scenes = {frame.scene for frame in judged.selection.frames}
+    return calibration_to_score(recipe, console, store, scored, judged.refined or judged.source.table, scenes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +291,8 @@ def parts_of(rows: Rows, n_points: int, sees: bool) -> dict[Part, NDArray[np.boo
     return where
 
 
-def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally) -> EvaluationRecord:
-    """Return what an evaluation says of what was scored, and the scores."""
+def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally, level: Labels | None) -> EvaluationRecord:
+    """Return what an evaluation says of what was scored, and the scores; `level` are calibrated confidences."""
     return EvaluationRecord(
         **{item.name: getattr(judged.source.known, item.name) for item in fields(Origin)},
         of=of,
@@ -283,7 +308,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally) -> Evaluat
         contents=contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
         sources=judged.compared,
         classes=recipe.ontology.class_names[1:],
-        scores=part_scores(tally, recipe),
+        scores=part_scores(tally, recipe, level),
         confusion=confusions(tally),
     )
 
@@ -301,10 +326,18 @@ def refinement_document(recipe: Recipe, name: Refinement, judged: Judged, tally:
     )
 
 
-def part_scores(tally: Tally, recipe: Recipe) -> dict[str, PartScores]:
-    """Return scores by part of the points, as a document has them."""
-    worth = {part: trust(found, recipe.evaluate.absent) for part, found in tally.by_confidence.items()}
-    return {part: score_document(score, worth[part]) for part, score in scored(tally, recipe).items()}
+def part_scores(tally: Tally, recipe: Recipe, level: Labels | None = None) -> dict[str, PartScores]:
+    """Return scores by part of the points, as a document has them, with confidences as they are and calibrated."""
+    absent = recipe.evaluate.absent
+    found: dict[str, PartScores] = {}
+    for part, score in scored(tally, recipe).items():
+        by_confidence = tally.by_confidence[part]
+        found[part] = score_document(score, trust(by_confidence, absent))
+        if level is not None:
+            told = trust(by_confidence.mapped(level), absent)
+            error, area = number(told.calibration_error), number(told.augrc)
+            found[part] = replace(found[part], calibrated_error=error, calibrated_augrc=area)
+    return found
 
 
 def confusions(tally: Tally) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -333,9 +366,16 @@ def tell(
     console.print(score_table(recipe, title, found.scores, found.before))
     all_points = document.scores["all"]
     if all_points.augrc is not None and all_points.calibration_error is not None:
+        error, area = (
+            " → ".join(f"{100 * one:.1f}" for one in both if one is not None)
+            for both in (
+                (all_points.calibration_error, all_points.calibrated_error),
+                (all_points.augrc, all_points.calibrated_augrc),
+            )
+        )
         console.print(
-            f"confidence: expected calibration error {100 * all_points.calibration_error:.1f} %, AUGRC "
-            f"{100 * all_points.augrc:.1f} % (0: the surest labels are right; docs/labels.md)"
+            f"confidence: expected calibration error {error} %, AUGRC {area} % (0: the surest labels are right; "
+            f"docs/labels.md){'; after the arrow as calibrated' if document.calibrated else ''}"
         )
     for note, n_frames in after.notes.items():
         console.print(f"{n_frames} frames: {note}")
