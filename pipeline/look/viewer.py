@@ -11,26 +11,34 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.storage.store import Store
-from manifests.tables.sensors import Points
+from manifests.tables.base import UInt8
+from manifests.tables.labels import Label
+from manifests.tables.sensors import Index, Points
 from manifests.tables.teacher import Segment
 from pipeline.frame import read_image
 from pipeline.look.browse import Browser, FrameRows, Place, Track
-from pipeline.look.pictures import MASK_OPACITY, heat
+from pipeline.look.pictures import MASK_OPACITY, VERDICTS, heat
 from pipeline.look.query import Asked, asked_of
 from pipeline.stages.segment import views_of
 from superpixels.segments import Segments
 
-LAYERS = {"target": "pseudo_labels", "predict": "predictions", "label": "truth"}
+LIDAR = "world/vehicle/lidar"
+ERRORS = "errors"
+LAYERS = {name: f"labels/{name}" for name in ("refine", "predict", "target", "correct", "vote", "group", "label")}
+"""The entity of every table of labels, the best first, the truth ("label") last."""
+
 POINT_RADIUS_M = 0.06
 
 
@@ -75,14 +83,23 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         recording.save(scratch)
-        recording.log("lidar", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+        recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+        classes = [(one.name, one.rgb) for one in recipe.ontology.classes]
+        verdicts = [(name, tuple(bytes.fromhex(colour[1:]))) for name, colour in VERDICTS.items()]
+        recording.log(LIDAR, class_list(rerun, classes), static=True)
+        recording.log(f"{LIDAR}/{ERRORS}", class_list(rerun, verdicts), static=True)
         layers = [LAYERS[name] for name in LAYERS if name in browser.tables]
+        if "label" in browser.tables:
+            layers.append(ERRORS)
         layers += [asked_layer(one, by) for one in asked for by in one.rankings]
         recording.send_blueprint(layout(layers, cameras))
+        origins_m: dict[str, NDArray[np.float64]] = {}
         for number, place in enumerate(track(places, "frames")):
-            recording.set_time("frame", sequence=number)
             item = browser.read(place)
-            log_frame(rerun, recording, item, recipe)
+            recording.set_time("frame", sequence=number)
+            recording.set_time("time", timestamp=np.datetime64(item.rows[Index].timestamp_us, "us"))
+            first_m = finite_or_still(item.rows[Index].world_from_lidar)[:3, 3]
+            log_frame(rerun, recording, item, recipe, origins_m.setdefault(item.frame.scene, first_m))
             log_heat(rerun, recording, item, place, asked)
         recording.disconnect()  # closes the file
         scratch.replace(path)
@@ -94,42 +111,100 @@ def write_recording(recipe: Recipe, path: Path, n_frames: int, track: Track) -> 
 
 
 def layout(layers: Sequence[str], cameras: Sequence[str]) -> Any:
-    """Return where things stand in the viewer: one view in space per layer of points side by side, images below."""
+    """Return where things stand in the viewer: one view in space per layer of points, images below."""
     from rerun import blueprint
 
-    spaces = [blueprint.Spatial3DView(origin="lidar", contents=f"lidar/{layer}/**", name=layer) for layer in layers]
-    images = [blueprint.Spatial2DView(origin=f"lidar/{name}", name=name) for name in cameras]
+    spaces = [blueprint.Spatial3DView(origin=LIDAR, contents=f"{LIDAR}/{layer}/**", name=layer) for layer in layers]
+    drive = blueprint.Spatial3DView(origin="world", contents=["world/vehicle", f"{LIDAR}/{layers[0]}/**"], name="drive")
+    images = [blueprint.Spatial2DView(origin=f"{LIDAR}/{name}", name=name) for name in cameras]
     return blueprint.Blueprint(
-        blueprint.Vertical(blueprint.Horizontal(*spaces), blueprint.Grid(*images, grid_columns=3)),
+        blueprint.Vertical(blueprint.Grid(*spaces, drive, grid_columns=4), blueprint.Grid(*images, grid_columns=3)),
         collapse_panels=True,
     )
 
 
-def log_frame(rerun: Any, recording: Any, item: FrameRows, recipe: Recipe) -> None:
-    """Log one frame at the current time: its points by kind of label and class, and per camera image and segments.
+def class_list(rerun: Any, names: Sequence[tuple[str, Sequence[int]]]) -> Any:
+    """Return an AnnotationContext: name and colour (r, g, b) of class 0, 1, ...
 
-    Every class has an entity of its own, which names it where the mouse is and can be hidden. Rerun's own list of
-    classes (AnnotationContext) is not used: in 0.23 it needs NumPy 2.
+    It is built of Arrow, since Rerun 0.23 builds it of Python values with NumPy 2 alone.
     """
-    frame, ontology, labels = item.frame, recipe.ontology, item.labels
-    xyz_m = item.rows[Points].xyz_m
+    batch = rerun.components.AnnotationContextBatch
+    classes = [
+        {
+            "class_id": number,
+            "class_description": {
+                "info": {"id": number, "label": name, "color": int.from_bytes(bytes((*rgb, 255)), "big")},
+                "keypoint_annotations": [],
+                "keypoint_connections": [],
+            },
+        }
+        for number, (name, rgb) in enumerate(names)
+    ]
+    kind = batch(None).as_arrow_array().type
+    return rerun.AnnotationContext(pa.array([classes], type=kind))
+
+
+def log_frame(rerun: Any, recording: Any, item: FrameRows, recipe: Recipe, origin_m: NDArray[np.float64]) -> None:
+    """Log one frame at the current time: where the vehicle is, its points by table of labels, errors, and images.
+
+    Every table of labels is an entity, whose classes have the names and colours of the dictionary. Where there is
+    truth, the best labels beside it have a layer of errors too. The world is counted from `origin_m` (3,), since
+    its coordinates may be too large for the viewer's float32.
+    """
+    frame, labels = item.frame, item.labels
+    log_pose(rerun, recording, item, origin_m)
+    points = item.rows[Points]
     for name, layer in LAYERS.items():
         label = labels.get(name)
-        for number, one in enumerate(ontology.classes):
-            chosen = xyz_m[label == number] if label is not None else np.empty((0, 3), np.float32)
-            points = rerun.Points3D(chosen, colors=one.rgb, radii=POINT_RADIUS_M)
-            recording.log(f"lidar/{layer}/{one.name}", points)
+        shown = points.xyz_m if label is not None else points.xyz_m[:0]  # else those of the frame before would stay
+        recording.log(f"{LIDAR}/{layer}", points_of(rerun, shown, np.zeros(0) if label is None else label))
+    if Label.table in labels:
+        truth, judged = labels[Label.table], judged_labels(labels)
+        verdict = np.where(judged == 0, 2, np.where(judged == truth, 0, 1))
+        recording.log(f"{LIDAR}/{ERRORS}", points_of(rerun, points.xyz_m[truth > 0], verdict[truth > 0]))
+    else:
+        recording.log(f"{LIDAR}/{ERRORS}", points_of(rerun, points.xyz_m[:0], np.zeros(0)))
     root = Path(recipe.data.root)
     for camera, segments in zip(frame.cameras, views_of(item.rows[Segment]), strict=True):
-        path = f"lidar/{camera.name}"
+        path = f"{LIDAR}/{camera.name}"
         lidar_from_cam = np.linalg.inv(camera.cam_from_lidar)
         recording.log(path, rerun.Transform3D(translation=lidar_from_cam[:3, 3], mat3x3=lidar_from_cam[:3, :3]))
         size = camera.width_px, camera.height_px
         recording.log(path, rerun.Pinhole(image_from_camera=camera.intrinsics, resolution=size))
         recording.log(f"{path}/image", rerun.Image(read_image(root, camera)).compress())
-        mask = rerun.EncodedImage(contents=mask_png(segments, size, ontology), media_type="image/png", draw_order=1)
+        mask = rerun.EncodedImage(
+            contents=mask_png(segments, size, recipe.ontology), media_type="image/png", draw_order=1
+        )
         recording.log(f"{path}/segments", mask)
     recording.log("frame", rerun.TextDocument(f"{frame.scene} {frame.frame_id}"))
+
+
+def points_of(rerun: Any, xyz_m: NDArray[np.float32], class_ids: NDArray[Any]) -> Any:
+    """Return points (n, 3) whose colours and names are those of their classes (n,)."""
+    return rerun.Points3D(xyz_m, class_ids=class_ids.astype(np.uint16), radii=POINT_RADIUS_M)
+
+
+def judged_labels(labels: Mapping[str, UInt8]) -> UInt8:
+    """Return the best labels of a frame that are not the truth, (n,)."""
+    return next(labels[name] for name in LAYERS if name in labels and name != Label.table)
+
+
+def log_pose(rerun: Any, recording: Any, item: FrameRows, origin_m: NDArray[np.float64]) -> None:
+    """Log where the vehicle stands in the world, and the LiDAR on it; without a pose it stays at the origin."""
+    index = item.rows[Index]
+    ego_from_lidar = finite_or_still(index.ego_from_lidar)
+    world_from_ego = finite_or_still(index.world_from_lidar) @ np.linalg.inv(ego_from_lidar)
+    known = bool(np.isfinite(index.world_from_lidar).all())
+    for path, pose, from_m in (
+        ("world/vehicle", world_from_ego, origin_m if known else np.zeros(3)),
+        (LIDAR, ego_from_lidar, np.zeros(3)),
+    ):
+        recording.log(path, rerun.Transform3D(translation=pose[:3, 3] - from_m, mat3x3=pose[:3, :3]))
+
+
+def finite_or_still(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a pose (4, 4), or the unit matrix where it is not known."""
+    return pose if np.isfinite(pose).all() else np.eye(4)
 
 
 def asked_layer(asked: Asked, by: str) -> str:
@@ -147,7 +222,7 @@ def log_heat(rerun: Any, recording: Any, item: FrameRows, place: Place, asked: S
             rgb, shown = heat(margin, ranking.low, ranking.high)
             colours = (255 * rgb[shown]).round().astype(np.uint8)
             points = rerun.Points3D(xyz_m[shown], colors=colours, radii=POINT_RADIUS_M)
-            recording.log(f"lidar/{asked_layer(one, by)}/points", points)
+            recording.log(f"{LIDAR}/{asked_layer(one, by)}/points", points)
 
 
 def mask_png(segments: Segments, size: tuple[int, int], ontology: Ontology) -> bytes:

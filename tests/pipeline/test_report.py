@@ -39,7 +39,7 @@ from pipeline.look.browse import Browser, FrameRows, Place
 from pipeline.look.documents import shown_table
 from pipeline.look.figures import ShownFrame, refinements
 from pipeline.look.report import write_report
-from pipeline.look.viewer import view_frames, write_recording
+from pipeline.look.viewer import view_frames
 from tests.answers import put_predictions
 from tests.filled import record
 from tests.records import epoch_line, evaluation, hardware, part, refined, run_record, start_line
@@ -487,12 +487,3 @@ def test_the_viewer_says_how_it_is_installed_and_that_it_needs_a_screen(
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(ConfigError, match=r"pip install .*-r install/requirements-viewer\.txt"):
         view_frames(recipe_in(folder), 1, lambda items, _: items)
-
-
-def test_a_recording_is_written_whole(folder: Path) -> None:
-    pytest.importorskip("rerun", reason="Rerun is an extra: install/requirements-viewer.txt")
-    recipe = recipe_in(folder)
-    add_predictions(recipe)
-    write_recording(recipe, folder / "new" / "frames.rrd", 1, lambda items, _: items)
-    (recording,) = (folder / "new").iterdir()
-    assert recording.read_bytes()[:4] == b"RRF2" and recording.stat().st_size > 1_000_000
