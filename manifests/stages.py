@@ -135,7 +135,9 @@ def score_needs(recipe: Recipe) -> tuple[Need, ...]:
             'group.scores is "pixel", which looks at table encode once more, and run.keep_encode is false; set it true'
         )
     encoding = (Need(Encode),) if teacher.has_encode else ()
-    return (Need(PixelOfPair), Need(SegmentMaps), *encoding, Need(Text, "broadcast"))
+    rows = teacher.needs() if teacher.scores_from_rows else ()
+    pixels = () if Project in rows else (Need(PixelOfPair),)  # which a whole row of that table stands for
+    return (*pixels, Need(SegmentMaps), *encoding, Need(Text, "broadcast"), *map(Need, rows))
 
 
 def group_needs(recipe: Recipe) -> tuple[Need, ...]:

@@ -99,6 +99,7 @@ class RunConfig:
     then runs the network on its way, again for every new class dictionary. `segment_gpus` is the share of a GPU that a
     worker of stage `segment` takes; above 0, teachers that can compute that half on it do.
     `checkpoint_minutes` and `checkpoint_steps` say how often training saves in the middle of an epoch; 0 is never.
+    `pack_also` are tables that `pack` builds beside those that training reads, such as "label" for `evaluate`.
     """
 
     name: str = ""
@@ -112,6 +113,7 @@ class RunConfig:
     batch: int | None = None
     decode_threads: int = 4
     keep_encode: bool = True
+    pack_also: tuple[str, ...] = ()
     segment_gpus: float = 0.0
     batch_size: int = 8
     loader_workers: int = 1

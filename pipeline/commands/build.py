@@ -47,7 +47,7 @@ def plan(
     """Print what a run would build, why, and how many GB; builds nothing."""
     with sentences():
         runner = Runner(load_recipe(recipe, set_ or ()))
-        plans = runner.plan(expand(targets or ["pack"]))
+        plans = runner.plan(expand(targets or ["pack"], runner.recipe.run.pack_also))
         print_plan(plans)
         if cost:
             print_costs(list(costs(runner, plans)), list(learning_costs(runner)), runner.recipe)
@@ -88,7 +88,8 @@ def run(
 ) -> None:
     """Build what is missing of a table and of all that it needs. Kill it at any time and start it again."""
     with sentences():
-        loaded, targets = load_recipe(recipe, set_ or ()), expand(target.split(","))
+        loaded = load_recipe(recipe, set_ or ())
+        targets = expand(target.split(","), loaded.run.pack_also)
         if {"text", "encode", "segment"}.intersection(with_needs(loaded, targets)):
             loaded = pinned_on_first_use(loaded, lambda text: console.print(text, soft_wrap=True))
         runner = Runner(loaded)
@@ -105,7 +106,8 @@ def run(
 def why(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = None) -> None:
     """Print, stage by stage, why something would be built: which settings differ from what is there."""
     with sentences():
-        for item in Runner(load_recipe(recipe, set_ or ())).plan(expand(targets or ["pack"])):
+        loaded = load_recipe(recipe, set_ or ())
+        for item in Runner(loaded).plan(expand(targets or ["pack"], loaded.run.pack_also)):
             if item.complete:
                 console.print(Text.assemble((item.stage.name, "green"), f": built ({item.fingerprint})"))
                 continue
@@ -147,7 +149,7 @@ def status(recipe: RecipeArgument, targets: Targets = None, set_: SetOption = No
         table = Table("stage", "shards done", "missing", "failed", "frames done", "GB", "last written (UTC)")
         failures: list[Failure] = []
         loaded = load_recipe(recipe, set_ or ())
-        for item in progress_of(Runner(loaded), expand(targets or ["pack"])):
+        for item in progress_of(Runner(loaded), expand(targets or ["pack"], loaded.run.pack_also)):
             failures += item.failures
             table.add_row(
                 item.stage,

@@ -25,13 +25,21 @@ FramesOption = Annotated[int, typer.Option(min=1, help="How many frames at most,
 Targets = Annotated[list[str] | None, typer.Argument(help="Stages; default: all that the trainer reads (pack).")]
 
 
-def expand(targets: list[str]) -> list[str]:
-    """Return stage names, `pack` taken apart; raises ConfigError for an unknown one."""
-    names = []
+def expand(targets: list[str], also: Sequence[str] = ()) -> list[str]:
+    """Return stage names, `pack` taken apart into what training reads and `also`; raises ConfigError for unknown ones.
+
+    `also` is `run.pack_also` of the recipe at hand.
+    """
+    names: list[str] = []
+    for target in also:
+        if target not in STAGES:
+            raise ConfigError(
+                f'run.pack_also has "{target}", and there is no such stage; there are {", ".join(STAGES)}'
+            )
     for target in targets:
         if target != "pack" and target not in STAGES:
             raise ConfigError(f"there is no stage `{target}`; there are pack, {', '.join(STAGES)}")
-        names += list(PACKED) if target == "pack" else [target]
+        names += [*PACKED, *also] if target == "pack" else [target]
     return names
 
 

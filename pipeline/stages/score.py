@@ -16,7 +16,7 @@ from manifests.tables.teacher import Encode, Score, SegmentMaps
 from pipeline.frame import Camera
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.segment import views_of
-from pipeline.teachers.base import PixelTeacher, RankingTeacher
+from pipeline.teachers.base import PixelTeacher, RankingTeacher, RowPixelTeacher
 from pipeline.teachers.registry import TEACHERS
 from superpixels.pooling import at_pixels
 from superpixels.segments import Segments
@@ -33,7 +33,11 @@ def prepare(recipe: Recipe) -> FrameFunction[Score]:
         text = np.stack([prompt.vector for prompt in inputs.text])
         encoding = inputs.rows[Encode].encoding if recipe.teacher.has_encode else {}
         views = views_of(inputs.rows[SegmentMaps])
-        maps = teacher.pixel_scores(inputs.frame, encoding, text, views)
+        if recipe.teacher.scores_from_rows:
+            assert isinstance(teacher, RowPixelTeacher), f"teacher {recipe.teacher.name} says that it scores rows"
+            maps = teacher.pixel_scores_of_rows(inputs.frame, inputs.rows, text, views)
+        else:
+            maps = teacher.pixel_scores(inputs.frame, encoding, text, views)
         pairs, cameras = inputs.rows[PixelOfPair], inputs.frame.cameras
         found = at_pairs(pairs, cameras, views, maps)
         others = np.zeros((2, len(found), RUNNERS_UP), np.uint8)

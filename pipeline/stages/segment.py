@@ -169,6 +169,7 @@ STAGE = Stage(
     apart=tuple(name for name in Segment.schema.names if name != "vector"),
     files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
+    more_index_columns=lambda recipe: recipe.teacher.index_columns,
     count=lambda row: {"segments": len(row.prompt_id)},
     kilobytes_per_frame=kilobytes_per_frame,
 )

@@ -104,6 +104,17 @@ class PixelTeacher(Teacher, Protocol):
 
 
 @runtime_checkable
+class RowPixelTeacher(PixelTeacher, Protocol):
+    """A teacher that scores pixels from the rows that its segments were made from."""
+
+    def pixel_scores_of_rows(
+        self, frame: Frame, rows: Rows, text: NDArray[Any], views: Sequence[Segments]
+    ) -> list[NDArray[Any]]:
+        """Return what `pixel_scores` does, from rows of the tables that the teacher's section `needs`."""
+        ...
+
+
+@runtime_checkable
 class RankingTeacher(PixelTeacher, Protocol):
     """A teacher that can tell of every pixel how likely each class is."""
 

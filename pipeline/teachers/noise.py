@@ -63,29 +63,49 @@ def shift_boundaries(
     *,
     boundary_shift_px: float,
     boundary_length_px: float,
+    lasting: np.random.Generator | None = None,
+    steadiness: float = 0.0,
 ) -> Integers:
     """Return a class map (H, W) in which every pixel shows the class that a smooth random shift away belongs there.
 
     The shift has standard deviation `boundary_shift_px` across a boundary of any direction, and changes along it over
-    about `boundary_length_px`. Beyond the border of the image the classes at the border go on.
+    about `boundary_length_px`. Beyond the border of the image the classes at the border go on. A share `steadiness` of
+    its variance is drawn by `lasting`, which all images of a camera in a drive share.
     """
     if not boundary_shift_px:
         return class_map
     height, width = class_map.shape
     down, right = (smooth_field(rng, height, width, boundary_length_px) for _ in range(2))
+    if lasting is not None and steadiness:
+        kept, fresh = np.float32(np.sqrt(steadiness)), np.float32(np.sqrt(1 - steadiness))
+        down, right = (
+            kept * smooth_field(lasting, height, width, boundary_length_px) + fresh * one for one in (down, right)
+        )
     row = np.arange(height, dtype=np.float32)[:, None] + np.float32(boundary_shift_px) * down
     col = np.arange(width, dtype=np.float32)[None, :] + np.float32(boundary_shift_px) * right
     return sample_nearest(class_map, row, col)
 
 
-def jitter(class_map: Integers, rng: np.random.Generator, *, jitter_px: float, jitter_deg: float) -> Integers:
+def jitter(
+    class_map: Integers,
+    rng: np.random.Generator,
+    *,
+    jitter_px: float,
+    jitter_deg: float,
+    lasting: np.random.Generator | None = None,
+    steadiness: float = 0.0,
+) -> Integers:
     """Return a class map (H, W) moved as a whole and turned about its centre, as a calibration slightly off does.
 
-    Both shifts, down and right, are normal with standard deviation `jitter_px`, the angle with `jitter_deg`.
+    Both shifts, down and right, are normal with standard deviation `jitter_px`, the angle with `jitter_deg`; a share
+    `steadiness` of their variance is drawn by `lasting`, which all images of a camera in a drive share.
     """
     if not jitter_px and not jitter_deg:
         return class_map
     down, right, turn = rng.standard_normal(3)
+    if lasting is not None and steadiness:
+        kept = lasting.standard_normal(3)
+        down, right, turn = np.sqrt(steadiness) * kept + np.sqrt(1 - steadiness) * np.array([down, right, turn])
     height, width = class_map.shape
     angle = np.deg2rad(jitter_deg * turn)
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))

@@ -16,7 +16,7 @@ Vectors of prompts are drawn, too: those of one group are close, those of differ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,27 @@ from manifests.ontology import Ontology
 from manifests.sections.teachers.oracle import MAPS, OracleConfig
 from manifests.tables.base import Rows
 from manifests.tables.labels import Label
-from manifests.tables.sensors import Project
+from manifests.tables.sensors import Points, Project
 from pipeline.frame import Camera, Frame, FrameError, read_file, read_image
 from pipeline.sources import FrameFiles
 from pipeline.teachers.artifacts import read_label_map, reason
+from pipeline.teachers.lasting import (
+    Places,
+    by_range,
+    mapped,
+    nearest_points,
+    no_places,
+    place_chances,
+    region_means,
+    squares,
+    steady,
+    stirred,
+    told_scores,
+)
 from pipeline.teachers.noise import (
     NOTHING,
     Integers,
+    Regions,
     chances,
     confuse,
     find_regions,
@@ -63,6 +77,25 @@ _PARTS = (1 / 2, 1 / 4, 1 / 4)
 
 
 @dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What decides about mistakes in a view beside the truth: what each pixel shows, and its range in metres (H, W).
+
+    The range is NaN where no point was seen, and None where nothing depends on it.
+    """
+
+    places: Places
+    range_m: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Spoilt:
+    """What is made of a view: its segments, and how sure the teacher says that it is of each pixel, (H, W)."""
+
+    segments: Segments
+    score_map: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class Oracle:
     """The loaded teacher. `share` (classes, classes) is who is taken for whom; see pipeline.teachers.noise."""
 
@@ -79,7 +112,7 @@ class Oracle:
         config, ontology = recipe.teacher, recipe.ontology
         assert isinstance(config, OracleConfig)
         root, version = Path(recipe.data.root), recipe.data.version
-        folders = (MAPS, PLACES) if config.persistence else (MAPS,)
+        folders = (MAPS, PLACES) if config.knows_places else (MAPS,)
         for folder in folders if stage == "segment" and config.source == "maps" else ():
             if not (root / folder / version).is_dir():
                 raise ConfigError(
@@ -102,7 +135,8 @@ class Oracle:
         """Return the maps that are read of every frame, if any."""
         config, version = recipe.teacher, recipe.data.version
         assert isinstance(config, OracleConfig)
-        folders = ((MAPS,) if config.source == "maps" else ()) + ((PLACES,) if config.persistence else ())
+        stored = (MAPS, PLACES) if config.knows_places else (MAPS,)
+        folders = stored if config.source == "maps" else ()
 
         def names(frame: Frame) -> tuple[str, ...]:
             return tuple(f"{folder}/{version}/{one.token}.png" for one in frame.cameras for folder in folders)
@@ -142,7 +176,10 @@ class Oracle:
         For source "points" the truth is that of tables `label` and `project`. Raises FrameError for a class
         map that is missing, of another size than its image or with unknown labels, and for an unreadable image.
         """
-        views = []
+        return [found.segments for found in self.spoilt_views(frame, rows, text)]
+
+    def spoilt_views(self, frame: Frame, rows: Rows, text: npt.NDArray[Any]) -> Iterator[Spoilt]:
+        """Yield what is made of every view, in camera order, from maps or rows; raises as `segment_rows` does."""
         for view, camera in enumerate(frame.cameras):
             height = max(1, round(camera.height_px * self.segmentation.scale))
             width = max(1, round(camera.width_px * self.segmentation.scale))
@@ -152,15 +189,19 @@ class Oracle:
                 truth = self.stored_map(camera, frame)[centres(camera.height_px, height)][
                     :, centres(camera.width_px, width)
                 ]
-            place = self.place_map(camera, frame, height, width) if self.config.persistence else None
-            views.append(self.spoil(truth, camera, text, place, frame.scene))
-        return views
+            yield self.spoil(truth, camera, text, frame, self.surroundings(frame, view, rows, height, width))
 
     def pixel_scores(
         self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
     ) -> list[npt.NDArray[Any]]:
         """Return the score of each pixel's segment, (H, W) for every view; see PixelTeacher."""
         return [np.append(np.float32(0), view.score.astype(np.float32))[view.label_map()] for view in views]
+
+    def pixel_scores_of_rows(
+        self, frame: Frame, rows: Rows, text: npt.NDArray[Any], views: Sequence[Segments]
+    ) -> list[npt.NDArray[Any]]:
+        """Return the score of each pixel of what was judged as one, (H, W) for every view; see RowPixelTeacher."""
+        return [found.score_map for found in self.spoilt_views(frame, rows, text)]
 
     # -- the truth
 
@@ -176,10 +217,27 @@ class Oracle:
             raise FrameError(f"{relative}: {error}") from None
         return np.asarray(fine_of_raw[stored])
 
-    def place_map(self, camera: Camera, frame: Frame, height: int, width: int) -> Integers:
-        """Return which place each pixel of a smaller image shows, (height, width), 0 for none; raises FrameError."""
-        stored = self.read(f"{PLACES}/{self.version}/{camera.token}.png", camera, frame)
-        return stored[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
+    def surroundings(self, frame: Frame, view: int, rows: Rows, height: int, width: int) -> Surroundings:
+        """Return what decides about mistakes in a view beside the truth, on a smaller image; raises FrameError."""
+        config, camera = self.config, frame.cameras[view]
+        places, range_m = no_places(height, width), None
+        if config.knows_places and config.source == "maps":
+            stored = self.read(f"{PLACES}/{self.version}/{camera.token}.png", camera, frame)
+            places = mapped(stored[centres(camera.height_px, height)][:, centres(camera.width_px, width)])
+        if config.measures_points:
+            pairs, xyz_m = rows[Project], rows[Points].xyz_m.astype(np.float64)
+            pair = np.flatnonzero((pairs.view == view) & ~pairs.occluded)
+            row = pairs.row_px[pair].astype(np.int64) * height // camera.height_px
+            col = pairs.col_px[pair].astype(np.int64) * width // camera.width_px
+            nearest = nearest_points(row, col, height, width)  # -1, of no point at all, is the last of each below
+            if config.range_slope:
+                range_m = np.append(np.linalg.norm(xyz_m[pairs.point[pair], :2], axis=1), np.nan)[nearest]
+            if config.knows_places and config.source == "points":
+                pose = frame.world_from_lidar
+                world_m = xyz_m[pairs.point[pair]] @ pose[:3, :3].T + pose[:3, 3]
+                name, dense = np.unique(squares(world_m, config.place_m), return_inverse=True)
+                places = Places(np.append(dense + 1, 0).astype(np.int32)[nearest], name)
+        return Surroundings(places, range_m)
 
     def read(self, relative: str, camera: Camera, frame: Frame) -> Integers:
         """Return the map of a camera's image at a path below the root, (H, W); raises FrameError."""
@@ -224,13 +282,13 @@ class Oracle:
         truth: npt.NDArray[np.int16],
         camera: Camera,
         text: npt.NDArray[Any],
-        place: Integers | None = None,
-        scene: str = "",
-    ) -> Segments:
+        frame: Frame,
+        around: Surroundings,
+    ) -> Spoilt:
         """Return the segments of a true map of fine classes (H, W), -1 for none, with all the noise of the recipe.
 
         Everything random is drawn for the camera's token, so neither order nor batch nor worker matters; what lasts,
-        for the scene and the places (H, W) in it.
+        for the scene and the places in it.
         """
         config, ontology = self.config, self.ontology
         scale = truth.shape[0] / camera.height_px
@@ -239,18 +297,25 @@ class Oracle:
         def draws(name: str) -> np.random.Generator:
             return generator(config.seed, camera.token, name)
 
-        def decided(name: str, rows: int) -> npt.NDArray[np.float64]:
-            lasting = generator(config.seed, scene, f"lasting {name}")
-            return chances(regions.place, draws(name), lasting, rows=rows, persistence=config.persistence)
-
         def moved(one: Integers) -> Integers:
+            kept = {"steadiness": config.boundary_steadiness}
+            of_camera = f"{frame.scene} {camera.name}"
             shifted = shift_boundaries(
                 one,
                 draws("boundary"),
                 boundary_shift_px=config.boundary_shift_px * scale,
                 boundary_length_px=max(config.boundary_length_px * scale, 1),
+                lasting=generator(config.seed, of_camera, "lasting boundary"),
+                **kept,
             )
-            return jitter(shifted, draws("jitter"), jitter_px=config.jitter_px * scale, jitter_deg=config.jitter_deg)
+            return jitter(
+                shifted,
+                draws("jitter"),
+                jitter_px=config.jitter_px * scale,
+                jitter_deg=config.jitter_deg,
+                lasting=generator(config.seed, of_camera, "lasting jitter"),
+                **kept,
+            )
 
         thing = np.zeros(len(ontology.fine), np.bool_)
         thing[ontology.fine_of_prompt] = ontology.thing_of_prompt
@@ -259,11 +324,22 @@ class Oracle:
             thing,
             draws("patch"),
             patch_px=config.patch_px * scale,
-            place_map=None if place is None else moved(place),
+            place_map=moved(around.places.map) if config.knows_places else None,
         )
+        name = np.append(np.uint64(0), around.places.name)[regions.place]
+
+        def decided(kind: str, rows: int) -> npt.NDArray[np.float64]:
+            lasting = generator(config.seed, frame.scene, f"lasting {kind}")
+            if not config.steadiness:
+                places = name.astype(np.int64)
+                return chances(places, draws(kind), lasting, rows=rows, persistence=config.persistence)
+            return self.steady_chances(regions, name, frame, draws(kind).random((rows, len(regions))), kind)
 
         true_class = ontology.class_of_fine[regions.class_id]
-        named_class = confuse(true_class, decided("confusion", 1)[0], self.share, config.confusion)
+        chance = decided("confusion", 1)[0]
+        if around.range_m is not None:
+            chance = by_range(chance, region_means(regions.region_map, around.range_m), config.range_slope)
+        named_class = confuse(true_class, chance, self.share, config.confusion)
         prompt = np.where(
             named_class == true_class,
             first_prompt(ontology.fine_of_prompt, len(ontology.fine))[regions.class_id],
@@ -279,18 +355,72 @@ class Oracle:
         )
         prompt_map = np.append(0, prompt[taker]).astype(np.int32)[regions.region_map]
         split: Split = "component" if self.segmentation.split == "components" else "prompt"
-        label_map, name = compact(
+        label_map, segment_prompt = compact(
             prompt_map, keep=regions.region_map > 0, split=split, min_area_px=max(1, self.segmentation.min_area_px)
         )
-        known = truth != NOTHING
-        right = ontology.class_of_fine[truth] == np.append(0, ontology.class_of_prompt[name])[label_map]
-        score = noisy_scores(label_map, len(name), right, known, draws("score"), config.score_noise)
-        return Segments.from_label_map(
+        if config.scored:
+            named = ontology.class_of_prompt[prompt[taker]]
+            score_map = self.score_map(regions, named, chance, draws("score"))
+            score = region_means(label_map, score_map)
+        else:
+            known = truth != NOTHING
+            right = ontology.class_of_fine[truth] == np.append(0, ontology.class_of_prompt[segment_prompt])[label_map]
+            score = noisy_scores(label_map, len(segment_prompt), right, known, draws("score"), config.score_noise)
+            score_map = np.append(0, score)[label_map].astype(np.float32)
+        segments = Segments.from_label_map(
             label_map,
-            name,
+            segment_prompt,
             np.maximum(score, 0.01),  # 0 would mean that the teacher named nothing
-            noisy_vectors(text[name], draws("vector"), config.vector_noise),
+            noisy_vectors(text[segment_prompt], draws("vector"), config.vector_noise),
         )
+        return Spoilt(segments, score_map)
+
+    def steady_chances(
+        self,
+        regions: Regions,
+        name: npt.NDArray[np.uint64],
+        frame: Frame,
+        image: npt.NDArray[np.float64],
+        kind: str,
+    ) -> npt.NDArray[np.float64]:
+        """Return numbers in 0..1 to decide with, of which most belong to place and class of a region; see `steady`.
+
+        `name` (n,) is the place of each region, 0 unknown; `image` (rows, n) was drawn for the image alone.
+        """
+        config = self.config
+        thing = stirred([name, regions.class_id.astype(np.uint64)])
+        found = np.empty_like(image)
+        for row, drawn in enumerate(image):
+            of_place = place_chances(
+                thing,
+                frame.timestamp_us / 1e6,
+                seed=config.seed,
+                key=f"{frame.scene} {kind} {row}",
+                half_life_s=config.half_life_s,
+            )
+            found[row] = steady(np.where(name > 0, of_place, np.nan), drawn, config.steadiness)
+        return found
+
+    def score_map(
+        self,
+        regions: Regions,
+        named_class: Integers,
+        chance: npt.NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> npt.NDArray[np.float32]:
+        """Return how sure the teacher says that it is of each pixel, (H, W), by how close a call its region was.
+
+        `chance` (n,) decided what each region is called; of what was swallowed it says nothing, and chance does.
+        """
+        true_class = self.ontology.class_of_fine[regions.class_id]
+        right = named_class == true_class
+        wrong_below = self.share.sum(axis=1)[true_class] * self.config.confusion
+        with np.errstate(divide="ignore", invalid="ignore"):
+            doubt = np.where(right, (1 - chance) / (1 - wrong_below), chance / wrong_below)
+        by_confusion = right == (chance >= wrong_below)
+        doubt = np.clip(np.where(by_confusion & np.isfinite(doubt), doubt, rng.random(len(chance))), 0, 1)
+        score = told_scores(right, doubt, np.array(self.config.scored))
+        return np.append(0, score).astype(np.float32)[regions.region_map]
 
 
 def centres(size_px: int, n: int) -> npt.NDArray[np.int64]:

@@ -95,6 +95,13 @@ def test_plan_run_why_verify_and_gc_tell_one_story(run: Run, recipe: Path, tmp_p
     assert run("verify", recipe)[0] == 0
 
 
+def test_a_recipe_may_have_more_in_its_pack_than_training_reads(run: Run, recipe: Path) -> None:
+    also = ("--set", 'run.pack_also=["label"]')
+    assert "label" in run("plan", recipe, *also)[1] and "label" not in run("plan", recipe)[1]
+    status, text = run("plan", recipe, "--set", 'run.pack_also=["labels"]')
+    assert status == 2 and 'run.pack_also has "labels"' in text
+
+
 def test_who_receives_tables_builds_nothing_of_them_again(run: Run, recipe: Path, tmp_path: Path) -> None:
     assert run("run", "pack,text", recipe)[0] == 0
     here = Store.open(tmp_path / "store")

@@ -449,6 +449,31 @@ def test_labelled_points_come_back_as_pseudo_labels(simulated: Callable[..., Rec
     assert set(manifest.identity.needs) == {"text", "label", "project"}
 
 
+def test_what_is_judged_has_its_score_in_every_pixel_and_mistakes_depend_on_the_range(
+    simulated: Callable[..., Recipe],
+) -> None:
+    settings = {
+        "teacher.confusion": 1.0,
+        "teacher.confused": '[["driveable_surface", "sidewalk", 0.4], ["manmade", "vegetation", 0.4]]',
+        "teacher.steadiness": 0.99,
+        "teacher.half_life_s": 4.0,
+        "teacher.range_slope": 0.3,
+        "teacher.scored": "[[0.6, 0.1], [1.0, 0.5]]",
+        "group.scores": "pixel",
+    }
+    recipe = simulated(*(f"{name}={value}" for name, value in settings.items()))
+    assert Runner(recipe).run(["points", "target"], InlinePool(recipe)) == []
+    target, label = row_of(recipe, Target), row_of(recipe, Label)
+    named = target.seen & (label.label > 0) & (target.label > 0)
+    wrong = named & (target.label != label.label)
+    score = target.confidence / 255
+    assert 0.1 < wrong.sum() / named.sum() < 0.6
+    assert score[named & ~wrong].mean() > 0.65 and score[wrong].mean() < 0.5
+    assert len(np.unique(target.confidence[named])) > 10, "more than one score a class"
+    (found,) = Runner(recipe).store.manifests("score")
+    assert set(found.identity.needs) == {"segment", "text", "label", "project", "points"}
+
+
 @pytest.fixture(scope="module")
 def ray_stopped_afterwards() -> Iterator[None]:
     yield

@@ -18,7 +18,7 @@ from manifests.sections.teachers.oracle import CONFUSED, OracleConfig
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.stages import Need
 from manifests.tables.labels import Label
-from manifests.tables.sensors import Project
+from manifests.tables.sensors import Points, Project
 from manifests.tables.teacher import Text
 from pipeline.stages import segment, text
 from pipeline.teachers.oracle import Oracle
@@ -43,6 +43,15 @@ def root(tmp_path: Path) -> Path:
         ({"boundary_length_px": 0.0}, "boundary_length_px is 0.0"),
         ({"score_noise": float("nan")}, "score_noise is nan"),
         ({"patch_px": 3.0}, "patch_px is 3.0"),
+        ({"steadiness": 0.9, "persistence": 0.5}, "choose one"),
+        ({"half_life_s": -2.0}, "half_life_s is -2.0"),
+        ({"scored": ("ab", "cd")}, "expected rows of two scores"),
+        ({"steadiness": 1.5}, "steadiness is 1.5; expected a finite number, 0 to 1"),
+        ({"steadiness": 0.9, "place_m": 0.0}, "place_m is 0.0"),
+        ({"range_slope": 3.0}, "range_slope is 3.0"),
+        ({"scored": ((0.5, 0.5),)}, "scored has one row"),
+        ({"scored": ((0.9, 0.5), (0.5, 0.6))}, "from least to greatest"),
+        ({"scored": ((0.1, 0.1), (1.0, 1.0)), "score_noise": 0.5}, "choose one"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, Any], sentence: str) -> None:
@@ -136,6 +145,12 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "persistence": 0.5,
         "confused": CONFUSED[:3],
         "drop_area_px": 10.0,
+        "steadiness": 0.9,
+        "half_life_s": 2.0,
+        "place_m": 5.0,
+        "boundary_steadiness": 0.5,
+        "range_slope": 0.2,
+        "scored": ((0.5, 0.1), (1.0, 0.9)),
         "slic_px": 10.0,
         "slic_compactness": 1.0,
         "grow_px": 0.0,
@@ -143,7 +158,9 @@ def test_every_setting_takes_part_in_an_identity() -> None:
     assert other.keys() == {field.name for field in fields(OracleConfig)} - {"name"}
     maps = OracleConfig(**{name: value / 2 for name, value in EVERYTHING.items()})
     for name, value in other.items():
-        base = replace(maps, source="points") if name.startswith(("slic", "grow")) else maps
+        base = replace(maps, source="points") if name.startswith(("slic", "grow", "place")) else maps
+        base = replace(base, steadiness=0.5) if name in ("half_life_s", "place_m") else base
+        base = replace(base, score_noise=0.0) if name == "scored" else base
         after = replace(base, **{name: value})  # that source "points" has no persistence is seen when it is made
         assert any(after.settings(stage) != base.settings(stage) for stage in ("text", "segment")), name
 
@@ -163,3 +180,12 @@ def test_labels_and_pairs_are_needed_for_points_only(root: Path) -> None:
     prompts = Need(Text, "broadcast")
     assert segment.STAGE.needs(recipe_at(root)) == (prompts,)
     assert segment.STAGE.needs(recipe_at(root, source="points")) == (prompts, Need(Label), Need(Project))
+    measured = recipe_at(root, confusion=0.5, range_slope=0.2)
+    assert segment.STAGE.needs(measured) == (prompts, Need(Project), Need(Points))
+    assert "maps" in segment.STAGE.settings(measured), "class maps are still what the truth is read from"
+
+
+def test_when_and_where_a_sweep_was_taken_counts_where_mistakes_belong_to_places(root: Path) -> None:
+    assert segment.STAGE.more_index_columns(recipe_at(root)) == ()
+    steady = recipe_at(root, source="points", steadiness=0.9)
+    assert segment.STAGE.more_index_columns(steady) == ("timestamp_us", "world_from_lidar")

@@ -18,7 +18,7 @@ class TeacherSection:
     teacher's. `has_encode`: there is a heavy half that knows no prompts. `ready_made` teachers read finished segments
     and text vectors, so that sections `[text]` and `[segment]` do not apply. `simulated` ones know the truth and look
     at no image: whoever shows results has to say so; section `[text]` does not apply. Those with `scores_pixels` tell
-    of every pixel how sure they are of its name.
+    of every pixel how sure they are of its name; where `scores_from_rows`, from the rows that `needs` names.
     """
 
     version: ClassVar[int] = 1
@@ -26,6 +26,7 @@ class TeacherSection:
     ready_made: ClassVar[bool] = False
     simulated: ClassVar[bool] = False
     scores_pixels: Any = False  # a bool; a property where settings decide
+    scores_from_rows: Any = False  # as before
 
     @property
     def text_means(self) -> bool:
@@ -44,6 +45,11 @@ class TeacherSection:
     def reads_files(self) -> bool:
         """Whether segments are made from files beside the images."""
         return False
+
+    @property
+    def index_columns(self) -> tuple[str, ...]:
+        """Return further columns of table `index` that segments depend on."""
+        return ()
 
     def needs(self) -> tuple[type[FrameRecord], ...]:
         """Return further tables, whose rows of the frame stage `segment` hands to the teacher."""

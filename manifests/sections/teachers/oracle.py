@@ -11,7 +11,7 @@ from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
 from manifests.tables.base import FrameRecord
 from manifests.tables.labels import Label
-from manifests.tables.sensors import Project
+from manifests.tables.sensors import Points, Project
 
 CONFUSED: tuple[tuple[str, str, float], ...] = (
     ("truck", "bus", 0.25),
@@ -52,11 +52,13 @@ MAPS = "classmaps"
 TRUTH: tuple[type[FrameRecord], ...] = (Label, Project)
 """The tables that source "points" reads."""
 
-_PROBABILITIES = ("confusion", "synonyms", "drop", "merge", "persistence", "score_noise")
+_PROBABILITIES = (
+    *("confusion", "synonyms", "drop", "merge", "persistence", "steadiness", "boundary_steadiness", "score_noise"),
+)
 
-_LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "vector_noise", "grow_px")
+_LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "half_life_s", "vector_noise", "grow_px")
 
-_POSITIVE = ("boundary_length_px", "drop_area_px", "slic_px", "slic_compactness")
+_POSITIVE = ("boundary_length_px", "drop_area_px", "place_m", "slic_px", "slic_compactness")
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,19 @@ class OracleConfig(TeacherSection):
     later. It needs source "maps", whose maps of places tell what is the same; a region is then of one place, and there
     are no other patches.
 
+    How long mistakes last. `steadiness` in the place of `persistence` says what real networks do (bench.real_fit): what
+    decides about a place is a normal number of which that share of the variance belongs to the place and its class, the
+    rest to the image, so that mistakes come and go where a call is close and stay elsewhere. With `half_life_s` half of
+    all places are decided anew in that many seconds; 0 is never. Places are those of the maps, or with "points" squares
+    of the ground, `place_m` wide. `boundary_steadiness` is the share of the variance of boundaries' shifts and of the
+    jitter that stays where it is in the images of a camera. `range_slope` moves the normal number down for each
+    doubling of the range beyond 10 m, so that mistakes are the likelier the farther away; shares hold at 10 m.
+
     What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
     is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
-    part of the score that is chance; the rest is the share of the segment's pixels that it names right.
+    part of the score that is chance; the rest is the share of the segment's pixels that it names right. `scored` in its
+    place are scores of what was judged as one, pixel by pixel where `group.scores` asks for them: rows of (where right,
+    where wrong), evenly spaced quantiles from the least to the greatest; the closer a call, the lower.
 
     For "points": superpixels of `slic_px` x `slic_px` pixels and of `slic_compactness`; those without a labelled point
     are named as the nearest with one, if their centres are `grow_px` or less apart, and are else no segment.
@@ -110,8 +122,14 @@ class OracleConfig(TeacherSection):
     drop_area_px: float = 200.0
     merge: float = 0.0
     persistence: float = 0.0
+    steadiness: float = 0.0
+    half_life_s: float = 0.0
+    place_m: float = 2.0
+    boundary_steadiness: float = 0.0
+    range_slope: float = 0.0
     vector_noise: float = 0.0
     score_noise: float = 0.0
+    scored: tuple[tuple[float, float], ...] = ()
     slic_px: float = 20.0
     slic_compactness: float = 10.0
     grow_px: float = 30.0
@@ -133,8 +151,42 @@ class OracleConfig(TeacherSection):
                 f'persistence is {self.persistence} and source "{self.source}"; only source "maps" knows what is the '
                 "same in two images"
             )
+        if self.steadiness and self.persistence:
+            raise ValueError("steadiness and persistence are both set; each says how long mistakes last, so choose one")
+        if not -2 <= self.range_slope <= 2:
+            raise ValueError(f"range_slope is {self.range_slope}; expected -2 to 2")
+        self._check_scored()
         if 0 < self.patch_px < 8:
             raise ValueError(f"patch_px is {self.patch_px}; expected 0, for whole regions, or at least 8")
+
+    def _check_scored(self) -> None:
+        """Raise ValueError for scores that are no quantiles."""
+        if any(isinstance(row, str) or len(row) != 2 for row in self.scored):
+            raise ValueError(f"scored has {list(self.scored)}; expected rows of two scores: where right, where wrong")
+        for side in zip(*self.scored, strict=True):
+            if list(side) != sorted(side) or not 0 < side[0] <= side[-1] <= 1:
+                raise ValueError(
+                    f"scored has {list(side)}; expected scores above 0 and up to 1, from least to greatest"
+                )
+        if len(self.scored) == 1:
+            raise ValueError("scored has one row; expected two at least: the least score and the greatest")
+        if self.scored and self.score_noise:
+            raise ValueError("scored and score_noise are both set; each says how sure the teacher is, so choose one")
+
+    @property
+    def knows_places(self) -> bool:
+        """Whether mistakes belong to places."""
+        return bool(self.persistence or self.steadiness)
+
+    @property
+    def measures_points(self) -> bool:
+        """Whether points tell where pixels are: how far, or in which square of the ground."""
+        return bool(self.range_slope or (self.steadiness and self.source == "points"))
+
+    @property
+    def scores_from_rows(self) -> bool:
+        """Whether scores of pixels take the rows that segments take."""
+        return bool(self.scored)
 
     @property
     def templates(self) -> str:
@@ -147,6 +199,10 @@ class OracleConfig(TeacherSection):
             "boundary_length_px": not self.boundary_shift_px,
             "confused": not self.confusion,
             "drop_area_px": not self.drop,
+            "half_life_s": not self.steadiness,
+            "place_m": not (self.steadiness and self.source == "points"),
+            "boundary_steadiness": not (self.boundary_shift_px or self.jitter_px or self.jitter_deg),
+            "range_slope": not self.confusion,
             **dict.fromkeys(("slic_px", "slic_compactness", "grow_px"), self.source == "maps"),
         }
         return frozenset(name for name, is_idle in idle.items() if is_idle)
@@ -166,13 +222,19 @@ class OracleConfig(TeacherSection):
         """Whether class maps are read."""
         return self.source == "maps"
 
+    @property
+    def index_columns(self) -> tuple[str, ...]:
+        """Where and when the sweep was taken, where mistakes belong to places."""
+        return ("timestamp_us", "world_from_lidar") if self.steadiness else ()
+
     def needs(self) -> tuple[type[FrameRecord], ...]:
         """Return the tables that the truth is read from."""
-        return TRUTH if self.source == "points" else ()
+        measured: tuple[type[FrameRecord], ...] = (Project, Points) if self.measures_points else ()
+        return tuple(dict.fromkeys((*(TRUTH if self.source == "points" else ()), *measured)))
 
     def content(self, ontology: Ontology, data: DataConfig, stage: str) -> Settings:
         """Return what rows depend on beside the section: the way from labels to prompts, and which maps are read."""
         if stage == "text":
             return {"ontology": ontology.label_content(), "groups": [group.name for group in ontology.groups]}
         content = {"ontology": {**ontology.label_content(), **ontology.raw_content()}}
-        return content if self.needs() else {**content, "maps": f"{MAPS}/{data.version}"}
+        return content if self.source == "points" else {**content, "maps": f"{MAPS}/{data.version}"}

@@ -55,6 +55,16 @@ class TeacherConfig(Protocol):
         ...
 
     @property
+    def scores_from_rows(self) -> bool:
+        """See TeacherSection."""
+        ...
+
+    @property
+    def index_columns(self) -> tuple[str, ...]:
+        """See TeacherSection."""
+        ...
+
+    @property
     def text_means(self) -> bool:
         """See TeacherSection."""
         ...
