@@ -102,6 +102,8 @@ def trains(recipe: Recipe) -> bool:
 def tables_for(recipe: Recipe) -> tuple[str, ...]:
     """Return the tables that the pipeline has to build: what training and the report read, and the labels asked for."""
     more = {"vote": ("vote",), "correct": (corrected_table(recipe).table, "correct")}.get(recipe.labels.of, ())
+    if recipe.calibrate.by == "truth":
+        more = (*more, "label")
     return tuple(dict.fromkeys(("points", "pairs", "target", *more)))
 
 

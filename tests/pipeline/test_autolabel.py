@@ -210,6 +210,16 @@ def test_a_recipe_has_the_steps_that_it_needs(
     assert module.tables_for(recipe) == tables
 
 
+def test_confidences_are_calibrated_before_labels_are_written_where_that_is_asked_for(tmp_path: Path) -> None:
+    by_truth = recipe_of(tmp_path, "refine.of=pseudo", "calibrate.by=truth", "calibrate.split=all")
+    assert "label" in module.tables_for(by_truth) and "label" not in module.tables_for(recipe_of(tmp_path))
+    alone = recipe_of(tmp_path, "refine.of=pseudo", "calibrate.by=agreement")
+    assert "label" not in module.tables_for(alone)
+    few, many = (rates.calibrating_seconds(alone, n) for n in (10, 100))
+    assert rates.calibrating_seconds(by_truth, 100) < few < many == rates.calibrating_seconds(alone, 100)
+    assert rates.calibrating_seconds(alone, 10_000) == rates.calibrating_seconds(alone, alone.calibrate.frames)
+
+
 def test_a_student_of_true_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"predict.of is .supervised., a student of true labels"):
         module.students(recipe_of(tmp_path, "predict.of=supervised"))
