@@ -52,7 +52,7 @@ PY := .venv/bin/python
 export AFOV_ADVICE := make
 AFOV := $(PY) -m afov
 
-STAGES := index points project text encode segment score group vote correct mend pairs target label pack
+STAGES := index points project text encode segment score group belief vote correct mend pairs target label pack
 QUESTIONS := show doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores

@@ -44,7 +44,7 @@ WITHOUT_FILE = {"slic", "clip_dense"}
 
 OWN = {"weights": "own.onnx", "card": "espnetv2_cityscapes_1248x384"}
 
-CHOOSE_FRAMES = {"split", "exclude", "cameras"}
+CHOOSE_FRAMES = {"split", "exclude", "cameras", "sweeps"}
 """Settings of `[data]` that choose frames and cameras: which are there is in the key of every shard."""
 
 UNPROBED: Mapping[str, str] = {

@@ -247,11 +247,13 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
     """
     left, settings = steps_left(recipe, of, by), recipe.refine
     found: dict[str, Json] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
-    voting = {key: value for key, value in changed_values(recipe.vote).items() if key != "names"}  # of stage `vote`
+    of_stages = ("names", "belief")  # of stage `vote`, and of what it keeps
+    voting = {key: value for key, value in changed_values(recipe.vote).items() if key not in of_stages}
     if "vote" in left and voting:
         found["vote"] = voting
     if "afi" in left:
-        if correcting := changed_values(recipe.correct):
+        correcting = {key: value for key, value in changed_values(recipe.correct).items() if key != "evidence"}
+        if correcting:  # here a label alone is evidence
             found["correct"] = correcting
         found["ground_classes"] = list(recipe.ontology.ground_class_ids)
         if settings.merge and of == "prediction":
@@ -260,8 +262,8 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
 
 
 def reach_of(recipe: Recipe, steps: str) -> int:
-    """Return how many sweeps before and after have a say in a label."""
-    return recipe.vote.reach if "vote" in steps else 0
+    """Return how many sweeps before and after may have a say in a label."""
+    return recipe.vote.window if "vote" in steps else 0
 
 
 def refine_keys(

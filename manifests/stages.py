@@ -16,7 +16,7 @@ from manifests.recipe import Recipe
 from manifests.records.table import Identity
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.tables.base import EVERY_ROW, FrameRecord, Record
-from manifests.tables.labels import Correct, Label, Mend, Target, Vote
+from manifests.tables.labels import Belief, Correct, Label, Mend, Target, Vote
 from manifests.tables.sensors import Coordinates, Index, PixelOfPair, PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
 from manifests.tables.teacher import Encode, Score, Segment, SegmentMaps, Text
@@ -164,8 +164,8 @@ def segment_settings(recipe: Recipe) -> Settings:
     return content
 
 
-def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
-    """Return the tables that are read of a frame and of those around it.
+def window_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that a vote reads of a frame and of those around it.
 
     Raises ConfigError where points are to have several names and the recipe asks for no scores of pixels.
     """
@@ -177,7 +177,40 @@ def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
                 'group.scores = "pixel", or vote.names = 1'
             )
         kinds += (Score,)
-    return tuple(Need(kind, "window", recipe.vote.reach) for kind in kinds)
+    return tuple(Need(kind, "window", recipe.vote.window) for kind in kinds)
+
+
+def vote_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that the labels after the vote are made from; raises ConfigError like `window_needs`."""
+    return (Need(NamedPoints), Need(Belief)) if recipe.vote.belief else window_needs(recipe)
+
+
+def belief_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that all classes of a point are made from; raises ConfigError where they are not kept."""
+    if not recipe.vote.belief:
+        raise ConfigError("vote.belief is false, so that one class a point is kept after the vote; set it true")
+    return window_needs(recipe)
+
+
+def votes_settings(recipe: Recipe) -> dict[str, Json]:
+    """Return what a vote depends on beside tables."""
+    return {**changed_values(recipe.vote), "classes": recipe.ontology.class_of_prompt.tolist()}
+
+
+def believed(recipe: Recipe, key: str) -> tuple[Need, ...]:
+    """Return the need of table `belief` for the setting `key`; raises ConfigError where there is none."""
+    if not recipe.vote.belief or "vote" not in recipe.target.labels:
+        raise ConfigError(
+            f"{key} looks at all classes that a point may be, as table `belief` keeps them; set vote.belief = true and "
+            'target.labels = "vote" or "vote+correct"'
+        )
+    return (Need(Belief),)
+
+
+def correct_needs(recipe: Recipe) -> tuple[Need, ...]:
+    """Return the tables that labels after flat interaction are made from."""
+    divided = believed(recipe, 'correct.evidence = "divided"') if recipe.correct.evidence == "divided" else ()
+    return (Need(Points), Need(corrected_table(recipe)), *divided)
 
 
 def corrected_table(recipe: Recipe) -> type[Group] | type[Vote]:
@@ -197,7 +230,8 @@ TARGET_NEEDS = {
 def target_needs(recipe: Recipe) -> tuple[Need, ...]:
     """Return the tables that targets are made from, with the labels that people corrected where there are any."""
     mended = (Need(Mend),) if recipe.data.corrections else ()
-    return (*TARGET_NEEDS[recipe.target.labels], Need(Project), *mended)
+    margin = believed(recipe, 'target.confidence = "margin"') if recipe.target.confidence == "margin" else ()
+    return (*TARGET_NEEDS[recipe.target.labels], Need(Project), *mended, *margin)
 
 
 def mend_settings(recipe: Recipe) -> dict[str, Json]:
@@ -248,19 +282,12 @@ SPECS: dict[str, TableSpec] = {
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
             affects=dict.fromkeys(("policy", "scores"), ("point_superpoint", "label", "confidence")),
         ),
-        TableSpec(
-            kind=Vote,
-            version=2,
-            needs=vote_needs,
-            settings=lambda recipe: {
-                **changed_values(recipe.vote),
-                "classes": recipe.ontology.class_of_prompt.tolist(),
-            },
-        ),
+        TableSpec(Belief, 1, belief_needs, votes_settings),
+        TableSpec(Vote, 2, vote_needs, votes_settings),
         TableSpec(
             kind=Correct,
             version=5,
-            needs=lambda recipe: (Need(Points), Need(corrected_table(recipe))),
+            needs=correct_needs,
             settings=lambda recipe: {
                 **changed_values(recipe.correct),
                 "n_classes": len(recipe.ontology.classes) - 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ class FlatInteractionConfig:
 
     Decoder: `decoder_neighbours` coarse samples per point; `residual` is the weight of a point's own evidence relative
     to the mean weight of what it is handed, per level, finest first.
+
+    `evidence` that a point gives is for the class that it is called ("label"), or "divided" among all that it may be,
+    as likely as it is each of them: pseudo-labels after a vote that keeps these (`[vote] belief`).
 
     Gate: a label is replaced only if the winner's score exceeds that of the old label by more than `margin`, at most
     the share `max_support` of the `support_neighbours` nearest points bear the old label (1.0: no such test), at least
@@ -74,6 +78,7 @@ class FlatInteractionConfig:
     maximum_weight: float = 1e-8
     decoder_neighbours: int = 6
     residual: tuple[float, ...] = (0.0, 0.3, 0.01, 0.01)
+    evidence: Literal["label", "divided"] = "label"
     gated: bool = True
     margin: float = 0.5
     support_neighbours: int = 40
@@ -116,6 +121,8 @@ class FlatInteractionConfig:
             raise ValueError(f'seed_point is "{self.seed_point}"; choose "first" or "content"')
         if self.ring not in RINGS:
             raise ValueError(f'ring is "{self.ring}"; choose "off", "contradicted" or "all"')
+        if self.evidence not in ("label", "divided"):
+            raise ValueError(f'evidence is "{self.evidence}"; choose "label" or "divided"')
         counts = (
             *(self.neighbours, self.decoder_neighbours, self.support_neighbours, self.agreement_neighbours),
             *(self.island_links, self.island_shore, self.fill_neighbours),

@@ -63,6 +63,7 @@ def refine(
     n_classes: int | None = None,
     ground_classes: tuple[int, ...] = (),
     sensor_height_m: float | None = None,
+    likelihood: Floats | None = None,
 ) -> Refined:
     """Return the labels of a sweep after flat interaction: noise repaired, gaps filled.
 
@@ -73,6 +74,9 @@ def refine(
     `MOST_AT_ONE_PLACE` have the same coordinates are none, and so are any at (0, 0, 0):
     they keep their label, and the others are refined as if these were not there.
 
+    `likelihood` (n, n_classes + 1) float32, 0..1, is the evidence that a point gives for every class, where it has a
+    label; without it, that is 1 for its label.
+
     Raises ValueError for coordinates that are not finite, labels out of range and arrays that do not belong together.
     """
     xyz, label = checked(xyz_m, labels)
@@ -80,6 +84,8 @@ def refine(
     if label.max(initial=0) > top:
         raise ValueError(f"a label is {label.max()}, but there are {top} classes; labels run from 0 (none) to {top}")
     piled = in_piles(xyz) | ~is_return(xyz)
+    if likelihood is not None and likelihood.shape != (len(label), top + 1):
+        raise ValueError(f"likelihoods are {likelihood.shape}; expected {(len(label), top + 1)}")
     if piled.any():
         apart = refine(
             xyz[~piled],
@@ -88,6 +94,7 @@ def refine(
             n_classes=top,
             ground_classes=ground_classes,
             sensor_height_m=sensor_height_m,
+            likelihood=None if likelihood is None else likelihood[~piled],
         )
         found = Refined(label.copy(), np.zeros(len(label), np.float32), np.zeros(len(label), np.bool_), apart.notes)
         for whole, part in ((found.labels, apart.labels), (found.score, apart.score), (found.changed, apart.changed)):
@@ -96,10 +103,11 @@ def refine(
     if not len(label):
         return Refined(label, np.empty(0, np.float32), np.empty(0, np.bool_))
     if config.seed_point == "first":
-        return refine_in_order(xyz, label, config, top, ground_classes, sensor_height_m)
+        return refine_in_order(xyz, label, config, top, ground_classes, sensor_height_m, likelihood)
     # Everything works on one order of the points that their content gives, so that no tie is broken by the input's.
     order = order_of_content(xyz, label)
-    found = refine_in_order(xyz[order], label[order], config, top, ground_classes, sensor_height_m)
+    some = None if likelihood is None else likelihood[order]
+    found = refine_in_order(xyz[order], label[order], config, top, ground_classes, sensor_height_m, some)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return Refined(found.labels[back], found.score[back], found.changed[back], found.notes)
@@ -158,6 +166,7 @@ def refine_in_order(
     n_classes: int,
     ground_classes: tuple[int, ...],
     sensor_height_m: float | None,
+    likelihood: Floats | None = None,
 ) -> Refined:
     """Return the labels after flat interaction; ties between points go to the earlier one. See `refine`."""
     ring, notes = ego_ring(xyz_m, config, ground_classes, sensor_height_m)
@@ -167,6 +176,8 @@ def refine_in_order(
     if sensor_height_m is not None:
         source[np.sqrt(xyz_m[:, 0] ** 2 + xyz_m[:, 1] ** 2) <= np.float32(config.ego_radius_m)] = 0
     evidence = (source[:, None] == np.arange(n_classes + 1)).astype(np.float32)
+    if likelihood is not None:
+        evidence = np.where(source[:, None] > 0, likelihood, np.float32(0))
     evidence[:, 0] = 0
     tree = scipy.spatial.cKDTree(xyz_m)
     levels = encode(xyz_m, evidence, config, tree)

@@ -10,18 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from superpixels.evidence import gains, likelihoods
 from superpixels.returns import is_return
 from superpixels.unfit import Unfit
 
 Floats = npt.NDArray[np.floating[Any]]
 
+Evidence = Literal["share", "log"]
+
 SMALL_M = (0.2, 0.2, 0.2)
 """Edges of the voxels in which two sweeps are compared."""
+
+FARTHEST = 64
+"""Sweeps before and after that can have a vote: a shard is as long, and a window goes no farther than the next one."""
+
+KEPT = 2
+"""Classes beside a point's label that are told with their shares."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,9 @@ class VotingConfig:
 
     ``reach``
         Sweeps before and after that have a vote, as far as the scene goes; 0: only the sweep itself.
+    ``reach_s``
+        Seconds before and after within which they lie: where there are more than ``reach`` of them, as many, spread
+        evenly over that time. 0: the next ones, however long they take. At most `FARTHEST` sweeps away.
     ``voxel_m``, ``voxel_height_m``
         Edges of the voxels that collect votes, on the ground and upwards. Flat ones keep a street and what stands on
         it apart.
@@ -40,8 +52,17 @@ class VotingConfig:
     ``names``
         Classes among which a point divides its vote, 1 to 3, by how likely they are in its pixel: pseudo-labels of
         teachers that tell, with scores of pixels. Predictions have three always.
+    ``evidence``
+        What a point gives a class that it names: "share", its weight, and classes are compared by their share of all
+        votes; or "log", how many times likelier it is than a class that the point does not name, in logarithms:
+        opinions are multiplied.
+    ``belief``
+        The three likeliest classes of a point are kept with their shares, in table ``belief``.
     ``own``
         How much more what a point says itself counts than one vote of its surroundings.
+    ``vehicle_m``
+        Points of other sweeps that are nearer to their LiDAR than this, seen from above, have no vote: the vehicle
+        itself, which is somewhere else by now. 0: all have.
     ``azimuth_deg``, ``elevation_deg``, ``through_m``
         A sweep looks through a place if all its returns in that direction, within a cell of this size, are farther away
         by ``through_m`` and 5 % of the distance.
@@ -50,36 +71,68 @@ class VotingConfig:
     """
 
     reach: int = 8
+    reach_s: float = 0.0
     voxel_m: float = 0.6
     voxel_height_m: float = 0.3
     range_half_m: float = 30.0
     time_half_s: float = 8.0
     disputed: float = 0.5
     own: float = 1.0
+    vehicle_m: float = 0.0
     azimuth_deg: float = 1.0
     elevation_deg: float = 1.5
     through_m: float = 0.5
     prior: float = 0.5
     names: int = 1
+    belief: bool = False
+    evidence: Evidence = "share"
 
     def __post_init__(self) -> None:
+        if self.evidence not in get_args(Evidence):
+            raise ValueError(f"evidence is {self.evidence!r}; expected one of {', '.join(get_args(Evidence))}")
         if not 1 <= self.names <= 3:
             raise ValueError(f"names is {self.names}; expected 1 to 3 classes a point")
-        if not 0 <= self.reach <= 64:
-            raise ValueError(f"reach is {self.reach}; expected 0..64 sweeps")
-        for name in ("voxel_m", "voxel_height_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg"):
+        if not 0 <= self.reach <= FARTHEST:
+            raise ValueError(f"reach is {self.reach}; expected 0..{FARTHEST} sweeps")
+        lengths = ("voxel_m", "voxel_height_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg")
+        for name in lengths:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("own", "through_m", "prior"):
+        for name in ("own", "through_m", "prior", "reach_s", "vehicle_m"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.disputed <= 1:
             raise ValueError(f"disputed is {self.disputed}; expected 0..1")
 
     @property
+    def window(self) -> int:
+        """Sweeps before and after among which those are that have a vote."""
+        return FARTHEST if self.reach and self.reach_s else self.reach
+
+    @property
     def edges_m(self) -> tuple[float, float, float]:
         """Edges of a voxel along x, y and z."""
         return self.voxel_m, self.voxel_m, self.voxel_height_m
+
+
+def heard_among(ago_s: Sequence[float], config: VotingConfig) -> list[int]:
+    """Return which sweeps of a window have a vote, ascending, by how long before (or, negative, after) they were taken.
+
+    All of them, where ``reach_s`` is 0: the window is of so many sweeps then.
+    """
+    if not config.reach_s:
+        return list(range(len(ago_s)))
+    found: list[int] = []
+    every = np.asarray(ago_s, np.float64)
+    for side in (every >= 0, every < 0):
+        near = np.flatnonzero(side & (np.abs(every) <= config.reach_s))
+        near = near[np.argsort(np.abs(every[near]), kind="stable")]
+        if len(near) > config.reach:
+            away_s = np.abs(every[near])
+            wanted_s = away_s[-1] * np.arange(1, config.reach + 1) / config.reach
+            near = near[np.unique(np.abs(away_s[:, None] - wanted_s).argmin(axis=0))]
+        found += near.tolist()
+    return sorted(found)
 
 
 class Taken(Protocol):
@@ -100,7 +153,7 @@ class Ballot:
 
     Label and weight are (n, k) where a vote is divided among k names, the likeliest first. ``here_from_lidar`` (4, 4)
     leads into the frame of the sweep that is voted on, ``ago_s`` is how long before (or, if negative, after) it was
-    taken.
+    taken. ``trust`` (n,) 0..1 is how much every point is heard, all alike where it is left out.
     """
 
     xyz_m: Floats
@@ -108,51 +161,82 @@ class Ballot:
     weight: Floats
     here_from_lidar: Floats
     ago_s: float = 0.0
+    trust: Floats | None = None
 
     @classmethod
-    def cast(cls, xyz_m: Floats, label: npt.NDArray[np.uint8], weight: Floats, taken: Taken, here: Taken) -> Self:
+    def cast(  # one line a part of what is said
+        cls,
+        xyz_m: Floats,
+        label: npt.NDArray[np.uint8],
+        weight: Floats,
+        taken: Taken,
+        here: Taken,
+        trust: Floats | None = None,
+    ) -> Self:
         """Return what the sweep that was `taken` says to the one taken `here`."""
         here_from_lidar = np.linalg.inv(here.world_from_lidar) @ taken.world_from_lidar
-        return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6)
+        return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6, trust)
 
     def among(self, chosen: npt.NDArray[np.bool_]) -> Ballot:
         """Return the ballot of some of its points, (n,)."""
         if chosen.all():
             return self
-        return replace(self, xyz_m=self.xyz_m[chosen], label=self.label[chosen], weight=self.weight[chosen])
+        trust = None if self.trust is None else self.trust[chosen]
+        return replace(
+            self, xyz_m=self.xyz_m[chosen], label=self.label[chosen], weight=self.weight[chosen], trust=trust
+        )
 
     @property
     def best(self) -> npt.NDArray[np.uint8]:
         """The likeliest label of every point, (n,)."""
         return self.label if self.label.ndim == 1 else self.label[:, 0]
 
-    @property
-    def votes(self) -> tuple[npt.NDArray[np.uint8], Floats]:
-        """Labels and their weights, (n, k) both; a weight is 0 where there is no label."""
+    def votes(self, n_classes: int, evidence: Evidence) -> tuple[npt.NDArray[np.uint8], Floats]:
+        """Return labels and what each of them gets, (n, k) both; that is 0 where there is no label.
+
+        In logarithms one more name, class 0, gets the trust in every point that names any class.
+        """
         single = self.label.ndim == 1
         label = self.label[:, None] if single else self.label
-        return label, np.where(label > 0, self.weight[:, None] if single else self.weight, 0.0)
+        weight = np.where(label > 0, self.weight[:, None] if single else self.weight, 0.0)
+        if evidence == "log":
+            label = np.concatenate([label, np.zeros((len(label), 1), np.uint8)], axis=1)
+            weight = np.concatenate([gains(weight, n_classes), (weight > 0).any(axis=1, keepdims=True)], axis=1)
+        return label, weight if self.trust is None else weight * self.trust[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Voted:
-    """Aligned with the sweep (n,): ``label`` uint8, 0 none; ``confidence`` 0..1, 0 where there is no label; ``changed``
-    says where the label is not the one it was, or there was none. ``runner_up`` has the most votes after the label, the
-    lowest of several, 0 where nobody votes for another one; ``runner_up_confidence`` is its share.
+    """Aligned with the sweep (n,): ``label`` uint8, 0 none; ``confidence`` 0..1, 0 where there is no label.
+
+    ``changed`` says where the label is not the one it was, or there was none. ``others`` (n, 2) are the classes that
+    have most votes after the label, the one with more first, the lower of equal ones, 0 where nobody votes for another
+    one; ``other_confidence`` (n, 2) is their share.
     """
 
     label: npt.NDArray[np.uint8]
     confidence: npt.NDArray[np.float32]
     changed: npt.NDArray[np.bool_]
-    runner_up: npt.NDArray[np.uint8]
-    runner_up_confidence: npt.NDArray[np.float32]
+    others: npt.NDArray[np.uint8]
+    other_confidence: npt.NDArray[np.float32]
+
+    @property
+    def runner_up(self) -> npt.NDArray[np.uint8]:
+        """The class with most votes after the label, (n,)."""
+        return self.others[:, 0]
+
+    @property
+    def runner_up_confidence(self) -> npt.NDArray[np.float32]:
+        """Its share, (n,)."""
+        return self.other_confidence[:, 0]
 
     def spread(self, chosen: npt.NDArray[np.bool_], before: npt.NDArray[np.uint8]) -> Voted:
         """Return what it says of the chosen ones of some points (n,), and of all others that they are as before."""
-        whole = {item.name: np.zeros(len(chosen), getattr(self, item.name).dtype) for item in fields(self)}
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        whole = {name: np.zeros((len(chosen), *part.shape[1:]), part.dtype) for name, part in parts.items()}
         whole["label"] |= before
         for name, values in whole.items():
-            values[chosen] = getattr(self, name)
+            values[chosen] = parts[name]
         return Voted(**whole)
 
 
@@ -170,21 +254,30 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     others = [ballot.among(is_return(ballot.xyz_m)) for ballot in others]
     if not there.all():
         return vote(own.among(there), others, n_classes, config).spread(there, own.best)
+    return decided(counted(own, others, n_classes, config), own.best, config)
+
+
+def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingConfig) -> Floats:
+    """Return what every class gets at every point of ``own``, (n, classes + 1); all points are returns.
+
+    Column 0 is what counts for no class: in logarithms how much trust all that is counted has, else 0.
+    """
     here = own.xyz_m.astype(np.float64)
-    n_points, before = len(here), own.best
     seen_from_here = RangeImage(here, config)
     voxels = Voxels(here, config.edges_m)
-    score = np.zeros((n_points, n_classes + 1))
+    score = np.zeros((len(here), n_classes + 1))
     heard = np.empty_like(score)
     for ballot in (own, *others):
         place = ballot.xyz_m.astype(np.float64)
         range_m = _length(place)
-        label, weight = ballot.votes
+        label, weight = ballot.votes(n_classes, config.evidence)
         weight = weight * (0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s))[:, None]
         votes = np.logical_or.reduce([column > 0 for column in weight.T])
         if ballot is own:
             score += voxels.votes(place[votes], label[votes], weight[votes], n_classes)[voxels.of_point]
             continue
+        if config.vehicle_m:
+            votes &= np.hypot(place[:, 0], place[:, 1]) > config.vehicle_m
         in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
         may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
         place = _moved(ballot.here_from_lidar, place)
@@ -193,22 +286,36 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
         in_voxel.take(voxels.of_point, axis=0, out=heard, mode="clip")
         heard *= may_speak[:, None]
         score += heard
-
-    everyone = np.arange(n_points)
-    own_label, own_weight = own.votes
+    everyone = np.arange(len(here))
+    own_label, own_weight = own.votes(n_classes, config.evidence)
     own_weight = own_weight * config.own * 0.5 ** (_length(here) / config.range_half_m)[:, None]
     for column in range(own_label.shape[1]):
         score[everyone, own_label[:, column]] += own_weight[:, column]
-    total = score.sum(axis=1)
-    winner = score.argmax(axis=1)
-    keeps = (before > 0) & (score[everyone, winner] <= score[everyone, before])
+    return score
+
+
+def decided(score: Floats, before: npt.NDArray[np.uint8], config: VotingConfig) -> Voted:
+    """Return the labels of points, (n,), that were called so ``before``, from what `counted` says."""
+    everyone = np.arange(len(score))
+    if config.evidence == "log":
+        part, whole = likelihoods(score, config.prior), np.ones(len(score))
+        total = score[:, 1:].max(axis=1, initial=0.0)
+    else:
+        part, total = score, score.sum(axis=1)
+        whole = total + config.prior
+    winner = part.argmax(axis=1)
+    keeps = (before > 0) & (part[everyone, winner] <= part[everyone, before])
     label = np.where(keeps | (total == 0), before, winner).astype(np.uint8)
     named = (label > 0) & (total > 0)
-    confidence = _share(score[everyone, label], total + config.prior, named)
-    score[everyone, label] = score[:, 0] = 0
-    runner_up = score.argmax(axis=1).astype(np.uint8)
-    second = _share(score[everyone, runner_up], total + config.prior, named)
-    return Voted(label, confidence, label != before, np.where(second > 0, runner_up, 0).astype(np.uint8), second)
+    confidence = _share(part[everyone, label], whole, named)
+    part[everyone, label] = part[:, 0] = 0
+    others, shares = np.zeros((len(score), KEPT), np.uint8), np.zeros((len(score), KEPT), np.float32)
+    for rank in range(min(KEPT, part.shape[1])):
+        other = part.argmax(axis=1)
+        shares[:, rank] = _share(part[everyone, other], whole, named)
+        others[:, rank] = np.where(shares[:, rank] > 0, other, 0)
+        part[everyone, other] = 0
+    return Voted(label, confidence, label != before, others, shares)
 
 
 def _share(part: Floats, whole: Floats, where: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -67,6 +67,7 @@ ORDER = {
     "superpixels": (
         (
             "class_maps",
+            "evidence",
             "flat_config",
             "ground",
             "image_merge",

@@ -30,7 +30,7 @@ from tests.versions import ENTERS, GOLDEN, Measured, compare, digest_of, measure
 PLACES = {"root", "folder", "corrections"}
 """Settings that say where files lie: what is in them is known by digest (tests/pipeline/test_content.py)."""
 
-LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete", "masks"}
+LISTED = {"cameras", "split", "exclude", "lidar", "time_unit", "incomplete", "masks", "sweeps"}
 """Settings of [data] that say what is listed, and when: the listing is in the key of every shard."""
 
 WITHOUT_OTHER = {

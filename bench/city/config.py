@@ -17,6 +17,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train_scenes": (1, 9000),
     "val_scenes": (0, 900),
     "keyframes": (1, 40),
+    "sweeps_between": (0, 9),
     "image_width_px": (32, 4096),
     "image_height_px": (32, 4096),
     "jpeg_quality": (1, 95),
@@ -43,6 +44,8 @@ class CityConfig:
     train_scenes, val_scenes : how many drives the lists `train.txt` and `val.txt` name, 1..9000 and 0..900. A drive's
         content depends on its own name only, so a larger city keeps the drives of a smaller one.
     keyframes : frames of each drive, half a second apart, 1..40.
+    sweeps_between : sweeps between a key frame and the next, 0..9, evenly apart; nine make 20 Hz. They have neither
+        labels nor boxes, as in nuScenes. With any, cameras take images at 12 Hz.
     image_width_px, image_height_px : size of all six images.
     jpeg_quality : 1..95.
     shadows : cast a second ray from every lit pixel to the sun.
@@ -62,6 +65,7 @@ class CityConfig:
     train_scenes: int = 8
     val_scenes: int = 2
     keyframes: int = 5
+    sweeps_between: int = 0
     image_width_px: int = 800
     image_height_px: int = 450
     jpeg_quality: int = 90
@@ -102,8 +106,9 @@ class CityConfig:
         """Return the identity of one drive's files: all settings but how many drives there are."""
         settings: dict[str, Any] = asdict(self)
         del settings["train_scenes"], settings["val_scenes"]
-        if not self.fisheye:  # cities of before there were any are as they were
-            del settings["fisheye"]
+        for later in ("fisheye", "sweeps_between"):  # cities of before there were any are as they were
+            if not settings[later]:
+                del settings[later]
         return digest({"code": CODE_VERSION, **settings})
 
 
@@ -115,14 +120,16 @@ SIZES: dict[str, CityConfig] = {
 """`tiny` for tests, `demo` for a first look on a laptop, `bench` to measure with."""
 
 
-def city_config(size: str, seed: int = 0, image_size: str | None = None, fisheye: bool = False) -> CityConfig:
+def city_config(
+    size: str, seed: int = 0, image_size: str | None = None, fisheye: bool = False, sweeps_between: int = 0
+) -> CityConfig:
     """Return a city of a named size, of a seed, and with images of another size, given as "800x450", if one is wanted.
 
     Raises ConfigError for an unknown size, or an image size that is no two numbers.
     """
     if size not in SIZES:
         raise ConfigError(f'there is no city of size "{size}"; there are {", ".join(SIZES)}')
-    config = replace(SIZES[size], seed=seed, fisheye=fisheye)
+    config = replace(SIZES[size], seed=seed, fisheye=fisheye, sweeps_between=sweeps_between)
     if image_size is None:
         return config
     numbers = re.fullmatch(r"(\d+)x(\d+)", image_size)

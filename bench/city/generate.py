@@ -42,6 +42,8 @@ from manifests.config import ConfigError
 EPOCH_US = 1_600_000_000_000_000  # the city's clock starts on 13 September 2020; drives are 100 s apart
 MAP_PX_PER_M = 10  # as the official maps have it
 
+IMAGES_A_KEYFRAME = 6  # 12 Hz
+
 PLACE_M = 5.0  # side of the squares of ground whose walls, road and trees count as one place
 FIRST_PLACE, PLACES_ALONG = 1000, 250  # 16 bits hold 999 things and 250 x 250 squares, more than a drive sees
 
@@ -226,6 +228,8 @@ class _SceneWriter:
         name, rows = self.scene.name, self.rows
         for frame in range(self.config.keyframes):
             self.write_frame(frame)
+            if self.config.sweeps_between and frame + 1 < self.config.keyframes:
+                self.write_between(frame)
         rows["log"] = [
             {
                 "token": self.token("log"),
@@ -277,8 +281,23 @@ class _SceneWriter:
                 share = float(seen[0, index] / max(seen[1, index], 1))
                 self.annotate(frame, actor, pose, int(points_of[index]), share)
 
-    def write_sweep(self, frame: int, sensor: Sensor, time_s: float) -> Any:
-        """Write a sweep and its labels; returns the number of points on each actor."""
+    def write_between(self, frame: int) -> None:
+        """Write the sweeps between a key frame and the next one, and the images that cameras take meanwhile."""
+        lidar, *cameras = RIG
+        begun_s, parts = LEAD_S + frame * KEYFRAME_S, self.config.sweeps_between + 1
+        for number in range(1, parts):
+            self.write_sweep(frame, lidar, begun_s + KEYFRAME_S * number / parts, number)
+        for number in range(1, IMAGES_A_KEYFRAME):
+            for sensor in cameras:
+                self.write_image(
+                    frame, sensor, begun_s + sensor.delay_s + KEYFRAME_S * number / IMAGES_A_KEYFRAME, number
+                )
+
+    def write_sweep(self, frame: int, sensor: Sensor, time_s: float, number: int = 0) -> Any:
+        """Write a sweep and, of a key frame, its labels; returns the number of points on each actor.
+
+        `number` counts those after a key frame.
+        """
         config, (rays, ring) = self.config, self.lidar_rays
         taken = capture(self.stage, self.scene, sensor, rays, time_s)
         hit = np.flatnonzero(np.isfinite(taken.hits.distance))
@@ -286,35 +305,36 @@ class _SceneWriter:
         facing = np.abs(np.einsum("ij,ij->i", normal, taken.rays[hit]))
         material = taken.hits.material[hit]
         look = surface(material, taken.hits.tint[hit], taken.hits.position_m[hit], normal, distance)
-        rng = generator(config.seed, self.scene.name, frame, "lidar")
+        rng = generator(config.seed, self.scene.name, frame, "lidar", *([number] if number else []))
         echo = echoes(config, rng, distance, facing, look, material)
         kept = echo.detected
         xyz_m = rays[hit] * echo.range_m[:, None]
         points = np.concatenate([xyz_m, echo.intensity[:, None], ring[hit, None]], axis=1)[kept].astype("<f4")
         labels = np.where(echo.stray, things.FINE["noise"], taken.hits.fine[hit])[kept].astype(np.uint8)
-        row = self.add_sensor_data(frame, sensor, time_s, "pcd", 0, 0)
+        row = self.add_sensor_data(frame, sensor, time_s, "pcd", (0, 0), number)
         write_file(self.folder / row["filename"], points.tobytes())
-        path = f"lidarseg/{config.version}/{row['token']}_lidarseg.bin"
-        self.rows["lidarseg"].append({"token": row["token"], "sample_data_token": row["token"], "filename": path})
-        write_file(self.folder / path, labels.tobytes())
+        if not number:
+            path = f"lidarseg/{config.version}/{row['token']}_lidarseg.bin"
+            self.rows["lidarseg"].append({"token": row["token"], "sample_data_token": row["token"], "filename": path})
+            write_file(self.folder / path, labels.tobytes())
         actors = taken.hits.actor[hit][kept & ~echo.stray]
         return np.bincount(actors[actors >= 0], minlength=len(self.scene.actors) + 1)
 
-    def write_image(self, frame: int, sensor: Sensor, time_s: float) -> Hits:
+    def write_image(self, frame: int, sensor: Sensor, time_s: float, number: int = 0) -> Hits:
         """Write an image, the classes of its pixels and their places; returns what its rays met.
 
-        It is taken when the camera's clock shows `time_s`.
+        It is taken when the camera's clock shows `time_s`; `number` counts those after a key frame's.
         """
         config = self.config
         size = (config.image_width_px, config.image_height_px)
         late_s = self.late_s[sensor.channel]
         taken = capture(self.stage, self.scene, sensor, self.camera_rays[sensor.channel], time_s + late_s)
-        rng = generator(config.seed, self.scene.name, frame, sensor.channel)
+        rng = generator(config.seed, self.scene.name, frame, sensor.channel, *([number] if number else []))
         grain = rng.standard_normal(len(taken.rays), np.float32)
         image = photograph(
             taken.moment, taken.hits, taken.rays, self.scene.light, taken.footprints_m, size, config.shadows, grain
         )
-        row = self.add_sensor_data(frame, sensor, time_s, "jpg", *size)
+        row = self.add_sensor_data(frame, sensor, time_s, "jpg", size, number)
         write_file(self.folder / row["filename"], jpeg(image, config.jpeg_quality))
         sky = ~np.isfinite(taken.hits.distance)
         classes = np.where(sky, things.FINE["static.other"], taken.hits.fine).astype(np.uint8)
@@ -324,12 +344,13 @@ class _SceneWriter:
         return taken.hits
 
     def add_sensor_data(
-        self, frame: int, sensor: Sensor, time_s: float, kind: str, width_px: int, height_px: int
+        self, frame: int, sensor: Sensor, time_s: float, kind: str, size_px: tuple[int, int], number: int = 0
     ) -> Row:
         """Add the rows of one capture and of the car's pose at its (claimed) time; returns the first."""
         timestamp = self.start_us + round(time_s * 1e6)
         pose = self.scene.world_from_scene @ self.scene.ego_pose(time_s)
-        own = self.token(frame, sensor.channel)
+        own = self.token(frame, sensor.channel, *([number] if number else []))
+        folder = "sweeps" if number else "samples"
         ending = "jpg" if sensor.is_camera else "pcd.bin"
         row = {
             "token": own,
@@ -338,10 +359,10 @@ class _SceneWriter:
             "calibrated_sensor_token": self.token("calibration", sensor.channel),
             "timestamp": timestamp,
             "fileformat": kind,
-            "is_key_frame": True,
-            "height": height_px,
-            "width": width_px,
-            "filename": f"samples/{sensor.channel}/{self.scene.name}__{sensor.channel}__{timestamp}.{ending}",
+            "is_key_frame": not number,
+            "height": size_px[1],
+            "width": size_px[0],
+            "filename": f"{folder}/{sensor.channel}/{self.scene.name}__{sensor.channel}__{timestamp}.{ending}",
             "prev": "",
             "next": "",
         }

@@ -18,7 +18,10 @@ class DataConfig:
     """Section `[data]`: which logs, read how, and which of their frames take part.
 
     `dataset` is who reads the logs: "nuscenes", "semantic_kitti" or "folder". `root` is the folder that holds them, and
-    `version` which version of them (nuScenes: the folder of tables below `root`). `ontology` is the class dictionary: a
+    `version` which version of them (nuScenes: the folder of tables below `root`). `sweeps` says which of nuScenes'
+    sweeps are frames: key frames alone, all, or beside key frames every so-many-th of those after one, each with the
+    image of every camera that is nearest in time; true labels are those of key frames, so these alone are scored.
+    `ontology` is the class dictionary: a
     built-in one, or the path of a .toml file. `split` names the scenes that are packed: a split of the data set, "all",
     or a .txt file with the name of a scene on each line. `exclude` leaves frames out by their ids.
     `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones; "none" alone:
@@ -36,6 +39,7 @@ class DataConfig:
     dataset: str = "nuscenes"
     root: str = ""
     version: str = "v1.0-trainval"
+    sweeps: int | Literal["keyframes", "all"] = "keyframes"
     ontology: str = "nuscenes"
     split: str = "all"
     exclude: tuple[str, ...] = ()
@@ -53,6 +57,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.root:
             raise ValueError("data.root is empty; give the folder that holds the data set")
+        if self.sweeps != "keyframes" and self.dataset != "nuscenes":
+            raise ValueError(
+                f'data.sweeps is {self.sweeps!r} and data.dataset "{self.dataset}", all of whose sweeps are frames '
+                "anyway; leave it out"
+            )
+        if isinstance(self.sweeps, int) and self.sweeps < 1:
+            raise ValueError(f"data.sweeps is {self.sweeps}; expected 1 (every sweep) or more")
         if len(set(self.exclude)) != len(self.exclude):
             raise ValueError("data.exclude names a frame twice; name each frame once")
         if len(set(self.cameras)) != len(self.cameras):

@@ -86,7 +86,9 @@ class TargetConfig:
 
     `labels`: "group", the pseudo-labels as cameras give them (the reference's way); "vote", the same after a vote of
     the sweeps before and after; "correct", after flat interaction; "vote+correct", after the vote and then flat
-    interaction. All but the first also name points that no camera sees.
+    interaction. All but the first also name points that no camera sees. `confidence` is how sure a label of the vote
+    is: by its "share" of the votes, or by the "margin" between that and the share of the next class (vote.belief).
     """
 
     labels: Literal["group", "vote", "correct", "vote+correct"] = "group"
+    confidence: Literal["share", "margin"] = "share"

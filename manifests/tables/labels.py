@@ -20,6 +20,19 @@ class Vote(FrameRecord, table="vote"):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Belief(FrameRecord, table="belief"):
+    """What a point may be after the vote over time: the three likeliest classes, with their shares."""
+
+    label: Annotated[
+        UInt8, About("classes, that of table `vote` first, then by their share; 0 none", shape=("n_points", 3))
+    ]
+    share: Annotated[
+        UInt8,
+        About("share of the votes, lower where there are few; at least 1 of the first", "1/255", shape=("n_points", 3)),
+    ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Correct(FrameRecord, table="correct"):
     """Pseudo-labels after flat interaction."""
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
+from pipeline.datasets.between import Between
 from pipeline.datasets.clouds import WITH_RING, Cloud
 from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.datasets.times import in_microseconds, microseconds
@@ -60,7 +61,7 @@ class NuScenesDataset:
         """
         folder = find_version(self.root, self.version)
         with broken_tables_explained(folder):
-            tables = open_tables(self.root, folder)
+            tables = open_tables(self.root, folder, self.config.sweeps != "keyframes")
             lidars = lidars_of(tables, folder, self.config.lidar)
             unit_us = unit_of(tables, folder, self.config)
             label_paths = read_label_paths(folder)
@@ -75,12 +76,14 @@ class NuScenesDataset:
         if missing:
             raise ConfigError(f"data.cameras names {sorted(missing)[0]}, which is no camera in {folder}/sensor.json")
         masks = masks_of(self.config, known)
+        between = Between(tables, lidars, unit_us, self.config.sweeps)
         for scene in tables.scene:
             with broken_tables_explained(folder):
                 in_time_order = sorted(samples[scene["token"]], key=lambda row: (row["timestamp"], row["token"]))
-            for sample in in_time_order:
+                found = between.among(in_time_order)
+            for name, time, records in found:
                 with broken_tables_explained(folder):
-                    frame = frame_of_sample(tables, scene["name"], sample, label_paths, lidars, unit_us)
+                    frame = frame_of_records(tables, scene["name"], name, time, records, label_paths, lidars, unit_us)
                 yield seen_by(frame, self.cameras, masks)
 
     def read_cloud(self, frame: Frame) -> Cloud:
@@ -124,17 +127,22 @@ def find_version(root: Path, version: str) -> Path:
     return root / version
 
 
-def open_tables(root: Path, folder: Path) -> Any:
+def open_tables(root: Path, folder: Path, between: bool = False) -> Any:
     """Return a `nuscenes.NuScenes` over the key frames of the tables in `folder`; raises ConfigError if one is broken.
+
+    With `between` it has what LiDARs and cameras took between key frames too, and needs ten times the memory.
 
     Left to itself the development kit reads every table and all rows between key frames, wants the map pictures on
     disk, and refuses a folder whose table `lidarseg` has not exactly as many rows as there are label files. Maps and
     labels are optional here, so it gets the six tables that lead to sensor files, and nothing of the others.
     """
     rows = {name: read_table(folder, name) for name in ("scene", "sample", "calibrated_sensor", "sensor")}
-    rows["sample_data"] = read_table(folder, "sample_data", lambda row: row["is_key_frame"]) or nearest_rows(
-        folder, rows
+    used = sensors_between(folder, rows) if between else frozenset[str]()
+    rows["sample_data"] = read_table(
+        folder, "sample_data", lambda row: row["is_key_frame"] or row["calibrated_sensor_token"] in used
     )
+    if not any(row["is_key_frame"] for row in rows["sample_data"]):
+        rows["sample_data"] = nearest_rows(folder, rows)
     key_poses = {row["ego_pose_token"] for row in rows["sample_data"]}
     rows["ego_pose"] = read_table(folder, "ego_pose", lambda row: row["token"] in key_poses)
     # The kit insists on one map whose picture exists; this one stands for the root itself and is never drawn.
@@ -169,6 +177,15 @@ def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambd
     if not isinstance(rows, list) or not all(row is None or isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: expected a list of rows; this is no nuScenes table")
     return [row for row in rows if row is not None]
+
+
+def sensors_between(folder: Path, tables: Mapping[str, list[TableRow]]) -> frozenset[str]:
+    """Return the tokens of the calibrations of LiDARs and cameras, as rows of `sample_data` name them."""
+    with broken_tables_explained(folder):
+        kinds = {row["token"]: row["modality"] for row in tables["sensor"]}
+        return frozenset(
+            row["token"] for row in tables["calibrated_sensor"] if kinds[row["sensor_token"]] in ("lidar", "camera")
+        )
 
 
 def nearest_rows(folder: Path, tables: Mapping[str, list[TableRow]]) -> list[TableRow]:
@@ -243,24 +260,26 @@ def unit_of(tables: Any, folder: Path, data: DataConfig) -> float:
     return microseconds(list(samples.values()), data.time_unit, f"timestamps of {folder}/sample_data.json")
 
 
-def frame_of_sample(
+def frame_of_records(  # long: one line a part of the frame
     tables: Any,
     scene: str,
-    sample: TableRow,
+    name: str,
+    time: Any,
+    records: Mapping[str, TableRow],
     label_paths: Mapping[str, str],
     lidars: Sequence[str],
     unit_us: float,
 ) -> Frame:
-    """Return the frame of a row of table `sample`; see Dataset.frames for how gaps are shown.
+    """Return the frame of rows of table `sample_data` by channel, and how it is called; `time` is that of the sample.
 
-    True labels are those of the only LiDAR; where several are joined there are none.
+    See Dataset.frames for how gaps are shown. True labels are those of the only LiDAR; where several are joined there
+    are none.
     """
-    records = {channel: tables.get("sample_data", token) for channel, token in sample["data"].items()}
     missing = [channel for channel in lidars if channel not in records]
     if missing:
-        unknown, time_us = np.full((4, 4), np.nan), in_microseconds(sample["timestamp"], unit_us)
-        why = f"sample {sample['token']} has no {missing[0]} sweep in {tables.version}/sample_data.json"
-        return Frame(sample["token"], scene, time_us, "", "", None, unknown, unknown, (), problems=(why,))
+        unknown, time_us = np.full((4, 4), np.nan), in_microseconds(time, unit_us)
+        why = f"sample {name} has no {missing[0]} sweep in {tables.version}/sample_data.json"
+        return Frame(name, scene, time_us, "", "", None, unknown, unknown, (), problems=(why,))
     sweep = records[lidars[0]]
     world_from_ego_at_sweep = pose(tables.get("ego_pose", sweep["ego_pose_token"]))
     ego_from_lidar = pose(tables.get("calibrated_sensor", sweep["calibrated_sensor_token"]))
@@ -283,7 +302,7 @@ def frame_of_sample(
         for channel in (lidars if len(lidars) > 1 else ())
     ]
     return Frame(
-        frame_id=sample["token"],
+        frame_id=name,
         scene=scene,
         timestamp_us=in_microseconds(sweep["timestamp"], unit_us),
         lidar_token=sweep["token"],

@@ -20,6 +20,7 @@ MEASURED_S = {
     "project": 0.0104,
     "segment": 0.0626,
     "group": 0.0130,
+    "belief": 0.22,
     "vote": 0.22,
     "correct": 0.361,
     "pairs": 0.0106,

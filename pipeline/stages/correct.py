@@ -7,8 +7,8 @@ import numpy as np
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
 from manifests.stages import SPECS, corrected_table
-from manifests.tables.base import UInt8
-from manifests.tables.labels import Correct
+from manifests.tables.base import Float32, UInt8
+from manifests.tables.labels import Belief, Correct
 from manifests.tables.sensors import Points
 from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -24,7 +24,8 @@ def prepare(recipe: Recipe) -> FrameFunction[Correct]:
     def correct(inputs: FrameInput) -> Correct:
         points, before = inputs.rows[Points], inputs.rows[corrected_table(recipe)]
         height_m = height_of_sensor_m(inputs.frame.ego_from_lidar)
-        return correct_frame(points, before.label, height_m, recipe.correct, recipe.ontology)
+        belief = inputs.rows[Belief] if recipe.correct.evidence == "divided" else None
+        return correct_frame(points, before.label, height_m, recipe.correct, recipe.ontology, belief)
 
     return correct
 
@@ -35,8 +36,9 @@ def correct_frame(
     height_m: float | None,
     config: FlatInteractionConfig,
     ontology: Ontology,
+    belief: Belief | None = None,
 ) -> Correct:
-    """Return the row of table `correct` from a sweep and its pseudo-labels, (n,)."""
+    """Return the row of table `correct` from a sweep, its pseudo-labels, (n,), and what else its points may be."""
     try:
         found = refine(
             points.xyz_m,
@@ -45,6 +47,7 @@ def correct_frame(
             n_classes=len(ontology.classes) - 1,
             ground_classes=ontology.ground_class_ids,
             sensor_height_m=height_m,
+            likelihood=None if belief is None else likelihoods(belief, len(ontology.classes)),
         )
     except Unfit as error:
         raise FrameError(str(error)) from error
@@ -55,6 +58,16 @@ def correct_frame(
         changed=found.changed,
         note="; ".join(found.notes) or None,
     )
+
+
+def likelihoods(belief: Belief, n_classes: int) -> Float32:
+    """Return how likely every class is at every point, (n, classes), 0 for class 0; what is left is not known."""
+    found = np.zeros((len(belief.label), n_classes), np.float32)
+    every = np.arange(len(found))
+    for label, share in zip(belief.label.T, belief.share.T, strict=True):
+        found[every, label] += share / np.float32(255)
+    found[:, 0] = 0
+    return found
 
 
 STAGE = Stage(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
+from manifests.sections.data import DataConfig
 from manifests.stages import SPECS
 from manifests.tables.labels import Label
 from pipeline.datasets.registry import open_dataset
@@ -32,6 +33,9 @@ def prepare(recipe: Recipe) -> FrameFunction[Label]:
 
     def read(inputs: FrameInput) -> Label:
         frame = inputs.frame
+        if frame.label_path is None and between_key_frames(frame, recipe.data):
+            nothing = np.zeros(frame.n_points, np.uint16)
+            return Label(frame_id=frame.frame_id, label=nothing.astype(np.uint8), raw=nothing)
         if frame.label_path is None:
             raise FrameError(
                 f"version {recipe.data.version} of the data set names no label file for sweep {frame.lidar_token}, "
@@ -52,6 +56,11 @@ def prepare(recipe: Recipe) -> FrameFunction[Label]:
             raise FrameError(f"{frame.label_path}: {error}") from None
 
     return read
+
+
+def between_key_frames(frame: Frame, data: DataConfig) -> bool:
+    """Return whether a frame is a sweep between key frames, of which nobody knows true labels: all are 0, ignored."""
+    return data.sweeps != "keyframes" and frame.frame_id == frame.lidar_token
 
 
 def renumbering(recipe: Recipe) -> npt.NDArray[np.uint16] | None:

@@ -7,6 +7,7 @@ from typing import Any
 from manifests.recipe import Recipe
 from manifests.stages import with_needs
 from pipeline.stages import (
+    belief,
     correct,
     encode,
     group,
@@ -36,6 +37,7 @@ STAGES: dict[str, Stage[Any]] = {
         segment.STAGE,
         score.STAGE,
         group.STAGE,
+        belief.STAGE,
         vote.STAGE,
         correct.STAGE,
         pairs.STAGE,

@@ -10,7 +10,7 @@ import numpy as np
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
 from manifests.tables.base import UInt8
-from manifests.tables.labels import Correct, Mend, Target, Vote
+from manifests.tables.labels import Belief, Correct, Mend, Target, Vote
 from manifests.tables.sensors import Project
 from manifests.tables.superpoints import Group
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -25,6 +25,8 @@ def prepare(recipe: Recipe) -> FrameFunction[Target]:
     def take(inputs: FrameInput) -> Target:
         before = inputs.rows.get(Vote) or inputs.rows[Group]
         label, confidence = before.label, before.confidence
+        if recipe.target.confidence == "margin":
+            confidence = margin(inputs.rows[Belief])
         if correct := inputs.rows.get(Correct):
             label, confidence = corrected(confidence, correct)
         if mend := inputs.rows.get(Mend):
@@ -35,6 +37,12 @@ def prepare(recipe: Recipe) -> FrameFunction[Target]:
         return Target(frame_id=before.frame_id, label=label, confidence=confidence, seen=seen)
 
     return take
+
+
+def margin(belief: Belief) -> UInt8:
+    """Return how far the likeliest class is ahead of the next one, (n,) in 1/255; at least 1 where there is a label."""
+    ahead = belief.share[:, 0].astype(np.int64) - belief.share[:, 1]
+    return np.where(belief.label[:, 0] > 0, np.maximum(ahead, 1), 0).astype(np.uint8)
 
 
 def corrected(confidence: UInt8, correct: Correct) -> tuple[UInt8, UInt8]:

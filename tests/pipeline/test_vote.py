@@ -142,7 +142,9 @@ def test_points_of_a_neighbour_are_brought_into_this_frame_and_its_age_is_in_sec
     # its points are at x = 6 m in the world, 4 m behind a vehicle that looks along y: 4 m to its left
     np.testing.assert_allclose(one.here_from_lidar @ [2, 0, 0, 1], [0, 4, 0, 1], atol=1e-12)
     assert one.ago_s == 1.5
-    np.testing.assert_allclose(one.weight, [0.2 * 0.25, 0.2])
+    np.testing.assert_allclose(one.weight, [0.2, 0.2])
+    assert one.trust is not None
+    np.testing.assert_allclose(one.trust, [0.25, 1.0])  # cameras name the first one differently
 
 
 def test_a_pose_or_a_time_set_right_is_part_of_the_key() -> None:

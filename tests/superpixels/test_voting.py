@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpixels.voting import Ballot, RangeImage, VotingConfig, seen_twice, vote
+from superpixels.evidence import gains
+from superpixels.voting import Ballot, RangeImage, VotingConfig, heard_among, seen_twice, vote
 
 CAR, WALL = 1, 2
 HERE = np.eye(4)
@@ -186,3 +187,21 @@ def test_bad_ballots_and_settings_get_a_sentence() -> None:
 def test_a_label_that_nobody_vouches_for_has_no_confidence() -> None:
     found = vote(ballot([[5, 0, 0]], CAR, weight=0.0), [], 2, PLAIN)
     assert (found.label.tolist(), found.confidence.tolist()) == ([CAR], [0.0])
+
+
+def test_a_reach_in_seconds_is_as_many_sweeps_spread_over_that_time() -> None:
+    ago_s = [step / 20 for step in range(64, -65, -1) if step]  # 20 Hz, in order of time
+    heard = [ago_s[number] for number in heard_among(ago_s, VotingConfig(reach=4, reach_s=2.0))]
+    assert heard == [2.0, 1.5, 1.0, 0.5, -0.5, -1.0, -1.5, -2.0]
+    assert heard_among([0.5, -0.5, -1.0], VotingConfig(reach=4, reach_s=2.0)) == [0, 1, 2], "fewer are all heard"
+    assert heard_among([9.0, 0.5, -7.0], VotingConfig(reach=4, reach_s=2.0)) == [1]
+    last = ago_s[54:64]  # half a second
+    short = [last[number] for number in heard_among(last, VotingConfig(reach=2, reach_s=2.0))]
+    assert short == [0.5, 0.25], "where a scene begins, over what there is of it"
+
+
+def test_evidence_is_how_many_times_likelier_a_class_is_than_one_that_is_not_named() -> None:
+    found = gains(np.array([[0.6, 0.2], [0.0, 0.0], [0.9, 0.3], [0.1, 0.0]]), 4)
+    # 0.2 is left for two others; nothing is said; 1 % at least is left; a name that is less likely than the others
+    expected = [[np.log(6), np.log(2)], [0, 0], [np.log(0.9 / 0.005), np.log(0.3 / 0.005)], [0, 0]]
+    np.testing.assert_allclose(found, expected)

@@ -26,7 +26,7 @@ from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.image_merge import merge_image_labels
-from superpixels.voting import Ballot, vote
+from superpixels.voting import Ballot, heard_among, vote
 from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]
@@ -206,7 +206,8 @@ def refined(
 
 def after_vote(before: Named, own: Answered, around: Sequence[Answered], recipe: Recipe) -> Named:
     """Return the labels of a frame after the vote of the sweeps around it; raises ValueError like `refined`."""
-    ballots = [one.ballot(own) for one in (own, *around)]
+    asked = heard_among([(own.timestamp_us - one.timestamp_us) / 1e6 for one in around], recipe.vote)
+    ballots = [one.ballot(own) for one in (own, *(around[number] for number in asked))]
     found = vote(ballots[0], ballots[1:], len(recipe.ontology.classes) - 1, recipe.vote)
     sure, second = (np.rint(one * 255).astype(np.uint8) for one in (found.confidence, found.runner_up_confidence))
     return Named(
