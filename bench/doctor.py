@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from bench.city.config import SIZES, CityConfig
 from bench.city.generate import write_city
 from manifests.sections.data import DataConfig
+from manifests.storage.places import root_of
 from pipeline.checks.alignment import fit_of
 from pipeline.checks.calibration import Case, better_guesses, by_camera, case_of, judge_cases
 from pipeline.checks.looks import Look, look_at, motions
@@ -59,7 +60,7 @@ Fault = Callable[[Bed, np.random.Generator], "Bed | None"]
 
 def open_beds(data: DataConfig, name: str, n_beds: int) -> list[Bed]:
     """Return beds of at most `FRAMES` frames of a data set, each begun at another frame."""
-    dataset, root = open_dataset(data), Path(data.root)
+    dataset, root = open_dataset(data), root_of(data)
     frames = list(dataset.frames())
     moving = motions(frames)
     chosen = [

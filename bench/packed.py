@@ -20,6 +20,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.sections.tables import GroupConfig, ProjectConfig, SegmentConfig, TextConfig
 from manifests.sections.teachers.artifacts import TEXT, ArtifactsConfig
+from manifests.storage.places import root_of
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile, ShardReader
 from manifests.storage.store import Store
@@ -176,7 +177,7 @@ class OurWay:
 
     def sweep_file(self, number: int) -> bytes:
         """Return the file of a frame's sweep."""
-        return read_file(Path(self._recipe.data.root), self._frame(number).lidar_path)
+        return read_file(root_of(self._recipe.data), self._frame(number).lidar_path)
 
     def stored_group_row(self, number: int) -> Group:
         """Return a frame's row of table `group` as it lies in the store now."""

@@ -23,6 +23,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.teachers.artifacts import TEXT
 from manifests.sections.teachers.onnx import OnnxConfig
+from manifests.storage.places import root_of
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Camera, read_image
 from pipeline.teachers.artifacts import PROMPTS, SCORE_IMAGE
@@ -94,7 +95,7 @@ def write_all(recipe: Recipe, folder: Path, network: Any) -> int:
     for frame in open_dataset(recipe.data).frames():
         for camera in frame.cameras:
             if not (folder / f"{camera.token}.png").is_file():
-                image = read_image(Path(recipe.data.root), camera)
+                image = read_image(root_of(recipe.data), camera)
                 sized = replace(camera, width_px=image.shape[1], height_px=image.shape[0])
                 write_maps(folder, sized, probabilities(network, image), prompt)
                 written += 1

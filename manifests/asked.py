@@ -21,6 +21,7 @@ from manifests.splits import split_content
 from manifests.stages import SPECS, fingerprint, identity, with_needs
 from manifests.storage.errors import StoreError
 from manifests.storage.names import ref_name, scene_of
+from manifests.storage.places import is_remote, place_of_root
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 
@@ -35,7 +36,7 @@ def asked(recipe: Recipe) -> AskedTables:
     known = ("dataset", "version", "split", "exclude", "cameras")  # from the first; others count where they are set,
     changed = changed_values(recipe.data)  # so that a new setting moves no ref
     data = {key: value for key, value in asdict(recipe.data).items() if key in known or key in changed}
-    for elsewhere in ("root", "ontology"):
+    for elsewhere in ("root", "ontology", "cache", "cache_gb"):
         data.pop(elsewhere, None)
     if recipe.data.corrections:
         data["corrections"] = str(Path(recipe.data.corrections).expanduser().absolute())
@@ -54,7 +55,7 @@ def asked(recipe: Recipe) -> AskedTables:
 
 def place_of(recipe: Recipe) -> str:
     """Return the data root as one that means the same in every working folder."""
-    return str(Path(recipe.data.root).expanduser().absolute())
+    return place_of_root(recipe.data.root)
 
 
 def tables_key(recipe: Recipe) -> str:
@@ -227,7 +228,7 @@ def changes_to(before: AskedTables | None, now: AskedTables, stages: Sequence[st
     data = {  # earlier versions wrote down what has its default too
         key: value for key, value in before.data.items() if key in wanted or value != defaults.get(key)
     }
-    if before.received and not Path(now.root).exists():
+    if before.received and not is_remote(now.root) and not Path(now.root).exists():
         data["root"] = now.root
     found = differences({"data": data}, {"data": wanted})
     then, tables = before.tables, now.tables

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 
-URIS = ("run.store", "run.ray_address")
+URIS = ("run.store", "data.root", "run.ray_address")
 """The settings that may be addresses; a path that is one would become a folder of that name, here and nowhere else."""
 
 BASE = "base"
@@ -214,7 +214,7 @@ def convert(where: str, value: Any, kind: Any) -> Any:  # noqa: C901 (a case for
     if isinstance(value, str) and "://" in value and where not in URIS:
         raise ConfigError(
             f"{where} is {shown_uri(value)!r}, an address; what it names has to lie on this machine, or in a folder "
-            f"that is mounted here: only {' and '.join(URIS)} may be addresses"
+            f"that is mounted here: only {', '.join(URIS)} may be addresses"
         )
     origin = typing.get_origin(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):

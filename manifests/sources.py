@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from manifests.asked import built_otherwise, place_of, ref_of
-from manifests.fingerprint import looks_of, sha256_file
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Compared
 from manifests.stages import SPECS, with_needs
 from manifests.storage.errors import StoreError
+from manifests.storage.places import RemotePath, Root, digest_of, looks_at, root_of
 from manifests.storage.refs import Ref
 from manifests.storage.seen import SeenFile, read_files
 from manifests.storage.store import Store
@@ -31,14 +31,14 @@ LOOKS_AT_ONCE = 32  # threads that ask a file system, perhaps behind a network, 
 class _Source:
     """A file of a shard: where it lies, its name there, and what was noted of it."""
 
-    root: Path
+    root: Root
     name: str
     seen: SeenFile
 
     @property
     def looks(self) -> str | None:
         """How it looks now."""
-        return looks_of(self.root / self.name)
+        return looks_at(self.root, self.name)
 
 
 def compare_files(store: Store, recipe: Recipe, ref: Ref, shards: Collection[str], stages: Collection[str]) -> Compared:
@@ -83,16 +83,23 @@ def _sources(
     for stage in noted:
         table = ref.tables.get(stage)
         without = 0
-        here: dict[Path, bool] = {}
+        here: dict[Root, bool] = {}
         for shard in table.shards if table else ():
             if shard.shard not in shards:
                 continue
             seen = read_files(store, stage, shard.shard, shard.key)
             without += seen is None
-            root = Path(place_of(recipe)) if seen is None or stage == "index" else Path(seen.place)
-            if here.setdefault(root, root.is_dir()) and seen is not None:
+            of_data = seen is None or stage == "index" or seen.place == place_of(recipe)
+            root = _data_root(recipe) if of_data or seen is None else Path(seen.place)
+            if root not in here:
+                here[root] = _is_here(root)
+            if here[root] and seen is not None:
                 yield from (_Source(root, name, file) for name, file in seen.files.items() if _stays(name))
-        unknown += [f"{root} is not on this machine" for root, there in here.items() if not there]
+        unknown += [
+            f"{root} cannot be read from here" if isinstance(root, RemotePath) else f"{root} is not on this machine"
+            for root, there in here.items()
+            if not there
+        ]
         if table is None:
             unknown.append(_why_unknown(store, recipe, stage))
         elif without and any(here.values()):
@@ -122,8 +129,22 @@ def _stays(name: str) -> bool:
     return bool(name) and not path.is_absolute() and ".." not in path.parts
 
 
+def _data_root(recipe: Recipe) -> Root:
+    """Return the data root, that of this machine by its full name."""
+    root = root_of(recipe.data)
+    return root if isinstance(root, RemotePath) else Path(place_of(recipe))
+
+
+def _is_here(root: Root) -> bool:
+    """Return whether a folder can be read from this machine."""
+    try:
+        return root.is_dir()
+    except StoreError:
+        return False
+
+
 def _digest(source: _Source) -> str | None:
     try:
-        return sha256_file(source.root / source.name)
+        return digest_of(source.root / source.name)
     except OSError:
         return None

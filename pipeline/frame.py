@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.endings import RunError, summary
+from manifests.storage.places import RemotePath, Root
 from manifests.tables.sensors import Index
 from pipeline.lenses import MOST, PINHOLE, Lens, lens_in
 
@@ -206,7 +206,7 @@ def slashed(name: str) -> str:
     return name.replace("\\", "/")
 
 
-def inside(root: Path, relative: str) -> Path:
+def inside(root: Root, relative: str) -> Root:
     """Return the path of a data file; raises FrameError if the relative name is absolute or climbs out of the root."""
     if not stays_inside(relative):
         raise FrameError(f"{relative!r} leaves the data root {root}; file names in the data set must stay inside it")
@@ -218,15 +218,16 @@ def stays_inside(relative: str) -> bool:
     return not (relative.startswith("/") or "\\" in relative or (".." in relative and ".." in relative.split("/")))
 
 
-def read_file(root: Path, relative: str, sha256: str | None = "") -> bytes:
+def read_file(root: Root, relative: str, sha256: str | None = "") -> bytes:
     """Return the content of a data file, which must have the digest that was recorded of it; "" asks for none.
 
     None stands for a file that was not there. The digest is that of the very bytes returned, so what is computed from
-    them is computed from what the index knows. Raises FrameError if the file is missing or another one.
+    them is computed from what the index knows. Raises FrameError if the file is missing or another one, and
+    DataUnreachable where a root behind a network gives no answer.
     """
     path = inside(root, relative)
     try:
-        content = path.read_bytes()
+        content = path.content(sha256 or "") if isinstance(path, RemotePath) else path.read_bytes()
     except OSError as error:
         raise FrameError(f"{relative}: {error.strerror or type(error).__name__}") from None
     if sha256 != "" and hashlib.sha256(content).hexdigest() != sha256:
@@ -238,7 +239,7 @@ def read_file(root: Path, relative: str, sha256: str | None = "") -> bytes:
     return content
 
 
-def read_image(root: Path, camera: Camera) -> NDArray[Any]:
+def read_image(root: Root, camera: Camera) -> NDArray[Any]:
     """Return an image as uint8 (height, width, 3) RGB, fully decoded.
 
     Raises FrameError if the file is empty, truncated, not an image, or not the one that was indexed.
@@ -246,7 +247,7 @@ def read_image(root: Path, camera: Camera) -> NDArray[Any]:
     return read_image_for(root, camera, lambda height_px, width_px: (height_px, width_px))[0]
 
 
-def read_mask(root: Path, camera: Camera) -> NDArray[np.bool_] | None:
+def read_mask(root: Root, camera: Camera) -> NDArray[np.bool_] | None:
     """Return where an image shows the vehicle itself, bool (height, width); None where the camera has no mask.
 
     Raises FrameError if the file is not the one that was indexed, no image, or of another size than the camera's.
@@ -264,7 +265,7 @@ def read_mask(root: Path, camera: Camera) -> NDArray[np.bool_] | None:
 
 
 def read_image_for(
-    root: Path, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool = False
+    root: Root, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool = False
 ) -> tuple[NDArray[Any], tuple[int, int]]:
     """Return an image as uint8 (height, width, 3) RGB, and the size that it is wanted at, `size_of` its own in pixels.
 
@@ -277,7 +278,7 @@ def read_image_for(
 
 
 def read_resized(
-    root: Path, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool = False
+    root: Root, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool = False
 ) -> NDArray[np.uint8]:
     """Return an image at the size that `size_of` gives for its own: bicubic, antialiased, on 8-bit pixels.
 
@@ -290,7 +291,7 @@ def read_resized(
 
 
 def open_image_for(
-    root: Path, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool
+    root: Root, camera: Camera, size_of: Callable[[int, int], tuple[int, int]], scaled: bool
 ) -> tuple[Any, tuple[int, int]]:
     """Return what `read_image_for` does as an image of Pillow, decoded, in mode RGB."""
     import io

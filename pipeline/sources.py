@@ -9,12 +9,12 @@ the very bytes it computes from, so a file that changed without looking otherwis
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from manifests.fingerprint import digest, looks_of, sha256_file
+from manifests.fingerprint import digest
+from manifests.storage.places import RemotePath, Root, digest_of, each_of, looks_at, place_of_root
 from manifests.storage.seen import SeenFile, SeenFiles
 from pipeline.frame import Frame, FrameError, inside, stays_inside
 
@@ -28,13 +28,13 @@ TRIES = 3  # at a file that is being written while it is read
 class FrameFiles:
     """The files that a stage reads of a frame beside the store: their names below a folder, in a fixed order."""
 
-    root: Path
+    root: Root
     names: Callable[[Frame], tuple[str, ...]]
 
     @property
     def place(self) -> str:
         """The folder by its full name, by which what was seen there is remembered."""
-        return os.path.abspath(self.root.expanduser())
+        return place_of_root(self.root.uri if isinstance(self.root, RemotePath) else str(self.root))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def key_with(key: str, content: str) -> str:
     return digest({"key": key, "files": content})
 
 
-def stats_of(root: Path, names: Sequence[str]) -> str:
+def stats_of(root: Root, names: Sequence[str]) -> str:
     """Return a digest of how files look from outside, without opening them."""
     return stats_digest((name, _looks(root, name)) for name in names)
 
@@ -84,12 +84,13 @@ def look(files: FrameFiles, frames: Sequence[Frame]) -> Looked:
     """
     names = [files.names(frame) for frame in frames]
     every = [name for some in names for name in some]
-    before = {name: _looks(files.root, name) for name in every}
-    found = tuple({name: sha256_of(files.root, name) for name in some} for some in names)
+    before = dict(zip(every, each_of(files.root, partial(_looks, files.root), every), strict=True))
+    digests = dict(zip(every, each_of(files.root, partial(sha256_of, files.root), every), strict=True))
+    found = tuple({name: digests[name] for name in some} for some in names)
     return Looked(stats_digest((name, before[name]) for name in every), before, found)
 
 
-def sha256_of(root: Path, name: str) -> str | None:
+def sha256_of(root: Root, name: str) -> str | None:
     """Return the hex sha256 of a file, None if it is missing, cannot be read or lies outside of the root.
 
     What is wrong with such a file is said by whoever needs it. Raises FrameError if it keeps changing meanwhile.
@@ -99,7 +100,7 @@ def sha256_of(root: Path, name: str) -> str | None:
         if before is None:
             return None
         try:
-            found = sha256_file(inside(root, name))
+            found = digest_of(inside(root, name))
         except OSError:
             return None
         if _looks(root, name) == before:
@@ -107,5 +108,5 @@ def sha256_of(root: Path, name: str) -> str | None:
     raise FrameError(f"{name} changes while it is read; run again when it is written to its end")
 
 
-def _looks(root: Path, name: str) -> str | None:
-    return looks_of(f"{root}/{name}") if name and stays_inside(name) else None
+def _looks(root: Root, name: str) -> str | None:
+    return looks_at(root, name) if name and stays_inside(name) else None

@@ -33,7 +33,9 @@ class DataConfig:
     says what to do with scenes of which files are not on disk, as after a partial download. `corrections` is a folder
     of label files that people corrected, as `make review` wrote them, or one that holds several such folders: table
     `target` prefers these labels. `masks` names a folder in the root with a PNG for each camera that sees the vehicle
-    itself, called after the camera and bright where it does.
+    itself, called after the camera and bright where it does. `cache` is a folder of this machine in which the files of
+    a `root` behind a network are kept, by what is in them and never part of an identity, and `cache_gb` how much of it
+    at most; 0 keeps none.
     """
 
     dataset: str = "nuscenes"
@@ -53,6 +55,8 @@ class DataConfig:
     incomplete: Literal["refuse", "leave out"] = "refuse"
     corrections: str = ""
     masks: str = ""
+    cache: str = "cache"
+    cache_gb: float = 20.0
 
     def __post_init__(self) -> None:
         if not self.root:
@@ -80,6 +84,8 @@ class DataConfig:
                 f"data.columns names more than one of {', '.join(INTENSITY)}; give those that are not to be the "
                 "intensity names of their own"
             )
+        if not 0 <= self.cache_gb < float("inf"):
+            raise ValueError(f"data.cache_gb is {self.cache_gb}; expected 0 or more")
         if self.min_range_m < 0 or self.max_range_m < 0 or 0 < self.max_range_m <= self.min_range_m:
             raise ValueError(
                 f"data.min_range_m is {self.min_range_m} and data.max_range_m {self.max_range_m}; expected 0 or more, "

@@ -14,6 +14,7 @@ import numpy as np
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.storage.names import scene_of
+from manifests.storage.places import root_of
 from pipeline.checks.calibration import check_calibration
 from pipeline.checks.findings import FRAMES, Finding
 from pipeline.checks.images import check_images
@@ -71,7 +72,7 @@ def evenly(frames: Sequence[Frame], n: int) -> list[Frame]:
 
 def check_files(recipe: Recipe, frames: Sequence[Frame], n_frames: int) -> Iterator[Finding]:
     """Yield what is wrong with the files of some of all frames, and what the sensors in those that are right show."""
-    dataset, root = open_dataset(recipe.data), Path(recipe.data.root)
+    dataset, root = open_dataset(recipe.data), root_of(recipe.data)
     excluded = set(recipe.data.exclude)
     kept = [frame for frame in frames if frame.frame_id not in excluded]
     moving = motions(kept)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from manifests.storage.places import Root
 from pipeline.checks.findings import Finding
 from pipeline.checks.looks import Look
-from pipeline.frame import inside, read_mask
+from pipeline.frame import read_file, read_mask
 
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 MOST_MASKED = 0.6  # of an image
 
 
-def check_images(looks: Sequence[Look], root: Path) -> Iterator[Finding]:
+def check_images(looks: Sequence[Look], root: Root) -> Iterator[Finding]:
     """Yield what is worth knowing of the images of some frames, camera by camera, each thing once."""
     from PIL import Image
 
     told: dict[str, Finding] = {}
     for camera in (camera for look in looks for camera in look.frame.cameras):
-        with Image.open(inside(root, camera.image_path)) as image:
+        with Image.open(io.BytesIO(read_file(root, camera.image_path, camera.image_sha256))) as image:
             turn, mode = image.getexif().get(ORIENTATION, 1), image.mode
         if turn != 1:
             text = f"{camera.name}: {camera.image_path} has the EXIF orientation {turn}, which turns it in a viewer; "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import scipy
 
+from manifests.storage.places import Root
 from pipeline.checks.signals import Array, View, find_layers, find_marks
 from pipeline.datasets.base import Dataset
 from pipeline.frame import Camera, Frame, read_image
@@ -63,7 +63,7 @@ class Look:
         return np.asarray(self.frame.ego_from_lidar[2, :3])
 
 
-def look_at(dataset: Dataset, root: Path, frame: Frame, motion: Motion | None) -> Look:
+def look_at(dataset: Dataset, root: Root, frame: Frame, motion: Motion | None) -> Look:
     """Return what the checks see of a frame that stage `index` found good."""
     cloud = dataset.read_cloud(frame)
     xyz_m, intensity = cloud.xyz_m, cloud.intensity
@@ -72,7 +72,7 @@ def look_at(dataset: Dataset, root: Path, frame: Frame, motion: Motion | None) -
     return Look(frame, xyz_m, intensity, views, motion, cloud.notes)
 
 
-def straight(root: Path, camera: Camera) -> npt.NDArray[np.uint8]:
+def straight(root: Root, camera: Camera) -> npt.NDArray[np.uint8]:
     """Return the image of a camera as a pinhole would have taken it: the checks know no lens."""
     image = read_image(root, camera)
     return image if camera.lens.straight else rectified(image, camera.lens, camera.intrinsics)

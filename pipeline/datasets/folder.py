@@ -22,6 +22,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError, nearest
 from manifests.fingerprint import Json, Settings
 from manifests.sections.data import NO_CAMERAS, DataConfig
+from manifests.storage.places import Root, each_of, root_of
 from pipeline.datasets.clouds import Cloud
 from pipeline.datasets.formats import read_point_labels
 from pipeline.datasets.sweeps import masks_of, read_sweep
@@ -70,13 +71,14 @@ class FolderDataset:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.root = Path(config.root)
+        self.root = root_of(config)
         self.cameras = config.cameras
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames scene by scene; see Dataset.frames."""
         scenes = self.scenes()
-        documents = {scene: read_toml(self.root / scene / FILE) for scene in scenes}
+        files = [self.root / scene / FILE for scene in scenes]
+        documents = dict(zip(scenes, each_of(self.root, read_toml, files), strict=True))
         rigs = {scene: rig_of(documents[scene], f"{scene}/{FILE}") for scene in scenes}
         known = {camera for rig in rigs.values() for camera in rig.images}
         missing = sorted(set(self.cameras) - known - set(NO_CAMERAS))
@@ -137,7 +139,7 @@ class FolderDataset:
             raise FrameError(f"{frame.label_path}: {error}") from None
 
 
-def read_toml(path: Path) -> Table:
+def read_toml(path: Root) -> Table:
     """Return the description of a scene; raises ConfigError for a file that cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # a byte-order mark is no part of it

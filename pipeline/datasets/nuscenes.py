@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
+from manifests.storage.places import RemotePath, Root, root_of
 from pipeline.datasets.between import Between
 from pipeline.datasets.clouds import WITH_RING, Cloud
 from pipeline.datasets.sweeps import masks_of, read_sweep
@@ -48,7 +49,7 @@ class NuScenesDataset:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.root = Path(config.root)
+        self.root = root_of(config)
         self.version = config.version
         self.cameras = config.cameras
 
@@ -113,7 +114,7 @@ class NuScenesDataset:
         )
 
 
-def find_version(root: Path, version: str) -> Path:
+def find_version(root: Root, version: str) -> Root:
     """Return the folder of tables of a version; raises ConfigError naming the versions that are there."""
     try:
         if not root.is_dir():
@@ -127,7 +128,7 @@ def find_version(root: Path, version: str) -> Path:
     return root / version
 
 
-def open_tables(root: Path, folder: Path, between: bool = False) -> Any:
+def open_tables(root: Root, folder: Root, between: bool = False) -> Any:
     """Return a `nuscenes.NuScenes` over the key frames of the tables in `folder`; raises ConfigError if one is broken.
 
     With `between` it has what LiDARs and cameras took between key frames too, and needs ten times the memory.
@@ -153,15 +154,17 @@ def open_tables(root: Path, folder: Path, between: bool = False) -> Any:
     class KeyFrameTables(NuScenes):  # type: ignore[misc]
         @property
         def table_root(self) -> str:
-            return str(root)  # where the kit looks for lidarseg.json, and finds none
+            return somewhere  # where the kit looks for lidarseg.json, and finds none
 
         def __load_table__(self, table_name: str) -> list[TableRow]:
             return rows.get(table_name, [])
 
-    return KeyFrameTables(version=folder.name, dataroot=str(root), verbose=False)
+    # of a root behind a network it gets a folder that is there; it opens no file
+    somewhere = tempfile.gettempdir() if isinstance(root, RemotePath) else str(root)
+    return KeyFrameTables(version=folder.name, dataroot=somewhere, verbose=False)
 
 
-def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambda row: True) -> list[TableRow]:
+def read_table(folder: Root, name: str, keep: Callable[[TableRow], bool] = lambda row: True) -> list[TableRow]:
     """Return the rows of a table that `keep` accepts; the others are dropped one by one while the file is parsed.
 
     Raises ConfigError for a file that is missing, not JSON, or not a list of rows.
@@ -179,7 +182,7 @@ def read_table(folder: Path, name: str, keep: Callable[[TableRow], bool] = lambd
     return [row for row in rows if row is not None]
 
 
-def sensors_between(folder: Path, tables: Mapping[str, list[TableRow]]) -> frozenset[str]:
+def sensors_between(folder: Root, tables: Mapping[str, list[TableRow]]) -> frozenset[str]:
     """Return the tokens of the calibrations of LiDARs and cameras, as rows of `sample_data` name them."""
     with broken_tables_explained(folder):
         kinds = {row["token"]: row["modality"] for row in tables["sensor"]}
@@ -188,7 +191,7 @@ def sensors_between(folder: Path, tables: Mapping[str, list[TableRow]]) -> froze
         )
 
 
-def nearest_rows(folder: Path, tables: Mapping[str, list[TableRow]]) -> list[TableRow]:
+def nearest_rows(folder: Root, tables: Mapping[str, list[TableRow]]) -> list[TableRow]:
     """Return the rows of `sample_data` that are nearest in time to their samples, one a sensor, as key frames.
 
     For converters that mark no row as one. Raises ConfigError where there are no rows at all.
@@ -207,7 +210,7 @@ def nearest_rows(folder: Path, tables: Mapping[str, list[TableRow]]) -> list[Tab
     return list(best.values())
 
 
-def read_label_paths(folder: Path) -> dict[str, str]:
+def read_label_paths(folder: Root) -> dict[str, str]:
     """Return the label file of each sweep by its token, relative to the root; empty without the table `lidarseg`."""
     if not (folder / "lidarseg.json").exists():
         return {}
@@ -215,7 +218,7 @@ def read_label_paths(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def broken_tables_explained(folder: Path) -> Iterator[None]:
+def broken_tables_explained(folder: Root) -> Iterator[None]:
     """Raise ConfigError where rows refer to rows that are not there, lack a column, or hold a value of another type."""
     try:
         yield
@@ -230,7 +233,7 @@ def broken_tables_explained(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder}: a table holds a value of the wrong type ({error}); unpack it again") from None
 
 
-def lidars_of(tables: Any, folder: Path, named: Sequence[str]) -> tuple[str, ...]:
+def lidars_of(tables: Any, folder: Root, named: Sequence[str]) -> tuple[str, ...]:
     """Return the channels of the LiDARs: those that are named, that of nuScenes, or the only one there is.
 
     Raises ConfigError where there is none, or several and none is named.
@@ -248,7 +251,7 @@ def lidars_of(tables: Any, folder: Path, named: Sequence[str]) -> tuple[str, ...
     )
 
 
-def unit_of(tables: Any, folder: Path, data: DataConfig) -> float:
+def unit_of(tables: Any, folder: Root, data: DataConfig) -> float:
     """Return how many microseconds the unit of the tables' timestamps is; raises ConfigError for other values."""
     samples: dict[str, list[int]] = defaultdict(list)
     for name in ("sample", "sample_data"):

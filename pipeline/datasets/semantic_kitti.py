@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
+from manifests.storage.places import Root, root_of
 from pipeline.datasets.clouds import WITHOUT_RING, Cloud
 from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by
@@ -93,7 +93,7 @@ class SemanticKittiDataset:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.root = Path(config.root)
+        self.root = root_of(config)
         self.named = config.cameras or USUAL_CAMERAS
         self.cameras = tuple(camera for camera in MATRIX_OF_CAMERA if camera in self.named)
 
@@ -283,7 +283,7 @@ class SemanticKittiDataset:
         return (np.frombuffer(content, "<u4") & 0xFFFF).astype(np.uint16)
 
 
-def read_text(root: Path, relative: str) -> str:
+def read_text(root: Root, relative: str) -> str:
     """Return a text file; raises FrameError if it is missing or holds bytes that are no text."""
     try:
         return read_file(root, relative).removeprefix(codecs.BOM_UTF8).decode("ascii")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
+from manifests.storage.places import root_of
 from pipeline.datasets.clouds import Cloud, joined, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
@@ -32,7 +32,7 @@ def read_one(
     path: str, sha256: str, data: DataConfig, usual: Sequence[str] | None, lidar_from_stored: Float64 | None
 ) -> Cloud:
     """Return the points of one file; raises FrameError, naming it, if it is missing or damaged."""
-    content = read_file(Path(data.root), path, sha256)
+    content = read_file(root_of(data), path, sha256)
     try:
         return read_cloud(path, content, usual, data, lidar_from_stored)
     except ValueError as error:
@@ -95,7 +95,7 @@ def masks_of(data: DataConfig, cameras: Collection[str]) -> Mapping[str, str]:
     if not data.masks:
         return {}
     found = {name: f"{data.masks}/{name}.png" for name in cameras}
-    found = {name: path for name, path in found.items() if (Path(data.root) / path).is_file()}
+    found = {name: path for name, path in found.items() if (root_of(data) / path).is_file()}
     if not found:
         raise ConfigError(
             f"data.masks is {data.masks!r}, but {data.root} has no file {data.masks}/CAMERA.png for any of the cameras "

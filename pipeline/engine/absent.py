@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
 from manifests.sources import LOOKS_AT_ONCE
+from manifests.storage.places import Root, root_of
 from pipeline.frame import Frame, FrameError, inside
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def absent_files(frames: Iterable[Frame], data: DataConfig, each: Callable[..., 
 
     `each` is `map`, or that of some threads.
     """
-    root, excluded = Path(data.root), set(data.exclude)
+    root, excluded = root_of(data), set(data.exclude)
     names = [
         name
         for frame in frames
@@ -50,7 +50,7 @@ def absent_files(frames: Iterable[Frame], data: DataConfig, each: Callable[..., 
     return Absent(len(names), len(missing), missing[0] if missing else "")
 
 
-def is_there(root: Path, name: str) -> bool:
+def is_there(root: Root, name: str) -> bool:
     """Return whether a file is on disk; what is wrong with a name that leaves the root, `index` says."""
     try:
         return inside(root, name).is_file()

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.records.table import Built
+from manifests.storage.errors import StoreError
+from manifests.storage.places import RemotePath, root_of
 from manifests.storage.store import Store
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import ALL, Failure
@@ -41,7 +42,11 @@ class Progress:
 
 def has_data(recipe: Recipe) -> bool:
     """Return whether the data set of a recipe is on this machine."""
-    return Path(recipe.data.root).expanduser().is_dir()
+    root = root_of(recipe.data)
+    try:
+        return root.is_dir() if isinstance(root, RemotePath) else root.expanduser().is_dir()
+    except StoreError:  # a bucket that cannot be read from here
+        return False
 
 
 def progress_of(runner: Runner, targets: Sequence[str]) -> Iterator[Progress]:

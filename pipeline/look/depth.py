@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.storage.places import Root
 from manifests.tables.sensors import Points, Project
 from pipeline.look.browse import FrameRows
 from pipeline.look.pictures import Panel, dot, draw_panel, from_above, pixels, reduced
@@ -33,7 +33,7 @@ def depth_rgb(depth_m: NDArray[Any], low: float = NEAR_M, high: float = FAR_M) -
     return rgb
 
 
-def depth_pictures(item: FrameRows, root: Path, width_px: int) -> list[NDArray[np.uint8]]:
+def depth_pictures(item: FrameRows, root: Root, width_px: int) -> list[NDArray[np.uint8]]:
     """Return every image of a frame, (h, w, 3), reduced to at most `width_px`, with the points it sees by depth.
 
     Near points lie on top of far ones, and those behind something nearer are left out. Raises FrameError if an image
@@ -70,7 +70,7 @@ def depth_panels(item: FrameRows) -> list[Panel]:
     ]
 
 
-def depth_figure(item: FrameRows, root: Path) -> Figure:
+def depth_figure(item: FrameRows, root: Root) -> Figure:
     """Return one picture of a frame before anything is named: points on images by depth, and all of them from above."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm

@@ -16,6 +16,7 @@ from manifests.query import By
 from manifests.recipe import Recipe
 from manifests.records.log import RunLog
 from manifests.stages import corrected_table
+from manifests.storage.places import root_of
 from manifests.tables.answers import Predict
 from manifests.tables.base import UInt8
 from manifests.tables.labels import Correct, Label, Target
@@ -90,7 +91,7 @@ def show_frame(item: FrameRows, recipe: Recipe, folder: Path, number: int, refin
     """Draw a frame into the folder's pictures and return what the page says of it; `refined` as in `refinements`."""
     frame, rows, ontology = item.frame, item.rows, recipe.ontology
     cameras = []
-    views = camera_pictures(item, Path(recipe.data.root), ontology, IMAGE_PX)
+    views = camera_pictures(item, root_of(recipe.data), ontology, IMAGE_PX)
     for view, (camera, picture) in enumerate(zip(frame.cameras, views, strict=True)):
         file = f"{PICTURES}/{number:03d}-view-{view}.jpg"
         save_image(folder / file, picture)
@@ -145,7 +146,7 @@ def show_heat(item: FrameRows, asked: Asked, place: Place, recipe: Recipe, folde
     for by, margin in asked.margins(place, frame.frame_id, len(xyz_m)).items():
         ranking = asked.rankings[by]
         rgb, shown = heat(margin, ranking.low, ranking.high)
-        views = heat_pictures(item, Path(recipe.data.root), rgb, shown, IMAGE_PX)
+        views = heat_pictures(item, root_of(recipe.data), rgb, shown, IMAGE_PX)
         for view, (camera, picture) in enumerate(zip(frame.cameras, views, strict=True)):
             file = f"{PICTURES}/{name}-{by}-view-{view}.jpg"
             save_image(folder / file, picture)

@@ -10,6 +10,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.storage.errors import StoreError
 from manifests.storage.names import shard_name
+from manifests.storage.places import root_of
 from manifests.storage.store import Store
 from pipeline.frame import Frame
 from pipeline.look.browse import NEEDED, SENSED, Browser
@@ -30,7 +31,7 @@ def draw_frames(recipe: Recipe, folder: Path, limit: int, by_depth: bool, tell: 
     """
     store = Store.open(recipe.run.store)
     browser, kind = opened(store, recipe, by_depth, tell)
-    root, paths = Path(recipe.data.root), []
+    root, paths = root_of(recipe.data), []
     for line in browser.not_shown() if kind == "labels" else ():
         tell(line)
     for place in browser.choose(limit):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.ontology import Ontology
+from manifests.storage.places import Root
 from manifests.tables.base import UInt8
 from manifests.tables.labels import Target
 from manifests.tables.sensors import Points, Project
@@ -61,7 +62,7 @@ class Panel:
     shown: NDArray[np.bool_]
 
 
-def camera_pictures(item: FrameRows, root: Path, ontology: Ontology, width_px: int) -> list[NDArray[np.uint8]]:
+def camera_pictures(item: FrameRows, root: Root, ontology: Ontology, width_px: int) -> list[NDArray[np.uint8]]:
     """Return every image of a frame, (h, w, 3), reduced to at most `width_px`, with its segments and points.
 
     Segments and points are coloured by class; a point by its own pseudo-label, so one that another camera named
@@ -79,7 +80,7 @@ def camera_pictures(item: FrameRows, root: Path, ontology: Ontology, width_px: i
     return pictures
 
 
-def reduced(root: Path, camera: Camera, width_px: int) -> tuple[NDArray[np.uint8], float]:
+def reduced(root: Root, camera: Camera, width_px: int) -> tuple[NDArray[np.uint8], float]:
     """Return an image (h, w, 3), reduced to at most `width_px`, and by which factor; raises FrameError."""
     from PIL import Image
 
@@ -205,7 +206,7 @@ def heat_scale() -> list[str]:
 
 
 def heat_pictures(
-    item: FrameRows, root: Path, rgb: NDArray[np.float64], shown: NDArray[np.bool_], width_px: int
+    item: FrameRows, root: Root, rgb: NDArray[np.float64], shown: NDArray[np.bool_], width_px: int
 ) -> list[NDArray[np.uint8]]:
     """Return every image of a frame, (h, w, 3), grey and dark, with the points that are shown in their colours.
 
@@ -269,7 +270,7 @@ def save_image(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path, quality=88)
 
 
-def frame_figure(item: FrameRows, root: Path, ontology: Ontology) -> Figure:
+def frame_figure(item: FrameRows, root: Root, ontology: Ontology) -> Figure:
     """Return one picture of all of a frame: images above, views from above and the classes that occur below."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

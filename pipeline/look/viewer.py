@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.recipe import Recipe
+from manifests.storage.places import root_of
 from manifests.storage.store import Store
 from manifests.tables.base import UInt8
 from manifests.tables.labels import Label
@@ -164,7 +165,7 @@ def log_frame(rerun: Any, recording: Any, item: FrameRows, recipe: Recipe, origi
         recording.log(f"{LIDAR}/{ERRORS}", points_of(rerun, points.xyz_m[truth > 0], verdict[truth > 0]))
     else:
         recording.log(f"{LIDAR}/{ERRORS}", points_of(rerun, points.xyz_m[:0], np.zeros(0)))
-    root = Path(recipe.data.root)
+    root = root_of(recipe.data)
     for camera, segments in zip(frame.cameras, views_of(item.rows[Segment]), strict=True):
         path = f"{LIDAR}/{camera.name}"
         lidar_from_cam = np.linalg.inv(camera.cam_from_lidar)

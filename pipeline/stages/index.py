@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
+from manifests.storage.places import Root, root_of, size_of
 from manifests.tables.sensors import Index
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import open_dataset
@@ -25,7 +25,7 @@ RIGID_TOLERANCE = 1e-3  # tables round quaternions; anything above is a typing e
 def prepare(recipe: Recipe) -> FrameFunction[Index]:
     """Return the function that checks a listed frame and fills in what only its files tell: sizes and point count."""
     dataset = open_dataset(recipe.data)
-    root = Path(recipe.data.root)
+    root = root_of(recipe.data)
 
     def check(inputs: FrameInput) -> Index:
         return check_frame(dataset, root, inputs.frame, inputs.sweeps).index()
@@ -41,7 +41,7 @@ def files_of(frame: Frame) -> tuple[str, ...]:
     return (frame.lidar_path, *images, *labels, *sorted(masks), *(one.path for one in frame.sweeps[1:]))
 
 
-def digested(root: Path, frame: Frame) -> Frame:
+def digested(root: Root, frame: Frame) -> Frame:
     """Return the frame with the digests of its files, so that whoever reads one gets the bytes that were digested.
 
     They are those that came with the frame, if it has some. That of a file that is not there fits no file, should one
@@ -64,7 +64,7 @@ def digested(root: Path, frame: Frame) -> Frame:
     )
 
 
-def check_frame(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps | None = None) -> Frame:
+def check_frame(dataset: Dataset, root: Root, frame: Frame, sweeps: KeptSweeps | None = None) -> Frame:
     """Return the frame with sizes and point count, every file of it read and decoded; a frame without cameras is fine.
 
     Raises FrameError that lists everything wrong with the frame: sweep (missing, truncated, values that are not
@@ -100,7 +100,7 @@ def check_frame(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps |
     return replace(frame, cameras=tuple(cameras))
 
 
-def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps) -> Frame:
+def checked_sweep(dataset: Dataset, root: Root, frame: Frame, sweeps: KeptSweeps) -> Frame:
     """Return the frame with what its sweep tells; raises FrameError if it is unreadable or a value is not finite."""
     cloud = dataset.read_cloud(frame)
     xyz_m, intensity = cloud.xyz_m, cloud.intensity
@@ -114,20 +114,20 @@ def checked_sweep(dataset: Dataset, root: Path, frame: Frame, sweeps: KeptSweeps
         )
     sweeps.keep(frame, cloud)
     parts = tuple(replace(one, n_points=n) for one, n in zip(frame.sweeps, cloud.n_points, strict=True))
-    size = inside(root, frame.lidar_path).stat().st_size
+    size = size_of(inside(root, frame.lidar_path), frame.lidar_sha256)
     return replace(frame, n_points=len(xyz_m), lidar_bytes=size, sweeps=parts)
 
 
-def checked_image(root: Path, camera: Camera) -> Camera:
+def checked_image(root: Root, camera: Camera) -> Camera:
     """Return the camera with what its image tells; raises FrameError if that cannot be read to its last pixel."""
     height_px, width_px = read_image(root, camera).shape[:2]
-    size = inside(root, camera.image_path).stat().st_size
+    size = size_of(inside(root, camera.image_path), camera.image_sha256)
     checked = replace(camera, width_px=width_px, height_px=height_px, image_bytes=size)
     read_mask(root, checked)
     return checked
 
 
-def checked_labels(dataset: Dataset, root: Path, frame: Frame) -> Frame:
+def checked_labels(dataset: Dataset, root: Root, frame: Frame) -> Frame:
     """Return the frame if its labels are not on disk, or fit its sweep; raises FrameError if they do not fit."""
     if frame.label_path is None or not frame.n_points or not inside(root, frame.label_path).exists():
         return frame
@@ -166,7 +166,7 @@ STAGE = Stage(
     table=SPECS["index"],
     prepare=prepare,
     apart=tuple(Index.schema.names),
-    files=lambda recipe: FrameFiles(Path(recipe.data.root), files_of),
+    files=lambda recipe: FrameFiles(root_of(recipe.data), files_of),
     count=lambda row: {"points": row.n_points, "images": len(row.camera)},
     kilobytes_per_frame=lambda recipe: 10.0,
 )

@@ -6,7 +6,6 @@ The one other reader is the simulated teacher, where it makes its segments from 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.sections.data import DataConfig
 from manifests.stages import SPECS
+from manifests.storage.places import root_of
 from manifests.tables.labels import Label
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError, inside, read_file
@@ -28,7 +28,7 @@ def prepare(recipe: Recipe) -> FrameFunction[Label]:
     It raises FrameError for a frame without labels, a file that does not fit the sweep, and a label that the dictionary
     does not know.
     """
-    dataset, root = open_dataset(recipe.data), Path(recipe.data.root)
+    dataset, root = open_dataset(recipe.data), root_of(recipe.data)
     numbered = renumbering(recipe)
 
     def read(inputs: FrameInput) -> Label:
@@ -81,7 +81,7 @@ def numbered_by(recipe: Recipe) -> FrameFiles | None:
     found = open_dataset(recipe.data).label_names()
     if found is None or renumbering(recipe) is None:
         return None
-    return FrameFiles(Path(recipe.data.root), lambda frame: (found[0],))
+    return FrameFiles(root_of(recipe.data), lambda frame: (found[0],))
 
 
 def refuse(recipe: Recipe, frames: Iterable[Frame]) -> str | None:
@@ -90,7 +90,7 @@ def refuse(recipe: Recipe, frames: Iterable[Frame]) -> str | None:
     what = f"{recipe.data.dataset} {recipe.data.version} in {recipe.data.root}"
     if not named:
         return f"{what} has no true point labels; only evaluation needs them, so leave `label` out or choose other data"
-    root = Path(recipe.data.root)
+    root = root_of(recipe.data)
     if not any(inside(root, path).is_file() for path in named):
         return f"{what} names {len(named)} label files, but none is on disk (the first is {named[0]}); unpack them"
     return None

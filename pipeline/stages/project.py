@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from manifests.recipe import Recipe
 from manifests.sections.tables import ProjectConfig
 from manifests.stages import SPECS
+from manifests.storage.places import root_of
 from manifests.tables.base import Bool, Float32
 from manifests.tables.sensors import Coordinates, Project
 from pipeline.frame import Frame, read_mask
@@ -22,7 +22,7 @@ from superpixels.lifting import occluded
 
 def prepare(recipe: Recipe) -> FrameFunction[Project]:
     """Return the function that projects the sweep of a frame into each of its images."""
-    root = Path(recipe.data.root)
+    root = root_of(recipe.data)
     masks: dict[tuple[str, str], Bool | None] = {}  # a camera's mask is the same in most frames
 
     def project_sweep(inputs: FrameInput) -> Project:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.teachers.catseg import CatSegConfig
+from manifests.storage.places import root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_image_for
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
@@ -50,7 +50,7 @@ class CatSeg(MaskTeacher):
         """Return the teacher with what a stage needs: for "segment", the aggregator alone; raises ConfigError."""
         config = recipe.teacher
         assert isinstance(config, CatSegConfig)
-        root, templates = Path(recipe.data.root), templates_of(recipe.template_list)
+        root, templates = root_of(recipe.data), templates_of(recipe.template_list)
         if stage == "segment":
             # float32 numbers of the CPU are the yardstick: a GPU takes part only where the recipe gives it a share.
             aggregator, device = load_aggregator(config, recipe.run.device if recipe.run.segment_gpus else "cpu")

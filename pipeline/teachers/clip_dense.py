@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import scipy
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.storage.places import Root, root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_resized
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
@@ -68,7 +68,7 @@ class ClipDense:
     """The loaded teacher. `towers` and `dense` are None where only the segment half is run: it needs no network."""
 
     config: ClipDenseConfig
-    root: Path
+    root: Root
     templates: tuple[str, ...]
     segmentation: SegmentConfig
     towers: Towers | None
@@ -105,7 +105,7 @@ class ClipDense:
             segment_device = pick_device(recipe.run.device)
         return cls(
             config,
-            Path(recipe.data.root),
+            root_of(recipe.data),
             templates_of(recipe.template_list),
             recipe.segment,
             towers,

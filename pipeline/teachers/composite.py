@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from manifests.ontology import Ontology
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
 from manifests.sections.teachers.composite import CompositeConfig, checked_concepts
+from manifests.storage.places import root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.clip_dense import ClipDense, cells_of, softmax, unit
@@ -226,7 +226,7 @@ def gathered(
 
 def load_masks(config: CompositeConfig, recipe: Recipe) -> ImageEncoder:
     """Return the mask source of a recipe; raises ConfigError."""
-    root, device = Path(recipe.data.root), recipe.run.device
+    root, device = root_of(recipe.data), recipe.run.device
     if config.masks == "sam3":
         return Sam3.load(config.sam3, root, recipe.ontology, device)
     if config.masks == "proposer":
@@ -238,4 +238,4 @@ def load_features(config: CompositeConfig, recipe: Recipe, stage: str) -> ClipDe
     """Return the feature source of a recipe, for stage "text" or "encode"; raises ConfigError."""
     if config.features == "clip_dense":
         return ClipDense.load(dataclasses.replace(recipe, teacher=config.clip_dense), stage)
-    return Tips.load(config.tipsv2, Path(recipe.data.root), templates_of(recipe.template_list), recipe.run.device)
+    return Tips.load(config.tipsv2, root_of(recipe.data), templates_of(recipe.template_list), recipe.run.device)

@@ -18,6 +18,7 @@ import scipy
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.fcclip import CLIP_REPOSITORY, CLIP_TAG, FcClipConfig
+from manifests.storage.places import root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.fcclip_names import SEEN_NAMES
@@ -86,7 +87,7 @@ class FcClip(MaskTeacher):
             known = known.to(towers.device)
         return cls(
             config=config,
-            root=Path(recipe.data.root),
+            root=root_of(recipe.data),
             templates=templates_of(recipe.template_list),
             segmentation=recipe.segment,
             seen=np.array([prompt in SEEN_NAMES for prompt in recipe.ontology.prompts], np.bool_),

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.teachers.composite import ProposerConfig, Sam3Config, SlicConfig, checked_concepts
+from manifests.storage.places import Root
 from pipeline.frame import Camera, Frame, read_image
 from pipeline.teachers.loading.pretrained import Network, Pixels, load_network, load_pixels, load_tokenizer
 from superpixels.slic import slic_superpixels
@@ -68,7 +68,7 @@ class Sam3:
     """
 
     config: Sam3Config
-    root: Path
+    root: Root
     network: Network
     pixels: Pixels
     concepts: tuple[tuple[Any, Any], ...]  # text features and token mask of up to `concepts_at_once` concepts
@@ -77,7 +77,7 @@ class Sam3:
     batch: int = 1
 
     @classmethod
-    def load(cls, config: Sam3Config, root: Path, ontology: Ontology, device: str) -> Sam3:
+    def load(cls, config: Sam3Config, root: Root, ontology: Ontology, device: str) -> Sam3:
         """Return the source; raises ConfigError for weights that do not fit, and a dictionary without concepts."""
         import torch
 
@@ -171,13 +171,13 @@ class Proposer:
     """
 
     config: ProposerConfig
-    root: Path
+    root: Root
     network: Network
     pixels: Pixels
     fixed_batch: bool = False
 
     @classmethod
-    def load(cls, config: ProposerConfig, root: Path, device: str) -> Proposer:
+    def load(cls, config: ProposerConfig, root: Root, device: str) -> Proposer:
         """Return the source; raises ConfigError for weights that do not fit."""
         network = load_network(config.pinned, PROPOSER_CLASSES, device)
         return cls(config, root, network, load_pixels(network))
@@ -251,7 +251,7 @@ class Slic:
     """Superpixels. Region s is superpixel s; it runs where images are decoded, and there is no network."""
 
     config: SlicConfig
-    root: Path
+    root: Root
     fixed_batch: bool = False
     batch: int = 6
 

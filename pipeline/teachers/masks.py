@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.teachers.masks import DIVISOR_PX
+from manifests.storage.places import Root
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from superpixels.mask_cache import coded, decoded
 from superpixels.mask_queries import MaskQueries, sampling
@@ -110,7 +110,7 @@ class MaskTeacher(ABC):
     """A loaded teacher of mask queries. `network` and `towers` are None where only the segment half is run."""
 
     config: Any
-    root: Path
+    root: Root
     templates: tuple[str, ...]
     segmentation: SegmentConfig
     network: Any

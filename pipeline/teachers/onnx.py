@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.teachers.onnx import OnnxConfig
+from manifests.storage.places import Root, root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.loading.sentences import Sentences, load_sentences
@@ -50,7 +50,7 @@ class Onnx:
     """
 
     config: OnnxConfig
-    root: Path
+    root: Root
     templates: tuple[str, ...]
     segmentation: SegmentConfig
     prompts: tuple[tuple[int, ...], ...]
@@ -66,7 +66,7 @@ class Onnx:
         device = recipe.run.device
         return cls(
             config=config,
-            root=Path(recipe.data.root),
+            root=root_of(recipe.data),
             templates=templates_of(recipe.template_list),
             segmentation=recipe.segment,
             prompts=config.the_card.prompts_of(recipe.ontology),

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError
 from manifests.ontology import Ontology
 from manifests.sections.teachers.oracle import MAPS, OracleConfig
+from manifests.storage.places import Root, root_of
 from manifests.tables.base import Rows
 from manifests.tables.labels import Label
 from manifests.tables.sensors import Points, Project
@@ -100,7 +100,7 @@ class Oracle:
     """The loaded teacher. `share` (classes, classes) is who is taken for whom; see pipeline.teachers.noise."""
 
     config: OracleConfig
-    root: Path
+    root: Root
     version: str
     ontology: Ontology
     segmentation: SegmentConfig
@@ -111,7 +111,7 @@ class Oracle:
         """Return the teacher; raises ConfigError for class maps or classes that are not there."""
         config, ontology = recipe.teacher, recipe.ontology
         assert isinstance(config, OracleConfig)
-        root, version = Path(recipe.data.root), recipe.data.version
+        root, version = root_of(recipe.data), recipe.data.version
         folders = (MAPS, PLACES) if config.knows_places else (MAPS,)
         for folder in folders if stage == "segment" and config.source == "maps" else ():
             if not (root / folder / version).is_dir():
@@ -141,7 +141,7 @@ class Oracle:
         def names(frame: Frame) -> tuple[str, ...]:
             return tuple(f"{folder}/{version}/{one.token}.png" for one in frame.cameras for folder in folders)
 
-        return FrameFiles(Path(recipe.data.root), names) if folders else None
+        return FrameFiles(root_of(recipe.data), names) if folders else None
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return one unit vector per prompt, float32 (p, d); raises ValueError for prompts that are not ours.

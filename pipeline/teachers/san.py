@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import scipy
 
 from manifests.sections.teachers.san import SanConfig
+from manifests.storage.places import root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
@@ -65,7 +65,7 @@ class San(MaskTeacher):
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         network, towers = load_network(config, recipe.run.device) if stage != "segment" else (None, None)
-        return cls(config, Path(recipe.data.root), templates_of(recipe.template_list), recipe.segment, network, towers)
+        return cls(config, root_of(recipe.data), templates_of(recipe.template_list), recipe.segment, network, towers)
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from manifests.config import ConfigError
 from manifests.sections.teachers.composite import TipsConfig
+from manifests.storage.places import Root
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from pipeline.teachers.loading.pretrained import Network, Pixels, load_network, load_pixels, load_tokenizer
 from pipeline.teachers.loading.towers import Towers
@@ -32,14 +32,14 @@ class Tips:
     """The loaded network; an ImageEncoder for images, and an encoder of sentences."""
 
     config: TipsConfig
-    root: Path
+    root: Root
     templates: tuple[str, ...]
     network: Network
     pixels: Pixels
     fixed_batch: bool = False
 
     @classmethod
-    def load(cls, config: TipsConfig, root: Path, templates: tuple[str, ...], device: str) -> Tips:
+    def load(cls, config: TipsConfig, root: Root, templates: tuple[str, ...], device: str) -> Tips:
         """Return the source; raises ConfigError for weights that do not fit."""
         network = load_network(config.pinned, CLASSES, device)
         patch = int(network.model.config.vision_config.patch_size)
