@@ -87,7 +87,7 @@ def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Json]:
     return {"teacher": settings, **teacher.content(recipe.ontology, recipe.data, stage)}
 
 
-HOW_SWEEPS_ARE_READ = ("columns", "points_in", "min_range_m", "max_range_m")
+HOW_SWEEPS_ARE_READ = ("columns", "points_in", "min_range_m", "max_range_m", "time_column", "time_column_unit")
 
 
 def sweep_settings(recipe: Recipe) -> dict[str, Json]:
@@ -246,7 +246,7 @@ SPECS: dict[str, TableSpec] = {
     for spec in (
         TableSpec(
             kind=Index,
-            version=3,
+            version=4,
             needs=no_needs,
             settings=lambda recipe: {**sweep_settings(recipe), "version": recipe.data.version},
         ),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from manifests.endings import RunError, summary
 from manifests.storage.places import RemotePath, Root
 from manifests.tables.sensors import Index
-from pipeline.lenses import MOST, PINHOLE, Lens, lens_in
+from pipeline.lenses import GLOBAL, MOST, PINHOLE, Lens, Shutter, lens_in
 
 
 class FrameError(RunError):
@@ -27,6 +27,9 @@ class FrameError(RunError):
 UNKNOWN_POSE = np.full((4, 4), np.nan)
 """The pose of a vehicle of which the data set says nothing; what needs it refuses."""
 
+UNKNOWN_MOTION = np.full(6, np.nan)
+"""The motion of a LiDAR of which the data set says nothing; what needs it refuses."""
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -34,8 +37,8 @@ class Camera:
 
     `cam_from_lidar` float64 (4, 4) maps the LiDAR frame at the sweep's time to the camera frame (x right, y down,
     z forward) at the image's time, so the vehicle's motion in between is accounted for. `intrinsics` float64 (3, 3),
-    px. `mask_path` is a file that shows where the image shows the vehicle itself, empty where there is none. Sizes are
-    0 and digests empty until `index` has opened the files.
+    px. `shutter` is how its rows were read out. `mask_path` is a file that shows where the image shows the vehicle
+    itself, empty where there is none. Sizes are 0 and digests empty until `index` has opened the files.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Camera:
     height_px: int = 0
     image_sha256: str = ""
     lens: Lens = PINHOLE
+    shutter: Shutter = GLOBAL
     mask_path: str = ""
     mask_sha256: str = ""
 
@@ -79,6 +83,8 @@ class Frame:
     name (None: not there); a worker fills them in for the stage at hand. `posed` is False where the data set has no
     pose of the vehicle: `world_from_lidar` is `UNKNOWN_POSE` then, and stays it in the tables. `sweeps` are those of
     several LiDARs, of which `lidar_path` is the first and its frame that of all points; empty where there is one LiDAR.
+    `lidar_motion` (6,) is how the LiDAR moves at the sweep's time: rotation vector in rad/s, velocity in m/s, in its
+    own frame; `UNKNOWN_MOTION` where nothing tells it.
     """
 
     frame_id: str
@@ -98,6 +104,7 @@ class Frame:
     files: Mapping[str, str | None] = field(default_factory=dict)
     posed: bool = True
     sweeps: tuple[Sweep, ...] = ()
+    lidar_motion: NDArray[Any] = field(default_factory=UNKNOWN_MOTION.copy)
 
     @classmethod
     def of(cls, index: Index) -> Frame:
@@ -115,6 +122,9 @@ class Frame:
                 width_px=int(index.width_px[view]),
                 height_px=int(index.height_px[view]),
                 lens=lens_in(index.lens[view], index.distortion[view]),
+                shutter=Shutter(
+                    index.shutter[view], float(index.readout_s[view]), tuple(index.cam_motion[view].tolist())
+                ),
                 mask_path=index.mask_path[view],
                 mask_sha256=index.mask_sha256[view],
             )
@@ -146,6 +156,7 @@ class Frame:
             n_points=index.n_points,
             label_sha256=index.label_sha256,
             sweeps=sweeps,
+            lidar_motion=index.lidar_motion,
         )
 
     def index(self) -> Index:
@@ -180,6 +191,10 @@ class Frame:
             intrinsics=np.array([camera.intrinsics for camera in cameras], np.float64).reshape(-1, 3, 3),
             lens=tuple(camera.lens.model for camera in cameras),
             distortion=np.array([camera.lens.padded for camera in cameras], np.float64).reshape(-1, MOST),
+            shutter=tuple(camera.shutter.direction for camera in cameras),
+            readout_s=np.array([camera.shutter.readout_s for camera in cameras], np.float64),
+            cam_motion=np.array([camera.shutter.motion for camera in cameras], np.float64).reshape(-1, 6),
+            lidar_motion=np.asarray(self.lidar_motion, np.float64),
             mask_path=tuple(camera.mask_path for camera in cameras),
             mask_sha256=tuple(camera.mask_sha256 for camera in cameras),
             cam_from_lidar=np.array([camera.cam_from_lidar for camera in cameras], np.float64).reshape(-1, 4, 4),

@@ -3,7 +3,10 @@
 Models and the order of their coefficients are OpenCV's: "brown" k1, k2, p1, p2[, k3] (Brown and Conrady), "rational"
 k1, k2, p1, p2, k3, k4, k5, k6, and "fisheye" k1, k2, k3, k4 (Kannala and Brandt, "A Generic Camera Model", 2006). Each
 is a polynomial that was fitted inside the image and turns back somewhere outside: a ray beyond that would land in the
-image again, where it is not seen, so it is left out (`valid_radius`).
+image again, where it is not seen, so it is left out (`valid_radius`). A fisheye of which the angle of view is stated
+(`field_rad`) may see beyond 90 degrees from its axis, where no plane at depth 1 is: its rays go by their angle.
+
+A `Shutter` says in which order the rows of an image were read out, and how the camera moved meanwhile.
 
 All is written out in single steps, as in `geometry`; the arc tangent of a fisheye alone may differ in the last bit of
 float64 between processors.
@@ -34,10 +37,15 @@ _STEPS = 4096  # of the table that a radius is looked up in
 
 @dataclass(frozen=True)
 class Lens:
-    """A model and its coefficients; raises ValueError for a number of them that the model does not have."""
+    """A model and its coefficients; raises ValueError for a number of them that the model does not have.
+
+    `field_rad` is a fisheye's whole angle of view, 0 where it is not stated: then it sees nothing beyond 90 degrees
+    from its axis. Where it is, a point's depth is its distance from the camera.
+    """
 
     model: str = "pinhole"
     coefficients: tuple[float, ...] = ()
+    field_rad: float = 0.0
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -47,6 +55,11 @@ class Lens:
             raise ValueError(f"{n} coefficients of model {self.model}; it has {' or '.join(map(str, known))}")
         if not all(map(math.isfinite, self.coefficients)):
             raise ValueError(f"coefficients of model {self.model} are {list(self.coefficients)}; expected numbers")
+        if self.field_rad and (self.model != "fisheye" or not 0 < self.field_rad <= 2 * math.pi):
+            raise ValueError(
+                f"the angle of view is {math.degrees(self.field_rad):g} degrees of a {self.model}; it is stated of a "
+                "fisheye alone, and more than 0 and at most 360"
+            )
 
     @property
     def straight(self) -> bool:
@@ -55,11 +68,43 @@ class Lens:
 
     @property
     def padded(self) -> list[float]:
-        """The coefficients, and zeros up to `MOST`."""
-        return [*self.coefficients, *[0.0] * (MOST - len(self.coefficients))]
+        """The coefficients, a fisheye's angle of view, and zeros up to `MOST`."""
+        values = [*self.coefficients, self.field_rad] if self.field_rad else list(self.coefficients)
+        return [*values, *[0.0] * (MOST - len(values))]
 
 
 PINHOLE = Lens()
+
+DIRECTIONS = ("down", "up", "right", "left")
+"""In which order an image is read out: from its first row, its last, its first column, its last."""
+
+
+@dataclass(frozen=True)
+class Shutter:
+    """How an image was read out, row by row or column by column; by itself, all at once.
+
+    `direction` is one of `DIRECTIONS`, "" for all at once, and `readout_s` how long it took from the first to the last.
+    The image's time, and its pose, are those of its middle. `motion` (6,) is how the camera moved: rotation vector in
+    rad/s, velocity in m/s, in its own frame.
+    """
+
+    direction: str = ""
+    readout_s: float = 0.0
+    motion: tuple[float, ...] = (0.0,) * 6
+
+    @property
+    def rolls(self) -> bool:
+        """Whether rows see things from different places."""
+        return bool(self.direction) and self.readout_s > 0 and any(self.motion)
+
+    def seconds(self, u_px: Float64, v_px: Float64, width_px: int, height_px: int) -> Float64:
+        """Return when pixels (p,) were read out, from the middle of the image on; those outside as the edge is."""
+        place, length = (v_px, height_px) if self.direction in ("down", "up") else (u_px, width_px)
+        share = np.clip(np.nan_to_num(place, nan=0.0), 0, length - 1) / max(length - 1, 1) - 0.5
+        return share * (self.readout_s if self.direction in ("down", "right") else -self.readout_s)
+
+
+GLOBAL = Shutter()
 
 
 def lens_of(coefficients: Sequence[float], model: str = "") -> Lens:
@@ -87,7 +132,8 @@ def lens_in(model: str, padded: Float64) -> Lens:
     """Return the lens of a row of table `index`: its model, and its coefficients with zeros behind."""
     if model == "pinhole":
         return PINHOLE
-    return Lens(model, tuple(padded[: MODELS[model][-1]].tolist()))
+    n = MODELS[model][-1]
+    return Lens(model, tuple(padded[:n].tolist()), float(padded[n]) if model == "fisheye" else 0.0)
 
 
 def bend(lens: Lens, x: Float64, y: Float64) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:
@@ -114,15 +160,33 @@ def bend(lens: Lens, x: Float64, y: Float64) -> tuple[Float64, Float64, npt.NDAr
     return across, down, valid
 
 
+def bend_wide(lens: Lens, x: Float64, y: Float64, z: Float64) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:
+    """Return what `bend` does, of rays through (x, y, z) and a fisheye whose angle of view is stated."""
+    radius = np.sqrt(x * x + y * y)
+    angle = np.arctan2(radius, z)
+    k1, k2, k3, k4 = lens.coefficients
+    s = angle * angle
+    bent = angle * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
+    scale = np.divide(bent, radius, out=np.zeros_like(radius), where=radius > 0)
+    most = min(lens.field_rad / 2, turning_angle(lens))
+    return x * scale, y * scale, (angle <= most) & ((radius > 0) | (z > 0))
+
+
+def turning_angle(lens: Lens) -> float:
+    """Return the angle from the axis of a fisheye beyond which its polynomial turns back, or infinity."""
+    k1, k2, k3, k4 = lens.coefficients
+    turn = least_root([1, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
+    return math.sqrt(turn) if turn < math.inf else math.inf
+
+
 @lru_cache(maxsize=1024)
 def valid_radius(lens: Lens) -> float:
     """Return how far from the axis, at depth 1, a ray may be: where the model turns back, or infinity."""
     if lens.straight:
         return math.inf
     if lens.model == "fisheye":
-        k1, k2, k3, k4 = lens.coefficients
-        turn = least_root([1, 3 * k1, 5 * k2, 7 * k3, 9 * k4])
-        return math.tan(math.sqrt(turn)) if turn < (math.pi / 2) ** 2 else math.inf
+        most = min(turning_angle(lens), lens.field_rad / 2 if lens.field_rad else math.inf)
+        return math.tan(most) if most < math.pi / 2 else math.inf
     k1, k2, _, _, k3, k4, k5, k6 = lens.padded
     above, below = np.array([1, k1, k2, k3]), np.array([1, k4, k5, k6])  # of the squared radius, ascending
     slope = np.convolve(above, below)  # of radius * above / below, times below squared

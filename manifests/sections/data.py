@@ -35,7 +35,9 @@ class DataConfig:
     `target` prefers these labels. `masks` names a folder in the root with a PNG for each camera that sees the vehicle
     itself, called after the camera and bright where it does. `cache` is a folder of this machine in which the files of
     a `root` behind a network are kept, by what is in them and never part of an identity, and `cache_gb` how much of it
-    at most; 0 keeps none.
+    at most; 0 keeps none. `time_column` names the column of a sweep's file that says when each point was taken, from
+    the sweep's time on or by its clock, in `time_column_unit`: points are then brought to where the LiDAR was at the
+    sweep's time, by the motion of the vehicle (`folder`).
     """
 
     dataset: str = "nuscenes"
@@ -52,6 +54,8 @@ class DataConfig:
     min_range_m: float = 0.0
     max_range_m: float = 0.0
     time_unit: Literal["", "s", "ms", "us", "ns"] = ""
+    time_column: str = ""
+    time_column_unit: Literal["s", "ms", "us", "ns"] = "s"
     incomplete: Literal["refuse", "leave out"] = "refuse"
     corrections: str = ""
     masks: str = ""
@@ -84,6 +88,8 @@ class DataConfig:
                 f"data.columns names more than one of {', '.join(INTENSITY)}; give those that are not to be the "
                 "intensity names of their own"
             )
+        if self.time_column in ("x", "y", "z", "ring", *INTENSITY):
+            raise ValueError(f'data.time_column is "{self.time_column}"; expected a column of times')
         if not 0 <= self.cache_gb < float("inf"):
             raise ValueError(f"data.cache_gb is {self.cache_gb}; expected 0 or more")
         if self.min_range_m < 0 or self.max_range_m < 0 or 0 < self.max_range_m <= self.min_range_m:

@@ -51,7 +51,30 @@ class Index(FrameRecord, table="index"):
         tuple[str, ...], About("lens models: pinhole, brown, rational or fisheye, as OpenCV", shape=("n_cameras",))
     ]
     distortion: Annotated[
-        Float64, About("coefficients of the lenses in the order of their models, then zeros", shape=("n_cameras", 8))
+        Float64,
+        About(
+            "coefficients of the lenses in the order of their models, a fisheye's angle of view in rad, then zeros",
+            shape=("n_cameras", 8),
+        ),
+    ]
+    shutter: Annotated[
+        tuple[str, ...],
+        About(
+            "order in which rows or columns were read out: down, up, right, left; empty for all at once",
+            shape=("n_cameras",),
+        ),
+    ]
+    readout_s: Annotated[Float64, About("time from the first of them to the last", "s", shape=("n_cameras",))]
+    cam_motion: Annotated[
+        Float64,
+        About(
+            "motion of cameras whose shutter rolls, in their frames: rotation vector, rad/s, and velocity, m/s",
+            "rad/s, m/s",
+            shape=("n_cameras", 6),
+        ),
+    ]
+    lidar_motion: Annotated[
+        Float64, About("motion of the LiDAR in its own frame, the same; NaN where unknown", "rad/s, m/s", shape=(6,))
     ]
     mask_path: Annotated[
         tuple[str, ...], About("masks of the vehicle, relative to the data root; empty without", shape=("n_cameras",))

@@ -20,7 +20,8 @@ from manifests.storage.store import Store
 from pipeline.commands.console import RecipeArgument, SetOption, console, expand, sentences, shown
 from pipeline.exchange.export import LAYOUTS, export
 
-KINDS = ("kitti-raw", "mcap")
+MAPPED = ("mcap", "rosbag2")
+KINDS = ("argoverse2", "kitti-raw", "kitti360", *MAPPED)
 MOST_TOLD = 10  # frames without labels
 
 LICENCES = {
@@ -51,22 +52,33 @@ def export_command(
 
 def import_log(
     kind: Annotated[str, typer.Argument(help=f"What it is: {' or '.join(KINDS)}.")],
-    source: Annotated[Path, typer.Argument(help="A drive of KITTI raw (its folder ..._sync), or an .mcap.")],
+    source: Annotated[Path, typer.Argument(help="A drive ..._sync, a log of Argoverse 2, an .mcap, or a bag.")],
     out: Annotated[Path, typer.Argument(help="Root of data set `folder`; the log becomes a scene in it.")],
-    mapping: Annotated[Path | None, typer.Option(help="TOML that says which topic plays which part (mcap).")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="TOML that says which topic plays which part.")] = None,
 ) -> None:
-    """Write a log of another program as a scene of data set `folder`: docs/own-data.md."""
+    """Write a log of another program as a scene of data set `folder`: docs/bag-to-labels.md."""
+    from pipeline.exchange.imports.argoverse import import_argoverse2
+    from pipeline.exchange.imports.kitti360 import import_kitti360
     from pipeline.exchange.imports.kitti_raw import import_kitti_raw
-    from pipeline.exchange.imports.mcap_log import import_mcap
+    from pipeline.exchange.imports.ros_mapped import import_ros
 
     with sentences():
         if kind not in KINDS:
             raise ConfigError(f"there is no import of {kind!r}; there are {', '.join(KINDS)}")
-        if kind == "mcap" and mapping is None:
+        if (kind in MAPPED) != (mapping is not None):
+            needs = "needs" if mapping is None else "takes no"
             raise ConfigError(
-                "an MCAP needs --mapping, a TOML that says which topic plays which part; docs/own-data.md"
+                f"import {kind} {needs} --mapping, a TOML that says which topic plays which part; docs/bag-to-labels.md"
             )
-        scene = import_mcap(source, out, mapping) if mapping is not None else import_kitti_raw(source.resolve(), out)
+        if mapping is not None:
+            scene = import_ros(source, out, mapping)
+        else:
+            of_data_set = {
+                "argoverse2": import_argoverse2,
+                "kitti-raw": import_kitti_raw,
+                "kitti360": import_kitti360,
+            }
+            scene = of_data_set[kind](source.resolve(), out)
         console.print(f"{out / scene} is written; look at it with the doctor before a run", soft_wrap=True)
 
 

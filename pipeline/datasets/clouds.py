@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from manifests.sections.data import INTENSITY, DataConfig
 from pipeline.datasets.formats import READERS, Columns, by_name
+from pipeline.datasets.motion import at_one_time, seconds_from
+from pipeline.datasets.times import IN_US
 from pipeline.geometry import Float64, affine
 from superpixels.returns import is_return
 
@@ -47,6 +49,14 @@ class Cloud:
     n_points: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """How the LiDAR moves (6,) at the time of a sweep."""
+
+    motion: Float64
+    time_us: int
+
+
 def joined(clouds: Sequence[Cloud], lidar_from_cloud: Sequence[Float64]) -> Cloud:
     """Return several sweeps as one in the frame of a LiDAR, one after the other, by their poses (4, 4) in it."""
     moved_m = [moved(cloud.xyz_m, pose) for cloud, pose in zip(clouds, lidar_from_cloud, strict=True)]
@@ -59,12 +69,18 @@ def joined(clouds: Sequence[Cloud], lidar_from_cloud: Sequence[Float64]) -> Clou
 
 
 def read_cloud(
-    name: str, content: bytes, usual: Sequence[str] | None, data: DataConfig, lidar_from_points: Float64 | None = None
+    name: str,
+    content: bytes,
+    usual: Sequence[str] | None,
+    data: DataConfig,
+    lidar_from_points: Float64 | None = None,
+    moving: Moving | None = None,
 ) -> Cloud:
     """Return the sweep in a file of this name, whose content has been read already.
 
     `usual` are the columns of bare float32, where the data set always has the same; `lidar_from_points` (4, 4) where
-    the points are not in the LiDAR's frame. Raises ValueError saying what is wrong.
+    the points are not in the LiDAR's frame; `moving` where they are to be brought to the time of the sweep. Raises
+    ValueError saying what is wrong.
     """
     columns, declared = columns_of(name, content, usual, data.columns)
     found = by_name((one.lower().removeprefix("scalar_"), column) for one, column in columns.items())
@@ -83,7 +99,26 @@ def read_cloud(
     if lidar_from_points is not None:
         xyz = moved(xyz, lidar_from_points)
     check_range(xyz, data)
+    if moving is not None:
+        xyz = brought_to_one_time(xyz, found, data, moving)
     return in_range(xyz, intensity, data, notes)
+
+
+def brought_to_one_time(xyz: npt.NDArray[Any], columns: Columns, data: DataConfig, moving: Moving) -> Float64:
+    """Return points (n, 3) as if all were taken at the time of the sweep; raises ValueError where that is not known."""
+    times = columns.get(data.time_column.lower())
+    if times is None:
+        raise ValueError(
+            f"it has no column {data.time_column}, which data.time_column names; it has {', '.join(columns)}"
+        )
+    if not np.isfinite(moving.motion).all():
+        raise ValueError(
+            "data.time_column is set, but no poses around this sweep tell how the vehicle moved: give world_from_ego "
+            "of the frames beside it, within 2 s, or leave the frame out"
+        )
+    apart_s, returned = np.zeros(len(xyz)), is_return(xyz)  # pulses that came back from nothing may have no time
+    apart_s[returned] = seconds_from(times[returned], IN_US[data.time_column_unit], moving.time_us)
+    return at_one_time(xyz, apart_s, moving.motion)
 
 
 def columns_of(name: str, content: bytes, usual: Sequence[str] | None, declared: Sequence[str]) -> tuple[Columns, bool]:

@@ -8,11 +8,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -25,16 +26,19 @@ from manifests.sections.data import NO_CAMERAS, DataConfig
 from manifests.storage.places import Root, each_of, root_of
 from pipeline.datasets.clouds import Cloud
 from pipeline.datasets.formats import read_point_labels
+from pipeline.datasets.motion import Track
 from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.datasets.times import IN_US, in_microseconds
-from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by, slashed
+from pipeline.frame import UNKNOWN_MOTION, UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by, slashed
 from pipeline.geometry import Float64, chained, compose_cam_from_lidar, inverse_pose, pose_matrix
-from pipeline.lenses import Lens, lens_of
+from pipeline.lenses import DIRECTIONS, GLOBAL, Lens, Shutter, lens_of
 
 FILE = "scene.toml"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _FRAME = "{frame}"
+_log = logging.getLogger(__name__)
+MOST_READOUT_S = 0.2
 
 TIMES = {
     "timestamp_us": "microseconds, a whole number",
@@ -60,6 +64,7 @@ class Rig:
     images: Mapping[str, str]
     intrinsics: Mapping[str, Float64]
     lenses: Mapping[str, Lens]
+    shutters: Mapping[str, Shutter]
     ego_from_cam: Mapping[str, Float64]
     problems: tuple[str, ...]
 
@@ -91,6 +96,8 @@ class FolderDataset:
         for scene in scenes:
             where = f"{scene}/{FILE}"
             frames = [frame_of_table(table, scene, rigs[scene], where) for table in tables(documents[scene], "frame")]
+            if self.config.time_column or any(one.direction for one in rigs[scene].shutters.values()):
+                frames = with_motion(frames, rigs[scene], track_of(documents[scene], where), where)
             names = [frame.frame_id for frame in frames]
             if len(set(names)) < len(names):
                 repeated = next(name for name in names if names.count(name) > 1)
@@ -157,9 +164,10 @@ def rig_of(document: Table, where: str) -> Rig:
     images: dict[str, str] = {}
     intrinsics: dict[str, Float64] = {}
     lenses: dict[str, Lens] = {}
+    shutters: dict[str, Shutter] = {}
     ego_from_cam: dict[str, Float64] = {}
     for camera in tables(document, "camera", where):
-        may_have = {"ego_from_cam", "cam_from_lidar", "lens", "distortion"}
+        may_have = {"ego_from_cam", "cam_from_lidar", "lens", "distortion", "field_deg", "readout", "readout_s"}
         checked_table(camera, {"name", "images", "intrinsics"}, may_have, f"{where}: [[camera]]")
         name = word(camera["name"], f"{where}: the name of a camera")
         here = f"{where}: camera {name}"
@@ -170,6 +178,7 @@ def rig_of(document: Table, where: str) -> Rig:
         images[name] = template(camera["images"], f"{here}: images")
         intrinsics[name] = checked_matrix(camera["intrinsics"], f"{here}: intrinsics", problems)
         lenses[name] = checked_lens(camera, here)
+        shutters[name] = checked_shutter(camera, here)
         if "ego_from_cam" in camera:
             ego_from_cam[name] = checked_pose(camera["ego_from_cam"], f"{here}: ego_from_cam", problems)
         else:
@@ -182,6 +191,7 @@ def rig_of(document: Table, where: str) -> Rig:
         images=images,
         intrinsics=intrinsics,
         lenses=lenses,
+        shutters=shutters,
         ego_from_cam=ego_from_cam,
         problems=tuple(problems),
     )
@@ -293,9 +303,80 @@ def checked_lens(camera: Table, where: str) -> Lens:
         name = camera.get("lens", "")
         if not isinstance(name, str):
             raise ValueError(f"lens is {name!r}; expected the name of a lens")
-        return lens_of(coefficients, name)
+        degrees = number_in(camera, "field_deg", 0.0, where)
+        lens = lens_of(coefficients, name)
+        return replace(lens, field_rad=math.radians(degrees)) if "field_deg" in camera else lens
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def checked_shutter(camera: Table, where: str) -> Shutter:
+    """Return how a camera's images are read out, all at once where nothing is said; raises ConfigError.
+
+    How the camera moves meanwhile is not known yet.
+    """
+    if "readout_s" not in camera:
+        if "readout" in camera:
+            raise ConfigError(f"{where} has readout, but no readout_s, the time from the first row to the last")
+        return GLOBAL
+    readout_s, direction = number_in(camera, "readout_s", 0.0, where), camera.get("readout", DIRECTIONS[0])
+    if direction not in DIRECTIONS:
+        raise ConfigError(f"{where}: readout is {direction!r}; expected one of {', '.join(DIRECTIONS)}")
+    if not 0 <= readout_s <= MOST_READOUT_S:
+        raise ConfigError(
+            f"{where}: readout_s is {readout_s:g}; expected seconds from first row to last, 0 to {MOST_READOUT_S}"
+        )
+    return Shutter(direction, readout_s) if readout_s else GLOBAL
+
+
+def number_in(table: Table, key: str, usual: float, where: str) -> float:
+    """Return a number of a table, the usual one where it is not there; raises ConfigError for anything else."""
+    value = table.get(key, usual)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"{where}: {key} is {value!r}; expected a number")
+    return float(value)
+
+
+def with_motion(frames: Sequence[Frame], rig: Rig, track: Track, where: str) -> list[Frame]:
+    """Return frames with the motion of their LiDAR and of the cameras whose shutters roll, by the poses around them.
+
+    Where no poses tell how a camera moved, its images are taken as read out at once, and that is said.
+    """
+    lidar_from_ego = inverse_pose(rig.ego_from_lidar)
+    n_unknown, found = 0, []
+    for frame in frames:
+        cameras = []
+        for camera in frame.cameras:
+            shutter = rig.shutters[camera.name]
+            if shutter.direction:
+                motion = track.motion(camera.timestamp_us, inverse_pose(rig.ego_from_cam[camera.name]))
+                n_unknown += motion is None
+                shutter = replace(shutter, motion=tuple(motion.tolist())) if motion is not None else shutter
+            cameras.append(replace(camera, shutter=shutter))
+        motion = track.motion(frame.timestamp_us, lidar_from_ego)
+        lidar_motion = UNKNOWN_MOTION if motion is None else motion
+        found.append(replace(frame, cameras=tuple(cameras), lidar_motion=lidar_motion))
+    if n_unknown:
+        _log.warning(
+            "%s: no poses within 2 s tell how the vehicle moved at %d images of rolling shutters: their rows count as "
+            "read out at once",
+            where,
+            n_unknown,
+        )
+    return found
+
+
+def track_of(document: Table, where: str) -> Track:
+    """Return where the vehicle was by all poses of a scene, those of its images too; what is wrong with one is told
+    with its frame.
+    """
+    poses: list[tuple[int, Float64]] = []
+    for table in tables(document, "frame"):
+        images = table.get("image", {})
+        for one in (table, *(images.values() if isinstance(images, Mapping) else ())):
+            if isinstance(one, Mapping) and "world_from_ego" in one and (time_us := time_of(one, where)) is not None:
+                poses.append((time_us, checked_pose(one["world_from_ego"], where, [])))
+    return Track(poses)
 
 
 def checked_table(table: Json, required: Collection[str], optional: Collection[str], where: str) -> Table:

@@ -254,11 +254,25 @@ def header_and_body(content: bytes, last: bytes) -> tuple[list[list[str]], bytes
     raise ValueError(f"its header has no line {last.decode()}; it is truncated, or another kind of file")
 
 
+def read_feather(content: bytes) -> Columns:
+    """Return the columns of numbers of a Feather file (Arrow), as Argoverse 2 has its sweeps; raises ValueError."""
+    import pyarrow as pa
+    from pyarrow import feather
+
+    try:
+        table = feather.read_table(pa.BufferReader(content))
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"this is no whole .feather file ({error})") from None
+    return checked_numbers(columns)
+
+
 READERS: Mapping[str, Callable[[bytes], Columns | npt.NDArray[Any]]] = {
     ".npy": read_npy,
     ".npz": read_npz,
     ".pcd": read_pcd,
     ".ply": read_ply,
+    ".feather": read_feather,
 }
 """By the ending of a file's name."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from manifests.config import ConfigError
 from manifests.sections.data import DataConfig
 from manifests.storage.places import root_of
-from pipeline.datasets.clouds import Cloud, joined, read_cloud
+from pipeline.datasets.clouds import Cloud, Moving, joined, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
 
@@ -22,19 +22,27 @@ def read_sweep(frame: Frame, data: DataConfig, usual: Sequence[str] | None = Non
     """
     lidar_from_stored = lidar_from_points(frame, data)
     if not frame.sweeps:
-        return read_one(frame.lidar_path, frame.lidar_sha256, data, usual, lidar_from_stored)
+        moving = Moving(frame.lidar_motion, frame.timestamp_us) if data.time_column else None
+        return read_one(frame.lidar_path, frame.lidar_sha256, data, usual, lidar_from_stored, moving)
+    if data.time_column:
+        raise FrameError("data.time_column: points of several LiDARs that are joined have no times of their own here")
     clouds = [read_one(one.path, one.sha256, data, usual, lidar_from_stored) for one in frame.sweeps]
     in_own_frame = lidar_from_stored is None
     return joined(clouds, [one.lidar_from_sweep if in_own_frame else np.eye(4) for one in frame.sweeps])
 
 
 def read_one(
-    path: str, sha256: str, data: DataConfig, usual: Sequence[str] | None, lidar_from_stored: Float64 | None
+    path: str,
+    sha256: str,
+    data: DataConfig,
+    usual: Sequence[str] | None,
+    lidar_from_stored: Float64 | None,
+    moving: Moving | None = None,
 ) -> Cloud:
     """Return the points of one file; raises FrameError, naming it, if it is missing or damaged."""
     content = read_file(root_of(data), path, sha256)
     try:
-        return read_cloud(path, content, usual, data, lidar_from_stored)
+        return read_cloud(path, content, usual, data, lidar_from_stored, moving)
     except ValueError as error:
         raise FrameError(f"{path}: {error}") from None
 
@@ -85,7 +93,7 @@ class KeptSweeps:
 
 def what_decides(frame: Frame) -> tuple[str | bytes, ...]:
     """Return what the sweep of a frame follows from, within one recipe: its files, by their digests, and its poses."""
-    poses = (frame.ego_from_lidar.tobytes(), frame.world_from_lidar.tobytes())
+    poses = (frame.ego_from_lidar.tobytes(), frame.world_from_lidar.tobytes(), frame.lidar_motion.tobytes())
     others = (part for one in frame.sweeps for part in (one.path, one.sha256, one.lidar_from_sweep.tobytes()))
     return frame.frame_id, frame.lidar_path, frame.lidar_sha256, *poses, *others
 

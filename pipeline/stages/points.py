@@ -28,10 +28,17 @@ POSES_OF_POINTS = {"lidar": (), "ego": ("ego_from_lidar",), "world": ("world_fro
 OF_SEVERAL = {False: (), True: ("sweep_path", "sweep_sha256", "lidar_from_sweep")}
 """What tells of the others, where several LiDARs are joined."""
 
+MOTION = {False: (), True: ("timestamp_us", "lidar_motion")}
+"""What brings points to the time of their sweep, where they have times of their own."""
+
 STAGE = Stage(
     table=SPECS["points"],
     prepare=prepare,
     index_columns=("lidar_token", "lidar_path", "lidar_sha256", "n_points"),
-    more_index_columns=lambda recipe: POSES_OF_POINTS[recipe.data.points_in] + OF_SEVERAL[len(recipe.data.lidar) > 1],
+    more_index_columns=lambda recipe: (
+        POSES_OF_POINTS[recipe.data.points_in]
+        + OF_SEVERAL[len(recipe.data.lidar) > 1]
+        + MOTION[bool(recipe.data.time_column)]
+    ),
     kilobytes_per_frame=lambda recipe: 0.012 * DATASETS[recipe.data.dataset].points_per_frame,
 )

@@ -55,6 +55,7 @@ def visible_pairs(
                 camera.height_px,
                 min_depth_m=config.min_depth_m,
                 lens=camera.lens,
+                shutter=camera.shutter,
             ),
             mask,
         )
@@ -95,10 +96,14 @@ def unmasked(seen: Projection, mask: Bool | None) -> Projection:
     return Projection(**{name: values[kept] for name, values in vars(seen).items()})
 
 
+SHUTTERS = ("shutter", "readout_s", "cam_motion")
+"""What tells of rolling shutters; data sets other than `folder` tell of none, and keep the keys that they had."""
+
 STAGE = Stage(
     table=SPECS["project"],
     prepare=prepare,
     index_columns=("width_px", "height_px", "intrinsics", "cam_from_lidar", "lens", "distortion", "mask_sha256"),
+    more_index_columns=lambda recipe: SHUTTERS if recipe.data.dataset == "folder" else (),
     count=lambda row: {"pairs": len(row.point), "occluded_pairs": int(row.occluded.sum())},
     kilobytes_per_frame=lambda recipe: 350.0,
 )

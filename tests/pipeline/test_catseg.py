@@ -282,7 +282,7 @@ def stripe_row(teacher: CatSeg, height: int) -> float:
     """Where the lower edge of a view, a bright stripe of 40 pixel rows, ends up, in pixels of the view."""
     image = np.zeros((height, 160, 3), np.uint8)
     image[-40:] = 255
-    Image.fromarray(image).save(teacher.root / "C.png")
+    Image.fromarray(image).save(str(teacher.root / "C.png"))
     pixels = torch.from_numpy(teacher.prepare(frame_of(), camera_of("C", 160, height)).copy())[None]
     seen = teacher.as_reference(pixels) if teacher.config.parity else pixels.flatten(0, 1).permute(0, 3, 1, 2).float()
     of_row = seen[0, 0].mean(dim=1)

@@ -21,8 +21,8 @@ from manifests.sections.data import DataConfig
 from pipeline.__main__ import app
 from pipeline.datasets.folder import FolderDataset
 from pipeline.exchange.imports.kitti_raw import import_kitti_raw
-from pipeline.exchange.imports.mcap_log import import_mcap
 from pipeline.exchange.imports.ros import FrameTree, camera_of, cloud_of, image_of
+from pipeline.exchange.imports.ros_mapped import import_ros
 from pipeline.frame import Frame, read_image
 from pipeline.geometry import chained, inverse_pose, pose_matrix
 from pipeline.lenses import Lens
@@ -266,7 +266,7 @@ def test_a_mapping_that_does_not_fit_is_a_sentence(
 ) -> None:
     (tmp_path / "topics.toml").write_text(MAPPING.replace(*change))
     with pytest.raises(ConfigError, match=sentence):
-        import_mcap(log, tmp_path / "out", tmp_path / "topics.toml")
+        import_ros(log, tmp_path / "out", tmp_path / "topics.toml")
     assert not [path for path in (tmp_path / "out").glob("*") if not path.name.startswith(".")]
 
 
@@ -275,7 +275,7 @@ def test_a_damaged_mcap_is_a_sentence(log: Path, tmp_path: Path) -> None:
     for damaged in (content[: len(content) // 2], b"", b"hello" * 100, content[:200] + bytes(400) + content[600:]):
         log.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"drive 7.mcap"):
-            import_mcap(log, tmp_path / "out", tmp_path / "topics.toml")
+            import_ros(log, tmp_path / "out", tmp_path / "topics.toml")
 
 
 def test_without_the_packages_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,4 +283,4 @@ def test_without_the_packages_it_is_said_what_to_install(tmp_path: Path, monkeyp
     (tmp_path / "a.mcap").write_bytes(struct.pack("<Q", 7))
     (tmp_path / "topics.toml").write_text(MAPPING)
     with pytest.raises(ConfigError, match="needs the packages mcap and mcap-ros2-support; install them with"):
-        import_mcap(tmp_path / "a.mcap", tmp_path / "out", tmp_path / "topics.toml")
+        import_ros(tmp_path / "a.mcap", tmp_path / "out", tmp_path / "topics.toml")

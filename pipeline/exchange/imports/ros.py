@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.config import ConfigError
+from pipeline.exchange.imports.scene import Poses
 from pipeline.geometry import Float64, chained, inverse_pose, pose_matrix
 from pipeline.lenses import Lens, lens_of
 
@@ -127,16 +128,54 @@ def pose_of(pose: Any) -> Float64:
 
 
 class FrameTree:
-    """Fixed poses between frames by name, as /tf_static tells them."""
+    """Poses between frames by name: fixed ones as /tf_static tells them, and by time as /tf does."""
 
     def __init__(self) -> None:
         self._above: dict[str, tuple[str, Float64]] = {}
+        self._moving: dict[str, tuple[str, dict[int, Float64]]] = {}
+        self._poses: dict[str, Poses] = {}
 
     def add(self, message: Any) -> None:
-        """Take in a TFMessage; a frame that is told again is told anew."""
+        """Take in a TFMessage of /tf_static; a frame that is told again is told anew."""
         for one in message.transforms:
             child, parent = plain_name(one.child_frame_id), plain_name(one.header.frame_id)
             self._above[child] = parent, pose_of(one.transform)
+
+    def add_moving(self, message: Any) -> None:
+        """Take in a TFMessage of /tf; raises ConfigError where a frame has another one above it than before."""
+        for one in message.transforms:
+            child, parent = plain_name(one.child_frame_id), plain_name(one.header.frame_id)
+            known, by_time = self._moving.setdefault(child, (parent, {}))
+            if known != parent:
+                raise ConfigError(f"/tf has frame {child} below {known} and below {parent}; it must be below one")
+            by_time[one.header.stamp.sec * 10**9 + one.header.stamp.nanosec] = pose_of(one.transform)
+            self._poses.pop(child, None)
+
+    def pose_at(self, target: str, source: str, ns: int) -> Float64 | None:
+        """Return `target_from_source` (4, 4) at a time, `target` being above `source`; None where it is not told then.
+
+        Raises ConfigError where `target` is not above it at any time.
+        """
+        name, target, found = plain_name(source), plain_name(target), np.eye(4)
+        passed = {name}
+        while name != target:
+            if name in self._moving:
+                above, by_time = self._moving[name]
+                poses = self._poses.setdefault(name, Poses(by_time.items()))
+                pose = poses.at(ns)
+            elif name in self._above:
+                above, pose = self._above[name]
+            else:
+                raise ConfigError(
+                    f"/tf and /tf_static do not lead from {source} up to {target}: there is nothing above {name}"
+                )
+            if pose is None:
+                return None
+            if above in passed:
+                raise ConfigError(f"/tf goes round in a circle at frame {above}")
+            passed.add(above)
+            name, found = above, chained(pose, found)
+        return found
 
     def pose(self, target: str, source: str) -> Float64:
         """Return `target_from_source` (4, 4); raises ConfigError where nothing joins them."""

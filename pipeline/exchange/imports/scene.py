@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import scipy
 
 from manifests.config import ConfigError
 from pipeline.datasets.folder import FILE
@@ -45,6 +49,36 @@ class ImportedFrame:
     timestamp_us: int
     world_from_ego: Float64 | None = None
     images: Mapping[str, ImportedImage] = field(default_factory=dict)
+
+
+MOST_POSE_GAP_S = 1.0  # poses farther apart than this tell nothing of what is between them
+
+
+class Poses:
+    """Where something was, by time in nanoseconds."""
+
+    def __init__(self, poses: Iterable[tuple[int, Float64]]) -> None:
+        """`poses` (4, 4) are in any order; of two at one time, the last counts."""
+        by_time = dict(poses)
+        self._stamps = sorted(by_time)
+        self._poses = [by_time[stamp] for stamp in self._stamps]
+
+    def at(self, ns: int) -> Float64 | None:
+        """Return the pose (4, 4) between those around a time; None outside of them, or in too wide a gap."""
+        stamps = self._stamps
+        after = bisect_left(stamps, ns)
+        if after < len(stamps) and stamps[after] == ns:
+            return self._poses[after]
+        if after in (0, len(stamps)) or stamps[after] - stamps[after - 1] > MOST_POSE_GAP_S * 1e9:
+            return None
+        share = (ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
+        both = np.stack([self._poses[after - 1], self._poses[after]])
+        pose = np.eye(4)
+        pose[:3, :3] = scipy.spatial.transform.Slerp(
+            [0.0, 1.0], scipy.spatial.transform.Rotation.from_matrix(both[:, :3, :3])
+        )(share).as_matrix()
+        pose[:3, 3] = (1 - share) * both[0, :3, 3] + share * both[1, :3, 3]
+        return pose
 
 
 def scene_toml(

@@ -1,4 +1,4 @@
-"""MCAP logs of ROS 2 by a mapping, a TOML that says which topic plays which part.
+"""Logs of ROS 2, MCAP or bags, by a mapping, a TOML that says which topic plays which part.
 
     rectified = false                 # true where the image topics are rectified ones: P of CameraInfo counts then
     nearest_s = 0.06                  # an image farther from its sweep than this is none of it
@@ -8,36 +8,35 @@
     [points]
     topic = "/lidar/points"           # sensor_msgs/msg/PointCloud2
     [pose]
-    topic = "/odometry"               # nav_msgs/msg/Odometry; leave it out where there is none
+    topic = "/odometry"               # nav_msgs/msg/Odometry or PoseStamped; leave it out where there is none
+    # or: frame = "map"               # the frame of the world, above that of the vehicle in /tf
     [[camera]]
     name = "front"
     topic = "/front/image/compressed" # sensor_msgs/msg/CompressedImage or Image
     info = "/front/camera_info"       # sensor_msgs/msg/CameraInfo
 
 How sensors stand to each other is read from /tf_static, by the frames that clouds and images name in their headers.
-Needs the packages mcap and mcap-ros2-support (extra `import`).
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import scipy
 
 from manifests.config import ConfigError, convert, parse_section
 from pipeline.datasets.folder import read_toml
 from pipeline.exchange.imports.ros import FrameTree, camera_of, cloud_of, header_of, image_of, plain_name, pose_of
-from pipeline.exchange.imports.scene import ImportedCamera, ImportedFrame, ImportedImage, new_scene, write_scene
+from pipeline.exchange.imports.ros_logs import CDR, Mcap, RosLog, bag_at
+from pipeline.exchange.imports.scene import ImportedCamera, ImportedFrame, ImportedImage, Poses, new_scene, write_scene
 from pipeline.geometry import Float64, chained
 
 TF = "/tf_static"
-MOST_POSE_GAP_S = 1.0  # poses farther apart than this tell nothing of what is between them
+MOVING_TF = "/tf"
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -47,6 +46,18 @@ class Topic:
     """One topic of a log."""
 
     topic: str
+
+
+@dataclass(frozen=True)
+class PoseSource:
+    """Where poses of the vehicle come from: a topic of odometry, or the frame of the world in the tree of /tf."""
+
+    topic: str = ""
+    frame: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.topic) == bool(self.frame):
+            raise ValueError("give topic, one of odometry, or frame, that of the world in /tf")
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Mapped:
     """Which topic plays which part; see the top of the file."""
 
     points: Topic
-    pose: Topic | None = None
+    pose: PoseSource | None = None
     camera: tuple[CameraTopics, ...] = ()
     ego: str = "base_link"
     rectified: bool = False
@@ -86,7 +97,8 @@ class Mapped:
     def topics(self) -> tuple[str, ...]:
         """All topics that must be there."""
         of_cameras = [topic for one in self.camera for topic in (one.topic, one.info)]
-        return (self.points.topic, *of_cameras, *([self.pose.topic] if self.pose else []), TF)
+        of_pose = [self.pose.topic or MOVING_TF] if self.pose else []
+        return (self.points.topic, *of_cameras, *of_pose, TF)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,80 +123,58 @@ def mapping_of(path: Path) -> Mapped:
     return Mapped(**{**vars(found), "camera": tuple(convert(f"{path}: camera", one, CameraTopics) for one in cameras)})
 
 
-def import_mcap(log: Path, out: Path, mapping: Path) -> str:
-    """Write an MCAP as a scene of its name and return that; raises ConfigError for what is not as mapped."""
+def import_ros(log: Path, out: Path, mapping: Path) -> str:
+    """Write a log as a scene of its name and return that; raises ConfigError for what is not as mapped."""
     mapped, name = mapping_of(mapping), re.sub(r"[^A-Za-z0-9_.+-]", "_", log.stem)
     try:
-        with log.open("rb") as file:
-            check_topics(file, log, mapped)
-            times, tree, infos, poses = survey(file, log, mapped)
-            with new_scene(out, name) as folder:
-                fill_scene(file, log, folder, mapped, times, tree, infos, poses)
+        if log.is_dir() or log.suffix == ".db3":
+            write_log_as_scene(bag_at(log), mapped, out, name)
+        else:
+            with log.open("rb") as file:
+                write_log_as_scene(Mcap(log, file), mapped, out, name)
     except OSError as error:
         raise ConfigError(f"{log}: {error.strerror or error}") from None
     return name
 
 
-def open_reader(file: BinaryIO, log: Path) -> Any:
-    """Return a reader of an MCAP; raises ConfigError where the packages for it are not installed."""
-    try:
-        from mcap.reader import make_reader
-        from mcap_ros2.decoder import DecoderFactory
-    except ImportError:
-        raise ConfigError(
-            "reading MCAP needs the packages mcap and mcap-ros2-support; install them with: "
-            "pip install -r install/requirements-import.txt"
-        ) from None
-    file.seek(0)
-    try:
-        return make_reader(file, decoder_factories=[DecoderFactory()])
-    except Exception as error:  # the reader fails in as many ways as files are damaged
-        raise ConfigError(f"{log}: this is no whole MCAP ({error})") from None
+def write_log_as_scene(log: RosLog, mapped: Mapped, out: Path, name: str) -> None:
+    """Write a log as a scene; raises ConfigError for what is not as mapped."""
+    check_topics(log, mapped)
+    found = survey(log, mapped)
+    with new_scene(out, name) as folder:
+        fill_scene(log, folder, mapped, found)
 
 
-def messages(file: BinaryIO, log: Path, topics: Sequence[str], decoded: bool) -> Iterator[tuple[str, Any]]:
-    """Yield topic and message, in the order of the log: decoded, or as bytes; raises ConfigError for a damaged file."""
-    reader = open_reader(file, log)
-    try:
-        if decoded:
-            for _, channel, _, message in reader.iter_decoded_messages(topics=list(topics)):
-                yield channel.topic, message
-        else:
-            for _, channel, message in reader.iter_messages(topics=list(topics)):
-                yield channel.topic, bytes(message.data)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{log}: it cannot be read to its end ({type(error).__name__}: {error})") from None
-
-
-def check_topics(file: BinaryIO, log: Path, mapped: Mapped) -> None:
+def check_topics(log: RosLog, mapped: Mapped) -> None:
     """Raise ConfigError unless all topics of the mapping are in a log, as messages of ROS 2."""
-    try:
-        summary = open_reader(file, log).get_summary()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{log}: this is no whole MCAP ({error})") from None
-    channels = {one.topic: one for one in summary.channels.values()} if summary else {}
-    missing = [topic for topic in mapped.topics if topic not in channels]
+    encodings = log.topics()
+    missing = [topic for topic in mapped.topics if topic not in encodings]
     if missing:
-        raise ConfigError(f"{log} has no topic {missing[0]}; it has {', '.join(sorted(channels)) or 'none'}")
-    other = [topic for topic in mapped.topics if channels[topic].message_encoding != "cdr"]
+        raise ConfigError(f"{log.place} has no topic {missing[0]}; it has {', '.join(sorted(encodings)) or 'none'}")
+    other = [topic for topic in mapped.topics if encodings[topic] != CDR]
     if other:
-        raise ConfigError(f"{log}: {other[0]} is encoded as {channels[other[0]].message_encoding!r}; ROS 2 has 'cdr'")
+        raise ConfigError(f"{log.place}: {other[0]} is encoded as {encodings[other[0]]!r}; ROS 2 has {CDR!r}")
 
 
-def survey(
-    file: BinaryIO, log: Path, mapped: Mapped
-) -> tuple[Mapping[str, Times], FrameTree, Mapping[str, Any], tuple[list[int], list[Float64], str]]:
-    """Return when clouds and images were taken, how frames stand, CameraInfo by topic, and poses of the vehicle.
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What a first reading tells: when clouds and images were taken, how frames stand, CameraInfo by topic, odometry.
 
-    Poses are times in nanoseconds, world_from_child (4, 4), and the name of the child's frame.
+    `poses` are those of frame `child` in the world.
     """
+
+    times: Mapping[str, Times]
+    tree: FrameTree
+    infos: Mapping[str, Any]
+    poses: Poses
+    child: str
+
+
+def survey(log: RosLog, mapped: Mapped) -> Survey:
+    """Return what is to be known of a log before its clouds and images are written."""
     big = [mapped.points.topic, *(one.topic for one in mapped.camera)]
     times = {topic: Times([], "") for topic in big}
-    for topic, content in messages(file, log, big, decoded=False):
+    for topic, content in log.messages(big, decoded=False):
         ns, frame = header_of(content)
         times[topic].ns.append(ns)
         times[topic] = Times(times[topic].ns, frame)
@@ -192,10 +182,12 @@ def survey(
     stamps: list[int] = []
     found: list[Float64] = []
     child = mapped.ego
-    small = [TF, *(one.info for one in mapped.camera), *([mapped.pose.topic] if mapped.pose else [])]
-    for topic, message in messages(file, log, small, decoded=True):
+    small = [topic for topic in mapped.topics if topic not in times]
+    for topic, message in log.messages(small, decoded=True):
         if topic == TF:
             tree.add(message)
+        elif topic == MOVING_TF:
+            tree.add_moving(message)
         elif mapped.pose and topic == mapped.pose.topic:
             stamps.append(message.header.stamp.sec * 10**9 + message.header.stamp.nanosec)
             found.append(pose_of(getattr(message.pose, "pose", message.pose)))
@@ -205,44 +197,20 @@ def survey(
     silent = [topic for topic in big if not times[topic].ns]
     silent += [one.info for one in mapped.camera if one.info not in infos]
     if silent:
-        raise ConfigError(f"{log}: there is no message on {silent[0]}")
-    return times, tree, infos, (stamps, found, child)
+        raise ConfigError(f"{log.place}: there is no message on {silent[0]}")
+    return Survey(times, tree, infos, Poses(zip(stamps, found, strict=True)), child)
 
 
-def pose_at(ns: int, stamps: Sequence[int], poses: Sequence[Float64]) -> Float64 | None:
-    """Return the pose (4, 4) between those around a time, nanoseconds; None outside of them, or in too wide a gap."""
-    after = bisect_left(stamps, ns)
-    if after < len(stamps) and stamps[after] == ns:
-        return poses[after]
-    if after in (0, len(stamps)) or stamps[after] - stamps[after - 1] > MOST_POSE_GAP_S * 1e9:
-        return None
-    share = (ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
-    both = np.stack([poses[after - 1], poses[after]])
-    pose = np.eye(4)
-    pose[:3, :3] = scipy.spatial.transform.Slerp(
-        [0.0, 1.0], scipy.spatial.transform.Rotation.from_matrix(both[:, :3, :3])
-    )(share).as_matrix()
-    pose[:3, 3] = (1 - share) * both[0, :3, 3] + share * both[1, :3, 3]
-    return pose
-
-
-def fill_scene(
-    file: BinaryIO,
-    log: Path,
-    folder: Path,
-    mapped: Mapped,
-    times: Mapping[str, Times],
-    tree: FrameTree,
-    infos: Mapping[str, Any],
-    poses: tuple[list[int], list[Float64], str],
-) -> None:
+def fill_scene(log: RosLog, folder: Path, mapped: Mapped, found: Survey) -> None:
     """Write sweeps and images that are near each other in time, and the description of the scene."""
-    order = np.argsort(poses[0], kind="stable").tolist()
-    stamps, world = [poses[0][i] for i in order], [poses[1][i] for i in order]
-    child_from_ego = tree.pose(poses[2], mapped.ego)
+    times, tree = found.times, found.tree
+    in_tree = mapped.pose.frame if mapped.pose else ""
+    child_from_ego = np.eye(4) if in_tree else tree.pose(found.child, mapped.ego)
 
     def world_from_ego(ns: int) -> Float64 | None:
-        pose = pose_at(ns, stamps, world)
+        if in_tree:
+            return tree.pose_at(in_tree, mapped.ego, ns)
+        pose = found.poses.at(ns)
         return None if pose is None else chained(pose, child_from_ego)
 
     sweeps = times[mapped.points.topic].ns
@@ -254,7 +222,7 @@ def fill_scene(
             nearest = times[camera.topic].nearest(sweeps[i])
             if abs(times[camera.topic].ns[nearest] - sweeps[i]) <= mapped.nearest_s * 1e9:
                 of_camera.setdefault(nearest, []).append(i)
-    files = write_files(file, log, folder, mapped, wanted)
+    files = write_files(log, folder, mapped, wanted)
     frames = []
     for i in chosen:
         images = {}
@@ -267,7 +235,7 @@ def fill_scene(
         frames.append(ImportedFrame(f"{i:06d}", sweeps[i] // 1000, world_from_ego(sweeps[i]), images))
     cameras = []
     for camera in mapped.camera:
-        intrinsics, lens = camera_of(infos[camera.info], mapped.rectified, f"{log}: {camera.info}")
+        intrinsics, lens = camera_of(found.infos[camera.info], mapped.rectified, f"{log.place}: {camera.info}")
         ego_from_cam = tree.pose(mapped.ego, times[camera.topic].frame)
         cameras.append(ImportedCamera(camera.name, f"{camera.name}/{{frame}}", intrinsics, ego_from_cam, lens))
     ego_from_lidar = tree.pose(mapped.ego, times[mapped.points.topic].frame)
@@ -275,7 +243,7 @@ def fill_scene(
 
 
 def write_files(
-    file: BinaryIO, log: Path, folder: Path, mapped: Mapped, wanted: Mapping[str, Mapping[int, Sequence[int]]]
+    log: RosLog, folder: Path, mapped: Mapped, wanted: Mapping[str, Mapping[int, Sequence[int]]]
 ) -> Mapping[tuple[str, int], str]:
     """Write the messages that are wanted, and return the names of image files by topic and position."""
     names = {one.topic: one.name for one in mapped.camera}
@@ -283,12 +251,12 @@ def write_files(
         (folder / part).mkdir(exist_ok=True)
     counts = dict.fromkeys(wanted, -1)
     found: dict[tuple[str, int], str] = {}
-    for topic, message in messages(file, log, list(wanted), decoded=True):
+    for topic, message in log.messages(list(wanted), decoded=True):
         counts[topic] += 1
         at = counts[topic]
         if at not in wanted[topic]:
             continue
-        where = f"{log}: {topic}, message {at}"
+        where = f"{log.place}: {topic}, message {at}"
         if topic == mapped.points.topic:
             np.save(folder / "points" / f"{at:06d}.npy", cloud_of(message, where))
             continue

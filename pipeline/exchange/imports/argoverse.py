@@ -1,0 +1,108 @@
+"""Logs of the Argoverse 2 sensor data set by reference: a folder with `sensors`, `calibration` and a table of poses.
+
+| of Argoverse 2 | becomes |
+|---|---|
+| sensors/lidar/*.feather: x, y, z in the vehicle's frame at the name's time, intensity | points, a frame each |
+| sensors/cameras/ring_*/*.jpg, rectified | the nearest to each sweep, with its own time and pose |
+| calibration/intrinsics.feather: fx_px, fy_px, cx_px, cy_px | intrinsics |
+| calibration/egovehicle_SE3_sensor.feather | ego_from_cam |
+| city_SE3_egovehicle.feather | world_from_ego |
+
+Sweeps are of two stacked LiDARs, joined, the vehicle's motion taken out. Their frame has its origin on the rear axle;
+ours lies on the road below it. The stereo cameras are grey and are left out. Sources: Wilson and others, "Argoverse 2"
+(NeurIPS Datasets 2021), and the package av2 (`structures/sweep.py`, `geometry/camera/pinhole_camera.py`), which uses no
+distortion either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from manifests.config import ConfigError
+from pipeline.exchange.imports.scene import (
+    ImportedCamera,
+    ImportedFrame,
+    ImportedImage,
+    Poses,
+    new_scene,
+    write_scene,
+)
+from pipeline.geometry import Float64, chained, inverse_pose, pose_matrix
+
+AXLE_HEIGHT_M = 0.33  # above the road: the radius of the wheels, 225/50 R17
+NEAREST_NS = 40_000_000  # cameras take an image each 50 ms
+
+
+def import_argoverse2(log: Path, out: Path) -> str:
+    """Write a log as a scene whose files are links, and return its name; raises ConfigError for what is not there."""
+    sweeps = sorted((log / "sensors/lidar").glob("*.feather"), key=lambda path: time_in(path))
+    if not sweeps:
+        raise ConfigError(f"{log}/sensors/lidar holds no sweep; expected files like 315968200660259000.feather")
+    ego_from_theirs = np.eye(4)
+    ego_from_theirs[2, 3] = AXLE_HEIGHT_M
+    theirs_from_sensor = {row["sensor_name"]: pose_in(row) for row in table(log, "calibration/egovehicle_SE3_sensor")}
+    poses = Poses([(row["timestamp_ns"], pose_in(row)) for row in table(log, "city_SE3_egovehicle")])
+    cameras, images = [], {}
+    for row in table(log, "calibration/intrinsics"):
+        name = str(row["sensor_name"])
+        files = sorted((log / "sensors/cameras" / name).glob("*.jpg"), key=lambda path: time_in(path))
+        if not name.startswith("ring_") or not files:
+            continue
+        if name not in theirs_from_sensor:
+            raise ConfigError(f"{log}/calibration/egovehicle_SE3_sensor.feather has no row for {name}")
+        matrix = np.array([[row["fx_px"], 0, row["cx_px"]], [0, row["fy_px"], row["cy_px"]], [0, 0, 1]], np.float64)
+        ego_from_cam = chained(ego_from_theirs, theirs_from_sensor[name])
+        cameras.append(ImportedCamera(name, f"cameras/{name}/{{frame}}.jpg", matrix, ego_from_cam))
+        images[name] = files
+
+    def world_from_ego(ns: int) -> Float64 | None:
+        pose = poses.at(ns)
+        return None if pose is None else chained(pose, inverse_pose(ego_from_theirs))
+
+    frames = []
+    for path in sweeps:
+        ns, near = time_in(path), {}
+        for name, files in images.items():
+            image = min(files, key=lambda one: abs(time_in(one) - ns))
+            if abs(time_in(image) - ns) <= NEAREST_NS:
+                file = f"cameras/{name}/{image.name}"
+                near[name] = ImportedImage(file, time_in(image) // 1000, world_from_ego(time_in(image)))
+        frames.append(ImportedFrame(path.stem, ns // 1000, world_from_ego(ns), near))
+    with new_scene(out, log.name) as folder:
+        (folder / "lidar").symlink_to((log / "sensors/lidar").resolve())
+        (folder / "cameras").symlink_to((log / "sensors/cameras").resolve())
+        write_scene(folder, "lidar/{frame}.feather", ego_from_theirs, cameras, frames)
+    return log.name
+
+
+def table(log: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a table of a log; raises ConfigError where it cannot be read."""
+    from pyarrow import feather
+
+    path = log / f"{name}.feather"
+    try:
+        rows: list[dict[str, Any]] = feather.read_table(path, memory_map=False).to_pylist()
+        return rows
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{path}: {error}; expected a log of the Argoverse 2 sensor data set") from None
+
+
+def pose_in(row: dict[str, Any]) -> Float64:
+    """Return the pose (4, 4) in a row; raises ConfigError for one that is none."""
+    try:
+        return pose_matrix(
+            [row[key] for key in ("qw", "qx", "qy", "qz")], [row[key] for key in ("tx_m", "ty_m", "tz_m")]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"a row of a table of poses is {row}: {error}") from None
+
+
+def time_in(path: Path) -> int:
+    """Return the time in the name of a file, nanoseconds; raises ConfigError for a name that is none."""
+    if not path.stem.isdigit():
+        raise ConfigError(f"{path} is not called after its time in nanoseconds, as files of Argoverse 2 are")
+    return int(path.stem)
