@@ -78,6 +78,16 @@ class DataConfig:
             raise ValueError("data.cameras names a camera twice; name each camera once")
         if len(set(self.lidar)) != len(self.lidar):
             raise ValueError("data.lidar names a LiDAR twice; name each LiDAR once")
+        self._check_columns()
+        if not 0 <= self.cache_gb < float("inf"):
+            raise ValueError(f"data.cache_gb is {self.cache_gb}; expected 0 or more")
+        if self.min_range_m < 0 or self.max_range_m < 0 or 0 < self.max_range_m <= self.min_range_m:
+            raise ValueError(
+                f"data.min_range_m is {self.min_range_m} and data.max_range_m {self.max_range_m}; expected 0 or more, "
+                "and the first below the second (0: no limit)"
+            )
+
+    def _check_columns(self) -> None:
         for name in ("x", "y", "z"):
             if self.columns and self.columns.count(name) != 1:
                 raise ValueError(f"data.columns has {self.columns.count(name)} columns {name}; expected one of x, y, z")
@@ -90,13 +100,6 @@ class DataConfig:
             )
         if self.time_column in ("x", "y", "z", "ring", *INTENSITY):
             raise ValueError(f'data.time_column is "{self.time_column}"; expected a column of times')
-        if not 0 <= self.cache_gb < float("inf"):
-            raise ValueError(f"data.cache_gb is {self.cache_gb}; expected 0 or more")
-        if self.min_range_m < 0 or self.max_range_m < 0 or 0 < self.max_range_m <= self.min_range_m:
-            raise ValueError(
-                f"data.min_range_m is {self.min_range_m} and data.max_range_m {self.max_range_m}; expected 0 or more, "
-                "and the first below the second (0: no limit)"
-            )
 
 
 Tracker = Literal["", "mlflow", "wandb"]

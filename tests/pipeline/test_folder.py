@@ -314,7 +314,7 @@ def test_any_damage_is_a_sentence_or_other_points(data: st.DataObject) -> None:
         ("points/a.pcd", PCD.format(kind="ascii").replace("FIELDS x", "FIELDS w").encode() + TEXT.encode(), "no x, y"),
         ("points/a.ply", PLY.format(kind="morse", intensity="i").encode(), "its format is 'morse'; expected ascii"),
         ("points/a.ply", FILES["ply"][1].replace(b"property float x", b"property list uchar int x"), "no number of a"),
-        ("points/a.las", b"", "points are read from files that end in .npy, .npz, .pcd, .ply, .bin"),
+        ("points/a.las", b"", "points are read from files that end in .npy, .npz, .pcd, .ply, .feather, .bin"),
     ],
 )
 def test_a_damaged_file_is_one_sentence_that_names_it(

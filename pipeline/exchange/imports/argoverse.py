@@ -34,6 +34,8 @@ from pipeline.exchange.imports.scene import (
 from pipeline.geometry import Float64, chained, inverse_pose, pose_matrix
 
 AXLE_HEIGHT_M = 0.33  # above the road: the radius of the wheels, 225/50 R17
+POSE = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
+LENS = ("fx_px", "fy_px", "cx_px", "cy_px")
 NEAREST_NS = 40_000_000  # cameras take an image each 50 ms
 
 
@@ -44,17 +46,24 @@ def import_argoverse2(log: Path, out: Path) -> str:
         raise ConfigError(f"{log}/sensors/lidar holds no sweep; expected files like 315968200660259000.feather")
     ego_from_theirs = np.eye(4)
     ego_from_theirs[2, 3] = AXLE_HEIGHT_M
-    theirs_from_sensor = {row["sensor_name"]: pose_in(row) for row in table(log, "calibration/egovehicle_SE3_sensor")}
-    poses = Poses([(row["timestamp_ns"], pose_in(row)) for row in table(log, "city_SE3_egovehicle")])
+    mounted = "calibration/egovehicle_SE3_sensor"
+    theirs_from_sensor = {
+        name: pose_in(tuple(pose), f"{log}/{mounted}.feather: {name}")
+        for name, *pose in columns(log, mounted, "sensor_name", *POSE)
+    }
+    driven = "city_SE3_egovehicle"
+    poses = Poses(
+        (ns, pose_in(tuple(pose), f"{log}/{driven}.feather: {ns}"))
+        for ns, *pose in columns(log, driven, "timestamp_ns", *POSE)
+    )
     cameras, images = [], {}
-    for row in table(log, "calibration/intrinsics"):
-        name = str(row["sensor_name"])
+    for name, fx, fy, cx, cy in columns(log, "calibration/intrinsics", "sensor_name", *LENS):
         files = sorted((log / "sensors/cameras" / name).glob("*.jpg"), key=lambda path: time_in(path))
         if not name.startswith("ring_") or not files:
             continue
         if name not in theirs_from_sensor:
-            raise ConfigError(f"{log}/calibration/egovehicle_SE3_sensor.feather has no row for {name}")
-        matrix = np.array([[row["fx_px"], 0, row["cx_px"]], [0, row["fy_px"], row["cy_px"]], [0, 0, 1]], np.float64)
+            raise ConfigError(f"{log}/{mounted}.feather has no row for {name}")
+        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
         ego_from_cam = chained(ego_from_theirs, theirs_from_sensor[name])
         cameras.append(ImportedCamera(name, f"cameras/{name}/{{frame}}.jpg", matrix, ego_from_cam))
         images[name] = files
@@ -79,26 +88,24 @@ def import_argoverse2(log: Path, out: Path) -> str:
     return log.name
 
 
-def table(log: Path, name: str) -> list[dict[str, Any]]:
-    """Return the rows of a table of a log; raises ConfigError where it cannot be read."""
+def columns(log: Path, name: str, *wanted: str) -> list[tuple[Any, ...]]:
+    """Return the rows of some columns of a table of a log; raises ConfigError where it cannot be read or lacks one."""
     from pyarrow import feather
 
     path = log / f"{name}.feather"
     try:
-        rows: list[dict[str, Any]] = feather.read_table(path, memory_map=False).to_pylist()
-        return rows
-    except (OSError, pa.ArrowException) as error:
+        table = feather.read_table(path, memory_map=False)
+        return list(zip(*(table[column].to_pylist() for column in wanted), strict=True))
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ConfigError(f"{path}: {error}; expected a log of the Argoverse 2 sensor data set") from None
 
 
-def pose_in(row: dict[str, Any]) -> Float64:
-    """Return the pose (4, 4) in a row; raises ConfigError for one that is none."""
+def pose_in(row: tuple[Any, ...], where: str) -> Float64:
+    """Return the pose (4, 4) of columns `POSE`; raises ConfigError for one that is none."""
     try:
-        return pose_matrix(
-            [row[key] for key in ("qw", "qx", "qy", "qz")], [row[key] for key in ("tx_m", "ty_m", "tz_m")]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"a row of a table of poses is {row}: {error}") from None
+        return pose_matrix(row[:4], row[4:])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def time_in(path: Path) -> int:
