@@ -5,10 +5,36 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-TableRow = dict[str, Any]
-Listed = tuple[str, Any, Mapping[str, TableRow]]
+
+class SampleRow(TypedDict):
+    """A row of table `sample`, with the rows of `sample_data` by channel that the development kit adds.
+
+    A time is in the tables' unit, and what kind of number it is they decide.
+    """
+
+    token: str
+    timestamp: Any
+    scene_token: str
+    data: Mapping[str, str]
+
+
+class SensorRow(TypedDict):
+    """A row of table `sample_data`, with channel and modality that the development kit adds."""
+
+    token: str
+    sample_token: str
+    timestamp: Any
+    filename: str
+    is_key_frame: bool
+    ego_pose_token: str
+    calibrated_sensor_token: str
+    channel: str
+    sensor_modality: str
+
+
+Listed = tuple[str, Any, Mapping[str, SensorRow]]
 """A frame's name, the time of its sample in the tables' unit, and its rows of `sample_data` by channel."""
 
 FARTHEST_S = 0.1
@@ -25,13 +51,13 @@ class Between:
         self._tables, self._lidar, self._others = tables, lidars[0], tuple(lidars[1:])
         self._every = 0 if wanted == "keyframes" else 1 if wanted == "all" else wanted
         self._farthest = FARTHEST_S * 1e6 / unit_us
-        self._rows: dict[str, dict[str, list[TableRow]]] = defaultdict(lambda: defaultdict(list))
+        self._rows: dict[str, dict[str, list[SensorRow]]] = defaultdict(lambda: defaultdict(list))
         if self._every:
             scene_of = {row["token"]: row["scene_token"] for row in tables.sample}
             for row in sorted(tables.sample_data, key=lambda row: (row["timestamp"], row["token"])):
                 self._rows[scene_of[row["sample_token"]]][row["channel"]].append(row)
 
-    def among(self, samples: Sequence[TableRow]) -> list[Listed]:
+    def among(self, samples: Sequence[SampleRow]) -> list[Listed]:
         """Return the frames of a scene in order of time, given all of its rows of `sample` in that order.
 
         A key frame is called after its sample, a sweep between after its row of `sample_data`. Raises KeyError for a
@@ -40,8 +66,8 @@ class Between:
         found: list[tuple[Any, Listed]] = []
         for sample in samples:
             records = {channel: self._tables.get("sample_data", token) for channel, token in sample["data"].items()}
-            sweep = records.get(self._lidar, sample)
-            found.append((sweep["timestamp"], (sample["token"], sample["timestamp"], records)))
+            time = records[self._lidar]["timestamp"] if self._lidar in records else sample["timestamp"]
+            found.append((time, (sample["token"], sample["timestamp"], records)))
         if not self._every or not samples:
             return [one for _, one in found]
         rows = self._rows[samples[0]["scene_token"]]
@@ -57,7 +83,7 @@ class Between:
             found.append((row["timestamp"], (row["token"], row["timestamp"], records)))
         return [one for _, one in sorted(found, key=lambda item: item[0])]
 
-    def _sweeps(self, rows: Sequence[TableRow]) -> Iterator[TableRow]:
+    def _sweeps(self, rows: Sequence[SensorRow]) -> Iterator[SensorRow]:
         """Yield every so-many-th of the sweeps after a key frame, up to the next one."""
         since = 0
         for row in rows:
@@ -65,7 +91,7 @@ class Between:
             if since and since % self._every == 0:
                 yield row
 
-    def _nearest(self, rows: Sequence[TableRow], times: Sequence[Any], time: Any) -> TableRow | None:
+    def _nearest(self, rows: Sequence[SensorRow], times: Sequence[Any], time: Any) -> SensorRow | None:
         """Return the row that is nearest to a time, the earlier of equal ones; None where that is too far."""
         at = bisect_left(times, time)
         near = min(range(max(at - 1, 0), min(at + 1, len(times))), key=lambda place: abs(times[place] - time))

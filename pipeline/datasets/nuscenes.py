@@ -17,7 +17,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
 from manifests.storage.places import RemotePath, Root, root_of
-from pipeline.datasets.between import Between
+from pipeline.datasets.between import Between, SampleRow, SensorRow
 from pipeline.datasets.clouds import WITH_RING, Cloud
 from pipeline.datasets.sweeps import masks_of, read_sweep
 from pipeline.datasets.times import in_microseconds, microseconds
@@ -66,7 +66,7 @@ class NuScenesDataset:
             lidars = lidars_of(tables, folder, self.config.lidar)
             unit_us = unit_of(tables, folder, self.config)
             label_paths = read_label_paths(folder)
-            samples: dict[str, list[TableRow]] = defaultdict(list)
+            samples: dict[str, list[SampleRow]] = defaultdict(list)
             for sample in tables.sample:
                 samples[tables.get("scene", sample["scene_token"])["token"]].append(sample)
             known = {row["channel"] for row in tables.sensor if row["modality"] == "camera"}
@@ -268,7 +268,7 @@ def frame_of_records(  # long: one line a part of the frame
     scene: str,
     name: str,
     time: Any,
-    records: Mapping[str, TableRow],
+    records: Mapping[str, SensorRow],
     label_paths: Mapping[str, str],
     lidars: Sequence[str],
     unit_us: float,
@@ -322,7 +322,7 @@ def frame_of_records(  # long: one line a part of the frame
 def camera_of(
     tables: Any,
     channel: str,
-    image: TableRow,
+    image: SensorRow,
     unit_us: float,
     world_from_ego_at_sweep: Float64,
     ego_from_lidar: Float64,
@@ -351,7 +351,7 @@ def camera_of(
     )
 
 
-def view_order(records: Mapping[str, TableRow]) -> list[str]:
+def view_order(records: Mapping[str, SensorRow]) -> list[str]:
     """Return the channels that are cameras, in the order of views."""
     cameras = {channel for channel, record in records.items() if record["sensor_modality"] == "camera"}
     return [name for name in CAMERAS if name in cameras] + sorted(cameras - set(CAMERAS))
