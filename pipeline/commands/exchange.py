@@ -21,7 +21,7 @@ from pipeline.commands.console import RecipeArgument, SetOption, console, expand
 from pipeline.exchange.export import LAYOUTS, export
 
 MAPPED = ("mcap", "rosbag2")
-KINDS = ("argoverse2", "kitti-raw", "kitti360", *MAPPED)
+KINDS = ("argoverse2", "kitti-raw", "kitti360", "waymo", *MAPPED)
 MOST_TOLD = 10  # frames without labels
 
 LICENCES = {
@@ -52,7 +52,12 @@ def export_command(
 
 def import_log(
     kind: Annotated[str, typer.Argument(help=f"What it is: {' or '.join(KINDS)}.")],
-    source: Annotated[Path, typer.Argument(help="A drive ..._sync, a log of Argoverse 2, an .mcap, or a bag.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A drive ..._sync, a log of Argoverse 2, a segment lidar/*.parquet of Waymo, an .mcap, or a bag."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Root of data set `folder`; the log becomes a scene in it.")],
     mapping: Annotated[Path | None, typer.Option(help="TOML that says which topic plays which part.")] = None,
 ) -> None:
@@ -61,6 +66,7 @@ def import_log(
     from pipeline.exchange.imports.kitti360 import import_kitti360
     from pipeline.exchange.imports.kitti_raw import import_kitti_raw
     from pipeline.exchange.imports.ros_mapped import import_ros
+    from pipeline.exchange.imports.waymo import import_waymo
 
     with sentences():
         if kind not in KINDS:
@@ -77,6 +83,7 @@ def import_log(
                 "argoverse2": import_argoverse2,
                 "kitti-raw": import_kitti_raw,
                 "kitti360": import_kitti360,
+                "waymo": import_waymo,
             }
             scene = of_data_set[kind](source.resolve(), out)
         console.print(f"{out / scene} is written; look at it with the doctor before a run", soft_wrap=True)
