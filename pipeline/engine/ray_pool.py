@@ -53,7 +53,7 @@ class Lane:
     """The workers that take the same share of a GPU: `room` is how many there may be, `stages` those they work for.
 
     Those `starting` are not placed yet; `busy` is how many have a shard; `failed_starts` counts those in a row; `asked`
-    is when it began to ask for those that are starting.
+    is when it began to ask for those that are starting, `counted` when the room was counted last.
     """
 
     gpus: float
@@ -64,6 +64,7 @@ class Lane:
     busy: int = 0
     failed_starts: int = 0
     asked: float = 0.0
+    counted: float = 0.0
 
     @property
     def starves(self) -> bool:
@@ -115,6 +116,8 @@ class RayPool:
     that none on a CPU can be in their place. A worker stays with its stage while that has tasks, since another one
     would load its network anew.
 
+    Nodes that join during a run get workers within seconds, up to `run.workers` in all.
+
     A shard is handed to an actor that has been placed and has answered, never to one that still waits for a node: a
     cluster that shrinks under a run slows it down and does not stop it. A shard whose worker died is tried once more,
     by another worker; one that was aboard a node that went away is not to blame, and is tried again more often. A node
@@ -160,15 +163,33 @@ class RayPool:
 
     def _places(self, stage: str, gpus: float) -> int:
         """Return how many workers the cluster has room for; raises RunError where it has room for none."""
-        workers = self._recipe.run.workers
-        if gpus:
-            workers = min(workers, sum(int(node["Resources"]["GPU"] // gpus) for node in self._nodes(gpus)))
+        workers = self._room(gpus)
         if not workers:
             raise RunError(
                 f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
                 "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
             )
         return workers
+
+    def _room(self, gpus: float) -> int:
+        """Return how many workers with this share of a GPU the cluster has room for now; for none is no error."""
+        workers = self._recipe.run.workers
+        if gpus:
+            return min(workers, sum(int(node["Resources"]["GPU"] // gpus) for node in self._nodes(gpus)))
+        return workers
+
+    def _grow(self, lane: Lane) -> None:
+        """Have a lane take the room of nodes that have joined since it was counted; every few seconds.
+
+        Where nodes have gone, it stays: what they had aboard is tried again as soon as there is room.
+        """
+        now = time.monotonic()
+        if now - lane.counted < LOOK_S:
+            return
+        lane.counted, room = now, self._room(lane.gpus)
+        if room > lane.room:
+            _log.info("the cluster has grown: room for %d workers with %g GPUs, %d before", room, lane.gpus, lane.room)
+            lane.room = room
 
     def _nodes(self, gpus: float) -> list[Any]:
         """Return the nodes that can have a worker with this share of a GPU, and take shards."""
@@ -217,8 +238,9 @@ class RayPool:
         gpus = STAGES[stage].gpus(self._recipe) or 0.0
         lane = self._lanes.setdefault(gpus, Lane(gpus))
         if stage not in lane.stages:
-            lane.room = self._places(stage, gpus)
+            lane.room, lane.counted = self._places(stage, gpus), time.monotonic()
             lane.stages.add(stage)
+        self._grow(lane)
         return lane
 
     def _assign(self, queue: Queue) -> None:

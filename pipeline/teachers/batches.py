@@ -7,7 +7,8 @@ GPU takes them while it computes the one before.
 
 Several calls may be under way at once, one for each shard: the images of each have batches of their own, and who came
 first goes first. A later one has its first images decoded by then, so that the end of a shard drains nothing. Threads
-decode and not processes: of reading an image, the interpreter's lock is held for a tenth (docs/benchmarks.md).
+decode and not processes: Pillow lets go of the interpreter's lock while it decodes and resizes (`bench.feed --pools`
+puts both side by side).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from pipeline.teachers.masks import (
     MaskTeacher,
     keep_logits,
     logits_kept,
+    named_on,
     network_pixels,
     parts_of,
 )
@@ -72,6 +73,7 @@ class FcClip(MaskTeacher):
     seen: npt.NDArray[np.bool_]
     thing: npt.NDArray[np.bool_]
     known: torch.Tensor | None
+    segment_device: torch.device | None = None  # where pixels are given to queries; None: by NumPy
 
     @classmethod
     def load(cls, recipe: Recipe, stage: str) -> FcClip:
@@ -95,6 +97,7 @@ class FcClip(MaskTeacher):
             network=network,
             towers=towers,
             known=known,
+            segment_device=named_on(recipe, stage),
         )
 
     @staticmethod
@@ -198,7 +201,7 @@ class FcClip(MaskTeacher):
         score, prompt, is_void = self.named(parts, text)
         shows = np.flatnonzero(~is_void)
         size = self.image_size(camera.height_px, camera.width_px)
-        masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows))
+        masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows), self.segment_device)
         found = panoptic_merge(masks, score[shows], prompt[shows], self.thing[prompt[shows]], self.config.overlap)
         # From here on, queries are those that are part of a segment.
         part = np.flatnonzero(found.segment)
@@ -237,7 +240,7 @@ class FcClip(MaskTeacher):
             score, _, is_void = self.named(parts, text)
             shows = np.flatnonzero(~is_void)
             size = self.image_size(camera.height_px, camera.width_px)
-            masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows))
+            masks = size.queries(camera, self.segmentation.scale, masks_of(parts, shows), self.segment_device)
             found.append(owner_scores(masks, score[shows]))
         return found
 

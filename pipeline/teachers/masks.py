@@ -14,12 +14,13 @@ from manifests.sections.teachers.masks import DIVISOR_PX
 from manifests.storage.places import Root
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from superpixels.mask_cache import coded, decoded
-from superpixels.mask_queries import MaskQueries, sampling
+from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
 from superpixels.segments import Segments
 
 if TYPE_CHECKING:
     import torch
 
+    from manifests.recipe import Recipe
     from manifests.sections.tables import SegmentConfig
     from pipeline.teachers.loading.towers import Towers
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -50,15 +51,40 @@ class ImageSize:
         height, width = (-(-side // DIVISOR_PX) * DIVISOR_PX for side in (height_px, width_px))
         return cls((height_px, width_px), (height, width), two_steps=True)
 
-    def queries(self, camera: Camera, scale: float, logit: npt.NDArray[np.float32]) -> MaskQueries:
-        """Return masks on a grid as they lie on a label map of `scale` times the camera's image."""
+    def queries(
+        self, camera: Camera, scale: float, logit: npt.NDArray[np.float32], device: torch.device | None = None
+    ) -> MaskQueries:
+        """Return masks on a grid as they lie on a label map of `scale` times the camera's image.
+
+        Who computes with them is NumPy, or a device.
+        """
         rows, columns = (
             sampling(max(1, round(side * scale)), cells, *((padded, kept) if self.two_steps else ()))
             for side, cells, padded, kept in zip(
                 (camera.height_px, camera.width_px), logit.shape[1:], self.padded_px, self.image_px, strict=True
             )
         )
-        return MaskQueries(logit, rows, columns)
+        if device is None:
+            return MaskQueries(logit, rows, columns)
+        from pipeline.teachers.device_masks import DeviceQueries
+
+        return DeviceQueries(logit, rows, columns, device)
+
+
+def names_of(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+    """Return the prompt of each pixel, (H, W), computed where the masks are; see superpixels.mask_queries."""
+    from pipeline.teachers.device_masks import DeviceQueries
+
+    return masks.prompt_argmax(probability) if isinstance(masks, DeviceQueries) else prompt_argmax(masks, probability)
+
+
+def named_on(recipe: Recipe, stage: str) -> torch.device | None:
+    """Return the device that names pixels, where the recipe gives stage `segment` a share of one; None for NumPy."""
+    if stage != "segment" or not recipe.run.segment_gpus:
+        return None
+    from pipeline.teachers.loading.towers import pick_device
+
+    return pick_device(recipe.run.device)
 
 
 def resized(image: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:

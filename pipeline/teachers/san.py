@@ -27,10 +27,12 @@ from pipeline.teachers.masks import (
     MaskTeacher,
     keep_logits,
     logits_kept,
+    named_on,
+    names_of,
     network_pixels,
     parts_of,
 )
-from superpixels.mask_queries import MaskQueries, name_scores, prompt_argmax, query_shares
+from superpixels.mask_queries import MaskQueries, name_scores, query_shares
 from superpixels.segments import Segments, Split, compact
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class San(MaskTeacher):
 
     config: SanConfig
     network: Network | None
+    segment_device: torch.device | None = None  # where pixels are named; None: by NumPy
 
     @classmethod
     def load(cls, recipe: Recipe, stage: str) -> San:
@@ -65,7 +68,8 @@ class San(MaskTeacher):
         config = recipe.teacher
         assert isinstance(config, SanConfig)
         network, towers = load_network(config, recipe.run.device) if stage != "segment" else (None, None)
-        return cls(config, root_of(recipe.data), templates_of(recipe.template_list), recipe.segment, network, towers)
+        templates, device = templates_of(recipe.template_list), named_on(recipe, stage)
+        return cls(config, root_of(recipe.data), templates, recipe.segment, network, towers, device)
 
     @staticmethod
     def kilobytes_per_frame(recipe: Recipe) -> float:
@@ -134,7 +138,7 @@ class San(MaskTeacher):
         _, first = np.unique(text, axis=0, return_index=True)
         distinct = np.sort(first)
         label_map, row = compact(
-            prompt_argmax(masks, probability[:, distinct]),
+            names_of(masks, probability[:, distinct]),
             split=_SPLITS[self.segmentation.split],
             min_area_px=max(1, self.segmentation.min_area_px),
         )
@@ -150,7 +154,7 @@ class San(MaskTeacher):
         parts = parts_of(camera, encoding, PARTS)
         logit = logits_kept(parts["masks"], parts["peak"])
         size = self.image_size(camera.height_px, camera.width_px)
-        masks = size.queries(camera, self.segmentation.scale, logit)
+        masks = size.queries(camera, self.segmentation.scale, logit, self.segment_device)
         embedding = parts["embedding"].astype(np.float32)
         if embedding.shape != (masks.n_queries, text.shape[1]):
             raise FrameError(

@@ -195,6 +195,22 @@ def run(recipe: Recipe, frame: Frame) -> tuple[npt.NDArray[Any], dict[str, npt.N
     return text, encoding, kind.load(recipe, "segment").segment(frame, encoding, text)
 
 
+def test_a_device_names_pixels_as_numpy_does(recipe: Recipe) -> None:
+    """On a CPU's tensors: the same code runs on a GPU. Sums are in another order there, so ties may go another way."""
+    frame = frame_of("FRONT", "SIDE")
+    shared = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, segment_gpus=0.5))
+    (text, encoding, views), kind = run(recipe, frame), TEACHERS[recipe.teacher.name]
+    teacher = kind.load(shared, "segment")
+    if recipe.teacher.name in ("catseg", "clip_dense", "fcclip", "san"):
+        assert getattr(teacher, "segment_device", None) is not None
+    for one, other in zip(views, teacher.segment(frame, encoding, text), strict=True):
+        named = [np.append(-1, view.prompt_id)[view.label_map()] for view in (one, other)]
+        assert (named[0] == named[1]).mean() > 0.999
+        if len(one) == len(other):
+            np.testing.assert_allclose(one.score, other.score, atol=2e-3)
+            np.testing.assert_allclose(one.vector, other.vector, atol=2e-3)
+
+
 def test_the_section_is_a_frozen_dataclass_that_names_its_teacher(recipe: Recipe) -> None:
     config: Any = recipe.teacher
     name = {field.name: field.default for field in dataclasses.fields(config)}["name"]
