@@ -137,16 +137,25 @@ def between_markers(text: str, generated: str, begin: str = BEGIN, end: str = EN
     return f"{before}{begin}\n\n{generated.strip()}\n\n{end}{after}"
 
 
+def with_earlier(before: Mapping[str, Any] | None, overrides: Sequence[str], records: Records) -> dict[str, Any]:
+    """Return what a document says of a preset: steps that were done now, and earlier ones of the same settings.
+
+    A machine that does some of the steps anew so leaves the others as they were; each has its own commit and date.
+    """
+    earlier = before["steps"] if before and before["overrides"] == list(overrides) else {}
+    return {"overrides": list(overrides), "steps": {**earlier, **records}}
+
+
 def write_documents(
     folder: Path, preset: str, overrides: Sequence[str], rungs: Mapping[str, Rung], records: Records
 ) -> list[Path]:
-    """Write ladder.json, ladder.png and the table in results.md; those of other presets stay. Returns their paths."""
+    """Write ladder.json, ladder.png and the table in results.md; other presets and steps stay. Returns their paths."""
     if not records:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     numbers, picture, page = folder / "ladder.json", folder / "ladder.png", folder / "results.md"
     presets = json.loads(numbers.read_text(encoding="utf-8"))["presets"] if numbers.is_file() else {}
-    presets[preset] = {"overrides": list(overrides), "steps": records}
+    presets[preset] = with_earlier(presets.get(preset), overrides, records)
     write_text(numbers, json.dumps({"format": 1, "teacher": "simulated", "presets": presets}, indent=1) + "\n")
     text = page.read_text(encoding="utf-8") if page.is_file() else f"{INTRODUCTION}{BEGIN}\n{END}\n"
     generated = "\n".join(section(name, document, rungs) for name, document in presets.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ladder_plan import Rung, write_text
-from bench.ladder_results import Records, between_markers, table
+from bench.ladder_results import Records, between_markers, table, with_earlier
 
 BEGIN, END = "<!-- real frames: begin, written by make ladder -->", "<!-- real frames: end -->"
 NAMES = {
@@ -32,13 +32,13 @@ HEADINGS = (
 def write_real_documents(
     folder: Path, preset: str, overrides: Sequence[str], rungs: Mapping[str, Rung], records: Records
 ) -> list[Path]:
-    """Write ladder_real.json and the tables in results.md; those of other presets stay. Returns their paths."""
+    """Write ladder_real.json and the tables in results.md; other presets and steps stay. Returns their paths."""
     if not records:
         return []
     numbers, page = folder / "ladder_real.json", folder / "results.md"
     presets = json.loads(numbers.read_text(encoding="utf-8"))["presets"] if numbers.is_file() else {}
     told = [one for one in overrides if not one.startswith("run.")]  # where and how it ran changes no number
-    presets[preset] = {"overrides": told, "steps": records}
+    presets[preset] = with_earlier(presets.get(preset), told, records)
     write_text(numbers, json.dumps({"format": 1, "teacher": "real", "presets": presets}, indent=1) + "\n")
     generated = "\n".join(section(name, document, rungs) for name, document in presets.items())
     write_text(page, between_markers(page.read_text(encoding="utf-8"), generated, BEGIN, END))

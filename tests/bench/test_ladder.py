@@ -455,6 +455,11 @@ def test_words_around_the_table_and_other_presets_are_kept(plan: Plan, tmp_path:
     assert set(json.loads(numbers.read_text())["presets"]) == {"san_like", "fcclip_like"}
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert write_documents(tmp_path, "catseg_like", [], plan.rungs, {}) == [] and page.read_text() == text
+    anew = {"group": {**RECORDS["group"], "seconds": 1.0}}
+    write_documents(tmp_path, "san_like", [], plan.rungs, anew)
+    assert json.loads(numbers.read_text())["presets"]["san_like"]["steps"] == {**RECORDS, **anew}
+    write_documents(tmp_path, "san_like", ["distill.epochs=9"], plan.rungs, anew)
+    assert json.loads(numbers.read_text())["presets"]["san_like"]["steps"] == anew, "other settings, another ladder"
 
 
 @pytest.mark.parametrize("text", ["nothing", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{END}", f"{BEGIN}{BEGIN}{END}"])
