@@ -29,6 +29,7 @@ from manifests.recipe import Recipe
 from manifests.records.codec import as_record
 from manifests.records.labels import LabelsRecord
 from manifests.sections.training import Task
+from manifests.splits import check_split
 from manifests.stages import corrected_table
 from manifests.storage.names import scene_of
 
@@ -69,6 +70,7 @@ def autolabel(recipe: Recipe, sets: Sequence[str], fresh: bool, console: Console
     Raises ConfigError for a recipe whose labels need a student that learns from true ones.
     """
     begun = time.monotonic()
+    check_splits(recipe)
     steps = steps_of(recipe, sets, fresh)
     say(console, f"autolabel: {', '.join(step.name for step in steps)}; stop it at any time, and start it again")
     done: list[Ended] = []
@@ -142,6 +144,20 @@ def steps_of(recipe: Recipe, sets: Sequence[str], fresh: bool) -> list[Step]:
     steps.append(step("labels", "pipeline", ["labels", name], "all was there already", written_s))
     steps.append(step("report", "pipeline", ["report", name], "\n", watching.REPORT_S))
     return steps
+
+
+def check_splits(recipe: Recipe) -> None:
+    """Raise ConfigError for a split of a step that the data set has not: hours before the step would meet it."""
+    splits = {f"{task}.split": getattr(recipe, task).split for task in students(recipe)} if trains(recipe) else {}
+    if trains(recipe):
+        splits["predict.split"] = recipe.predict.split
+    if recipe.labels.of == "refine":
+        splits["refine.split"] = refine_split(recipe)
+    for name, split in splits.items():
+        try:
+            check_split(split, recipe.data.dataset)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{name}: {error}") from None
 
 
 def students(recipe: Recipe) -> list[Task]:

@@ -179,7 +179,10 @@ def find_recipe(recipe: str | Path) -> Path:
     if path.name == str(recipe) and built_in.is_file():
         return built_in
     names = sorted(file.stem for file in RECIPES.glob("*.toml"))
-    raise ConfigError(f"no recipe at {path}, and none of that name is built in ({listing(names)})")
+    beside = sorted(str(path.with_name(file.name)) for file in path.parent.glob("*.toml") if file.is_file())
+    whole = f"{recipe}.toml"
+    hint = f" (did you mean `{whole}`?)" if whole in beside else nearest(str(recipe), [*names, *beside])
+    raise ConfigError(f"no recipe at {path}{hint}, and none of that name is built in ({listing(names)})")
 
 
 def parse_override(override: str) -> tuple[str, str, Any]:

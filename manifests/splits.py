@@ -41,6 +41,21 @@ def split_names(dataset: str) -> tuple[str, ...]:
     return (ALL, *_SPLITS.get(dataset, {}))
 
 
+def check_split(split: str, dataset: str) -> None:
+    """Raise ValueError for a name of no split of a data set, FileNotFoundError for a file that is not there.
+
+    Which scenes are there is not asked, so that a mistyped split is told before anything is built.
+    """
+    if split.endswith(".txt"):
+        if not (path := Path(split).expanduser()).is_file():
+            raise FileNotFoundError(f"{path}: there is no such split file")
+    elif split != ALL and split not in _SPLITS.get(dataset, {}):
+        raise ValueError(
+            f"unknown split {split!r} of {dataset}; expected one of {', '.join(split_names(dataset))}, "
+            "or the path of a .txt file with one scene per line"
+        )
+
+
 def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str, ...]:
     """Return the scenes of a split that are there, in the order of ``available`` (which is the order of the data set).
 
@@ -50,12 +65,11 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
     ValueError if the name is unknown, a file names a scene that is not there, or no scene is left; FileNotFoundError
     if the file is not there.
     """
+    check_split(split, dataset)
     if split == ALL:
         wanted = set(available)
     elif split.endswith(".txt"):
         path = Path(split).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such split file")
         wanted = _read(path)
         absent = sorted(wanted - set(available))
         if absent:
@@ -65,11 +79,6 @@ def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str,
                 f"{nearest(absent[0], available)}{more}; mend the name, or take it out of the file"
             )
     else:
-        if split not in _SPLITS.get(dataset, {}):
-            raise ValueError(
-                f"unknown split {split!r} of {dataset}; expected one of {', '.join(split_names(dataset))}, "
-                "or the path of a .txt file with one scene per line"
-            )
         with_lists, without_lists = _SPLITS[dataset][split]
         wanted = _union(with_lists) - _union(without_lists)
     scenes = tuple(scene for scene in available if scene in wanted)

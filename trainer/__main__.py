@@ -271,8 +271,16 @@ def list_runs(runs: RunsOption = Path("runs")) -> None:
     with reported() as console:
         from trainer.records.listing import runs_in
 
-        table = Table("run", "recipe", "state", "epochs", "loss", "mIoU %", "begun (UTC)", "commit", box=None)
-        for line in runs_in(runs):
+        lines = runs_in(runs)
+        if not lines:
+            console.print(f"no runs in {runs} yet: a training makes one")
+            return
+        table = Table(box=None)
+        longest = max(len(line.run) for line in lines)  # a name that is cut off could not be given to `diff`
+        table.add_column("run", no_wrap=True, min_width=longest)
+        for title in ("recipe", "state", "epochs", "loss", "mIoU %", "begun (UTC)", "commit"):
+            table.add_column(title, overflow="fold")
+        for line in lines:
             table.add_row(*astuple(line))
         console.print(table)
         console.print(f"curves of all of them: tensorboard --logdir {shlex.quote(str(runs))}")

@@ -26,7 +26,8 @@ def check_times(frames: Sequence[Frame]) -> Iterator[Finding]:
     yield from found
     if middle and not found:
         apart = [abs(camera.timestamp_us - frame.timestamp_us) / 1e6 for frame in frames for camera in frame.cameras]
-        text = f"frames of a scene are {min(middle.values()):.3g} to {max(middle.values()):.3g} s apart, images and "
+        steps_s = dict.fromkeys(f"{step(middle.values()):.3g}" for step in (min, max))  # once where both are the same
+        text = f"frames of a scene are {' to '.join(steps_s)} s apart, images and "
         yield Finding("ok", "times", f"{text}sweeps {max(apart, default=0):.3f} s at most")
 
 

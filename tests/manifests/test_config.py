@@ -128,7 +128,12 @@ def test_a_section_that_no_recipe_has_is_named_with_where_it_was_written(tmp_pat
         load_recipe("city", ["gruop.policy=x"])
 
 
-def test_a_missing_recipe_lists_the_built_in_ones() -> None:
+def test_a_missing_recipe_lists_the_built_in_ones(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    with pytest.raises(ConfigError, match=rf"no recipe at {tmp_path}/mine \(did you mean `{tmp_path}/mine\.toml`\?\)"):
+        read_recipe(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"did you mean `nuscenes_mini`"):
+        read_recipe("nuscenes_minni")
     with pytest.raises(ConfigError, match="no recipe at nowhere"):
         read_recipe("nowhere")
 
@@ -147,7 +152,6 @@ def test_only_values_that_differ_from_the_default_count() -> None:
     "setting",
     [
         "run.runs",
-        "data.root",
         "distill.init",
         "predict.checkpoint",
         "evaluate.split",
@@ -158,7 +162,7 @@ def test_only_values_that_differ_from_the_default_count() -> None:
 def test_a_path_that_is_an_address_is_refused_whichever_setting_it_is(tmp_path: Path, setting: str) -> None:
     """It would become a folder `s3:` in the working folder, without a word."""
     text = '[data]\nroot = "/r"\n[teacher]\nname = "artifacts"\nfolder = "x"\n'
-    with pytest.raises(ConfigError, match=rf"{setting} is 's3://b/x', an address; .*only run.store and run"):
+    with pytest.raises(ConfigError, match=rf"{setting} is 's3://b/x', an address; .*only run.store, data.root, run"):
         load_recipe(recipe(tmp_path, text), [f"{setting}=s3://KEY:SECRET@b/x"])
     assert (
         load_recipe(recipe(tmp_path, text), ["run.store=s3://b/x", "run.ray_address=ray://h:1"]).run.store == "s3://b/x"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.splits import load_split, split_names
+from manifests.splits import check_split, load_split, split_names
 
 ALL_NUSCENES = tuple(f"scene-{i:04d}" for i in range(1, 1111))
 ALL_SEQUENCES = tuple(f"{i:02d}" for i in range(22))
@@ -112,3 +112,14 @@ def test_every_name_on_offer_can_be_loaded() -> None:
     for dataset, available in (("nuscenes", ALL_NUSCENES), ("semantic_kitti", ALL_SEQUENCES)):
         for name in split_names(dataset):
             assert load_split(name, dataset, available)
+
+
+def test_a_split_that_no_data_set_has_is_told_without_any_data(tmp_path: Path) -> None:
+    for split, dataset in [("all", "folder"), ("mini_val", "nuscenes"), ("test", "semantic_kitti")]:
+        check_split(split, dataset)
+    with pytest.raises(ValueError, match="unknown split 'al' of folder; expected one of all, or the path"):
+        check_split("al", "folder")
+    with pytest.raises(FileNotFoundError, match="there is no such split file"):
+        check_split(str(tmp_path / "mine.txt"), "folder")
+    (tmp_path / "mine.txt").write_text("drive\n")
+    check_split(str(tmp_path / "mine.txt"), "folder")

@@ -225,9 +225,19 @@ def test_a_student_of_true_labels_is_refused(tmp_path: Path) -> None:
         module.students(recipe_of(tmp_path, "predict.of=supervised"))
 
 
+def test_a_mistyped_split_is_told_before_the_first_step(tmp_path: Path) -> None:
+    right = ["pretrain.split=all", "distill.split=all", "predict.split=all"]
+    module.check_splits(recipe_of(tmp_path, *right))
+    for wrong in ("pretrain.split", "distill.split", "predict.split"):
+        with pytest.raises(ConfigError, match=rf"{wrong}: unknown split 'al' of folder; expected one of all"):
+            module.check_splits(recipe_of(tmp_path, *right, f"{wrong}=al"))
+
+
 def test_a_step_that_fails_ends_the_job_with_its_own_sentence_and_code(here: Path) -> None:
     (here / "mine.toml").write_text('[data]\ndataset = "folder"\nroot = "nowhere"\n')
-    done = autolabel("mine.toml")
+    done = autolabel(
+        "mine.toml", *(word for task in ("pretrain", "distill", "predict") for word in ("--set", f"{task}.split=all"))
+    )
     assert done.returncode == 2 and "data.root nowhere holds no scene" in done.stderr
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from manifests.config import ConfigError
 from manifests.records.codec import as_document
 from manifests.storage.errors import StoreError
 from manifests.tables.labels import Target
@@ -40,6 +41,14 @@ def test_pretraining_without_a_pair_is_refused_before_it_starts(fleet: Any, cons
         train(fleet.recipe("pretrain.split=train"), "pretrain", console)
     assert "Looked at: 5 frames of 2 scenes, in tables points and pairs" in str(caught.value)
     assert runs(fleet) == []
+
+
+def test_a_mistyped_split_is_told_before_tables_are_missed(fleet: Any, console: Console) -> None:
+    store = f"run.store={fleet.folder / 'elsewhere'}"
+    with pytest.raises(ConfigError, match=r"pretrain\.split: unknown split 'tran'"):
+        train(fleet.recipe("pretrain.split=tran", store), "pretrain", console)
+    with pytest.raises(ConfigError, match=r"predict\.split: unknown split 'tran'"):
+        predict(fleet.recipe("predict.split=tran", store), console)
 
 
 @pytest.mark.parametrize("task", ["distill", "supervised", "probe", "finetune"])

@@ -198,6 +198,10 @@ def test_named_runs_of_a_recipe_stand_side_by_side_in_a_list(fleet: Any, console
     assert "  distill.lr_head: 0.4 -> 0.1" in shown.output and "run.name: " in shown.output
     again = CliRunner().invoke(app, ["distill", recipe, "--set", "distill.lr_head=0.1", "--name", "../up"])
     assert again.exit_code == 2 and "letters, digits" in again.stderr
+    narrow = CliRunner().invoke(app, ["runs", "--runs", runs], env={"COLUMNS": "40"}).output
+    assert "fast/distill" in narrow and "slow/distill" in narrow, "names are for `diff`, and never cut off"
+    (fleet.folder / "empty").mkdir()
+    assert "no runs in" in CliRunner().invoke(app, ["runs", "--runs", str(fleet.folder / "empty")]).output
     assert CliRunner().invoke(app, ["runs", "--runs", str(fleet.folder / "none")]).exit_code == 1
 
 
@@ -228,5 +232,5 @@ def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[]")
     shown = CliRunner().invoke(app, ["diff", str(tmp_path), str(tmp_path)])
     assert shown.exit_code == 1 and "is no report of a run" in shown.output
-    with pytest.raises(TrainerError, match="name the folder of a run"):
+    with pytest.raises(TrainerError, match="name a run as `runs` lists it"):
         read_record(tmp_path / "nowhere")

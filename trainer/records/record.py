@@ -355,7 +355,7 @@ def read_record(path: Path) -> RunRecord:
             raise ValueError(f"it is not of format {' or '.join(map(str, _READABLE))}")
     except FileNotFoundError:
         raise TrainerError(
-            f"{file}: there is no such report; name the folder of a run, say runs/city/distill"
+            f"{file}: there is no such report; name a run as `runs` lists it, say city/distill, or its folder"
         ) from None
     except (OSError, ValueError) as error:
         raise TrainerError(f"{file} is no report of a run, or a damaged one: {error}") from None

@@ -37,6 +37,8 @@ def import_kitti_raw(drive: Path, out: Path) -> str:
     Scans without an image, and images without a scan, are said in the scene: a frame without that camera, and no frame.
     Raises ConfigError for files that are missing or not as described.
     """
+    if not (drive / "velodyne_points").is_dir():
+        raise ConfigError(f"{drive} has no folder velodyne_points; name a drive of KITTI's raw data, ..._sync")
     cam0_from_lidar = rigid(numbers(drive.parent / "calib_velo_to_cam.txt"))
     lidar_from_imu = rigid(numbers(drive.parent / "calib_imu_to_velo.txt"))
     cams = numbers(drive.parent / "calib_cam_to_cam.txt")
@@ -75,7 +77,8 @@ def numbers(path: Path) -> dict[str, Float64]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}; a raw drive lies beside the calib_*.txt of its day") from None
+        what = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"{path}: {what}; a raw drive lies beside the calib_*.txt of its day") from None
     found = {}
     for line in lines:
         name, _, values = line.partition(":")
