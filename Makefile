@@ -126,6 +126,7 @@ encode: ## the teacher's half that needs no vocabulary
 segment: ## open-vocabulary masks
 score: ## how sure the teacher is of each pixel that a point is seen in, where the recipe asks for it
 group: ## masks to superpoints, and a pseudo-label for each point
+belief: ## all that a point may be after the vote, where [vote] belief asks for it
 vote: ## pseudo-labels made consistent over time
 correct: ## pseudo-labels after flat interaction (AFI)
 pairs: ## what pretraining needs

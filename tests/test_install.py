@@ -110,10 +110,14 @@ def test_a_stranger_installs_the_wheel_runs_the_tiny_demo_and_hands_tables_on(se
 
     assert "nuscenes_mini" in afov("recipes")
     short = ("run.progress=false", "run.pool=inline", "pretrain.epochs=1", "distill.epochs=1")
-    told = afov("demo", "--size", "tiny", *(word for one in short for word in ("--set", one)))
+    as_told = [word for one in short for word in ("--set", one)]
+    told = afov("demo", "--size", "tiny", *as_told)
     assert "[9/9]" in told and "pseudo-labels + AFI" in told and "city_scratch" in told
     assert (tmp_path / "reports" / "city" / "index.html").is_file()
     assert "everything is built already" in afov("run", "city", "pack", "--set", "run.pool=inline")
+    assert "labels: " in afov("labels", "city", "--of", "predict", "--as", "npy,ply", *as_told)
+    written = {path.suffix for path in (tmp_path / "labels" / "city").rglob("*") if path.is_file()}
+    assert {".npy", ".ply", ".json", ".csv"} <= written
 
     afov("share", "city", str(tmp_path / "city.tar"))
     other = tmp_path / "elsewhere"  # without any raw data

@@ -47,7 +47,10 @@ WITHOUT_OTHER = {
 }
 """Settings that have no other value while the rest of the section is as it is, and why that is well."""
 
-HELD_BEFORE = {("segment", "prompts renamed"): "FC-CLIP looks for names it was trained with; `text` holds the prompts"}
+HELD_BEFORE = {
+    ("segment", "prompts renamed"): "FC-CLIP looks for names it was trained with; `text` holds the prompts",
+    ("belief", "a class more"): "evidence in logarithms is shared among all classes; `group` holds how many there are",
+}
 """What a stage reads of the class dictionary that is in the identity of a table which it needs, not in its own part."""
 
 LAST_BITS = ("concepts_at_once",)
@@ -79,8 +82,10 @@ def test_every_stage_and_teacher_and_every_section_of_a_table_is_measured(found:
 
 
 def test_variants_take_the_branches_that_they_are_for(measured: Measured) -> None:
-    digests = {name: {digest_of(rows["group"]) for _, rows in [measured.stages[name]]} for name in measured.stages}
-    assert len({next(iter(one)) for one in digests.values()}) == len(digests)
+    # "all classes" is other from the vote on
+    read = {name: "vote" if name == "all classes" else "group" for name in measured.stages}
+    digests = [digest_of(measured.stages[name][1][stage]) for name, stage in read.items()]
+    assert len(set(digests)) == len(digests)
     rows = {name: one[1] for name, one in measured.stages.items()}
     assert any(row.changed.any() for row in rows["all in one"]["vote"])
     assert any(row.changed.any() for row in rows["last camera"]["correct"])
@@ -125,8 +130,8 @@ def test_other_rows_of_a_raised_version_are_written_down(
                 entry["versions"]["group"] -= 1
                 entry["rows"] = f"before {name}"
     sentences, writable = said(before, found, tmp_path / "versions.json")
-    below = ("group", "vote", "correct", "pairs", "target")
-    assert len(sentences) == len(below) * len(VARIANTS)
+    below = ("group", "vote", "correct", "pairs", "target", "belief")
+    assert len(sentences) == (len(below) - 1) * len(VARIANTS) + 1  # `belief` in one variant
     assert all(one.split()[1] in below and "(group 0 -> 1)" in one for one in sentences)
     assert writable and compare(json.loads((tmp_path / "versions.json").read_text()), found) == []
 

@@ -230,7 +230,7 @@ class Oracle:
             row = pairs.row_px[pair].astype(np.int64) * height // camera.height_px
             col = pairs.col_px[pair].astype(np.int64) * width // camera.width_px
             nearest = nearest_points(row, col, height, width)  # -1, of no point at all, is the last of each below
-            if config.range_slope:
+            if config.errs_by_range:
                 range_m = np.append(np.linalg.norm(xyz_m[pairs.point[pair], :2], axis=1), np.nan)[nearest]
             if config.knows_places and config.source == "points":
                 pose = frame.world_from_lidar

@@ -307,9 +307,9 @@ def test_bytes_that_the_index_does_not_know_are_never_kept_and_the_advice_heals(
     log: Log, recipe_of: Callable[..., Recipe], tmp_path: Path, kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worst case: another file of the same size and times, after the index was made and before it is used."""
-    from pipeline import sources
+    from manifests.storage import places
 
-    monkeypatch.setattr(sources, "looks_of", lambda path: (looks_of(path) or "").rpartition(",")[0] or None)
+    monkeypatch.setattr(places, "looks_of", lambda path: (looks_of(path) or "").rpartition(",")[0] or None)
     recipe = recipe_of()
     build(recipe, ["index"])
     path = log.root / log.files_of("night", 1)[kind]
@@ -342,7 +342,7 @@ def test_labels_that_appear_after_the_index_was_made_are_not_read_before_it_is_m
 def test_a_file_that_is_written_while_it_is_read_is_no_content(
     log: Log, recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import sources
+    from manifests.storage import places
 
     def growing(path: Path) -> str:
         found = sha256_file(path)
@@ -350,7 +350,7 @@ def test_a_file_that_is_written_while_it_is_read_is_no_content(
             path.write_bytes(path.read_bytes() + b"more")
         return found
 
-    monkeypatch.setattr(sources, "sha256_file", growing)
+    monkeypatch.setattr(places, "sha256_file", growing)
     _, failures = run(recipe_of(), ["index"])
     assert {failure.cause.partition(" run again")[0] for failure in failures} == {
         "day/points/f1.npy changes while it is read;",

@@ -443,7 +443,7 @@ def test_the_worked_example_runs_and_its_wall_is_seen_where_it_stands(
 
 
 def test_the_description_in_the_page_is_one_that_is_read(tmp_path: Path) -> None:
-    [_, described] = blocks("toml")
+    [described] = blocks("toml")
     (tmp_path / "drive-07").mkdir()
     (tmp_path / "drive-07/scene.toml").write_text(described)
     first, second = frames_of(tmp_path)

@@ -53,9 +53,16 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "oracle without noise": (
         "oracle",
         {"boundary_shift_px": 0.0},
-        {"boundary_length_px", "confused", "drop_area_px", "slic_px", "slic_compactness", "grow_px"},
+        {
+            *("boundary_length_px", "confused", "drop_area_px", "slic_px", "slic_compactness", "grow_px"),
+            *("place_m", "half_life_s", "range_slope", "boundary_steadiness"),
+        },
     ),
-    "oracle with noise": ("oracle", {"drop": 0.5}, {"confused", "slic_px", "slic_compactness", "grow_px"}),
+    "oracle with noise": (
+        "oracle",
+        {"drop": 0.5},
+        {"confused", "slic_px", "slic_compactness", "grow_px", "place_m", "half_life_s", "range_slope"},
+    ),
 }
 """An example of tests/pipeline/test_teachers.py, settings laid over it, and which are then idle."""
 

@@ -181,7 +181,12 @@ class OracleConfig(TeacherSection):
     @property
     def measures_points(self) -> bool:
         """Whether points tell where pixels are: how far, or in which square of the ground."""
-        return bool(self.range_slope or (self.steadiness and self.source == "points"))
+        return self.errs_by_range or bool(self.steadiness and self.source == "points")
+
+    @property
+    def errs_by_range(self) -> bool:
+        """Whether how often things are taken for others depends on how far they are."""
+        return bool(self.range_slope and self.confusion)
 
     @property
     def scores_from_rows(self) -> bool:
