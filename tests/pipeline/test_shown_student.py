@@ -129,7 +129,7 @@ def test_what_another_student_said_is_not_shown_and_the_reason_is(
     [told] = said_too
     assert re.search(f"(?s)Predictions are not shown: .*{reason}", told) and drawn[0].get(Predict) is None
     monkeypatch.setitem(sys.modules, "rerun", RERUN)  # an extra
-    for name in ("layout", "log_frame", "log_heat"):
+    for name in ("class_list", "layout", "log_frame", "log_heat"):
         monkeypatch.setattr(f"pipeline.look.viewer.{name}", lambda *_: None)
     (sentence,) = write_recording(recipe, folder / "frames.rrd", 1, lambda items, _: items)
     assert re.search(f"(?s)Predictions are not shown: .*{reason}", sentence)
