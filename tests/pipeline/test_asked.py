@@ -133,9 +133,9 @@ def test_the_viewer_has_a_layer_per_query(asked_tiny: Recipe) -> None:
     rerun = SimpleNamespace(Points3D=lambda xyz_m, colors, radii: (xyz_m, colors))  # Rerun is an extra
     item = browser.read(place)
     log_heat(rerun, SimpleNamespace(log=logged.__setitem__), item, place, asked)
-    assert list(logged) == ["lidar/asked_car_masks/points", "lidar/asked_car_tmp/points"]
-    xyz_m, colours = logged["lidar/asked_car_tmp/points"]
+    assert list(logged) == ["world/vehicle/lidar/asked_car_masks/points", "world/vehicle/lidar/asked_car_tmp/points"]
+    xyz_m, colours = logged["world/vehicle/lidar/asked_car_tmp/points"]
     assert len(xyz_m) == len(colours) == len(item.rows[Points].xyz_m) and colours.dtype == np.uint8
-    hot = logged["lidar/asked_car_masks/points"][0]
+    hot = logged["world/vehicle/lidar/asked_car_masks/points"][0]
     assert 0 < len(hot) < len(xyz_m)
     assert read_query(queries_folder(asked_tiny.run.runs, "tiny") / "car.json").slug == "car"
