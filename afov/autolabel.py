@@ -29,7 +29,7 @@ from manifests.recipe import Recipe
 from manifests.records.codec import as_record
 from manifests.records.labels import LabelsRecord
 from manifests.sections.training import Task
-from manifests.splits import check_split
+from manifests.splits import check_named
 from manifests.stages import corrected_table
 from manifests.storage.names import scene_of
 
@@ -148,16 +148,11 @@ def steps_of(recipe: Recipe, sets: Sequence[str], fresh: bool) -> list[Step]:
 
 def check_splits(recipe: Recipe) -> None:
     """Raise ConfigError for a split of a step that the data set has not: hours before the step would meet it."""
-    splits = {f"{task}.split": getattr(recipe, task).split for task in students(recipe)} if trains(recipe) else {}
-    if trains(recipe):
-        splits["predict.split"] = recipe.predict.split
+    splits = {task: getattr(recipe, task).split for task in (*students(recipe), "predict")} if trains(recipe) else {}
     if recipe.labels.of == "refine":
-        splits["refine.split"] = refine_split(recipe)
-    for name, split in splits.items():
-        try:
-            check_split(split, recipe.data.dataset)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"{name}: {error}") from None
+        splits["refine"] = refine_split(recipe)
+    for section, split in splits.items():
+        check_named(f"{section}.split", split, recipe.data.dataset)
 
 
 def students(recipe: Recipe) -> list[Task]:

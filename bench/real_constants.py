@@ -12,21 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from bench.real_fit import Sweep, sweeps_of
+from bench.real_fit import Sweep, sweeps_of, voted
+from bench.real_labels import scores_of
 from manifests.recipe import Recipe, load_recipe
 from manifests.tables.base import UInt8
 from manifests.tables.sensors import Points, Project
 from pipeline.stages.correct import correct_frame
 from superpixels.ground import height_of_sensor_m
 from superpixels.metrics import Confusion
-from superpixels.voting import Ballot, vote
 
 CHOSEN_ON = ("00", "01", "02", "03", "04")
 VOTES: tuple[tuple[str, ...], ...] = (
@@ -64,26 +63,9 @@ def worth(sweeps: Sequence[Sweep], labels: Sequence[UInt8], n_classes: int) -> W
         for part, count in counts.items():
             some = (one.truth > 0) & (seen == part)
             count.add(one.truth[some], label[some])
-    matrix = counts[True].matrix[1:]
-    true, called, hits = matrix.sum(axis=1), matrix[:, 1:].sum(axis=0), np.diagonal(matrix[:, 1:])
-    iou = hits[true > 0] / (true + called - hits)[true > 0]
-    beyond = counts[False].matrix[1:]
-    named, right = int(beyond[:, 1:].sum()), int(np.diagonal(beyond[:, 1:]).sum())
-    return Worth(float(iou.mean()), named / max(int(beyond.sum()), 1), right / max(named, 1))
-
-
-def voted(sweeps: Sequence[Sweep], recipe: Recipe) -> Iterator[UInt8]:
-    """Yield the labels of each sweep after the vote of those around it in its scene, one name a point."""
-    for _, group in groupby(sweeps, key=lambda one: one.frame.scene):
-        scene = list(group)
-        for position, here in enumerate(scene):
-            reach = recipe.vote.reach
-            around = [*scene[max(0, position - reach) : position], *scene[position + 1 : position + 1 + reach]]
-            own, *others = (
-                Ballot.cast(one.rows[Points].xyz_m, one.label, one.confidence / 255, one.frame, here.frame)
-                for one in (here, *around)
-            )
-            yield vote(own, others, len(recipe.ontology.classes) - 1, recipe.vote).label
+    every = np.ones(n_classes + 1, np.bool_)
+    seen_scores, others = (scores_of(counts[part], ("",) * (n_classes + 1), every) for part in (True, False))
+    return Worth(seen_scores["mean_iou"], others["named"], others["right_of_named"])
 
 
 def corrected(sweeps: Sequence[Sweep], labels: Sequence[UInt8], recipe: Recipe) -> Iterator[UInt8]:

@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from bench.real_errors import Lasting, Named, lasting
-from manifests.asked import tables_of
+from bench.real_labels import Frames
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.teachers.oracle import OracleConfig
-from manifests.storage.store import Store
-from manifests.tables.base import Failed, Rows, UInt8
+from manifests.tables.base import Rows, UInt8
 from manifests.tables.labels import Label
 from manifests.tables.sensors import Index, PixelOfPair, Points, Project
 from manifests.tables.superpoints import Group
@@ -39,7 +38,6 @@ from pipeline.stages.score import at_pairs
 from pipeline.teachers.lasting import REFERENCE_RANGE_M
 from pipeline.teachers.oracle import Oracle
 from superpixels.voting import Ballot, vote
-from trainer.data.tables import FrameRow, Tables
 
 TABLES = ("index", "points", "project", "group", "label")
 STEPS = (1, 3, 5)
@@ -85,14 +83,9 @@ class Sweep:
 
 def sweeps_of(recipe: Recipe) -> Iterator[Sweep]:
     """Yield the sweeps of a recipe as its teacher names them; raises StoreError where a table is missing."""
-    store = Store.open(recipe.run.store)
-    tables = Tables(store, tables_of(store, recipe, TABLES), TABLES)
-    for shard in tables.shards:
-        for row, states in enumerate(tables.states(shard)):
-            if not any(isinstance(state, Failed) for state in states):
-                rows = tables.rows(FrameRow(shard, row, states[0].frame_id))
-                group = rows[Group]
-                yield Sweep(Frame.of(rows[Index]), rows, group.label, group.confidence)
+    for rows in Frames.of(recipe, TABLES):
+        group = rows[Group]
+        yield Sweep(Frame.of(rows[Index]), rows, group.label, group.confidence)
 
 
 # -- what a teacher does ----------------------------------------------------------------------------------------------
@@ -177,9 +170,8 @@ def score_curve(sweeps: Sequence[Sweep]) -> list[tuple[int, float]]:
     return [(int(a), float(b / a) if a else float("nan")) for a, b in zip(n, good, strict=True)]
 
 
-def balance(sweeps: Sequence[Sweep], recipe: Recipe) -> tuple[int, int]:
-    """Return how many points a vote of the sweeps of each scene mends and spoils, one name a point."""
-    mended = spoilt = 0
+def voted(sweeps: Sequence[Sweep], recipe: Recipe) -> Iterator[UInt8]:
+    """Yield the labels of each sweep after the vote of those around it in its scene, one name a point."""
     for _, group in groupby(sweeps, key=lambda one: one.frame.scene):
         scene = list(group)
         for position, here in enumerate(scene):
@@ -189,10 +181,16 @@ def balance(sweeps: Sequence[Sweep], recipe: Recipe) -> tuple[int, int]:
                 Ballot.cast(one.rows[Points].xyz_m, one.label, one.confidence / 255, one.frame, here.frame)
                 for one in (here, *around)
             )
-            after = vote(own, others, len(recipe.ontology.classes) - 1, replace(recipe.vote, names=1)).label
-            before, truth, some = here.label, here.truth, here.counted
-            mended += int((some & (before != truth) & (after == truth)).sum())
-            spoilt += int((some & (before == truth) & (after != truth)).sum())
+            yield vote(own, others, len(recipe.ontology.classes) - 1, replace(recipe.vote, names=1)).label
+
+
+def balance(sweeps: Sequence[Sweep], recipe: Recipe) -> tuple[int, int]:
+    """Return how many points a vote of the sweeps of each scene mends and spoils, one name a point."""
+    mended = spoilt = 0
+    for here, after in zip(sweeps, voted(sweeps, recipe), strict=True):
+        before, truth, some = here.label, here.truth, here.counted
+        mended += int((some & (before != truth) & (after == truth)).sum())
+        spoilt += int((some & (before == truth) & (after != truth)).sum())
     return mended, spoilt
 
 

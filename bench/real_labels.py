@@ -10,7 +10,7 @@ cameras say; `nearest` is a control, `group` with every gap filled by the neares
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,10 +45,10 @@ class Frames:
     tables: Tables
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Frames:
-        """Return the frames of a recipe's tables; raises StoreError where one is missing."""
+    def of(cls, recipe: Recipe, names: Sequence[str] = TABLES) -> Frames:
+        """Return the frames of some tables of a recipe; raises StoreError where one is missing."""
         store = Store.open(recipe.run.store)
-        return cls(recipe, Tables(store, tables_of(store, recipe, TABLES), TABLES))
+        return cls(recipe, Tables(store, tables_of(store, recipe, names), names))
 
     def __iter__(self) -> Iterator[Rows]:
         for shard in self.tables.shards:

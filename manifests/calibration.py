@@ -84,6 +84,11 @@ def refusal(recipe: Recipe, of: LabelTable) -> str:
             "so that they agree where it is wrong too, and its confidence would mean less than before; fit it on true "
             'labels of some scenes, calibrate.by = "truth", or leave it as it is, calibrate.by = ""'
         )
+    if recipe.calibrate.by == "agreement" and (setting := not_made_again(recipe, of)):
+        return (
+            f'calibrate.by is "agreement", which makes labels of table `{of}` again without one sweep, and it does not '
+            f'know {setting} there; fit it on true labels of some scenes, calibrate.by = "truth", or leave it out'
+        )
     mended = of == "target" or (of == "refine" and not of_student(recipe, of) and remade(recipe, of).base == "target")
     if recipe.data.corrections and mended:
         return (
@@ -91,6 +96,15 @@ def refusal(recipe: Recipe, of: LabelTable) -> str:
             "calibrate `group`, `vote` or `correct`"
         )
     return ""
+
+
+def not_made_again(recipe: Recipe, of: LabelTable) -> str:
+    """Return a setting by which a table of pseudo-labels is made and which `held_out` of the trainer does not know."""
+    if of == "target" and recipe.target.confidence == "margin":
+        return 'target.confidence = "margin"'
+    # refinement starts from tables as they are, and there a label alone is evidence
+    corrected = of != "refine" and "afi" in remade(recipe, of).steps
+    return 'correct.evidence = "divided"' if corrected and recipe.correct.evidence == "divided" else ""
 
 
 def labels_made_by_pipeline(recipe: Recipe, of: LabelTable) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from manifests.config import nearest
+from manifests.config import ConfigError, nearest
 
 FOLDER = Path(__file__).with_name("splits")
 
@@ -54,6 +54,14 @@ def check_split(split: str, dataset: str) -> None:
             f"unknown split {split!r} of {dataset}; expected one of {', '.join(split_names(dataset))}, "
             "or the path of a .txt file with one scene per line"
         )
+
+
+def check_named(setting: str, split: str, dataset: str) -> None:
+    """Raise ConfigError, which tells the setting, where `check_split` finds something wrong."""
+    try:
+        check_split(split, dataset)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def load_split(split: str, dataset: str, available: Sequence[str]) -> tuple[str, ...]:

@@ -84,8 +84,9 @@ def look(files: FrameFiles, frames: Sequence[Frame]) -> Looked:
     """
     names = [files.names(frame) for frame in frames]
     every = [name for some in names for name in some]
-    before = dict(zip(every, each_of(files.root, partial(_looks, files.root), every), strict=True))
-    digests = dict(zip(every, each_of(files.root, partial(sha256_of, files.root), every), strict=True))
+    once = list(dict.fromkeys(every))  # a file may be of many frames
+    before = dict(zip(once, each_of(files.root, partial(_looks, files.root), once), strict=True))
+    digests = dict(zip(once, each_of(files.root, partial(sha256_of, files.root), once), strict=True))
     found = tuple({name: digests[name] for name in some} for some in names)
     return Looked(stats_digest((name, before[name]) for name in every), before, found)
 

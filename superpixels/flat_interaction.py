@@ -40,21 +40,6 @@ class Refined:
     notes: tuple[str, ...] = ()
 
 
-def confidence_after(
-    before: npt.NDArray[np.uint8],
-    label: npt.NDArray[np.uint8],
-    changed: npt.NDArray[np.bool_],
-    score: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.uint8]:
-    """Return the confidence of labels after flat interaction in 1/255, (n,); all arguments (n,), in 1/255 too.
-
-    A label that was not touched keeps the teacher's confidence; one that is new has its share of the evidence, at least
-    1. Where there is no label, confidence is 0.
-    """
-    sure = np.where(changed, np.maximum(score, 1), before)
-    return np.where(label > 0, sure, 0).astype(np.uint8)
-
-
 def refine(
     xyz_m: npt.NDArray[np.floating[Any]],
     labels: npt.NDArray[np.integer[Any]],

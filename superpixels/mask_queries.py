@@ -64,6 +64,26 @@ class MaskQueries:
             soft += 1
             yield strip, np.reciprocal(soft, out=soft).reshape(-1, self.n_queries)
 
+    def prompt_argmax(self, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+        """Return the prompt of each pixel, (H, W): the largest of R(p) = sum_q probability[q] * sigmoid(m_q(p)).
+
+        `probability` (q, t) says how likely a query shows each prompt; raises ValueError for another shape. Of equal
+        sums the first prompt wins. This is "semantic inference" of MaskFormer (Cheng et al., "Per-Pixel Classification
+        is Not All You Need").
+        """
+        if len(probability) != self.n_queries or not 1 <= probability.shape[1] <= 65535:
+            raise ValueError(
+                f"probabilities have shape {probability.shape}; expected ({self.n_queries}, 1 to 65535 prompts)"
+            )
+        return self._best(np.ascontiguousarray(probability, np.float32))
+
+    def _best(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+        """Return what `prompt_argmax` does, of weights (q, t)."""
+        best = np.empty(self.size_px, np.uint16)
+        for strip, soft in self.strips():
+            best[strip] = (soft @ weights).argmax(axis=1).reshape(-1, self.size_px[1])
+        return best
+
 
 def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> scipy.sparse.csr_array:
     """Sparse (size_px, cells) matrix of one axis of bilinear upsampling.
@@ -76,23 +96,6 @@ def sampling(size_px: int, cells: int, padded_px: int = 0, kept_px: int = 0) -> 
     return scipy.sparse.csr_array(bilinear_matrix(size_px, kept_px)) @ scipy.sparse.csr_array(
         bilinear_matrix(padded_px, cells)[:kept_px]
     )
-
-
-def prompt_argmax(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
-    """Return the prompt of each pixel, (H, W): the largest of R(p) = sum_q probability[q] * sigmoid(m_q(p)).
-
-    `probability` (q, t) says how likely a query shows each prompt. Of equal sums the first prompt wins. This is
-    "semantic inference" of MaskFormer (Cheng et al., "Per-Pixel Classification is Not All You Need").
-    """
-    if len(probability) != masks.n_queries or not 1 <= probability.shape[1] <= 65535:
-        raise ValueError(
-            f"probabilities have shape {probability.shape}; expected ({masks.n_queries}, 1 to 65535 prompts)"
-        )
-    weights = np.ascontiguousarray(probability, np.float32)
-    best = np.empty(masks.size_px, np.uint16)
-    for strip, soft in masks.strips():
-        best[strip] = (soft @ weights).argmax(axis=1).reshape(-1, masks.size_px[1])
-    return best
 
 
 def name_scores(

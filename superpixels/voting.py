@@ -41,7 +41,8 @@ class VotingConfig:
         Sweeps before and after that have a vote, as far as the scene goes; 0: only the sweep itself.
     ``reach_s``
         Seconds before and after within which they lie: where there are more than ``reach`` of them, as many, spread
-        evenly over that time. 0: the next ones, however long they take. At most `FARTHEST` sweeps away.
+        evenly over that time. 0: the next ones, however long they take. None that is farther away than
+        ``reach`` may be.
     ``voxel_m``, ``voxel_height_m``
         Edges of the voxels that collect votes, on the ground and upwards. Flat ones keep a street and what stands on
         it apart.

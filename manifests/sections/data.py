@@ -21,9 +21,9 @@ class DataConfig:
     `version` which version of them (nuScenes: the folder of tables below `root`). `sweeps` says which of nuScenes'
     sweeps are frames: key frames alone, all, or beside key frames every so-many-th of those after one, each with the
     image of every camera that is nearest in time; true labels are those of key frames, so these alone are scored.
-    `ontology` is the class dictionary: a
-    built-in one, or the path of a .toml file. `split` names the scenes that are packed: a split of the data set, "all",
-    or a .txt file with the name of a scene on each line. `exclude` leaves frames out by their ids.
+    `ontology` is the class dictionary: a built-in one, or the path of a .toml file. `split` names the scenes that are
+    packed: a split of the data set, "all", or a .txt file with the name of a scene on each line. `exclude` leaves
+    frames out by their ids.
     `cameras` names the cameras to look through, by the data set's own names; without any, its usual ones; "none" alone:
     none. `lidar` names the LiDARs in the same way, which matters where there are several: they are joined to one sweep.
     `columns` names the columns of a sweep's file in order, or chooses among those that it names: x, y, z, one of

@@ -25,6 +25,7 @@ from manifests.storage.remote import patiently
 S = TypeVar("S")
 T = TypeVar("T")
 REQUESTS_AT_ONCE = 64  # to a store behind a network, where each waits for tens of milliseconds
+FURTHER_LISTINGS = 3
 ONE_WRITER = "one_writer=true"
 
 
@@ -76,8 +77,13 @@ class Files:
 
     def entries(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         """Return what lies in a folder; raises StoreError where that cannot be told."""
+        selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
         try:
-            selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+            for _ in range(FURTHER_LISTINGS):
+                # Arrow takes a folder that another run makes at this moment for an error: it does not find it, asks
+                # whether it may be missing, and sees it there.
+                with suppress(FileNotFoundError):
+                    return list(self.patiently(lambda: self.system.get_file_info(selector)))
             return list(self.patiently(lambda: self.system.get_file_info(selector)))
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"store {self.place}: {folder or 'its folder'} cannot be listed: {error}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+
 from manifests.tables.base import About, Bool, FrameRecord, UInt8, UInt16
 
 
@@ -42,6 +44,15 @@ class Correct(FrameRecord, table="correct"):
     ]
     changed: Annotated[Bool, About("the label is not the one it was before, or there was none", shape=("n_points",))]
     note: Annotated[str | None, About("which step was left out, and why; null if none was")]
+
+    def confidence_over(self, before: UInt8) -> UInt8:
+        """Return the confidence of the labels in 1/255, (n,), from that of those before.
+
+        A label that was not touched keeps it; one that is new has its share of the evidence, at least 1. Where there is
+        no label, it is 0.
+        """
+        sure = np.where(self.changed, np.maximum(self.score, 1), before)
+        return np.where(self.label > 0, sure, 0).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
+
+from pipeline.datasets.times import nearest
 
 
 class SampleRow(TypedDict):
@@ -93,6 +94,5 @@ class Between:
 
     def _nearest(self, rows: Sequence[SensorRow], times: Sequence[Any], time: Any) -> SensorRow | None:
         """Return the row that is nearest to a time, the earlier of equal ones; None where that is too far."""
-        at = bisect_left(times, time)
-        near = min(range(max(at - 1, 0), min(at + 1, len(times))), key=lambda place: abs(times[place] - time))
+        near = nearest(times, time)
         return rows[near] if abs(times[near] - time) <= self._farthest else None

@@ -329,9 +329,9 @@ def calibration(text: str, path: str) -> dict[str, Float64]:
     return matrices
 
 
-def square(values: list[float]) -> Float64:
+def square(values: list[float] | Float64) -> Float64:
     """Return the 4 x 4 matrix whose upper three rows are the 12 values."""
-    return np.vstack([np.array(values).reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
+    return np.vstack([np.asarray(values).reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
 
 
 def split_projection(matrix: Float64) -> tuple[Float64, Float64]:

@@ -1,8 +1,9 @@
-"""Units of timestamps: as declared, or by what steps between frames make sense; times in tables are microseconds."""
+"""Units of timestamps, declared or guessed from steps between frames (tables: microseconds); the nearest in time."""
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,3 +50,9 @@ def in_microseconds(time: float, unit_us: float) -> int:
     if isinstance(time, int):
         return time * round(unit_us) if unit_us >= 1 else time // round(1 / unit_us)
     return round(time * unit_us)
+
+
+def nearest(times: Sequence[float], time: float) -> int:
+    """Return the position of the time that is nearest to another one, the earlier of equal ones; `times` ascend."""
+    at = bisect_left(times, time)
+    return min(range(max(at - 1, 0), min(at + 1, len(times))), key=lambda place: abs(times[place] - time))

@@ -49,12 +49,11 @@ from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import TableRef
 from manifests.storage.store import Store
-from manifests.tables.answers import Predict, Refine
+from manifests.tables.answers import Refine
 from manifests.tables.base import Failed, FrameRecord, Rows
-from manifests.tables.labels import Correct, Target, Vote
 from manifests.tables.registry import FRAME_TABLES
+from manifests.tables.said import labels_said
 from manifests.tables.sensors import Index, Points
-from manifests.tables.superpoints import Group
 from pipeline.exchange.label_files import (
     Kitti,
     LabelClass,
@@ -77,7 +76,6 @@ from pipeline.exchange.label_folder import (
     write_sums,
 )
 from pipeline.look.browse import Track
-from pipeline.stages.target import corrected
 from superpixels.instances import instances
 
 FORMAT = 2
@@ -255,23 +253,14 @@ def labels_in(rows: Rows, calibration: Calibration | None = None) -> tuple[Label
 
     Confidences are calibrated where there is a `calibration`.
     """
-    label, confidence, more = labels_as_they_are(rows)
+    label, confidence = labels_said(rows)
+    more: dict[str, Labels] = {}
+    if row := rows.get(Refine):
+        more = {"runner_up": row.runner_up, "runner_up_confidence": row.runner_up_confidence, "origin": row.origin}
     if calibration:
         confidence = calibration.level[confidence]
         more = {name: calibration.level[one] if "confidence" in name else one for name, one in more.items()}
     return label, confidence, more
-
-
-def labels_as_they_are(rows: Rows) -> tuple[Labels, Labels, dict[str, Labels]]:
-    """Return what `labels_in` does without any calibration."""
-    if correct := rows.get(Correct):
-        before = rows.get(Vote) or rows[Group]
-        return (*corrected(before.confidence, correct), {})
-    if row := rows.get(Refine):
-        more = {"runner_up": row.runner_up, "runner_up_confidence": row.runner_up_confidence, "origin": row.origin}
-        return row.label, row.confidence, more
-    said = rows.get(Predict) or rows.get(Target) or rows.get(Vote) or rows[Group]
-    return said.label, said.confidence, {}
 
 
 def identity_of(recipe: Recipe, source: Source, only: frozenset[str] | None = None) -> LabelsIdentity:

@@ -14,7 +14,6 @@ from manifests.tables.labels import Belief, Correct, Mend, Target, Vote
 from manifests.tables.sensors import Project
 from manifests.tables.superpoints import Group
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
-from superpixels.flat_interaction import confidence_after
 
 CERTAIN = 255  # in 1/255: a person said so
 
@@ -28,7 +27,7 @@ def prepare(recipe: Recipe) -> FrameFunction[Target]:
         if recipe.target.confidence == "margin":
             confidence = margin(inputs.rows[Belief])
         if correct := inputs.rows.get(Correct):
-            label, confidence = corrected(confidence, correct)
+            label, confidence = correct.label, correct.confidence_over(confidence)
         if mend := inputs.rows.get(Mend):
             label = np.where(mend.given, mend.label, label)
             confidence = np.where(mend.given, np.where(mend.label > 0, CERTAIN, 0), confidence).astype(np.uint8)
@@ -43,11 +42,6 @@ def margin(belief: Belief) -> UInt8:
     """Return how far the likeliest class is ahead of the next one, (n,) in 1/255; at least 1 where there is a label."""
     ahead = belief.share[:, 0].astype(np.int64) - belief.share[:, 1]
     return np.where(belief.label[:, 0] > 0, np.maximum(ahead, 1), 0).astype(np.uint8)
-
-
-def corrected(confidence: UInt8, correct: Correct) -> tuple[UInt8, UInt8]:
-    """Return labels after flat interaction, and the confidence of each in 1/255, (n,)."""
-    return correct.label, confidence_after(confidence, correct.label, correct.changed, correct.score)
 
 
 STAGE = Stage(

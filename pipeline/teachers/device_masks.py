@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +23,9 @@ class DeviceQueries(MaskQueries):
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def prompt_argmax(self, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
-        """Return the prompt of each pixel, as superpixels.mask_queries.prompt_argmax does: (H, W)."""
-        weights = torch.from_numpy(np.ascontiguousarray(probability, np.float32)).to(self.device)
-        best = [(soft @ weights).argmax(dim=1) for _, soft in self._on_device()]
+    def _best(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+        on_device = torch.from_numpy(weights).to(self.device)
+        best = [(soft @ on_device).argmax(dim=1) for _, soft in self._on_device()]
         named: npt.NDArray[np.uint16] = torch.cat(best).cpu().numpy().astype(np.uint16)
         return named.reshape(self.size_px)
 

@@ -14,7 +14,7 @@ from manifests.sections.teachers.masks import DIVISOR_PX
 from manifests.storage.places import Root
 from pipeline.frame import Camera, Frame, FrameError, read_image
 from superpixels.mask_cache import coded, decoded
-from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
+from superpixels.mask_queries import MaskQueries, sampling
 from superpixels.segments import Segments
 
 if TYPE_CHECKING:
@@ -69,13 +69,6 @@ class ImageSize:
         from pipeline.teachers.device_masks import DeviceQueries
 
         return DeviceQueries(logit, rows, columns, device)
-
-
-def names_of(masks: MaskQueries, probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
-    """Return the prompt of each pixel, (H, W), computed where the masks are; see superpixels.mask_queries."""
-    from pipeline.teachers.device_masks import DeviceQueries
-
-    return masks.prompt_argmax(probability) if isinstance(masks, DeviceQueries) else prompt_argmax(masks, probability)
 
 
 def named_on(recipe: Recipe, stage: str) -> torch.device | None:

@@ -28,7 +28,6 @@ from pipeline.teachers.masks import (
     keep_logits,
     logits_kept,
     named_on,
-    names_of,
     network_pixels,
     parts_of,
 )
@@ -138,7 +137,7 @@ class San(MaskTeacher):
         _, first = np.unique(text, axis=0, return_index=True)
         distinct = np.sort(first)
         label_map, row = compact(
-            names_of(masks, probability[:, distinct]),
+            masks.prompt_argmax(probability[:, distinct]),
             split=_SPLITS[self.segmentation.split],
             min_area_px=max(1, self.segmentation.min_area_px),
         )

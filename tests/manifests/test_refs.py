@@ -154,6 +154,34 @@ def test_runs_at_once_lose_no_table(store: Store) -> None:
     assert len(files_of(store)) <= 4 + 1 and not [name for name in files_of(store) if name.startswith(".tmp-")]
 
 
+class MadeMeanwhile:
+    """A file system that looks at a folder twice while another run makes it, as Arrow's own does."""
+
+    def __init__(self, system: Any, n_errors: int) -> None:
+        self.system, self.n_errors = system, n_errors
+
+    def get_file_info(self, selector: Any) -> Any:
+        self.n_errors -= 1
+        if self.n_errors >= 0:
+            raise FileNotFoundError(errno.ENOENT, "Cannot list directory")
+        return self.system.get_file_info(selector)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.system, name)
+
+
+def test_a_folder_that_another_run_makes_meanwhile_is_listed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.update_ref(NAME, with_table("vote"))
+    system = store.files.system
+    monkeypatch.setattr(store.files, "system", MadeMeanwhile(system, 1))
+    assert set(store.expect_ref(NAME).tables) == {"vote"}
+    monkeypatch.setattr(store.files, "system", MadeMeanwhile(system, 100))  # a folder that stays away is told
+    with pytest.raises(StoreError, match="cannot be listed"):
+        store.expect_ref(NAME)
+
+
 def test_a_writer_that_slept_for_many_generations_takes_nothing_away(store: Store) -> None:
     """Its number was given and cleared away long ago, so that nothing stands in the way of its file."""
     seen = []

@@ -19,7 +19,7 @@ from pipeline.teachers.loading.weights import fill
 from pipeline.teachers.masks import ImageSize, keep_logits, logits_kept
 from pipeline.teachers.networks.side_adapter import SIDE_SHAPES, UNUSED, build_san, from_official, query_block
 from pipeline.teachers.san import San, image_size
-from superpixels.mask_queries import MaskQueries, prompt_argmax, sampling
+from superpixels.mask_queries import MaskQueries, sampling
 from tests.calls import count_calls
 from tests.pipeline.frames import frame_of
 from tests.pipeline.street import SHA, Foreign, assert_equal_segments, cut_off, recipe_with, street_in, unit_rows
@@ -297,7 +297,7 @@ def test_masks_kept_in_a_byte_name_nearly_every_pixel_alike_however_far_their_lo
         probability = rng.dirichlet(np.full(30, 0.05), 40)
         peak = logit.max(axis=0).astype(np.float16)
         exact, kept = (
-            prompt_argmax(MaskQueries(some, sampling(160, 10), sampling(288, 18)), probability)
+            MaskQueries(some, sampling(160, 10), sampling(288, 18)).prompt_argmax(probability)
             for some in (logit, logits_kept(keep_logits(logit, peak, "uint8"), peak))
         )
         assert (kept == exact).mean() > 0.99

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from superpixels.mask_queries import MaskQueries, panoptic_merge, prompt_argmax, query_shares, sampling
+from superpixels.mask_queries import MaskQueries, panoptic_merge, query_shares, sampling
 from superpixels.segments import Segments, compact
 
 
@@ -44,7 +44,7 @@ def test_the_argmax_by_strips_equals_that_of_the_whole(seed: int) -> None:
     logit = random_masks(seed)
     probability = np.random.default_rng(seed).dirichlet(np.ones(5), 6)
     whole = np.einsum("qt,qhw->thw", probability, dense(logit, 30, 50))
-    best = prompt_argmax(masks_of(logit, 30, 50), probability)
+    best = masks_of(logit, 30, 50).prompt_argmax(probability)
     margin = np.diff(np.sort(whole, axis=0)[-2:], axis=0)[0]  # float32 may settle a near tie otherwise
     assert ((best == whole.argmax(axis=0)) | (margin < 1e-5)).all() and (margin < 1e-5).mean() < 0.01
 
@@ -82,7 +82,7 @@ def test_masks_that_do_not_fit_their_pixels_are_refused(change: dict[str, Any]) 
 def test_what_does_not_fit_the_masks_is_refused() -> None:
     masks = masks_of(random_masks(0), 8, 8)
     with pytest.raises(ValueError, match=r"shape \(5, 3\); expected \(6, 1 to 65535 prompts\)"):
-        prompt_argmax(masks, np.ones((5, 3)))
+        masks.prompt_argmax(np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"hold ids 0..1"):
         query_shares(masks, np.full((8, 8), 2), 1)
 
@@ -95,7 +95,7 @@ def test_an_image_as_san_sees_it_is_segmented_in_300_megabytes() -> None:
     probability = rng.dirichlet(np.full(175, 0.05), 100)
     tracemalloc.start()
     masks = masks_of(blocks, 900, 1600)
-    label_map, prompt = compact(prompt_argmax(masks, probability))
+    label_map, prompt = compact(masks.prompt_argmax(probability))
     shares = query_shares(masks, label_map, len(prompt))
     Segments.from_label_map(label_map, prompt, np.ones(len(prompt)), shares @ embedding)
     peak = tracemalloc.get_traced_memory()[1]

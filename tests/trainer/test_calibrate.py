@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from manifests.asked import pin
-from manifests.calibration import VERSION, calibration_of, wanted
+from manifests.calibration import VERSION, calibration_of, refusal, wanted
 from manifests.config import ConfigError
 from manifests.fingerprint import Json
 from manifests.labels import predict_identity, predict_key
@@ -25,6 +25,7 @@ from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.tables.answers import Calibrate, Predict
 from manifests.tables.arrow import to_arrow
+from manifests.tables.base import Rows
 from manifests.tables.labels import Label, Target
 from manifests.tables.sensors import Index, Points
 from manifests.tables.superpoints import Group
@@ -33,6 +34,7 @@ from pipeline.exchange.review import review
 from tests.filled import record
 from tests.versions import digest_of
 from trainer.__main__ import app
+from trainer.inference.held_out import Weighted
 from trainer.inference.refined_table import refine
 from trainer.scoring.calibrate import calibrate
 from trainer.scoring.evaluate import evaluate
@@ -183,6 +185,47 @@ def told(recipe: Recipe, console: Console, fleet: Any) -> str:
     with console.capture() as heard:
         calibrate(recipe, console, recipe.labels.of)
     return heard.get()
+
+
+def test_the_sweep_that_is_left_out_is_one_that_has_a_vote(wall: Any, console: Console) -> None:
+    """Sweeps are 0.1 s apart: within 0.15 s lie the next one on each side, whatever number of them is allowed."""
+    rows = []
+    for near in (("vote.reach=1",), ("vote.reach=8", "vote.reach_s=0.15"), ("vote.reach=8",)):
+        recipe = wall.recipe(*VOTED, "calibrate.by=agreement", "refine.split=all", *near)
+        refine(recipe, console)
+        rows.append(row_in(wall, calibrate(recipe, console, "refine")))
+    one, in_time, all_of_them = (digest_of([row]) for row in rows)
+    assert one == in_time != all_of_them
+
+
+def test_points_that_are_heard_less_keep_what_they_say(wall: Any) -> None:
+    """In logarithms trust is no part of how likely classes are, so it is handed on by itself, as stage `vote` does."""
+    label, confidence = said("a0")
+    say = np.where(np.arange(N) % 2, 0.5, 1.0)
+    one = Weighted(Rows(index_row("a0"), points_row("a0")), label, confidence, None, say)
+    ballot = one.ballot(one)
+    assert ballot.trust is say and np.array_equal(ballot.weight, confidence / 255)
+
+
+@pytest.mark.parametrize(
+    ("settings", "of", "named"),
+    [
+        (
+            ("target.labels=vote", "target.confidence=margin", "vote.belief=true"),
+            "target",
+            'target.confidence = "margin"',
+        ),
+        (("target.labels=vote+correct", "correct.evidence=divided", "vote.belief=true"), "target", "correct.evidence"),
+        (("target.labels=vote+correct", "correct.evidence=divided", "vote.belief=true"), "correct", "correct.evidence"),
+    ],
+)
+def test_labels_that_cannot_be_made_again_are_refused(
+    wall: Any, console: Console, settings: tuple[str, ...], of: LabelTable, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"makes labels of table `{of}` again without one sweep, .* know {named}"):
+        calibrate(wall.recipe("calibrate.by=agreement", *settings), console, of)
+    assert refusal(wall.recipe("calibrate.by=agreement", *settings), "vote") == ""
+    assert refusal(wall.recipe(*BY_TRUTH, *settings), of) == ""
 
 
 def test_students_are_refused_without_true_labels(wall: Any, console: Console) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 from manifests.config import ConfigError
 from manifests.fingerprint import Settings, plain
 from manifests.ontology import Ontology
-from manifests.recipe import Recipe
-from manifests.splits import check_split, load_split
+from manifests.splits import load_split
 from manifests.storage.errors import StoreError
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -209,14 +208,6 @@ def scenes_of_split(tables: Tables, split: str, dataset: str) -> frozenset[str]:
         return frozenset(load_split(split, dataset, available))
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
-
-
-def check_named(recipe: Recipe, section: str, split: str) -> None:
-    """Raise ConfigError for a split that the data set has not: before tables are missed that it would be taken from."""
-    try:
-        check_split(split, recipe.data.dataset)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{section}.split: {error}") from None
 
 
 def check_dictionary(store: Store, ref: Ref, stage: str, content: Settings) -> None:

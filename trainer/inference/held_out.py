@@ -24,7 +24,7 @@ from manifests.tables.teacher import Score
 from superpixels.lifting import shared_and_agreed, with_runners_up
 from superpixels.voting import Ballot, named_at
 from trainer.data.tables import FrameRow, Tables
-from trainer.inference.refine import Answered, Labels, Named, after_flat_interaction, after_vote, windows
+from trainer.inference.refine import Answered, Labels, Named, after_flat_interaction, after_vote, heard_by, windows
 from trainer.inference.sources import pseudo_label_of
 
 
@@ -36,10 +36,7 @@ class Weighted(Answered):
 
     def ballot(self, here: Answered) -> Ballot:
         """Return what this frame says to another one, or to itself."""
-        found = super().ballot(here)
-        if self.say is None:
-            return found
-        return replace(found, weight=found.weight * (self.say if found.weight.ndim == 1 else self.say[:, None]))
+        return replace(super().ballot(here), trust=self.say)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +65,16 @@ def held_out(
         rows = tables.rows(frame, read)
         return as_staged(rows, recipe) if how.staged else pseudo_label_of(rows, how.base)
 
-    reach = recipe.vote.reach if how.votes else 1
+    reach = recipe.vote.window if how.votes else 0
     for frame, own, around in windows(tables, frames, max(reach, 1), read, answer, silent):
-        if not around:
+        heard = heard_by(own, around, recipe.vote) if reach else list(around)
+        if not heard:
             yield None
             continue
-        out = zlib.crc32(frame.frame_id.encode()) % len(around)
-        others = [one for number, one in enumerate(around) if number != out] if reach and how.votes else []
-        found = made_again(recipe, how, own, others)
+        out = heard.pop(zlib.crc32(frame.frame_id.encode()) % len(heard))
+        found = made_again(recipe, how, own, heard if reach else [])
         n_classes = len(recipe.ontology.classes) - 1
-        evidence = named_at(plain_ballot(own, own), plain_ballot(around[out], own), n_classes, recipe.vote)
+        evidence = named_at(plain_ballot(own, own), plain_ballot(out, own), n_classes, recipe.vote)
         both = (found.label > 0) & (evidence > 0)
         yield HeldOut(found.label[both], found.confidence[both], evidence[both])
 

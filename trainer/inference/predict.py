@@ -25,6 +25,7 @@ from manifests.records.run import Student
 from manifests.records.table import Identity, Predicted
 from manifests.sections.training import Task
 from manifests.sources import compare_files
+from manifests.splits import check_named
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
 from manifests.storage.refs import Ref, TableRef
@@ -36,7 +37,7 @@ from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import PointBatch
 from trainer.data.loading import BatchDataset, load_batches
 from trainer.data.samples import point_sample
-from trainer.data.tables import FrameRow, Tables, check_named, scenes_of_split
+from trainer.data.tables import FrameRow, Tables, scenes_of_split
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device, unused_gpu
 from trainer.loop.learner import N_INPUTS
@@ -73,7 +74,7 @@ class Sweeps:
     @classmethod
     def open(cls, recipe: Recipe) -> Sweeps:
         """Raise StoreError for a missing table of points, and ConfigError for a recipe that cannot be run here."""
-        check_named(recipe, "predict", recipe.predict.split)
+        check_named("predict.split", recipe.predict.split, recipe.data.dataset)
         store = Store.open(recipe.run.store)
         ref = tables_of(store, recipe, ["points"])
         engine = open_engine(recipe.network.engine, recipe.run.device)

@@ -26,7 +26,7 @@ from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.image_merge import merge_image_labels
-from superpixels.voting import Ballot, heard_among, vote
+from superpixels.voting import Ballot, VotingConfig, heard_among, vote
 from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]
@@ -204,10 +204,15 @@ def refined(
     return found
 
 
+def heard_by(own: Answered, around: Sequence[Answered], config: VotingConfig) -> list[Answered]:
+    """Return the sweeps of a window that have a vote on a frame, in their order."""
+    ago_s = [(own.timestamp_us - one.timestamp_us) / 1e6 for one in around]
+    return [around[number] for number in heard_among(ago_s, config)]
+
+
 def after_vote(before: Named, own: Answered, around: Sequence[Answered], recipe: Recipe) -> Named:
     """Return the labels of a frame after the vote of the sweeps around it; raises ValueError like `refined`."""
-    asked = heard_among([(own.timestamp_us - one.timestamp_us) / 1e6 for one in around], recipe.vote)
-    ballots = [one.ballot(own) for one in (own, *(around[number] for number in asked))]
+    ballots = [one.ballot(own) for one in (own, *heard_by(own, around, recipe.vote))]
     found = vote(ballots[0], ballots[1:], len(recipe.ontology.classes) - 1, recipe.vote)
     sure, second = (np.rint(one * 255).astype(np.uint8) for one in (found.confidence, found.runner_up_confidence))
     return Named(

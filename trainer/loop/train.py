@@ -24,12 +24,13 @@ from manifests.records.run import NumbersLine
 from manifests.sections.data import RunConfig
 from manifests.sections.training import Task
 from manifests.sources import compare_files
+from manifests.splits import check_named
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.checkpoints import checkpoint, official
 from trainer.data.batches import Batch
 from trainer.data.loading import BatchDataset, EpochOrder, StoppedWaiting, load_batches
-from trainer.data.tables import Tables, check_dictionary, check_named, select_frames
+from trainer.data.tables import Tables, check_dictionary, select_frames
 from trainer.errors import TrainerError
 from trainer.loop.device import deterministic, resolve_device, unused_gpu
 from trainer.loop.learner import Learner
@@ -95,7 +96,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
 
 def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     """Return the run of a task; raises like `train`."""
-    check_named(recipe, task, getattr(recipe, task).split)
+    check_named(f"{task}.split", getattr(recipe, task).split, recipe.data.dataset)
     ref = tables_of(store, recipe, READS[task])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine, recipe.run.device)

@@ -23,12 +23,10 @@ from manifests.storage.manifest import Manifest
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
-from manifests.tables.answers import Calibrate, Predict, Refine
-from manifests.tables.base import Rows
-from manifests.tables.labels import Correct, Label, Target, Vote
-from manifests.tables.superpoints import Group
+from manifests.tables.answers import Calibrate
+from manifests.tables.labels import Label
+from manifests.tables.said import labels_said
 from superpixels.calibration import fitted
-from superpixels.flat_interaction import confidence_after
 from superpixels.reliability import Reliability, trust
 from trainer.data.tables import FrameRow, Tables, select_frames
 from trainer.inference.held_out import held_out
@@ -113,7 +111,7 @@ def compared_labels(
         if recipe.calibrate.by == "truth":
             for frame in frames:
                 rows = tables.rows(frame)
-                yield (rows[Label].label, *said_in(rows))
+                yield (rows[Label].label, *labels_said(rows))
                 bar.update(shown, advance=1)
             return
         for found in held_out(recipe, remade(recipe, asked.of), tables, frames, asked.silent):
@@ -139,15 +137,6 @@ def evenly(frames: Sequence[FrameRow], most: int) -> list[FrameRow]:
     """Return at most so many frames, evenly spread, in their order."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
     return [frames[number] for number in chosen]
-
-
-def said_in(rows: Rows) -> tuple[Labels, Labels]:
-    """Return class and confidence in 1/255 of every point (n,), from a frame's rows."""
-    if correct := rows.get(Correct):
-        before = rows.get(Vote) or rows[Group]
-        return correct.label, confidence_after(before.confidence, correct.label, correct.changed, correct.score)
-    said = rows.get(Refine) or rows.get(Predict) or rows.get(Target) or rows.get(Vote) or rows[Group]
-    return said.label, said.confidence
 
 
 def by_name(tables: Iterable[TableRef]) -> dict[str, TableRef]:

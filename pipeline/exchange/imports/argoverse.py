@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from manifests.config import ConfigError
+from pipeline.datasets.times import nearest
 from pipeline.exchange.imports.scene import (
     ImportedCamera,
     ImportedFrame,
@@ -66,7 +67,7 @@ def import_argoverse2(log: Path, out: Path) -> str:
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
         ego_from_cam = chained(ego_from_theirs, theirs_from_sensor[name])
         cameras.append(ImportedCamera(name, f"cameras/{name}/{{frame}}.jpg", matrix, ego_from_cam))
-        images[name] = files
+        images[name] = files, [time_in(file) for file in files]
 
     def world_from_ego(ns: int) -> Float64 | None:
         pose = poses.at(ns)
@@ -75,11 +76,11 @@ def import_argoverse2(log: Path, out: Path) -> str:
     frames = []
     for path in sweeps:
         ns, near = time_in(path), {}
-        for name, files in images.items():
-            image = min(files, key=lambda one: abs(time_in(one) - ns))
-            if abs(time_in(image) - ns) <= NEAREST_NS:
-                file = f"cameras/{name}/{image.name}"
-                near[name] = ImportedImage(file, time_in(image) // 1000, world_from_ego(time_in(image)))
+        for name, (files, times) in images.items():
+            at = nearest(times, ns)
+            if abs(times[at] - ns) <= NEAREST_NS:
+                file = f"cameras/{name}/{files[at].name}"
+                near[name] = ImportedImage(file, times[at] // 1000, world_from_ego(times[at]))
         frames.append(ImportedFrame(path.stem, ns // 1000, world_from_ego(ns), near))
     with new_scene(out, log.name) as folder:
         (folder / "lidar").symlink_to((log / "sensors/lidar").resolve())

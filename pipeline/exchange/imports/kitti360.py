@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests.config import ConfigError
+from pipeline.datasets.semantic_kitti import square
 from pipeline.exchange.imports.kitti_raw import IMU_HEIGHT_M, need, numbers, stamps, time_at
 from pipeline.exchange.imports.scene import (
     ImportedCamera,
@@ -106,8 +107,3 @@ def plain_numbers(path: Path, columns: int) -> list[Float64]:
     if not rows or wrong is not None:
         raise ConfigError(f"{path}: expected {columns} numbers a line, and one line at least")
     return rows
-
-
-def square(values: Float64) -> Float64:
-    """Return the pose (4, 4) whose upper three rows are 12 numbers."""
-    return np.vstack([values.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
