@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
+from typer.testing import CliRunner
 
 from manifests.asked import tables_of
 from manifests.config import ConfigError
@@ -33,7 +34,7 @@ from pipeline.engine.absent import whole_scenes
 from pipeline.engine.inline_pool import InlinePool
 from pipeline.engine.runner import Runner
 from pipeline.frame import Camera, Frame, FrameError, read_image
-from pipeline.geometry import chained, pose_matrix
+from pipeline.geometry import chained, inverse_pose, pose_matrix
 from pipeline.lenses import Lens
 from pipeline.look.frames import draw_frames
 from pipeline.look.pictures import from_above
@@ -42,6 +43,7 @@ from pipeline.stages.registry import STAGES
 from superpixels.returns import is_return
 from tests.pipeline.conftest import Made, Root
 from tests.refs import newest
+from trainer.__main__ import app as trainer
 
 
 def causes(recipe_path: Path, *targets: str, settings: Sequence[str] = ()) -> list[str]:
@@ -206,6 +208,26 @@ def test_c23_ahead_is_up_however_the_lidar_stands(turn_deg: float, range_m: floa
     frame = Frame("f", "s", 0, "t", "p", None, ego_from_lidar, np.eye(4), ())
     [[right, ahead]] = from_above(frame, (ego_from_lidar[:3, :3].T @ in_ego)[None].astype(np.float32))
     np.testing.assert_allclose([right, ahead], [-in_ego[1], in_ego[0]], atol=1e-4)
+
+
+def test_c23_the_way_that_the_vehicle_drives_is_drawn_upwards(made: Made) -> None:
+    first, second = open_dataset(load_recipe(made("c23_forward_is_up") / "r.toml").data).frames()
+    step_m = (inverse_pose(first.world_from_lidar) @ second.world_from_lidar)[:3, 3]
+    [[right, ahead]] = from_above(first, step_m[None].astype(np.float32))
+    assert ahead > 0.3 and abs(right) < 0.1 * ahead
+
+
+def test_c14_a_log_without_cameras_teaches_nothing_and_is_refused(made: Made) -> None:
+    case = made("c14_train_on_nothing")
+    assert causes(case / "r.toml", "pairs", "target") == []
+    for words, why in (
+        (["pretrain"], "has a pair of a point and a superpoint, so pretrain has nothing to learn"),
+        (["distill", "--set", "distill.init="], "has a pseudo-label, so distill has nothing to learn"),
+        (["predict"], "checkpoint"),
+    ):
+        done = CliRunner().invoke(trainer, [words[0], str(case / "r.toml"), *words[1:]])
+        assert done.exit_code != 0 and why in " ".join(done.output.split()), done.output
+    assert not list((case / "runs").rglob("*.safetensors"))
 
 
 # -- more of nuScenes layout -----------------------------------------------------------------------
