@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from manifests.config import ConfigError, changed_values, default_values
+from manifests.config import changed_values, default_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Contents
 from manifests.records.table import AskedTable, AskedTables, Built
 from manifests.sections.data import DataConfig
 from manifests.splits import split_content
-from manifests.stages import SPECS, fingerprint, identity, with_needs
+from manifests.stages import fingerprint, identities, with_needs
 from manifests.storage.errors import StoreError
 from manifests.storage.names import ref_name, scene_of
 from manifests.storage.places import is_remote, place_of_root
@@ -43,13 +43,10 @@ def asked(recipe: Recipe) -> AskedTables:
     data["exclude"] = sorted(recipe.data.exclude)
     if recipe.data.split.endswith(".txt"):  # what the file says, not what it is called
         data["split"] = split_content(recipe.data.split)
-    tables = {}
-    for name in SPECS:
-        try:
-            one = identity(recipe, name)
-        except ConfigError:
-            continue
-        tables[name] = AskedTable(one.version, plain(one.settings), digest(one.columns), one.fingerprint)
+    tables = {
+        name: AskedTable(one.version, plain(one.settings), digest(one.columns), one.fingerprint)
+        for name, one in identities(recipe).items()
+    }
     return AskedTables(plain({**data, "root": place_of(recipe)}), tables)
 
 

@@ -11,8 +11,9 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -197,9 +198,15 @@ def parse_override(override: str) -> tuple[str, str, Any]:
         return name, key, text.strip()
 
 
+@cache
+def hints_of(kind: Hashable) -> Mapping[str, Any]:
+    """Return the annotations of a class as types; a recipe is read often, and looking them up takes a millisecond."""
+    return types.MappingProxyType(typing.get_type_hints(kind))
+
+
 def parse_section(name: str, values: Settings, kind: type[T]) -> T:
     """Return `values` as the frozen dataclass `kind`, every key and type checked; see RecipeFile.section."""
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(typing.cast(Hashable, kind))
     known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:

@@ -46,6 +46,10 @@ _started_in: Path | None = None
 """The working folder of the local cluster that this process has started; None where it joined one."""
 
 
+SLOW_START = "timed out during startup"
+"""What Ray says, in an error of no class of its own, where its processes do not answer when they are started."""
+
+
 def connect(recipe: Recipe) -> Any:
     """Return the ray module, connected to the cluster at `run.ray_address` or to a local one started for this run.
 
@@ -78,6 +82,13 @@ def connect(recipe: Recipe) -> Any:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ray.exceptions.RayError, RuntimeError, ValueError) as error:
         raise unusable(recipe.run.ray_address, str(error) or type(error).__name__) from error
+    except Exception as error:
+        if SLOW_START not in str(error):
+            raise
+        raise RunError(
+            "Ray's own processes did not answer in time when they were started: this machine is too busy, or lacks "
+            "memory. Run again when it has less to do, or without Ray: --set run.pool=inline"
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there

@@ -7,6 +7,7 @@ pipeline, compares the recipe at hand with the tables it opens by what stands he
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -312,21 +313,43 @@ SPECS: dict[str, TableSpec] = {
 """The tables that the pipeline makes, in the order data flows."""
 
 
-def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> Identity:
+Known = dict[tuple[str, tuple[str, ...] | None], str]
+"""Fingerprints that were found already, by table and columns, of one recipe and one moment."""
+
+
+def identity(recipe: Recipe, name: str, columns: Collection[str] | None = None, known: Known | None = None) -> Identity:
     """Return the readable identity of a table; its digest, the fingerprint, names the folder of the table.
 
     With `columns` it is that of these columns alone, as it enters the identity of whoever needs no others. Raises
     ConfigError where the recipe asks for a table that its teacher does not make.
     """
-    spec = SPECS[name]
+    spec, known = SPECS[name], {} if known is None else known
     of_others = {key for key, some in spec.affects.items() if columns is not None and not set(some) & set(columns)}
+    needs = {}
+    for need in spec.needs(recipe):
+        asked = need.table, need.columns
+        if asked not in known:  # several tables need the same ones, and those again
+            known[asked] = identity(recipe, *asked, known).fingerprint
+        needs[need.table] = known[asked]
     return Identity(
         stage=name,
         version=spec.version,
         columns=spec.kind.signature(),
         settings={key: value for key, value in spec.settings(recipe).items() if key not in of_others},
-        needs={need.table: fingerprint(recipe, need.table, need.columns) for need in spec.needs(recipe)},
+        needs=needs,
     )
+
+
+def identities(recipe: Recipe) -> dict[str, Identity]:
+    """Return the identities of all tables that a recipe can have, in the order data flows.
+
+    One that it cannot have (`encode` of a teacher that encodes nothing) is left out.
+    """
+    found, known = {}, Known()
+    for name in SPECS:
+        with suppress(ConfigError):
+            found[name] = identity(recipe, name, known=known)
+    return found
 
 
 def fingerprint(recipe: Recipe, name: str, columns: Collection[str] | None = None) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.fs as pafs
 
-from manifests.asked import ref_of, ref_with
+from manifests.asked import ref_with
 from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
 from manifests.records.table import Identity
+from manifests.storage.names import ref_name
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.store import Store
 from manifests.tables.registry import TABLES
@@ -34,5 +35,5 @@ def identity(stage: str, settings: Settings = NOTHING, version: int = 1, **needs
 def put_ref(store: Store, recipe: Recipe, tables: Mapping[str, TableRef], excluded: Sequence[str] = ()) -> Ref:
     """Write the ref of a recipe as it is now, with these tables, and return it."""
     ref = ref_with(recipe, tables, excluded)
-    store.write_ref(ref_of(recipe), ref)
+    store.write_ref(ref_name(recipe.name, ref.key), ref)
     return ref

@@ -24,12 +24,17 @@ NULL = {"null": True}
 """Metadata of a field that may lack in what other versions wrote, and of which None is written as null."""
 
 
+LEAVES = (str, int, float, bool)
+
+
 class Unfit(ValueError):
     """A document that is none of its kind, as a sentence that goes on after the name of its file."""
 
 
 def as_document(record: Any) -> Any:
     """Return a record, or any value within one, as JSON has it."""
+    if record is None or type(record) in LEAVES:  # most of all values, and cheaper to tell than what else they may be
+        return record
     if is_dataclass(record) and not isinstance(record, type):
         document: dict[str, object] = {}
         for item in fields(record):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -134,6 +135,14 @@ def failing(row_of: RowOf, names: Sequence[str]) -> RowOf:
     return lambda name: Failed(name, "the sweep is truncated") if name in names else row_of(name)
 
 
+def bytes_of(table: pa.Table) -> bytes:
+    """Return a table as bytes, the same ones for the same rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
+
+
 @dataclass
 class Fleet:
     """A store, the recipe that reads it, and what is in it: `sweep` of a frame, and its row in every table."""
@@ -163,9 +172,10 @@ class Fleet:
 
     def put(self, stage: str, row_of: RowOf) -> None:
         """Write a table, one row per frame, and put it into the ref: the recipe's identity, keys of its rows.."""
-        rows = {scene: [row_of(name) for name in names] for scene, names in self.frames.items()}
-        made, key = fingerprint(self.recipe(), stage), hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
-        shards = [self.store.write(stage, made, scene, key, to_arrow(rows[scene], TABLES[stage])) for scene in rows]
+        kind, made = TABLES[stage], fingerprint(self.recipe(), stage)
+        rows = {scene: to_arrow([row_of(name) for name in names], kind) for scene, names in self.frames.items()}
+        key = hashlib.sha256(b"".join(map(bytes_of, rows.values()))).hexdigest()[:12]
+        shards = [self.store.write(stage, made, scene, key, table) for scene, table in rows.items()]
         self.set_table(TableRef(stage, made, tuple(shards)))
 
     def set_table(self, table: TableRef) -> None:
