@@ -23,13 +23,15 @@ from bench.city.generate import write_city
 from manifests.sections.data import DataConfig
 from manifests.storage.places import root_of
 from pipeline.checks.alignment import fit_of
+from pipeline.checks.belonging import MOST_PLACES, Around, Scenes, check_belonging
 from pipeline.checks.calibration import Case, better_guesses, by_camera, case_of, judge_cases
 from pipeline.checks.looks import Look, look_at, motions
 from pipeline.checks.mounting import check_mounting
-from pipeline.checks.signals import Array, Marks, View
+from pipeline.checks.signals import Array, Marks, Picture, View
 from pipeline.checks.sweeps import check_sweeps
 from pipeline.checks.times import check_times
 from pipeline.datasets.registry import open_dataset
+from pipeline.frame import Frame
 from pipeline.geometry import inverse_pose
 from pipeline.stages.index import check_frame
 
@@ -49,6 +51,7 @@ class Bed:
     name: str
     looks: tuple[Look, ...]
     cases: tuple[Case, ...]
+    around: Around
 
 
 Fault = Callable[[Bed, np.random.Generator], "Bed | None"]
@@ -71,13 +74,14 @@ def open_beds(data: DataConfig, name: str, n_beds: int) -> list[Bed]:
         place: look_at(dataset, root, check_frame(dataset, root, frames[place]), moving.get(frames[place].frame_id))
         for place in sorted({place for places in chosen for place in places})
     }
-    return [make_bed(name, [looks[place] for place in places]) for places in chosen]
+    around = Scenes(frames, root)
+    return [make_bed(name, [looks[place] for place in places], around) for places in chosen]
 
 
-def make_bed(name: str, looks: Sequence[Look]) -> Bed:
+def make_bed(name: str, looks: Sequence[Look], around: Around) -> Bed:
     """Return a bed of frames that are right."""
     cameras = by_camera(looks)
-    return Bed(name, tuple(looks), tuple(case_of(camera, views, cameras) for camera, views in cameras.items()))
+    return Bed(name, tuple(looks), tuple(case_of(camera, views, cameras) for camera, views in cameras.items()), around)
 
 
 def with_views(bed: Bed, change: Callable[[Look, View], View]) -> Bed:
@@ -237,6 +241,52 @@ def late(bed: Bed, rng: np.random.Generator) -> Bed | None:
     return with_views(fast, change)
 
 
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """The frames around a frame where the images of some cameras stand so many places too early."""
+
+    right: Around
+    cameras: frozenset[str]
+    places: int
+
+    def _of(self, camera: str, places: int) -> int:
+        return places + self.places if camera in self.cameras else places
+
+    def picture(self, frame: Frame, camera: str, places: int) -> Picture | None:
+        """Return the image that a camera has in the frame so many places later; None where there is none."""
+        return self.right.picture(frame, camera, self._of(camera, places))
+
+    def image_path(self, frame: Frame, camera: str, places: int) -> str:
+        """Return the file of that image, nothing where there is none."""
+        return self.right.image_path(frame, camera, self._of(camera, places))
+
+    def step_s(self, frame: Frame) -> float:
+        """Return how far its scene's frames are apart, in seconds."""
+        return self.right.step_s(frame)
+
+
+def of_other_frames(bed: Bed, rng: np.random.Generator) -> Bed | None:
+    """Images are those of frames 0.2 to 1 s earlier or later in the scene, where the vehicle drives 5 m/s or more."""
+    fast = [look for look in bed.looks if look.motion and look.motion.speed_m_s >= FAST_M_S]
+    names = some_cameras(bed, rng)
+    choices = []
+    for sign in (-1, 1):
+        for n in range(1, MOST_PLACES + 1):
+            have = [look for look in fast if bed.around.image_path(look.frame, min(names), sign * n)]
+            if have and 0.199 <= n * bed.around.step_s(have[0].frame) <= 1.001:
+                choices.append((sign * n, have))
+    if not choices:
+        return None
+    places, have = choices[int(rng.integers(len(choices)))]
+    around = Shifted(bed.around, frozenset(names), places)
+
+    def change(look: Look, view: View) -> View:
+        picture = around.picture(look.frame, view.camera.name, 0) if view.camera.name in names else None
+        return replace(view, picture=picture) if picture else view
+
+    return with_views(replace(bed, looks=tuple(have), around=around), change)
+
+
 def wrong_columns(bed: Bed, rng: np.random.Generator) -> Bed:
     """Sweeps of 3 to 6 columns (x, y, z, intensity, ring, time) are read as if they had 4 or 5."""
     are = int(rng.integers(3, 7))
@@ -260,6 +310,7 @@ FAULTS: dict[str, Fault] = {
     "intrinsics of another size": scaled,
     "turned by 5 degrees or more": yawed,
     "images 0.2 s off or more, at 5 m/s or more": late,
+    "images of frames 0.2 s or more away, at 5 m/s or more": of_other_frames,
     "wrong number of columns": wrong_columns,
 }
 
@@ -281,6 +332,8 @@ def is_found(bed: Bed) -> bool:
         fits[name] = fit_of([view for _, view in cameras[name]])
         if any(one.level == "problem" for one in check_mounting(name, cameras[name], fits[name].aligned)):
             return True
+    if isinstance(bed.around, Shifted) and next(check_belonging(bed.looks, bed.around), None):
+        return True
     for name in changed:
         if next(better_guesses(name, cameras[name], cameras, fits[name]), None):
             return True
@@ -315,8 +368,10 @@ def hit_rates(beds: Sequence[Bed], trials: int) -> Iterator[tuple[str, str, int,
 def false_alarms(bed: Bed) -> list[str]:
     """Return the problems that are told of frames that are right: all together, and each frame alone."""
     told = [*judge_cases(bed.cases), *check_sweeps(bed.looks), *check_times([look.frame for look in bed.looks])]
+    told += check_belonging(bed.looks, bed.around)
     for look in bed.looks:
-        told += judge_cases(make_bed(bed.name, [look]).cases)
+        told += judge_cases(make_bed(bed.name, [look], bed.around).cases)
+        told += check_belonging([look], bed.around)
     return [finding.text for finding in told if finding.level == "problem"]
 
 

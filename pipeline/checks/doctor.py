@@ -1,7 +1,7 @@
 """A look at everything a run depends on before it starts: seconds now instead of a night that ends in an error.
 
-Nothing is built, written or downloaded. Each idea has a file beside this one: `sweeps`, `times`, `poses`, `mounting`
-and `calibration` look at sensors, `weights`, `machine` and `trainer` at what computes, `prompts` at words.
+Nothing is built, written or downloaded. Each idea has a file beside this one: `sweeps`, `times`, `poses`, `mounting`,
+`calibration` and `belonging` look at sensors, `weights`, `machine` and `trainer` at what computes, `prompts` at words.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.storage.names import scene_of
 from manifests.storage.places import root_of
+from pipeline.checks.belonging import Scenes, check_belonging
 from pipeline.checks.calibration import check_calibration
 from pipeline.checks.findings import FRAMES, Finding
 from pipeline.checks.images import check_images
@@ -95,6 +96,7 @@ def check_files(recipe: Recipe, frames: Sequence[Frame], n_frames: int) -> Itera
         yield from check_images(looks, root)
         yield from check_poses(list(steps(dataset, kept, looks)))
         yield from check_calibration(looks)
+        yield from check_belonging(looks, Scenes(kept, root))
 
 
 def steps(dataset: Dataset, frames: Sequence[Frame], looks: Sequence[Look]) -> Iterator[Step]:

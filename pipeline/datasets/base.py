@@ -28,10 +28,11 @@ class Dataset(Protocol):
     def frames(self) -> Iterator[Frame]:
         """Yield every key frame, scene after scene in the data set's order, by time within a scene; open no file.
 
-        What the frame's own data lacks is left for stage `index` to report: a missing camera is left out, a missing
-        sweep is an empty `lidar_path`, a pose or camera matrix that makes no sense is filled with NaN, and what can be
-        said of the reason stands in `problems`. Raises ConfigError for what concerns the whole data set: a version
-        that is not there, a table missing or broken, a name in `data.cameras` that no frame has.
+        A frame without a sweep has an empty `lidar_path`, and is left out by who lists frames for a run. What the
+        frame's own data lacks beside is left for stage `index` to report: a missing camera is left out, a pose or
+        camera matrix that makes no sense is filled with NaN, and what can be said of the reason stands in `problems`.
+        Raises ConfigError for what concerns the whole data set: a version that is not there, a table missing or broken,
+        a name in `data.cameras` that no frame has.
         """
         ...
 

@@ -199,13 +199,16 @@ def rig_of(document: Table, where: str) -> Rig:
 
 def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:  # long: one key of the table after another
     """Return the frame that a [[frame]] describes; see Dataset.frames for how gaps are shown."""
-    checked_table(table, {"name"}, {"world_from_ego", "without", "image", *TIMES}, f"{where}: [[frame]]")
+    checked_table(table, {"name"}, {"world_from_ego", "without", "image", "sweep", *TIMES}, f"{where}: [[frame]]")
     name = word(table["name"], f"{where}: the name of a frame")
     here = f"{where}: frame {name}"
     timestamp_us = time_of(table, here)
     if timestamp_us is None:
         raise ConfigError(f"{where}: [[frame]] lacks `timestamp_us`")
-    problems = list(rig.problems)
+    swept = table.get("sweep", True)
+    if type(swept) is not bool:
+        raise ConfigError(f"{here}: sweep is {swept!r}; expected false where there is none, or nothing")
+    problems = [*([] if swept else [f"{here} has no sweep"]), *rig.problems]
     posed = "world_from_ego" in table
     world_from_ego = checked_pose(table.get("world_from_ego"), f"{here}: world_from_ego", problems)
     images, without = table.get("image", {}), table.get("without", [])
@@ -251,8 +254,8 @@ def frame_of_table(table: Table, scene: str, rig: Rig, where: str) -> Frame:  # 
         scene=scene,
         timestamp_us=timestamp_us,
         lidar_token=f"{scene}_{name}",
-        lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}",
-        label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels else None,
+        lidar_path=f"{scene}/{rig.points.replace(_FRAME, name)}" if swept else "",
+        label_path=f"{scene}/{rig.labels.replace(_FRAME, name)}" if rig.labels and swept else None,
         ego_from_lidar=rig.ego_from_lidar,
         world_from_lidar=chained(world_from_ego, rig.ego_from_lidar) if posed else UNKNOWN_POSE,
         cameras=tuple(cameras),

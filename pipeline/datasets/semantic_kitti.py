@@ -28,7 +28,7 @@ from manifests.config import ConfigError
 from manifests.sections.data import NO_CAMERAS, DataConfig
 from manifests.storage.places import Root, root_of
 from pipeline.datasets.clouds import WITHOUT_RING, Cloud
-from pipeline.datasets.sweeps import masks_of, read_sweep
+from pipeline.datasets.sweeps import masks_of, read_sweep, tell_unswept
 from pipeline.frame import UNKNOWN_POSE, Camera, Frame, FrameError, read_file, seen_by
 from pipeline.geometry import Float64, chained, check_intrinsics, inverse_pose, unprojected
 
@@ -111,6 +111,10 @@ class SemanticKittiDataset:
                     "%s has no poses.txt: where the vehicle was is unknown, and stage `vote` cannot run",
                     self.folder(name),
                 )
+            for camera, ending in sequence.endings.items():
+                folder = f"{self.folder(name)}/{camera}"
+                images = {path.stem for path in (self.root / folder).glob(f"[0-9]*{ending}")}
+                tell_unswept(folder, images, numbers)
             for number in numbers:
                 yield seen_by(self.frame(name, number, sequence), self.cameras, masks)
 

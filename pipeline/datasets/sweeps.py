@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,6 +14,8 @@ from manifests.storage.places import root_of
 from pipeline.datasets.clouds import Cloud, Moving, joined, read_cloud
 from pipeline.frame import Frame, FrameError, read_file
 from pipeline.geometry import Float64, inverse_pose
+
+_log = logging.getLogger(__name__)
 
 
 def read_sweep(frame: Frame, data: DataConfig, usual: Sequence[str] | None = None) -> Cloud:
@@ -29,6 +32,13 @@ def read_sweep(frame: Frame, data: DataConfig, usual: Sequence[str] | None = Non
     clouds = [read_one(one.path, one.sha256, data, usual, lidar_from_stored) for one in frame.sweeps]
     in_own_frame = lidar_from_stored is None
     return joined(clouds, [one.lidar_from_sweep if in_own_frame else np.eye(4) for one in frame.sweeps])
+
+
+def tell_unswept(where: str, images: Collection[str], sweeps: Collection[str]) -> None:
+    """Say how many images, by the numbers that name them, have no sweep of their number: those make no frame."""
+    alone = sorted(set(images) - set(sweeps))
+    if alone:
+        _log.warning("%s: %d images have no sweep and are left out, the first is %s", where, len(alone), alone[0])
 
 
 def read_one(

@@ -1,4 +1,4 @@
-"""Files that are not on disk, as after a partial download: which scenes are whole, and what to say of the others."""
+"""What is not there: files after a partial download, and sweeps of frames that have images alone."""
 
 from __future__ import annotations
 
@@ -77,6 +77,34 @@ def whole_scenes(scenes: Mapping[str, Sequence[Sequence[Frame]]], data: DataConf
             raise ConfigError(f"data.root {data.root}: {text}; there is no other")
         _log.warning("%s", text)
     return tuple(scene for scene in scenes if scene not in broken)
+
+
+class Unswept:
+    """Frames that have images and no sweep: nothing in them can be labelled, so they are left out, and that is said."""
+
+    def __init__(self, excluded: Iterable[str]) -> None:
+        """Frames that are `excluded` keep their rows, as all of these do."""
+        self._excluded, self._n, self._n_listed, self._first = set(excluded), 0, 0, ""
+
+    def left(self, frames: Iterable[Frame]) -> list[Frame]:
+        """Return the frames that have a sweep, and count the others."""
+        kept = []
+        for frame in frames:
+            self._n_listed += 1
+            if frame.lidar_path or frame.frame_id in self._excluded:
+                kept.append(frame)
+            else:
+                self._n += 1
+                self._first = self._first or (frame.problems[0] if frame.problems else f"frame {frame.frame_id}")
+        return kept
+
+    def tell(self) -> None:
+        """Say how many frames are left out, and which is the first; raises ConfigError where there is no other."""
+        text = f"{self._n} of {self._n_listed} frames have no sweep and are left out: {self._first}"
+        if self._n and self._n == self._n_listed:
+            raise ConfigError(f"{text}; there is no other")
+        if self._n:
+            _log.warning("%s%s", text, f", and {self._n - 1} more" if self._n > 1 else "")
 
 
 def only_absent(cause: str) -> bool:

@@ -25,7 +25,7 @@ from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
 from manifests.storage.store import Store
 from pipeline.datasets.registry import open_dataset
-from pipeline.engine.absent import whole_scenes
+from pipeline.engine.absent import Unswept, whole_scenes
 from pipeline.engine.keys import digest_listing, digest_table
 from pipeline.engine.listing import ListedFrames, Spool
 from pipeline.engine.tasks import ALL, ShardPlan, StagePlan, Table, Task
@@ -73,14 +73,16 @@ class Planner:
         if self._listing is None:
             data = self.recipe.data
             scenes: dict[str, list[ListedFrames]] = {}
-            unknown = set(data.exclude)
+            unknown, unswept = set(data.exclude), Unswept(data.exclude)
             for scene, group in groupby(open_dataset(data).frames(), key=lambda frame: frame.scene):
                 assert scene not in scenes, f"data set {data.dataset} lists scene {scene} in two pieces"
                 frames = list(group)
                 unknown.difference_update(frame.frame_id for frame in frames)
+                frames = unswept.left(frames)
                 scenes[scene] = []
                 for first in range(0, len(frames), FRAMES_PER_SHARD):
                     scenes[scene].append(self._spool.add(frames[first : first + FRAMES_PER_SHARD]))
+            unswept.tell()
             try:
                 chosen = load_split(data.split, data.dataset, tuple(scenes))
             except (ValueError, OSError) as error:

@@ -42,7 +42,10 @@ def frames_of(root: Path) -> tuple[FolderDataset, list[Frame]]:
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """Two scans; the second has no image_03. The car drives 1e-5 degrees of longitude on the equator, 1.1132 m."""
+    """Two scans; the second has no image_03, and a third image_03 has no scan.
+
+    The car drives 1e-5 degrees of longitude on the equator, 1.1132 m.
+    """
     day = tmp_path / "2011_09_26"
     drive = day / "2011_09_26_drive_0001_sync"
     for part in ("velodyne_points", "image_02", "image_03", "oxts"):
@@ -53,7 +56,8 @@ def drive(tmp_path: Path) -> Path:
         (drive / f"velodyne_points/data/{number:010d}.bin").write_bytes(POINTS.tobytes())
         Image.new("RGB", (8, 6)).save(drive / f"image_02/data/{number:010d}.png")
         (drive / f"oxts/data/{number:010d}.txt").write_text(f"0 {number * 1e-5} 3 0 0 0 " + "0 " * 24)
-    Image.new("RGB", (8, 6)).save(drive / "image_03/data/0000000000.png")
+    for number in (0, 2):
+        Image.new("RGB", (8, 6)).save(drive / f"image_03/data/{number:010d}.png")
     (day / "calib_velo_to_cam.txt").write_text("calib_time: 15-Mar-2012\nR: 0 -1 0 0 0 -1 1 0 0\nT: 0 0 -0.5\n")
     (day / "calib_imu_to_velo.txt").write_text("R: 1 0 0 0 1 0 0 0 1\nT: -0.8 0 -0.7\n")
     (day / "calib_cam_to_cam.txt").write_text(
@@ -62,12 +66,15 @@ def drive(tmp_path: Path) -> Path:
     return drive
 
 
-def test_a_raw_drive_of_kitti_is_a_scene_of_links(drive: Path, tmp_path: Path) -> None:
+def test_a_raw_drive_of_kitti_is_a_scene_of_links(
+    drive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["import", "kitti-raw", str(drive), str(out)])
     assert done.exit_code == 0, done.output
     dataset, (first, second) = frames_of(out)
     assert (out / drive.name / "velodyne_points").is_symlink()
+    assert f"{drive.name}/image_03: 1 images have no sweep and are left out, the first is 0000000002" in caplog.text
     assert [camera.name for camera in first.cameras] == ["image_02", "image_03"]
     assert [camera.name for camera in second.cameras] == ["image_02"]
     assert first.timestamp_us == 1_317_042_145_964_389 and second.timestamp_us - first.timestamp_us == 100_000

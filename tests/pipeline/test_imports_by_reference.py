@@ -152,7 +152,10 @@ def kitti360(tmp_path: Path) -> Path:
 def test_a_drive_of_kitti_360_is_a_scene_of_links(
     kitti360: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    alone = kitti360.parents[1] / f"data_2d_raw/{kitti360.name}/image_00/data_rect/0000000009.png"
+    Image.new("RGB", (8, 6)).save(alone)
     import_kitti360(kitti360, tmp_path / "out")
+    assert "image_00: 1 images have no sweep and are left out, the first is 0000000009" in caplog.text
     assert "1 of 4 scans have no pose near them" in caplog.text
     dataset, frames = frames_of(tmp_path / "out")
     assert [one.frame_id[-2:] for one in frames] == ["01", "02", "03"]

@@ -239,3 +239,11 @@ def test_without_poses_it_is_unknown_where_the_vehicle_was(root: Path, caplog: p
 
 def test_without_images_nothing_is_looked_at(root: Path) -> None:
     assert [frame.cameras for frame in frames_of(root, "none")] == [()] * 3
+
+
+def test_images_without_a_scan_are_counted_and_make_no_frame(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames_of(root)
+    assert caplog.text == ""
+    (root / "sequences/08/velodyne/000001.bin").unlink()
+    assert [frame.frame_id for frame in frames_of(root)] == ["08_000000", "11_000000"]
+    assert "sequences/08/image_2: 1 images have no sweep and are left out, the first is 000001" in caplog.text

@@ -23,6 +23,7 @@ import numpy as np
 
 from manifests.config import ConfigError
 from pipeline.datasets.semantic_kitti import square
+from pipeline.datasets.sweeps import tell_unswept
 from pipeline.exchange.imports.kitti_raw import IMU_HEIGHT_M, need, numbers, stamps, time_at
 from pipeline.exchange.imports.scene import (
     ImportedCamera,
@@ -63,6 +64,8 @@ def import_kitti360(drive: Path, out: Path) -> str:
         cam_from_rectified[:3, :3] = need(perspective, f"R_rect_{camera[-2:]}", 9, drive).reshape(3, 3).T
         ego_from_cam = chained(ego_from_imu, square(need(imu_from_cam, camera, 12, drive)), cam_from_rectified)
         cameras.append(ImportedCamera(camera, f"{camera}/{{frame}}.png", matrix, ego_from_cam))
+        taken = [path.stem for path in (images / "data_rect").glob("*.png")]
+        tell_unswept(f"{name}/{camera}", taken, scans)
     imu = plain_numbers(root / "data_poses" / name / "poses.txt", 13)
     poses = Poses([(1000 * time_at(times["lidar"], f"{int(row[0]):010d}", lidar), square(row[1:])) for row in imu])
 
@@ -76,12 +79,12 @@ def import_kitti360(drive: Path, out: Path) -> str:
         pose = world_from_ego(time_us)
         if pose is None:
             continue
-        taken = {}
+        beside = {}
         for camera in CAMERAS:
             if (root / "data_2d_raw" / name / camera / "data_rect" / f"{scan}.png").is_file():
                 image_us = time_at(times[camera], scan, root / "data_2d_raw" / name / camera)
-                taken[camera] = ImportedImage(f"{camera}/{scan}.png", image_us, world_from_ego(image_us))
-        frames.append(ImportedFrame(scan, time_us, pose, taken))
+                beside[camera] = ImportedImage(f"{camera}/{scan}.png", image_us, world_from_ego(image_us))
+        frames.append(ImportedFrame(scan, time_us, pose, beside))
     if len(frames) < len(scans):
         _log.warning(
             "%s: %d of %d scans have no pose near them and are left out", drive, len(scans) - len(frames), len(scans)

@@ -23,6 +23,7 @@ import scipy
 
 from manifests.config import ConfigError
 from pipeline.datasets.semantic_kitti import split_projection
+from pipeline.datasets.sweeps import tell_unswept
 from pipeline.exchange.imports.scene import ImportedCamera, ImportedFrame, ImportedImage, new_scene, write_scene
 from pipeline.geometry import Float64, chained, inverse_pose
 
@@ -34,7 +35,7 @@ EARTH_M = 6378137.0
 def import_kitti_raw(drive: Path, out: Path) -> str:
     """Write a drive as a scene whose files are links to those of KITTI, and return the scene's name.
 
-    Scans without an image, and images without a scan, are said in the scene: a frame without that camera, and no frame.
+    A scan without an image is a frame without that camera; an image without a scan is no frame, which is said.
     Raises ConfigError for files that are missing or not as described.
     """
     if not (drive / "velodyne_points").is_dir():
@@ -58,6 +59,8 @@ def import_kitti_raw(drive: Path, out: Path) -> str:
         cam_from_lidar = chained(cam_from_cam0, rectified, cam0_from_lidar)
         ego_from_cam = chained(ego_from_lidar, inverse_pose(cam_from_lidar))
         cameras.append(ImportedCamera(camera, f"{camera}/{{frame}}.png", intrinsics, ego_from_cam))
+        taken = [path.stem for path in (drive / camera / "data").glob("*.png")]
+        tell_unswept(f"{drive.name}/{camera}", taken, names)
     frames = []
     for name, pose in zip(names, world_from_imu, strict=True):
         there = [camera for camera in CAMERAS if (drive / camera / "data" / f"{name}.png").is_file()]
