@@ -20,6 +20,7 @@ from manifests.records.table import Identity, Predicted
 from manifests.sections.network import NetworkConfig, without_labels
 from manifests.sections.training import Improvement, Task
 from manifests.splits import ALL
+from manifests.stages import changed_votes
 from manifests.storage.errors import StoreError
 from manifests.storage.manifest import Manifest
 from manifests.storage.names import scene_of
@@ -248,7 +249,7 @@ def refine_identity(recipe: Recipe, of: str, by: Improvement, needs: Mapping[str
     left, settings = steps_left(recipe, of, by), recipe.refine
     found: dict[str, Json] = {"of": of, "steps": left, "n_classes": len(recipe.ontology.classes) - 1, **more}
     of_stages = ("names", "belief")  # of stage `vote`, and of what it keeps
-    voting = {key: value for key, value in changed_values(recipe.vote).items() if key not in of_stages}
+    voting = {key: value for key, value in changed_votes(recipe).items() if key not in of_stages}
     if "vote" in left and voting:
         found["vote"] = voting
     if "afi" in left:

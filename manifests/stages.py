@@ -195,7 +195,15 @@ def belief_needs(recipe: Recipe) -> tuple[Need, ...]:
 
 def votes_settings(recipe: Recipe) -> dict[str, Json]:
     """Return what a vote depends on beside tables."""
-    return {**changed_values(recipe.vote), "classes": recipe.ontology.class_of_prompt.tolist()}
+    return {**changed_votes(recipe), "classes": recipe.ontology.class_of_prompt.tolist()}
+
+
+def changed_votes(recipe: Recipe) -> dict[str, Json]:
+    """Return the settings of a vote that are not the usual ones, and what has been made of them since."""
+    changed = dict(changed_values(recipe.vote))
+    if recipe.vote.evidence == "log":  # hard votes are what they were, and keep their identities
+        changed["log"] = 2
+    return changed
 
 
 def believed(recipe: Recipe, key: str) -> tuple[Need, ...]:
@@ -283,7 +291,7 @@ SPECS: dict[str, TableSpec] = {
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
             affects=dict.fromkeys(("policy", "scores"), ("point_superpoint", "label", "confidence")),
         ),
-        TableSpec(Belief, 1, belief_needs, votes_settings),
+        TableSpec(Belief, 2, belief_needs, votes_settings),
         TableSpec(Vote, 2, vote_needs, votes_settings),
         TableSpec(
             kind=Correct,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,19 @@ Floats = npt.NDArray[np.floating[Any]]
 
 UNNAMED = 0.01
 """Least likelihood that a point is of a class which it does not name: nobody is surer than 99 %; it bounds evidence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What classes get at points, (n, classes + 1): ``votes``, of all points, and ``opinions``, of all sweeps.
+
+    Opinions are told in logarithms only: there the points of a sweep in one voxel say together what they say on
+    average, and a point's own say comes on top, as it does to the votes. Column 0 is what counts for no class: in
+    logarithms how much trust all that is counted has, else 0.
+    """
+
+    votes: Floats
+    opinions: Floats | None
 
 
 def gains(likelihood: Floats, n_classes: int) -> Floats:
@@ -29,12 +43,12 @@ def gains(likelihood: Floats, n_classes: int) -> Floats:
 def likelihoods(score: Floats, prior: float) -> Floats:
     """Return how likely every class is, (n, classes + 1), from evidence in logarithms: by its mean over all trust.
 
-    Its sum would be the likelihood if points erred by themselves; those of one thing err together, and a bound on the
-    sum makes equals of the classes of a dense place. Column 0 of ``score`` is that trust; with ``prior`` beside it, all
-    classes together are the less likely the less trust there is.
+    Its sum would be the likelihood if opinions erred by themselves; those of one thing err together, and a bound on the
+    sum makes equals of the classes of a dense place. Column 0 of ``score`` is that trust. ``prior`` beside it is trust
+    in nothing: it draws the mean towards none, and all classes together are the less likely the less trust there is.
     """
     mass = score[:, :1]
-    evidence = score[:, 1:] / np.maximum(mass, 1e-9)
+    evidence = score[:, 1:] / np.maximum(mass + prior, 1e-9)
     raised = np.exp(evidence - evidence.max(axis=1, keepdims=True))
     found = np.zeros_like(score)
     found[:, 1:] = raised / raised.sum(axis=1, keepdims=True) * (mass / np.maximum(mass + prior, 1e-9))

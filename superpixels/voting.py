@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from superpixels.evidence import gains, likelihoods
+from superpixels.evidence import Counted, gains, likelihoods
 from superpixels.returns import is_return
 from superpixels.unfit import Unfit
 
@@ -56,7 +56,7 @@ class VotingConfig:
     ``evidence``
         What a point gives a class that it names: "share", its weight, and classes are compared by their share of all
         votes; or "log", how many times likelier it is than a class that the point does not name, in logarithms:
-        opinions are multiplied.
+        opinions are multiplied, and confidence counts each sweep once in a voxel, however many of its points lie there.
     ``belief``
         The three likeliest classes of a point are kept with their shares, in table ``belief``.
     ``own``
@@ -68,7 +68,8 @@ class VotingConfig:
         A sweep looks through a place if all its returns in that direction, within a cell of this size, are farther away
         by ``through_m`` and 5 % of the distance.
     ``prior``
-        Evidence that nothing is known: confidence is winner / (all votes + prior).
+        Evidence that nothing is known: confidence is winner / (all votes + prior); in logarithms it draws the mean of
+        all opinions towards none.
     """
 
     reach: int = 8
@@ -258,15 +259,14 @@ def vote(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingCo
     return decided(counted(own, others, n_classes, config), own.best, config)
 
 
-def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingConfig) -> Floats:
-    """Return what every class gets at every point of ``own``, (n, classes + 1); all points are returns.
-
-    Column 0 is what counts for no class: in logarithms how much trust all that is counted has, else 0.
-    """
+def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: VotingConfig) -> Counted:
+    """Return what every class gets at every point of ``own``, all of whose points are returns."""
     here = own.xyz_m.astype(np.float64)
     seen_from_here = RangeImage(here, config)
     voxels = Voxels(here, config.edges_m)
+    log = config.evidence == "log"
     score = np.zeros((len(here), n_classes + 1))
+    opinions = np.zeros_like(score) if log else None
     heard = np.empty_like(score)
     for ballot in (own, *others):
         place = ballot.xyz_m.astype(np.float64)
@@ -274,43 +274,51 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
         label, weight = ballot.votes(n_classes, config.evidence)
         weight = weight * (0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s))[:, None]
         votes = np.logical_or.reduce([column > 0 for column in weight.T])
-        if ballot is own:
-            score += voxels.votes(place[votes], label[votes], weight[votes], n_classes)[voxels.of_point]
-            continue
-        if config.vehicle_m:
-            votes &= np.hypot(place[:, 0], place[:, 1]) > config.vehicle_m
-        in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
-        may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
-        place = _moved(ballot.here_from_lidar, place)
-        votes &= ~seen_from_here.looks_through(place)
-        in_voxel = voxels.votes(place[votes], label[votes], weight[votes], n_classes)
-        in_voxel.take(voxels.of_point, axis=0, out=heard, mode="clip")
-        heard *= may_speak[:, None]
-        score += heard
-    everyone = np.arange(len(here))
+        may_speak = None
+        if ballot is not own:
+            if config.vehicle_m:
+                votes &= np.hypot(place[:, 0], place[:, 1]) > config.vehicle_m
+            in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
+            may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
+            place = _moved(ballot.here_from_lidar, place)
+            votes &= ~seen_from_here.looks_through(place)
+        met = voxels.met(place[votes])
+        in_voxel = voxels.votes(met, label[votes], weight[votes], n_classes)
+        said = [(score, in_voxel)]
+        if opinions is not None:  # points of one sweep err together in one place, so that they are one opinion
+            n_points = np.bincount(met[1], minlength=len(in_voxel))
+            said.append((opinions, in_voxel / np.maximum(n_points, 1)[:, None]))
+        for total, one in said:
+            one.take(voxels.of_point, axis=0, out=heard, mode="clip")
+            if may_speak is not None:
+                heard *= may_speak[:, None]
+            total += heard
     own_label, own_weight = own.votes(n_classes, config.evidence)
     own_weight = own_weight * config.own * 0.5 ** (_length(here) / config.range_half_m)[:, None]
-    for column in range(own_label.shape[1]):
-        score[everyone, own_label[:, column]] += own_weight[:, column]
-    return score
+    for total in (score,) if opinions is None else (score, opinions):
+        for column in range(own_label.shape[1]):
+            total[np.arange(len(here)), own_label[:, column]] += own_weight[:, column]
+    return Counted(score, opinions)
 
 
-def decided(score: Floats, before: npt.NDArray[np.uint8], config: VotingConfig) -> Voted:
-    """Return the labels of points, (n,), that were called so ``before``, from what `counted` says."""
-    everyone = np.arange(len(score))
-    if config.evidence == "log":
-        part, whole = likelihoods(score, config.prior), np.ones(len(score))
-        total = score[:, 1:].max(axis=1, initial=0.0)
-    else:
-        part, total = score, score.sum(axis=1)
-        whole = total + config.prior
+def decided(count: Counted, before: npt.NDArray[np.uint8], config: VotingConfig) -> Voted:
+    """Return the labels of points, (n,), that were called so ``before``, from what `counted` says.
+
+    Votes say which label a point has. How sure that is, and what it may be instead, is told by opinions where there
+    are any; the label may have less of them than another class.
+    """
+    part, everyone = count.votes, np.arange(len(before))
+    part[:, 0] = 0
+    total = part.sum(axis=1)
     winner = part.argmax(axis=1)
     keeps = (before > 0) & (part[everyone, winner] <= part[everyone, before])
     label = np.where(keeps | (total == 0), before, winner).astype(np.uint8)
-    named = (label > 0) & (total > 0)
+    named, whole = (label > 0) & (total > 0), total + config.prior
+    if count.opinions is not None:
+        part, whole = likelihoods(count.opinions, config.prior), np.ones(len(part))
     confidence = _share(part[everyone, label], whole, named)
     part[everyone, label] = part[:, 0] = 0
-    others, shares = np.zeros((len(score), KEPT), np.uint8), np.zeros((len(score), KEPT), np.float32)
+    others, shares = np.zeros((len(part), KEPT), np.uint8), np.zeros((len(part), KEPT), np.float32)
     for rank in range(min(KEPT, part.shape[1])):
         other = part.argmax(axis=1)
         shares[:, rank] = _share(part[everyone, other], whole, named)
@@ -346,7 +354,7 @@ def seen_twice(
     of_second = (second.best > 0) & ~RangeImage(here, config).looks_through(second_here)
     voxels = Voxels(here[of_first], SMALL_M)
     votes = [
-        voxels.votes(place[chosen], best[chosen, None], np.ones((int(chosen.sum()), 1)), n_classes)
+        voxels.votes(voxels.met(place[chosen]), best[chosen, None], np.ones((int(chosen.sum()), 1)), n_classes)
         for best, place, chosen in ((first.best, here, of_first), (second.best, second_here, of_second))
     ]
     both = (votes[0].sum(axis=1) > 0) & (votes[1].sum(axis=1) > 0)
@@ -375,7 +383,8 @@ def named_at(
     stands = real & ~RangeImage(there, config).looks_through(first_there)
     heard = (second.best > 0) & ~RangeImage(here[real], config).looks_through(second_here)
     voxels = Voxels(here[stands], SMALL_M)
-    votes = voxels.votes(second_here[heard], second.best[heard, None], np.ones((int(heard.sum()), 1)), n_classes)
+    met = voxels.met(second_here[heard])
+    votes = voxels.votes(met, second.best[heard, None], np.ones((int(heard.sum()), 1)), n_classes)
     name = np.where(votes.sum(axis=1) > 0, votes.argmax(axis=1), 0)
     found = np.zeros(len(here), np.uint8)
     found[stands] = name[voxels.of_point]
@@ -393,26 +402,35 @@ class Voxels:
         self._sides = cells.max(axis=0, initial=0) - self._low + 1
         self._keys, self.of_point = np.unique(self._key(cells), return_inverse=True)
 
-    def votes(self, xyz_m: Floats, label: npt.NDArray[np.uint8], weight: Floats, n_classes: int) -> Floats:
-        """Return the votes (voxels, classes + 1) in every voxel: those of points at ``xyz_m`` (m, 3).
+    def votes(
+        self,
+        met: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+        label: npt.NDArray[np.uint8],
+        weight: Floats,
+        n_classes: int,
+    ) -> Floats:
+        """Return the votes (voxels, classes + 1) in every voxel: those of the points that ``met`` says lie in it.
 
-        Their ``label`` and ``weight`` are (m, k).
+        ``label`` and ``weight`` (m, k) are those of all points that were asked for.
         """
+        point, voxel = met
+        place_of_vote = voxel[:, None] * (n_classes + 1) + label[point]
+        votes = np.bincount(place_of_vote.ravel(), weight[point].ravel(), minlength=len(self._keys) * (n_classes + 1))
+        # of no votes at all, NumPy counts in whole numbers
+        return votes.reshape(len(self._keys), n_classes + 1).astype(np.float64, copy=False)
+
+    def met(self, xyz_m: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return which of the points at ``xyz_m`` (m, 3) lie in a voxel, and in which, (q,) both."""
         cells = self._cells(xyz_m)
         x, y, z = (
             (cells[:, axis] >= low) & (cells[:, axis] < low + side)
             for axis, (low, side) in enumerate(zip(self._low, self._sides, strict=True))
         )
-        inside = x & y & z
+        inside = np.flatnonzero(x & y & z)
         key = self._key(cells[inside])
         voxel = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         meets = self._keys[voxel] == key if len(self._keys) else np.zeros(len(key), np.bool_)
-        place_of_vote = voxel[meets][:, None] * (n_classes + 1) + label[inside][meets]
-        votes = np.bincount(
-            place_of_vote.ravel(), weight[inside][meets].ravel(), minlength=len(self._keys) * (n_classes + 1)
-        )
-        # of no votes at all, NumPy counts in whole numbers
-        return votes.reshape(len(self._keys), n_classes + 1).astype(np.float64, copy=False)
+        return inside[meets], voxel[meets]
 
     def _cells(self, xyz_m: Floats) -> npt.NDArray[np.int64]:
         return np.asarray(np.floor(xyz_m / self._edges_m).astype(np.int64))

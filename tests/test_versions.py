@@ -42,6 +42,7 @@ WITHOUT_OTHER = {
     "features": "picks a part; the settings of others are refused",
     "text": "picks an encoder, which then has settings that none other takes",
     "artifacts": "finished maps as a member: files of their own, tried in tests/pipeline/test_ensemble.py",
+    "augment": "words of its own, tried in tests/pipeline/test_views.py",
     "scored": "pairs of scores, tried in tests/pipeline/test_oracle_settings.py",
     "class_weights": "pairs of a class and a number, tried in tests/pipeline/test_ensemble.py",
 }

@@ -76,6 +76,7 @@ Optimiser = Literal["sgd", "adamw"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 Weight = Literal["none", "confidence"]
+DistillLoss = Literal["hard", "soft"]
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,10 @@ class DistillConfig(ClassesConfig):
     run's folder, or "" (at random). Defaults are the paper's 5 epochs from TMP. Parity: ``label = "first"`` in
     ``[voxels]``.
 
+    ``loss``
+        What the cross-entropy compares with: "hard", the label of a voxel (the paper), or "soft", what its points may
+        be by the vote: the mean of the shares that table ``belief`` keeps (vote.belief), those of each point adding up
+        to 1. Points that were corrected since are what they were called then. Lovász learns the label either way.
     ``weight``
         How much a voxel counts in both terms of the loss: "none", all the same (the paper), or "confidence", as much as
         its label is sure: the mean confidence of its points that bear it (see losses.segmentation_loss).
@@ -217,9 +222,17 @@ class DistillConfig(ClassesConfig):
     lr_trunk: float = 0.02
     init: str = "pretrain"
     weight: Weight = "none"
+    loss: DistillLoss = "hard"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss not in get_args(DistillLoss):
+            raise ValueError(f"loss is {self.loss!r}; choose one of {get_args(DistillLoss)}")
+        if self.loss == "soft" and self.weight != "none":
+            raise ValueError(
+                f'loss is "soft", so that shares say already how sure a label is, and weight {self.weight!r}; set '
+                'weight to "none"'
+            )
         if self.weight not in get_args(Weight):
             raise ValueError(f"weight is {self.weight!r}; choose one of {get_args(Weight)}")
         check_rate("lr_head", self.lr_head)

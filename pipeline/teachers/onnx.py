@@ -24,6 +24,7 @@ from pipeline.teachers.loading.sessions import Session, open_session
 from pipeline.teachers.loading.towers import Towers, load_towers
 from pipeline.teachers.masks import parts_of, resized
 from pipeline.teachers.oracle import direction
+from pipeline.teachers.views import over_views
 from superpixels.class_maps import likeliest, restored
 from superpixels.pooling import mean_score, segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
@@ -129,6 +130,12 @@ class Onnx:
         self.tell_focal(camera, focal_px * size[1] / image.shape[1])
         return resampled(image, size, self.config.the_card.input.resample)
 
+    def scaled(self, image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+        """Return an RGB image (H, W, 3) about so many times as large, of a size that the network takes."""
+        said = self.config.the_card.input
+        height, width = (max(1, round(side * scale / said.divisor_px)) * said.divisor_px for side in image.shape[:2])
+        return resampled(image, (height, width), said.resample)
+
     def tell_focal(self, camera: Camera, seen_px: float) -> None:
         """Log, once a camera, that the network sees things much larger or smaller than those it was taught with."""
         made_for = self.config.the_card.input.focal_px
@@ -155,7 +162,7 @@ class Onnx:
             if number and np.array_equal(image, images[number - 1]):  # that a batch was filled up with
                 rows.append(rows[-1])
                 continue
-            probability = self.network(image)
+            probability = over_views(self.network, image, self.config.views, self.scaled)
             finite = bool(np.isfinite(probability).all())
             numbers = probability if finite else np.zeros_like(probability)
             rows.append((*likeliest(numbers, self.config.top, self.config.kept == "float32"), np.asarray(finite)))

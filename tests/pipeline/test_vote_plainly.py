@@ -132,7 +132,7 @@ def asked(window: Sequence[FrameInput], config: VotingConfig) -> list[FrameInput
 
 def plainly(window: Sequence[FrameInput], recipe: Recipe) -> list[Told]:
     """Return what the vote says of the points of the first frame of a window."""
-    config, here = recipe.vote, window[0].frame
+    config, n_classes = recipe.vote, len(recipe.ontology.classes) - 1
     window = asked(window, config)
     sweeps = [[one for one in said_by(frame, recipe) if any(one.place)] for frame in window]
     near_m = [nearest(sweep, config) for sweep in sweeps]
@@ -142,34 +142,55 @@ def plainly(window: Sequence[FrameInput], recipe: Recipe) -> list[Told]:
             told.append(Told(point.label, 0, [0, 0], False))
             continue
         score: dict[int, float] = defaultdict(float)
-        mass = 0.0
+        opinions: dict[int, float] = defaultdict(float)
+        mass = 0.0  # how much is trusted what sweeps say
         for frame, sweep, near in zip(window, sweeps, near_m, strict=True):
-            here_from_there = np.linalg.inv(here.world_from_lidar) @ frame.frame.world_from_lidar
-            own = frame is window[0]
-            if not own and through(near, moved(np.linalg.inv(here_from_there), point.place), config):
-                continue
-            ago_s = abs(here.timestamp_us - frame.frame.timestamp_us) / 1e6
-            for one in sweep:
-                if not own and math.hypot(*one.place[:2]) <= config.vehicle_m:
-                    continue
-                place = one.place if own else moved(here_from_there, one.place)
-                if voxel_of(place, config) != voxel_of(point.place, config):
-                    continue
-                if not own and through(near_m[0], place, config):
-                    continue
-                fades = 0.5 ** (math.dist(one.place, (0, 0, 0)) / config.range_half_m + ago_s / config.time_half_s)
-                for name, gain, trust in gained(one, config, len(recipe.ontology.classes) - 1):
-                    score[name] += fades * gain * trust
-                mass += fades * one.names[0][2] if one.names else 0.0
+            said, trusts = heard(point, window[0], frame, sweep, near, near_m[0], recipe)
+            for name, gain in said:
+                score[name] += gain
+                opinions[name] += gain / max(len(trusts), 1)
+            mass += sum(trusts) / max(len(trusts), 1)
         fades = config.own * 0.5 ** (math.dist(point.place, (0, 0, 0)) / config.range_half_m)
-        for name, gain, trust in gained(point, config, len(recipe.ontology.classes) - 1):
+        for name, gain, trust in gained(point, config, n_classes):
             score[name] += fades * gain * trust
+            opinions[name] += fades * gain * trust
         mass += fades * point.names[0][2] if point.names else 0.0
         if config.evidence == "log":
-            told.append(likeliest(score, mass, point.label, len(recipe.ontology.classes) - 1, config))
+            told.append(likeliest(score, opinions, mass, point.label, n_classes, config))
         else:
             told.append(outcome(score, point.label, config))
     return told
+
+
+def heard(
+    point: Said,
+    here: FrameInput,
+    frame: FrameInput,
+    sweep: Sequence[Said],
+    near_m: dict[tuple[int, int], float],
+    near_here_m: dict[tuple[int, int], float],
+    recipe: Recipe,
+) -> tuple[list[tuple[int, float]], list[float]]:
+    """Return what a sweep gives the classes of a point, and how much each of its points is trusted that says so."""
+    config, own = recipe.vote, frame is here
+    said: list[tuple[int, float]] = []
+    trusts: list[float] = []
+    here_from_there = np.linalg.inv(here.frame.world_from_lidar) @ frame.frame.world_from_lidar
+    if not own and through(near_m, moved(np.linalg.inv(here_from_there), point.place), config):
+        return said, trusts
+    ago_s = abs(here.frame.timestamp_us - frame.frame.timestamp_us) / 1e6
+    for one in sweep:
+        place = one.place if own else moved(here_from_there, one.place)
+        if voxel_of(place, config) != voxel_of(point.place, config):
+            continue
+        if not own and (math.hypot(*one.place[:2]) <= config.vehicle_m or through(near_here_m, place, config)):
+            continue
+        fades = 0.5 ** (math.dist(one.place, (0, 0, 0)) / config.range_half_m + ago_s / config.time_half_s)
+        for name, gain, trust in gained(one, config, len(recipe.ontology.classes) - 1):
+            said.append((name, fades * gain * trust))
+        if one.names and one.names[0][2] > 0:
+            trusts.append(fades * one.names[0][2])
+    return said, trusts
 
 
 def gained(one: Said, config: VotingConfig, n_classes: int) -> list[tuple[int, float, float]]:
@@ -181,14 +202,23 @@ def gained(one: Said, config: VotingConfig, n_classes: int) -> list[tuple[int, f
     return [(name, math.log(max(likelihood / rest, 1)), trust) for name, likelihood, trust in one.names]
 
 
-def likeliest(score: dict[int, float], mass: float, before: int, n_classes: int, config: VotingConfig) -> Told:
-    """Return what comes of evidence in logarithms, of which `mass` is the weight."""
-    if max(score.values(), default=0.0) <= 0:
-        return Told(before, 0, [0, 0], False)
-    evidence = [score.get(name, 0.0) / mass for name in range(1, n_classes + 1)]
+def likeliest(
+    score: dict[int, float],
+    opinions: dict[int, float],
+    mass: float,
+    before: int,
+    n_classes: int,
+    config: VotingConfig,
+) -> Told:
+    """Return what comes of evidence in logarithms: who wins by points, and how sure that is by opinions of sweeps."""
+    found = outcome(score, before, replace(config, prior=0.0))
+    if not found.label or sum(score.values()) <= 0:
+        return replace(found, confidence=0, others=[0, 0])
+    evidence = [opinions.get(name, 0.0) / (mass + config.prior) for name in range(1, n_classes + 1)]
     odds = [math.exp(one - max(evidence)) for one in evidence]
-    likely = {name + 1: one / sum(odds) * mass / (mass + config.prior) for name, one in enumerate(odds)}
-    return outcome(likely, before, replace(config, prior=max(1 - sum(likely.values()), 0.0)))
+    likely = [one / sum(odds) * mass / (mass + config.prior) for one in odds]
+    sure = max(round(likely.pop(found.label - 1) * 255), 1)
+    return replace(found, confidence=sure, others=[round(one * 255) for one in sorted(likely, reverse=True)[:2]])
 
 
 def outcome(score: dict[int, float], before: int, config: VotingConfig) -> Told:

@@ -17,11 +17,11 @@ from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.tables.base import Rows
-from manifests.tables.labels import Target
+from manifests.tables.labels import Belief, Target
 from manifests.tables.sensors import Points
 from tests.filled import record
 from trainer.data import tables as data_tables
-from trainer.data.batches import Batch, ConfidentBatch, PairBatch, TargetBatch, join
+from trainer.data.batches import Batch, ConfidentBatch, PairBatch, SoftBatch, TargetBatch, join
 from trainer.data.loading import BatchDataset, EpochOrder, Part, Step, load_batches
 from trainer.data.samples import all_finite, pair_sample, target_sample
 from trainer.data.tables import FrameRow, Tables, read_text, select_frames
@@ -154,6 +154,35 @@ def test_a_target_sample_has_the_majority_of_each_voxel() -> None:
     assert sure.labels.tolist() == [2, 1]
     assert sure.confidence.tolist() == [150, 255]
     assert join([sure, sure]).confidence.tolist() == [150, 255, 150, 255]
+
+
+def test_a_soft_sample_has_what_the_points_of_each_voxel_may_be() -> None:
+    xyz_m = np.array([[0.9, 0, 0], [1.0, 0, 0], [1.1, 0, 0], [5, 0, 0], [9, 0, 0]], np.float32)
+    points = record(Points, xyz_m=xyz_m, intensity=np.zeros(5, np.float32))
+    target = record(Target, label=np.array([0, 2, 2, 1, 0], np.uint8))
+    # the first is nothing by now, the fourth was called 2 by the vote and is 1 since
+    belief = record(
+        Belief,
+        label=np.array([[1, 0, 0], [2, 1, 3], [2, 0, 0], [2, 1, 0], [0, 0, 0]], np.uint8),
+        share=np.array([[90, 0, 0], [100, 60, 40], [51, 0, 0], [200, 50, 0], [0, 0, 0]], np.uint8),
+    )
+    rows = Rows(points, belief, target)
+    soft = target_sample(VOXELS, None, CLASSES, rows, np.random.default_rng(0), soft=True)
+    assert isinstance(soft, SoftBatch) and soft.labels.tolist() == [2, 1, 0]
+    expected = np.zeros((3, len(CLASSES)), np.float32)
+    expected[0, [1, 2, 3]] = (0 + 60 / 200) / 2, (1 + 100 / 200) / 2, (0 + 40 / 200) / 2
+    expected[1, 1] = 1
+    np.testing.assert_allclose(soft.shares.numpy(), expected, atol=1e-6)
+    assert join([soft, soft]).shares.shape == (6, len(CLASSES))
+    first = target_sample(replace(VOXELS, label="first"), None, CLASSES, rows, np.random.default_rng(0), soft=True)
+    assert isinstance(first, SoftBatch) and first.labels.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(first.shares.numpy(), expected * [[0], [1], [0]])
+    for wrong in (
+        replace(belief, label=belief.label[1:], share=belief.share[1:]),
+        replace(belief, label=np.full((5, 3), 99, np.uint8)),
+    ):
+        with pytest.raises(ValueError, match="table `belief`, column `label`"):
+            target_sample(VOXELS, None, CLASSES, Rows(points, wrong, target), np.random.default_rng(0), soft=True)
 
 
 def test_pairs_point_at_the_voxels_of_their_points(fleet: Any) -> None:

@@ -107,6 +107,13 @@ class ConfidentBatch(TargetBatch):
 
 
 @dataclass(frozen=True)
+class SoftBatch(TargetBatch):
+    """For the learning of what voxels may be: `shares` (v, classes) float32; of voxels that teach they add up to 1."""
+
+    shares: Tensor
+
+
+@dataclass(frozen=True)
 class PointBatch(Batch):
     """For prediction: `point_voxel` (n,) int64, the voxel of every return; `n_points` (frames,) int64 returns a frame.
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from manifests.sections.network import AugmentConfig, VoxelConfig
 from manifests.tables.base import Rows
-from manifests.tables.labels import Target
+from manifests.tables.labels import Belief, Target
 from manifests.tables.sensors import Points
 from manifests.tables.superpoints import Pairs
 from superpixels.returns import is_return
 from trainer.data.augment import augment, view_of
-from trainer.data.batches import Batch, ConfidentBatch, PairBatch, PointBatch, TargetBatch, join
-from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
+from trainer.data.batches import Batch, ConfidentBatch, PairBatch, PointBatch, SoftBatch, TargetBatch, join
+from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxel_shares, voxelise
 
 
 def pair_sample(
@@ -114,17 +114,43 @@ def target_sample(
     rng: np.random.Generator,
     *,
     confident: bool = False,
+    soft: bool = False,
 ) -> TargetBatch:
     """Return one frame of tables `points` and `target`, seen as `augmentation` draws it; raises like `class_sample`.
 
-    With `confident` it is a ConfidentBatch.
+    With `confident` it is a ConfidentBatch, with `soft`, which takes table `belief` too, a SoftBatch.
     """
     target = rows[Target]
+    if soft:
+        shares = point_shares(rows[Belief], target.label, len(class_names))
+        return class_sample(voxels, augmentation, class_names, rows[Points], target.label, rng, shares=shares)
     if confident and len(target.confidence) != len(target.label):
         what = f"column `confidence` has {len(target.confidence)} rows for {len(target.label)} labels"
         raise unusable("target", what)
     confidence = target.confidence if confident else None
     return class_sample(voxels, augmentation, class_names, rows[Points], target.label, rng, confidence)
+
+
+def point_shares(belief: Belief, label: NDArray[np.uint8], n_classes: int) -> NDArray[np.float32]:
+    """Return what points may be, (n, n_classes): the shares in `belief`, which add up to 1, or `label` (n,) alone.
+
+    That is where the label is not the likeliest class of the vote: it was corrected since, by a person or along
+    surfaces. Points without a label have no shares. Raises ValueError for a table of other points or classes.
+    """
+    if len(belief.label) != len(label):
+        raise unusable("belief", f"column `label` has {len(belief.label)} rows and table `target` {len(label)}")
+    if belief.label.max(initial=0) >= n_classes:
+        raise unusable("belief", f"column `label` holds {belief.label.max()}, which is none of the {n_classes} classes")
+    named = np.where(belief.label > 0, belief.share, 0).astype(np.float32)
+    named[belief.label[:, 0] != label] = 0
+    total = named.sum(axis=1)
+    found = np.zeros((len(label), n_classes), np.float32)
+    every = np.arange(len(label))
+    for rank in range(named.shape[1]):
+        found[every, belief.label[:, rank]] += named[:, rank] / np.maximum(total, 1)
+    found[every[total == 0], label[total == 0]] = 1
+    found[:, 0] = 0
+    return found
 
 
 def class_sample(
@@ -136,11 +162,13 @@ def class_sample(
     rng: np.random.Generator,
     confidence: NDArray[np.uint8] | None = None,
     *,
+    shares: NDArray[np.float32] | None = None,
     table: str = "target",
 ) -> TargetBatch:
     """Return a sweep whose points bear classes, `label` (n,), 0 none, seen as `augmentation` draws it.
 
-    With the `confidence` (n,) of these labels in 1/255 it is a ConfidentBatch. Raises ValueError for a label that is
+    With the `confidence` (n,) of these labels in 1/255 it is a ConfidentBatch, with the `shares` (n, classes) of what
+    points may be, which add up to 1 where there is a label, a SoftBatch. Raises ValueError for a label that is
     none of the classes, or labels of another sweep, in terms of their `table`.
     """
     check_sweep(sweep)
@@ -153,10 +181,14 @@ def class_sample(
     if not there.all():
         sweep, label = some_of(sweep, there), label[there]
         confidence = None if confidence is None else confidence[there]
+        shares = None if shares is None else shares[there]
     sweep, kept, _ = transformed(sweep, None, augmentation, rng)
     grid = voxelise(sweep.xyz_m, sweep.intensity, voxels)
     labels = voxel_labels(label[kept], grid.inverse, len(grid.coords), voxels.label)
     target = TargetBatch(**vars(batch_of(sweep.frame_id, grid)), labels=torch.from_numpy(labels))
+    if shares is not None:
+        may_be = voxel_shares(shares[kept], label[kept], grid, labels, voxels.label)
+        return SoftBatch(**vars(target), shares=torch.from_numpy(may_be))
     if confidence is None:
         return target
     sure = voxel_confidences(confidence[kept], label[kept], grid, labels, voxels.label)

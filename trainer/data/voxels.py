@@ -149,3 +149,25 @@ def _grouped(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.boo
     starts = np.ones(len(keys), np.bool_)
     np.not_equal(sorted_keys[1:], sorted_keys[:-1], out=starts[1:])
     return order, starts
+
+
+def voxel_shares(
+    point_shares: NDArray[np.float32],
+    point_labels: NDArray[np.integer[Any]],
+    grid: Voxels,
+    labels: NDArray[np.int64],
+    mode: LabelRule,
+) -> NDArray[np.float32]:
+    """Return what every voxel may be, (v, classes): the mean shares of its labelled points; 0 where there are none.
+
+    ``point_shares`` (n, classes) add up to 1 where ``point_labels`` (n,) are not 0; ``labels`` (v,) is what
+    :func:`voxel_labels` made of the latter in the same mode. With ``"first"`` they are the representative point's.
+    """
+    if mode == "first":
+        return np.where(labels[:, None] > 0, point_shares[grid.first_point], 0).astype(np.float32)
+    bears = point_labels > 0
+    voxel, n_voxels, n_classes = grid.inverse[bears], len(labels), point_shares.shape[1]
+    place = voxel[:, None] * n_classes + np.arange(n_classes)
+    sums = np.bincount(place.ravel(), point_shares[bears].ravel(), n_voxels * n_classes).reshape(n_voxels, n_classes)
+    means: NDArray[np.float64] = sums / np.maximum(np.bincount(voxel, minlength=n_voxels), 1)[:, None]
+    return means.astype(np.float32)

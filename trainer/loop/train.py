@@ -39,7 +39,7 @@ from trainer.loop.ranks import Ranks, joined
 from trainer.loop.run_folder import Run, earlier_run, initial_checkpoint, locked
 from trainer.network.sparse import open_engine
 from trainer.objectives.losses import Counts, GlobalBatch, counts
-from trainer.objectives.registry import OBJECTIVES, READS
+from trainer.objectives.registry import OBJECTIVES, tables_read
 from trainer.records import record
 
 LOG_EVERY = 20  # steps between two lines of the log
@@ -97,7 +97,7 @@ def train(recipe: Recipe, task: Task, console: Console, *, resume: str = "auto",
 def prepare(recipe: Recipe, task: Task, store: Store, ranks: Ranks) -> Run:
     """Return the run of a task; raises like `train`."""
     check_named(f"{task}.split", getattr(recipe, task).split, recipe.data.dataset)
-    ref = tables_of(store, recipe, READS[task])
+    ref = tables_of(store, recipe, tables_read(recipe, task))
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     engine = open_engine(recipe.network.engine, recipe.run.device)
     device = resolve_device(recipe.run.device, engine, ranks)

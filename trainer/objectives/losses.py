@@ -167,6 +167,7 @@ def segmentation_loss(
     ignore: int = 0,
     global_batch: GlobalBatch | None = None,
     weight: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> SegmentationTerms:
     """Cross-entropy plus Lovász-softmax over the rows whose label is not ``ignore``; 0 if there is no such row.
 
@@ -178,6 +179,9 @@ def segmentation_loss(
     ``weight`` (v,), whole numbers, 0 or more and on any scale, says how much a row counts: the cross-entropy is the
     weighted mean, and the IoU that the Lovász term bounds is of sums of weights in place of numbers of rows. A row
     without weight teaches nothing.
+
+    ``shares`` (v, c), which add up to 1 in rows that teach, are what the cross-entropy compares with in place of the
+    label: the mean of -sum(shares * log(probabilities)). The Lovász term takes the label either way.
     """
     labelled = labels != ignore
     if weight is not None:
@@ -190,7 +194,10 @@ def segmentation_loss(
     if total == 0:
         zero = logits.sum() * 0
         return SegmentationTerms(zero, zero, zero)
-    if weight is None:
+    if shares is not None:
+        compared = F.cross_entropy(rows, shares[labelled].to(rows), reduction="none")
+        cross_entropy = (compared if weight is None else compared * weight).sum() / total
+    elif weight is None:
         cross_entropy = F.cross_entropy(rows, labels, reduction="sum") / total
     else:
         cross_entropy = (F.cross_entropy(rows, labels, reduction="none") * weight).sum() / total

@@ -8,6 +8,7 @@ import torch
 
 from manifests.recipe import Recipe
 from manifests.sections.training import Task
+from manifests.stages import believed
 from manifests.storage.refs import Ref
 from manifests.storage.store import Store
 from trainer.objectives.distillation import distillation
@@ -31,7 +32,15 @@ READS: dict[Task, tuple[str, ...]] = {
     "finetune": LABELLED,
     "supervised": LABELLED,
 }
-"""The tables that each task reads."""
+"""The tables that each task reads, whatever the recipe."""
+
+
+def tables_read(recipe: Recipe, task: Task) -> tuple[str, ...]:
+    """Return the tables that a task of a recipe reads; raises ConfigError for one that the recipe does not make."""
+    if task == "distill" and recipe.distill.loss == "soft":
+        return (*READS[task], *(need.table for need in believed(recipe, 'distill.loss = "soft"')))
+    return READS[task]
+
 
 EARLIER_RUNS: dict[Task, tuple[Task, ...]] = {
     "distill": ("pretrain",),

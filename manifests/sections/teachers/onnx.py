@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from manifests.config import ConfigError
 from manifests.fingerprint import Json, Settings
 from manifests.ontology import Ontology
 from manifests.sections.data import DataConfig
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.card import Card, find_card, read_card
 from manifests.sections.teachers.published import pinned_by_publication
+from manifests.sections.teachers.views import View, views_of
 from manifests.sections.teachers.weights import Weights, check_weights, weights_identity
 
 TEXTS = ("none", "clip", "sentence")
@@ -32,6 +34,10 @@ class OnnxConfig(TeacherSection):
     likeliest classes are kept of every cell of the network's grid, and `kept` how their probabilities are: "uint8", in
     steps of 1/255, or "float32".
 
+    `augment` are other views of every image that the network is asked of too: "flip", mirrored, "scale:1.25", so many
+    times as large, or "flip+scale:1.25". Probabilities are averaged over the image and its views, and lowered where
+    these disagree; each view costs as much as the image. Networks of a fixed size take no scale.
+
     `text` says where the vectors of prompts come from, which pre-training learns: "clip", a text tower of CLIP,
     "sentence", a sentence encoder whose words' vectors are averaged, or "none", directions that are drawn from the
     prompts' letters and mean nothing. `dims` is how many numbers these have. `text_model` is the tower's name in
@@ -49,6 +55,7 @@ class OnnxConfig(TeacherSection):
     card: str = ""
     top: int = 3
     kept: str = "uint8"
+    augment: tuple[str, ...] = ()
     text: str = "none"
     dims: int = 64
     text_model: str = ""
@@ -69,6 +76,7 @@ class OnnxConfig(TeacherSection):
             raise ValueError(f"top is {self.top} and dims {self.dims}; expected 1 to 64, and 8 to 4096")
         if self.kept not in ("uint8", "float32"):
             raise ValueError(f'kept is "{self.kept}"; choose "uint8" or "float32"')
+        views_of(self.augment)
         if self.text not in TEXTS:
             raise ValueError(f'text is "{self.text}"; choose "none", "clip" or "sentence"')
         given = {key for key in ("text_model", "text_weights") if getattr(self, key)}
@@ -105,6 +113,20 @@ class OnnxConfig(TeacherSection):
         return read_card(find_card(self.card, self.weights))
 
     @property
+    def views(self) -> tuple[View, ...]:
+        """The other views of every image that the network is asked of."""
+        return views_of(self.augment)
+
+    def check_views(self) -> None:
+        """Raise ConfigError for a view of another size where the network takes one size alone."""
+        said = self.the_card.input
+        if said.height_px and any(view.scale != 1.0 for view in self.views):
+            raise ConfigError(
+                f"teacher.augment asks for images of another size, but by {self.the_card.path} the network takes "
+                f"{said.width_px} x {said.height_px} pixels alone; leave the scales out"
+            )
+
+    @property
     def templates(self) -> str:
         """The sentences that prompts are put into: CLIP's 80; a sentence encoder, or no encoder, takes words alone."""
         return "imagenet80" if self.text == "clip" else "single"
@@ -137,7 +159,8 @@ class OnnxConfig(TeacherSection):
         taught = {"supervised": True} if self.the_card.network.driving_labels else {}
         if stage == "segment":
             return {"name": self.name, **taught}
-        kept = {key: value for key, value in self.counted().items() if key in ("top", "kept")}
+        kept = {key: value for key, value in self.counted().items() if key in ("top", "kept", "augment")}
+        self.check_views()
         return {"name": self.name, "weights": self.pinned.identity, "card": self.the_card.identity, **kept, **taught}
 
     def _text_settings(self) -> dict[str, Json]:
