@@ -69,14 +69,18 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(old: Json, new: Json) -> list[str]:
-    """Return one line per value that differs, for example `settings.min_points: 2 -> 3`, in sorted order of paths."""
+def differences(old: Json, new: Json, absent: str = "(default)") -> list[str]:
+    """Return one line per value that differs, for example `settings.min_points: 2 -> 3`, in sorted order of paths.
+
+    `absent` stands for what one of them does not hold: in an identity that is the default.
+    """
     before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
     lines = []
     filled = {path[:at] for path in before.keys() | after.keys() for at, sign in enumerate(path) if sign == "."}
     for path in sorted((before.keys() | after.keys()) - filled):  # what is empty on one side has its lines by then
-        if before.get(path, _ABSENT) != after.get(path, _ABSENT):
-            lines.append(f"{path}: {show(before.get(path, _ABSENT))} -> {show(after.get(path, _ABSENT))}")
+        ends = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        if ends[0] != ends[1]:
+            lines.append(f"{path}: {' -> '.join(absent if one is _ABSENT else show(one) for one in ends)}")
     return lines
 
 
@@ -93,9 +97,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def show(value: Any) -> str:
-    """Return a value as short text; `(default)` where the identity does not hold it."""
-    if value is _ABSENT:
-        return "(default)"
+    """Return a value as short text."""
     text = canonical(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -1,6 +1,8 @@
 """The report of a run: complete, label-free where the run was, and comparable."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,14 @@ def test_named_runs_of_a_recipe_stand_side_by_side_in_a_list(fleet: Any, console
     assert all(row[1:6] == ["street", "finished", "1", "of", "1"] for row in rows[1:3])
     shown = CliRunner().invoke(app, ["diff", "fast/distill", "slow/distill", "--runs", runs])
     assert "  distill.lr_head: 0.4 -> 0.1" in shown.output and "run.name: " in shown.output
+    assert CliRunner().invoke(app, ["diff", "fast", "slow", "--runs", runs]).output == shown.output
+    unknown = CliRunner().invoke(app, ["diff", "fasd/distill", "slow", "--runs", runs])
+    assert unknown.exit_code == 1 and "there is no run fasd/distill (did you mean `fast/distill`?)" in unknown.output
+    (fleet.folder / "runs/fast/probe").mkdir()
+    (fleet.folder / "runs/fast/probe/log.jsonl").touch()
+    several = CliRunner().invoke(app, ["diff", "fast", "slow", "--runs", runs])
+    assert several.exit_code == 1 and "fast has 2 runs; name one of them: fast/distill, fast/probe" in several.output
+    shutil.rmtree(fleet.folder / "runs/fast/probe")
     again = CliRunner().invoke(app, ["distill", recipe, "--set", "distill.lr_head=0.1", "--name", "../up"])
     assert again.exit_code == 2 and "letters, digits" in again.stderr
     narrow = CliRunner().invoke(app, ["runs", "--runs", runs], env={"COLUMNS": "40"}).output
@@ -226,6 +236,14 @@ def test_what_differs_in_scores_is_a_line_each() -> None:
         "prediction, mIoU of all points: None -> 50.0"
     ]
     assert result_differences({"a": scored(0.5)}, {}) == ["prediction: scored -> not scored"]
+
+
+def test_a_table_that_one_run_did_not_read_is_none_and_no_default(fleet: Any, console: Console) -> None:
+    train(fleet.recipe("distill.epochs=1"), "distill", console)
+    record = record_in(fleet, "distill")
+    fewer = replace(record, tables={name: one for name, one in record.tables.items() if name != "target"})
+    lines = compare(record, fewer)["data"]
+    assert lines and all(line.startswith("tables.target") and line.endswith(" -> (none)") for line in lines)
 
 
 def test_what_is_no_report_is_a_sentence(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, list[str]]:
         runs.append({**as_document(run), "settings": settings, "started_from": start, "weights": weights})
     found = {}
     for heading, names in groups.items():
-        lines = differences(*({name: run.get(name) for name in names} for run in runs))
+        absent = "(default)" if heading == "settings" else "(none)"
+        lines = differences(*({name: run.get(name) for name in names} for run in runs), absent=absent)
         found[heading] = [line.removeprefix("settings.") for line in lines]
     found["curves"] = curve_differences(one.curves, other.curves)
     found["results"] = result_differences(one.evaluations, other.evaluations)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from manifests.config import listing, nearest
 from manifests.records.log import RunLog, run_log
 from manifests.records.run import RunRecord
 from manifests.storage import sealed
@@ -74,5 +75,18 @@ def scores_of(record: RunRecord) -> Iterator[str]:
 
 
 def folder_of(named: Path, runs: Path) -> Path:
-    """Return the folder or record of a run that is named by its path, or as NAME/TASK below the folder of runs."""
-    return named if named.exists() or not (runs / named).exists() else runs / named
+    """Return the folder or record of a run that is named by its path, or as NAME/TASK below the folder of runs.
+
+    A name alone is enough where it has one run. Raises TrainerError where it has several, or none.
+    """
+    found = named if named.exists() or not (runs / named).exists() else runs / named
+    inside = [] if (found / FILE).is_file() else sorted(path.parent for path in found.glob("*/log.jsonl"))
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = [f"{path.parent.name}/{path.name}" for path in inside]
+        raise TrainerError(f"{named} has {len(inside)} runs; name one of them: {listing(names)}")
+    if not found.exists():
+        names = [f"{path.parent.parent.name}/{path.parent.name}" for path in sorted(runs.glob("*/*/log.jsonl"))]
+        raise TrainerError(f"there is no run {named}{nearest(str(named), names)}; `runs` lists those in {runs}")
+    return found
