@@ -124,7 +124,7 @@ class FeedWorker(Worker):
         return AT_ONCE if self.new and stage == "encode" else 1
 
     def _load(self, task: Any, stage: Stage[Any]) -> Any:
-        return InBatches(self.device) if stage.name == "encode" else super()._load(task, stage)
+        return InBatches(self.device, lambda frame: frame) if stage.name == "encode" else super()._load(task, stage)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,13 @@ def teacher_settings(recipe: Recipe, stage: str) -> dict[str, Json]:
     settings = dict(teacher.settings(stage))
     if teacher.version > 1:  # not at first, so that tables made before there were versions keep their names
         settings["version"] = teacher.version
+    if recipe.data.rectify and stage != "text":
+        if teacher.ready_made or teacher.simulated or teacher.reads_files or teacher.needs():
+            raise ConfigError(
+                f"data.rectify shows a teacher's network other images, and teacher {teacher.name} looks at none: its "
+                "segments are of the raw images, or of none; leave it out"
+            )
+        settings["rectified"] = True
     return {"teacher": settings, **teacher.content(recipe.ontology, recipe.data, stage)}
 
 
@@ -281,6 +288,7 @@ SPECS: dict[str, TableSpec] = {
             needs=score_needs,
             settings=lambda recipe: {
                 "teacher": recipe.teacher.name,
+                **({"rectified": True} if recipe.data.rectify else {}),
                 "classes": recipe.ontology.class_of_prompt.tolist(),
             },
         ),

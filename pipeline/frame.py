@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from manifests.endings import RunError, summary
 from manifests.storage.places import RemotePath, Root
 from manifests.tables.sensors import Index
-from pipeline.lenses import GLOBAL, MOST, PINHOLE, Lens, Shutter, lens_in
+from pipeline.lenses import GLOBAL, MOST, PINHOLE, Lens, Shutter, lens_in, rectified
 
 
 class FrameError(RunError):
@@ -38,7 +38,8 @@ class Camera:
     `cam_from_lidar` float64 (4, 4) maps the LiDAR frame at the sweep's time to the camera frame (x right, y down,
     z forward) at the image's time, so the vehicle's motion in between is accounted for. `intrinsics` float64 (3, 3),
     px. `shutter` is how its rows were read out. `mask_path` is a file that shows where the image shows the vehicle
-    itself, empty where there is none. Sizes are 0 and digests empty until `index` has opened the files.
+    itself, empty where there is none. Sizes are 0 and digests empty until `index` has opened the files. `rectify`: its
+    image is wanted as a pinhole of its `intrinsics` would have taken it, which is in no table.
     """
 
     name: str
@@ -55,6 +56,12 @@ class Camera:
     shutter: Shutter = GLOBAL
     mask_path: str = ""
     mask_sha256: str = ""
+    rectify: bool = False
+
+    @property
+    def bends(self) -> bool:
+        """Whether its image is wanted otherwise than it is stored."""
+        return self.rectify and not self.lens.straight
 
 
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ def open_image_for(
             if width_px * height_px > MAX_IMAGE_PIXELS:
                 raise FrameError(f"{camera.image_path}: {width_px} x {height_px} pixels is no camera image")
             size = size_of(height_px, width_px)
-            if scaled:
+            if scaled and not camera.bends:
                 image.draft(None, size[::-1])
             decoded = rgb_of(image, camera.image_path)
     except UnidentifiedImageError:
@@ -334,6 +341,8 @@ def open_image_for(
             f"{camera.image_path}: {width_px} x {height_px} pixels now, "
             f"{camera.width_px} x {camera.height_px} when it was indexed"
         )
+    if camera.bends:
+        decoded = Image.fromarray(rectified(np.asarray(decoded), camera.lens, camera.intrinsics))
     return decoded, size
 
 

@@ -33,6 +33,7 @@ OTHER_NAMES = {"plumb_bob": "brown", "rational_polynomial": "rational", "equidis
 
 MOST = 8  # coefficients of any model
 _STEPS = 4096  # of the table that a radius is looked up in
+_NEWTON, _SLOPE, _EXACT_PX = 6, 1e-6, 0.01  # steps, a difference at depth 1, and how near a step must end
 
 
 @dataclass(frozen=True)
@@ -228,16 +229,62 @@ def rectified(image: npt.NDArray[Any], lens: Lens, intrinsics: Float64) -> npt.N
     """Return an image (H, W, 3) of a camera as its pinhole would have taken it; black where the lens shows nothing."""
     from scipy.ndimage import map_coordinates
 
-    height_px, width_px = image.shape[:2]
-    (fx, skew, cx), (shear, fy, cy), _ = intrinsics.tolist()
-    v_px, u_px = np.divmod(np.arange(height_px * width_px, dtype=np.float64), width_px)
-    determinant = fx * fy - skew * shear
-    x = (fy * (u_px - cx) - skew * (v_px - cy)) / determinant
-    y = (fx * (v_px - cy) - shear * (u_px - cx)) / determinant
-    across, down, valid = bend(lens, x, y)
-    place = np.stack([shear * across + fy * down + cy, fx * across + skew * down + cx])
-    place[:, ~valid] = -10.0
+    u_px, v_px, valid = raw_places(lens, intrinsics, *grid(*image.shape[:2]))
+    place = np.where(valid, np.stack([v_px, u_px]), -10.0)
     found: list[npt.NDArray[Any]] = [
         map_coordinates(image[:, :, i], place, order=1, cval=0) for i in range(image.shape[2])
     ]
     return np.asarray(np.stack(found, axis=1).reshape(image.shape))
+
+
+def grid(height_px: int, width_px: int) -> tuple[Float64, Float64]:
+    """Return the columns and rows of all pixels of an image, row by row, (H * W,) each."""
+    v_px, u_px = np.divmod(np.arange(height_px * width_px, dtype=np.float64), width_px)
+    return u_px, v_px
+
+
+def raw_places(
+    lens: Lens, intrinsics: Float64, u_px: Float64, v_px: Float64
+) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:
+    """Return where in its raw image a camera shows what its pinhole shows at pixels (n,), u and v, and whether it
+    shows that at all.
+    """
+    x, y, valid = bend(lens, *at_depth_1(intrinsics, u_px, v_px))
+    (fx, skew, cx), (shear, fy, cy), _ = intrinsics.tolist()
+    return fx * x + skew * y + cx, shear * x + fy * y + cy, valid
+
+
+def pinhole_places(
+    lens: Lens, intrinsics: Float64, u_px: Float64, v_px: Float64
+) -> tuple[Float64, Float64, npt.NDArray[np.bool_]]:
+    """Return where its pinhole shows what a camera shows at pixels (n,) of its raw image, u and v, and whether any
+    place of the pinhole's plane does: the inverse of `raw_places`, to `_EXACT_PX`.
+
+    Newton's steps, from where radial distortion alone would have it; slopes are differences.
+    """
+    (fx, skew, cx), (shear, fy, cy), _ = intrinsics.tolist()
+    x_raw, y_raw = at_depth_1(intrinsics, u_px, v_px)
+    radius = np.sqrt(x_raw * x_raw + y_raw * y_raw)
+    scale = np.divide(unbent_radius(lens, radius), radius, out=np.ones_like(radius), where=radius > 0)
+    x, y = x_raw * scale, y_raw * scale
+    with np.errstate(all="ignore"):  # what does not converge is not valid
+        for _ in range(_NEWTON):
+            (bx, by, _), (bx_x, by_x, _), (bx_y, by_y, _) = (
+                bend(lens, x + dx, y + dy) for dx, dy in ((0, 0), (_SLOPE, 0), (0, _SLOPE))
+            )
+            a, b, c, d = (bx_x - bx) / _SLOPE, (bx_y - bx) / _SLOPE, (by_x - by) / _SLOPE, (by_y - by) / _SLOPE
+            right, down, determinant = x_raw - bx, y_raw - by, a * d - b * c
+            x, y = x + (d * right - b * down) / determinant, y + (a * down - c * right) / determinant
+        bx, by, valid = bend(lens, x, y)
+        valid = valid & (np.hypot((bx - x_raw) * fx, (by - y_raw) * fy) < _EXACT_PX)
+        return fx * x + skew * y + cx, shear * x + fy * y + cy, valid
+
+
+def at_depth_1(intrinsics: Float64, u_px: Float64, v_px: Float64) -> tuple[Float64, Float64]:
+    """Return where rays of a pinhole through pixels (n,) are at depth 1, x and y."""
+    (fx, skew, cx), (shear, fy, cy), _ = intrinsics.tolist()
+    determinant = fx * fy - skew * shear
+    return (
+        (fy * (u_px - cx) - skew * (v_px - cy)) / determinant,
+        (fx * (v_px - cy) - shear * (u_px - cx)) / determinant,
+    )

@@ -37,7 +37,8 @@ class DataConfig:
     a `root` behind a network are kept, by what is in them and never part of an identity, and `cache_gb` how much of it
     at most; 0 keeps none. `time_column` names the column of a sweep's file that says when each point was taken, from
     the sweep's time on or by its clock, in `time_column_unit`: points are then brought to where the LiDAR was at the
-    sweep's time, by the motion of the vehicle (`folder`).
+    sweep's time, by the motion of the vehicle (`folder`). `rectify` shows the teacher's network the images of raw
+    cameras as a pinhole would have taken them, and brings what it finds back into the raw images, where points land.
     """
 
     dataset: str = "nuscenes"
@@ -61,6 +62,7 @@ class DataConfig:
     masks: str = ""
     cache: str = "cache"
     cache_gb: float = 20.0
+    rectify: bool = False
 
     def __post_init__(self) -> None:
         if not self.root:

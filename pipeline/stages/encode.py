@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,17 @@ from manifests.config import ConfigError
 from manifests.recipe import Recipe
 from manifests.stages import SPECS
 from manifests.tables.teacher import Encode
+from pipeline.frame import Frame
 from pipeline.stages.base import FrameFunction, FrameInput, OneByOne, Stage, StreamFunction
 from pipeline.teachers.base import BatchTeacher, ComposedTeacher, ImageEncoder, Teacher
+from pipeline.teachers.rectify import index_columns, shown
 from pipeline.teachers.registry import TEACHERS
 
 if TYPE_CHECKING:
     from pipeline.teachers.batches import Batches
+
+Show = Callable[[Frame], Frame]
+"""Returns a frame as a teacher is shown it."""
 
 
 def load(recipe: Recipe) -> Teacher:
@@ -31,27 +37,27 @@ def load(recipe: Recipe) -> Teacher:
 
 def prepare(recipe: Recipe) -> FrameFunction[Encode]:
     """Return the function that encodes the images of a frame; raises ConfigError if the teacher has no encode half."""
-    return one_by_one(load(recipe))
+    return one_by_one(load(recipe), partial(shown, recipe))
 
 
-def one_by_one(teacher: Teacher) -> FrameFunction[Encode]:
+def one_by_one(teacher: Teacher, show: Show) -> FrameFunction[Encode]:
     """Return the function that encodes the images of a frame."""
-    return lambda inputs: Encode(frame_id=inputs.frame.frame_id, encoding=teacher.encode(inputs.frame))
+    return lambda inputs: Encode(frame_id=inputs.frame.frame_id, encoding=teacher.encode(show(inputs.frame)))
 
 
 def stream(recipe: Recipe) -> StreamFunction[Encode]:
     """Return what encodes many frames, in batches across them where the teacher can; raises ConfigError."""
-    teacher = load(recipe)
+    teacher, show = load(recipe), partial(shown, recipe)
     if not isinstance(teacher, BatchTeacher | ComposedTeacher):
-        return OneByOne(one_by_one(teacher))
+        return OneByOne(one_by_one(teacher, show))
     from pipeline.teachers.batches import batches_of
 
     def batches(network: ImageEncoder) -> Batches:
         return batches_of(network, recipe.run.batch, recipe.run.decode_threads)
 
     if isinstance(teacher, ComposedTeacher):
-        return SideBySide(tuple(map(batches, teacher.encoders)))
-    return InBatches(batches(teacher))
+        return SideBySide(tuple(map(batches, teacher.encoders)), show)
+    return InBatches(batches(teacher), show)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ class InBatches:
     """Encodes many frames at once."""
 
     batches: Batches
+    show: Show
 
     @property
     def batch(self) -> int:
@@ -67,7 +74,7 @@ class InBatches:
 
     def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Encode | Exception]:
         """Yield the row of every frame, or why there is none."""
-        frames, again = tee(one.frame for one in inputs)
+        frames, again = tee(self.show(one.frame) for one in inputs)
         for encoding, frame in zip(self.batches(frames), again, strict=True):
             if isinstance(encoding, Exception):
                 yield encoding
@@ -80,6 +87,7 @@ class SideBySide:
     """Encodes many frames at once with several networks: while one computes, images for the others are read."""
 
     batches: tuple[Batches, ...]
+    show: Show
 
     @property
     def batch(self) -> int:
@@ -88,7 +96,7 @@ class SideBySide:
 
     def __call__(self, inputs: Iterator[FrameInput]) -> Iterator[Encode | Exception]:
         """Yield the row of every frame, or the first reason why there is none."""
-        again, *frames = tee((one.frame for one in inputs), 1 + len(self.batches))
+        again, *frames = tee((self.show(one.frame) for one in inputs), 1 + len(self.batches))
         of_networks = zip(*(one(some) for one, some in zip(self.batches, frames, strict=True)), strict=True)
         for encodings, frame in zip(of_networks, again, strict=True):
             parts: dict[str, NDArray[Any]] = {}
@@ -106,6 +114,7 @@ STAGE = Stage(
     prepare=prepare,
     stream=stream,
     index_columns=("camera", "image_path", "image_sha256", "width_px", "height_px"),
+    more_index_columns=index_columns,
     gpus=lambda recipe: recipe.run.gpu_share,
     kilobytes_per_frame=lambda recipe: TEACHERS[recipe.teacher.name].kilobytes_per_frame(recipe),
 )

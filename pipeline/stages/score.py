@@ -17,6 +17,7 @@ from pipeline.frame import Camera
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.segment import views_of
 from pipeline.teachers.base import PixelTeacher, RankingTeacher, RowPixelTeacher
+from pipeline.teachers.rectify import in_rectified_image, index_columns, shown, values_in_raw_image
 from pipeline.teachers.registry import TEACHERS
 from superpixels.pooling import at_pixels
 from superpixels.segments import Segments
@@ -33,21 +34,28 @@ def prepare(recipe: Recipe) -> FrameFunction[Score]:
         text = np.stack([prompt.vector for prompt in inputs.text])
         encoding = inputs.rows[Encode].encoding if recipe.teacher.has_encode else {}
         views = views_of(inputs.rows[SegmentMaps])
+        frame = shown(recipe, inputs.frame)
+        seen = [in_rectified_image(view, camera) for view, camera in zip(views, frame.cameras, strict=True)]
         if recipe.teacher.scores_from_rows:
             assert isinstance(teacher, RowPixelTeacher), f"teacher {recipe.teacher.name} says that it scores rows"
-            maps = teacher.pixel_scores_of_rows(inputs.frame, inputs.rows, text, views)
+            maps = teacher.pixel_scores_of_rows(frame, inputs.rows, text, seen)
         else:
-            maps = teacher.pixel_scores(inputs.frame, encoding, text, views)
-        pairs, cameras = inputs.rows[PixelOfPair], inputs.frame.cameras
-        found = at_pairs(pairs, cameras, views, maps)
+            maps = teacher.pixel_scores(frame, encoding, text, seen)
+        pairs, cameras = inputs.rows[PixelOfPair], frame.cameras
+        found = at_pairs(pairs, cameras, views, raw(maps, cameras))
         others = np.zeros((2, len(found), RUNNERS_UP), np.uint8)
         if isinstance(teacher, RankingTeacher):
             class_of_prompt = recipe.ontology.class_of_prompt
-            grids = teacher.class_grids(inputs.frame, encoding, text, views, class_of_prompt)
-            others = runners_up(pairs, cameras, views, grids, class_of_prompt)
+            grids = teacher.class_grids(frame, encoding, text, seen, class_of_prompt)
+            others = runners_up(pairs, cameras, views, raw(grids, cameras), class_of_prompt)
         return Score(frame_id=inputs.frame.frame_id, score=found, runner_up=others[0], runner_up_score=others[1])
 
     return score
+
+
+def raw(values: Sequence[npt.NDArray[Any]], cameras: Sequence[Camera]) -> list[npt.NDArray[Any]]:
+    """Return numbers of images that a teacher was shown, (..., h, w) a view, at the places of the raw images."""
+    return [values_in_raw_image(one, camera) for one, camera in zip(values, cameras, strict=True)]
 
 
 def at_pairs(
@@ -113,5 +121,6 @@ STAGE = Stage(
     prepare=prepare,
     files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("width_px", "height_px"),
+    more_index_columns=index_columns,
     kilobytes_per_frame=lambda recipe: 20.0,
 )

@@ -19,6 +19,7 @@ from pipeline.frame import FrameError
 from pipeline.stages import encode
 from pipeline.stages.base import FrameFunction, FrameInput, Stage, StreamFunction
 from pipeline.teachers.base import RowTeacher
+from pipeline.teachers.rectify import in_raw_image, index_columns, shown
 from pipeline.teachers.registry import TEACHERS
 from superpixels.segments import Segments
 from superpixels.unfit import Unfit
@@ -31,13 +32,14 @@ def prepare(recipe: Recipe) -> FrameFunction[Segment]:
 
     def segment(inputs: FrameInput) -> Segment:
         text = np.stack([prompt.vector for prompt in inputs.text])
+        frame = shown(recipe, inputs.frame)
         try:
             if reads_rows:
                 assert isinstance(teacher, RowTeacher), f"teacher {recipe.teacher.name} needs rows and takes none"
-                views = teacher.segment_rows(inputs.frame, inputs.rows, text)
+                views = teacher.segment_rows(frame, inputs.rows, text)
             else:
                 encoding = inputs.rows[Encode].encoding if recipe.teacher.has_encode else {}
-                views = teacher.segment(inputs.frame, encoding, text)
+                views = teacher.segment(frame, encoding, text)
         except Unfit as error:
             raise FrameError(str(error)) from error
         if len(views) != len(inputs.frame.cameras) or any(view.prompt_id.max(initial=0) >= len(text) for view in views):
@@ -45,7 +47,8 @@ def prepare(recipe: Recipe) -> FrameFunction[Segment]:
                 f"teacher {recipe.teacher.name} gave {len(views)} views; expected {len(inputs.frame.cameras)}, "
                 f"with prompt ids below {len(text)}"
             )
-        return segment_row(inputs.frame.frame_id, views)
+        raw = [in_raw_image(view, camera) for view, camera in zip(views, frame.cameras, strict=True)]
+        return segment_row(frame.frame_id, raw)
 
     return segment
 
@@ -169,7 +172,7 @@ STAGE = Stage(
     apart=tuple(name for name in Segment.schema.names if name != "vector"),
     files=lambda recipe: TEACHERS[recipe.teacher.name].files(recipe),
     index_columns=("camera", "camera_token", "image_path", "image_sha256", "width_px", "height_px"),
-    more_index_columns=lambda recipe: recipe.teacher.index_columns,
+    more_index_columns=lambda recipe: (*recipe.teacher.index_columns, *index_columns(recipe)),
     count=lambda row: {"segments": len(row.prompt_id)},
     kilobytes_per_frame=kilobytes_per_frame,
 )
