@@ -63,7 +63,7 @@ UNPROBED: Mapping[str, str] = {
     "teacher.members": "text, encode, segment",
     "teacher.mean": "segment",
     **dict.fromkeys(("teacher.scored", "teacher.half_life_s", "teacher.place_m"), "segment"),
-    **dict.fromkeys(("teacher.boundary_steadiness", "teacher.range_slope"), "segment"),
+    **dict.fromkeys(("teacher.boundary_steadiness", "teacher.boundary_places", "teacher.range_slope"), "segment"),
     "teacher.card": "encode, segment, by what it says",
     **dict.fromkeys(("teacher.text", "teacher.text_model"), "text"),
     "data.ontology": "label, text, segment, group, vote, correct, target",

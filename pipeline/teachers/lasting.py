@@ -115,6 +115,26 @@ def place_chances(
     return drawn(3, spell)
 
 
+def place_shifts(
+    places: Places, time_s: float, *, seed: int, key: str, half_life_s: float, reach_px: float
+) -> npt.NDArray[np.float32]:
+    """Return how far the boundaries near each pixel are shifted down and right, normal numbers (2, H, W); NaN unknown.
+
+    They belong to places in the world and not to the image: all images of a drive find the same, until the place is
+    decided anew (`place_chances`). Of the places within `reach_px` of a pixel, up, down and to the sides, the first in
+    `places.name` decides, so that both sides of a boundary move alike; of stored maps things come before the ground.
+    """
+    from scipy.ndimage import minimum_filter
+
+    unknown = len(places.name)
+    first = minimum_filter(np.where(places.map > 0, places.map - 1, unknown), 2 * int(np.ceil(reach_px)) + 1)
+    drawn = [
+        normals(place_chances(places.name, time_s, seed=seed, key=f"{key} {axis}", half_life_s=half_life_s))
+        for axis in ("down", "right")
+    ]
+    return np.stack([np.append(one, np.nan).astype(np.float32)[first] for one in drawn])
+
+
 def steady(
     place: npt.NDArray[np.float64], image: npt.NDArray[np.float64], steadiness: float
 ) -> npt.NDArray[np.float64]:

@@ -65,12 +65,15 @@ def shift_boundaries(
     boundary_length_px: float,
     lasting: np.random.Generator | None = None,
     steadiness: float = 0.0,
+    of_place: npt.NDArray[np.float32] | None = None,
+    place_share: float = 0.0,
 ) -> Integers:
     """Return a class map (H, W) in which every pixel shows the class that a smooth random shift away belongs there.
 
     The shift has standard deviation `boundary_shift_px` across a boundary of any direction, and changes along it over
     about `boundary_length_px`. Beyond the border of the image the classes at the border go on. A share `steadiness` of
-    its variance is drawn by `lasting`, which all images of a camera in a drive share.
+    its variance is drawn by `lasting`, which all images of a camera in a drive share. Where `of_place` (2, H, W),
+    normal numbers for down and right, is not NaN, `place_share` of the variance comes from it, the rest as said before.
     """
     if not boundary_shift_px:
         return class_map
@@ -80,6 +83,12 @@ def shift_boundaries(
         kept, fresh = np.float32(np.sqrt(steadiness)), np.float32(np.sqrt(1 - steadiness))
         down, right = (
             kept * smooth_field(lasting, height, width, boundary_length_px) + fresh * one for one in (down, right)
+        )
+    if of_place is not None and place_share:
+        kept, other = np.float32(np.sqrt(place_share)), np.float32(np.sqrt(1 - place_share))
+        down, right = (
+            np.where(np.isnan(placed), one, kept * placed + other * one)
+            for placed, one in zip(of_place, (down, right), strict=True)
         )
     row = np.arange(height, dtype=np.float32)[:, None] + np.float32(boundary_shift_px) * down
     col = np.arange(width, dtype=np.float32)[None, :] + np.float32(boundary_shift_px) * right

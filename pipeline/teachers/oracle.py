@@ -16,7 +16,7 @@ Vectors of prompts are drawn, too: those of one group are close, those of differ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from pipeline.teachers.lasting import (
     nearest_points,
     no_places,
     place_chances,
+    place_shifts,
     region_means,
     squares,
     steady,
@@ -181,15 +182,8 @@ class Oracle:
     def spoilt_views(self, frame: Frame, rows: Rows, text: npt.NDArray[Any]) -> Iterator[Spoilt]:
         """Yield what is made of every view, in camera order, from maps or rows; raises as `segment_rows` does."""
         for view, camera in enumerate(frame.cameras):
-            height = max(1, round(camera.height_px * self.segmentation.scale))
-            width = max(1, round(camera.width_px * self.segmentation.scale))
-            if self.config.source == "points":
-                truth = self.map_of_points(camera, view, rows[Label], rows[Project], height, width)
-            else:
-                truth = self.stored_map(camera, frame)[centres(camera.height_px, height)][
-                    :, centres(camera.width_px, width)
-                ]
-            yield self.spoil(truth, camera, text, frame, self.surroundings(frame, view, rows, height, width))
+            truth = self.true_map(frame, view, rows)
+            yield self.spoil(truth, camera, text, frame, self.surroundings(frame, view, rows, *truth.shape))
 
     def pixel_scores(
         self, frame: Frame, encoding: Mapping[str, npt.NDArray[Any]], text: npt.NDArray[Any], views: Sequence[Segments]
@@ -204,6 +198,15 @@ class Oracle:
         return [found.score_map for found in self.spoilt_views(frame, rows, text)]
 
     # -- the truth
+
+    def true_map(self, frame: Frame, view: int, rows: Rows) -> npt.NDArray[np.int16]:
+        """Return the fine class of each pixel of a view's label map, (H, W), -1 for none; raises FrameError."""
+        camera = frame.cameras[view]
+        height = max(1, round(camera.height_px * self.segmentation.scale))
+        width = max(1, round(camera.width_px * self.segmentation.scale))
+        if self.config.source == "points":
+            return self.map_of_points(camera, view, rows[Label], rows[Project], height, width)
+        return self.stored_map(camera, frame)[centres(camera.height_px, height)][:, centres(camera.width_px, width)]
 
     def stored_map(self, camera: Camera, frame: Frame) -> npt.NDArray[np.int16]:
         """Return the fine class of each pixel of an image, (H, W), -1 where it has no prompt; raises FrameError."""
@@ -277,6 +280,45 @@ class Oracle:
 
     # -- and what is made of it
 
+    def mover(self, camera: Camera, frame: Frame, places: Places, scale: float) -> Callable[[Integers], Integers]:
+        """Return what moves the boundaries of any map of a view (H, W), and then turns and moves it as a whole.
+
+        `scale` is the height of the map as a share of the image's.
+        """
+        config, of_camera = self.config, f"{frame.scene} {camera.name}"
+        shift_px, of_place = config.boundary_shift_px * scale, None
+        if config.moves_places:
+            of_place = place_shifts(
+                places,
+                frame.timestamp_us / 1e6,
+                seed=config.seed,
+                key=f"{frame.scene} boundary",
+                half_life_s=config.half_life_s,
+                reach_px=2 * shift_px,
+            )
+
+        def moved(one: Integers) -> Integers:
+            shifted = shift_boundaries(
+                one,
+                generator(config.seed, camera.token, "boundary"),
+                boundary_shift_px=shift_px,
+                boundary_length_px=max(config.boundary_length_px * scale, 1),
+                lasting=generator(config.seed, of_camera, "lasting boundary"),
+                steadiness=config.boundary_steadiness,
+                of_place=of_place,
+                place_share=config.boundary_places,
+            )
+            return jitter(
+                shifted,
+                generator(config.seed, camera.token, "jitter"),
+                jitter_px=config.jitter_px * scale,
+                jitter_deg=config.jitter_deg,
+                lasting=generator(config.seed, of_camera, "lasting jitter"),
+                steadiness=config.boundary_steadiness,
+            )
+
+        return moved
+
     def spoil(  # long: one fault after another, in the order they are drawn
         self,
         truth: npt.NDArray[np.int16],
@@ -297,26 +339,7 @@ class Oracle:
         def draws(name: str) -> np.random.Generator:
             return generator(config.seed, camera.token, name)
 
-        def moved(one: Integers) -> Integers:
-            kept = {"steadiness": config.boundary_steadiness}
-            of_camera = f"{frame.scene} {camera.name}"
-            shifted = shift_boundaries(
-                one,
-                draws("boundary"),
-                boundary_shift_px=config.boundary_shift_px * scale,
-                boundary_length_px=max(config.boundary_length_px * scale, 1),
-                lasting=generator(config.seed, of_camera, "lasting boundary"),
-                **kept,
-            )
-            return jitter(
-                shifted,
-                draws("jitter"),
-                jitter_px=config.jitter_px * scale,
-                jitter_deg=config.jitter_deg,
-                lasting=generator(config.seed, of_camera, "lasting jitter"),
-                **kept,
-            )
-
+        moved = self.mover(camera, frame, around.places, scale)
         thing = np.zeros(len(ontology.fine), np.bool_)
         thing[ontology.fine_of_prompt] = ontology.thing_of_prompt
         regions = find_regions(
@@ -360,7 +383,7 @@ class Oracle:
         )
         if config.scored:
             named = ontology.class_of_prompt[prompt[taker]]
-            score_map = self.score_map(regions, named, chance, draws("score"))
+            score_map = self.score_map(regions, named, chance, truth, draws("score"))
             score = region_means(label_map, score_map)
         else:
             known = truth != NOTHING
@@ -406,21 +429,29 @@ class Oracle:
         regions: Regions,
         named_class: Integers,
         chance: npt.NDArray[np.float64],
+        truth: npt.NDArray[np.int16],
         rng: np.random.Generator,
     ) -> npt.NDArray[np.float32]:
         """Return how sure the teacher says that it is of each pixel, (H, W), by how close a call its region was.
 
-        `chance` (n,) decided what each region is called; of what was swallowed it says nothing, and chance does.
+        `chance` (n,) decided what each region is called; of what was swallowed it says nothing, and chance does. Where
+        boundaries belong to places, pixels that one was moved over, by `truth` (H, W), have scores of their own.
         """
-        true_class = self.ontology.class_of_fine[regions.class_id]
+        class_of_fine, scored = self.ontology.class_of_fine, np.array(self.config.scored)
+        true_class = class_of_fine[regions.class_id]
         right = named_class == true_class
         wrong_below = self.share.sum(axis=1)[true_class] * self.config.confusion
         with np.errstate(divide="ignore", invalid="ignore"):
             doubt = np.where(right, (1 - chance) / (1 - wrong_below), chance / wrong_below)
         by_confusion = right == (chance >= wrong_below)
         doubt = np.clip(np.where(by_confusion & np.isfinite(doubt), doubt, rng.random(len(chance))), 0, 1)
-        score = told_scores(right, doubt, np.array(self.config.scored))
-        return np.append(0, score).astype(np.float32)[regions.region_map]
+        told = np.append(0, told_scores(right, doubt, scored))[regions.region_map]
+        if self.config.moves_places:
+            named_px, as_region = (np.append(0, one)[regions.region_map] for one in (named_class, right))
+            crossed = (regions.region_map > 0) & (truth != NOTHING) & ((named_px == class_of_fine[truth]) != as_region)
+            beyond = np.append(0, told_scores(~right, rng.random(len(chance)), scored))
+            told = np.where(crossed, beyond[regions.region_map], told)
+        return told.astype(np.float32)
 
 
 def centres(size_px: int, n: int) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ from pipeline.teachers.lasting import (
     mapped,
     nearest_points,
     place_chances,
+    place_shifts,
     region_means,
     squares,
     steady,
@@ -75,6 +76,28 @@ def test_stored_maps_keep_their_numbers_and_zero_is_unknown() -> None:
         places = mapped(stored)
         np.testing.assert_array_equal(np.append(np.uint64(0), places.name)[places.map], stored)
         np.testing.assert_array_equal(places.map == 0, stored == 0)
+
+
+def test_boundaries_of_a_thing_move_alike_on_both_sides_and_wherever_it_is_seen() -> None:
+    here, there = (np.full((9, 20), 1003, np.uint16) for _ in range(2))
+    here[3:6, 5:8] = there[3:6, 12:15] = 7  # a thing on one square of the ground, which the car has passed
+    here[:, -1] = 0  # and the sky
+    kept: dict[str, Any] = {"seed": 0, "key": "drive boundary", "half_life_s": 0.0, "reach_px": 2.0}
+    one, other = (place_shifts(mapped(stored), 0.0, **kept) for stored in (here, there))
+    np.testing.assert_array_equal(one[:, 1:8, 3:10], other[:, 1:8, 10:17], err_msg="two pixels around it as well")
+    assert len(np.unique(one[0, 1:8, 3:10])) == 1 and one[0, 4, 6] != one[0, 4, 2] and one[0, 4, 6] != one[1, 4, 6]
+    assert np.isfinite(one).all(), "beside the sky the ground decides"
+    assert np.isnan(place_shifts(mapped(np.zeros((3, 3), np.uint16)), 0.0, **kept)).all()
+    later = [place_shifts(mapped(here), time_s, **{**kept, "half_life_s": 1.0}) for time_s in (0.0, 0.001, 1e6)]
+    np.testing.assert_array_equal(later[0], later[1])
+    assert (later[0] != later[2]).all()
+
+
+def test_shifts_of_places_are_normal_numbers() -> None:
+    stored = np.arange(1, 60_001, dtype=np.uint16).reshape(200, 300)
+    found = place_shifts(mapped(stored), 0.0, seed=0, key="drive", half_life_s=0.0, reach_px=0.0)
+    assert found.mean() == pytest.approx(0, abs=0.02) and found.std() == pytest.approx(1, abs=0.02)
+    assert abs(np.corrcoef(*found.reshape(2, -1))[0, 1]) < 0.02
 
 
 def test_every_pixel_has_its_nearest_point_and_regions_the_mean_of_what_is_known() -> None:

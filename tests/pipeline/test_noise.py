@@ -80,6 +80,23 @@ def test_a_shift_invents_no_class_and_moves_boundaries_only() -> None:
     np.testing.assert_array_equal(after[:, 225:], 1)
 
 
+def test_where_places_decide_a_boundary_is_as_far_away_as_they_say() -> None:
+    before = two_halves()
+    asked: dict[str, Any] = {"boundary_shift_px": 4.0, "boundary_length_px": 30.0}
+    usual = boundary_px(shift_boundaries(before, rng(), **asked))
+    of_place = np.stack([np.zeros(before.shape), np.full(before.shape, 2.5)]).astype(np.float32)
+    moved = boundary_px(shift_boundaries(before, rng(), of_place=of_place, place_share=1.0, **asked))
+    assert set(moved - boundary_px(before)) == {-10}, "every pixel shows what is 2.5 x 4 px to its right"
+    of_place[:, 100:] = np.nan  # no place is known there
+    moved = boundary_px(shift_boundaries(before, rng(), of_place=of_place, place_share=1.0, **asked))
+    np.testing.assert_array_equal(moved[:90] - boundary_px(before)[:90], -10)
+    np.testing.assert_array_equal(moved[110:], usual[110:])
+    half = boundary_px(shift_boundaries(before, rng(), of_place=of_place, place_share=0.5, **asked))
+    wanted = -10 * np.sqrt(0.5) + np.sqrt(0.5) * (usual - boundary_px(before))
+    np.testing.assert_allclose((half - boundary_px(before))[:90], wanted[:90], atol=1.6)
+    np.testing.assert_array_equal(half[110:], usual[110:])
+
+
 def test_jitter_moves_the_map_as_a_whole() -> None:
     shifts = []
     for seed in range(300):

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from manifests.tables.base import Rows
+from pipeline.teachers.oracle import Oracle
 from pipeline.teachers.registry import TEACHERS
 from tests.pipeline.test_oracle import (
     NUSCENES,
@@ -20,6 +22,7 @@ from tests.pipeline.test_oracle import (
     recipe_at,
     see,
     share_alike,
+    street,
     with_maps,
 )
 
@@ -62,3 +65,44 @@ def test_boundaries_that_stay_are_the_same_in_two_images_of_a_camera(root: Path)
     assert apart[0] > 1.5 * apart[1] > 0
     [truth] = see(recipe_at(root))
     assert (one != class_map(truth)).mean() > 0.01
+
+
+def test_boundaries_of_places_are_the_same_for_two_cameras_and_those_of_images_are_not(root: Path) -> None:
+    places_of(root)
+
+    def shifted(*times_us: int, **values: Any) -> list[npt.NDArray[Any]]:
+        recipe = recipe_at(root, boundary_shift_px=3.0, **values)
+        teacher = TEACHERS["oracle"].load(recipe, "segment")
+        vectors = teacher.text(NUSCENES.prompts)
+        frames = [replace(frame_of(camera(token)), timestamp_us=at) for token, at in zip("ab", times_us, strict=True)]
+        return [class_map(teacher.segment(frame, {}, vectors)[0]) for frame in frames]
+
+    right = NUSCENES.class_of_fine[NUSCENES.fine_of_raw_labels(street())]
+
+    def alike(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+        wrong = (one != right) | (other != right)
+        assert wrong.mean() > 0.005
+        return float((one == other)[wrong].mean())
+
+    steady, fresh = shifted(0, 500_000, boundary_places=1.0), shifted(0, 500_000)
+    np.testing.assert_array_equal(steady[0], steady[1])
+    assert alike(*steady) > 0.9 > 0.5 > alike(*fresh)
+    fading = shifted(0, 60_000_000, boundary_places=1.0, half_life_s=1.0)
+    assert alike(*fading) < 0.6
+    assert alike(*shifted(0, 100_000, boundary_places=1.0, half_life_s=10.0)) > 0.9
+
+
+def test_pixels_that_a_boundary_was_moved_over_have_the_scores_of_mistakes(root: Path) -> None:
+    places_of(root)
+    recipe = recipe_at(
+        root, boundary_shift_px=3.0, boundary_places=0.9, scored=((0.8, 0.1), (1.0, 0.3)), half_life_s=2.0
+    )
+    teacher = TEACHERS["oracle"].load(recipe, "segment")
+    assert isinstance(teacher, Oracle)
+    (found,) = teacher.spoilt_views(frame_of(camera("a")), Rows(), teacher.text(NUSCENES.prompts))
+    named = class_map(found.segments)
+    right = NUSCENES.class_of_fine[NUSCENES.fine_of_raw_labels(street())]
+    counted = (named > 0) & (right > 0)
+    wrong = counted & (named != right)
+    assert wrong.sum() > 50
+    assert found.score_map[wrong].max() <= 0.3 and found.score_map[counted & ~wrong].min() >= 0.8

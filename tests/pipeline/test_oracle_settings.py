@@ -149,6 +149,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "half_life_s": 2.0,
         "place_m": 5.0,
         "boundary_steadiness": 0.5,
+        "boundary_places": 0.5,
         "range_slope": 0.2,
         "scored": ((0.5, 0.1), (1.0, 0.9)),
         "slic_px": 10.0,
@@ -188,4 +189,7 @@ def test_labels_and_pairs_are_needed_for_points_only(root: Path) -> None:
 def test_when_and_where_a_sweep_was_taken_counts_where_mistakes_belong_to_places(root: Path) -> None:
     assert segment.STAGE.more_index_columns(recipe_at(root)) == ()
     steady = recipe_at(root, source="points", steadiness=0.9)
-    assert segment.STAGE.more_index_columns(steady) == ("timestamp_us", "world_from_lidar")
+    moved = recipe_at(root, boundary_places=0.9, boundary_shift_px=1.0)
+    for lasting in (steady, moved):
+        assert segment.STAGE.more_index_columns(lasting) == ("timestamp_us", "world_from_lidar")
+    assert segment.STAGE.more_index_columns(recipe_at(root, boundary_places=0.9)) == (), "nothing is shifted"

@@ -53,7 +53,8 @@ TRUTH: tuple[type[FrameRecord], ...] = (Label, Project)
 """The tables that source "points" reads."""
 
 _PROBABILITIES = (
-    *("confusion", "synonyms", "drop", "merge", "persistence", "steadiness", "boundary_steadiness", "score_noise"),
+    *("confusion", "synonyms", "drop", "merge", "persistence", "steadiness", "boundary_steadiness"),
+    *("boundary_places", "score_noise"),
 )
 
 _LENGTHS = ("boundary_shift_px", "jitter_px", "jitter_deg", "patch_px", "half_life_s", "vector_noise", "grow_px")
@@ -89,8 +90,11 @@ class OracleConfig(TeacherSection):
     rest to the image, so that mistakes come and go where a call is close and stay elsewhere. With `half_life_s` half of
     all places are decided anew in that many seconds; 0 is never. Places are those of the maps, or with "points" squares
     of the ground, `place_m` wide. `boundary_steadiness` is the share of the variance of boundaries' shifts and of the
-    jitter that stays where it is in the images of a camera. `range_slope` moves the normal number down for each
-    doubling of the range beyond 10 m, so that mistakes are the likelier the farther away; shares hold at 10 m.
+    jitter that stays where it is in the images of a camera. `boundary_places` is the share of the variance of shifts
+    that belongs to the place in the world that a boundary is at, and fades with the half-life; `boundary_steadiness`
+    divides the rest, and pixels that a boundary was moved over are scored as mistakes. `range_slope` moves the normal
+    number down for each doubling of the range beyond 10 m, so that mistakes are the likelier the farther away; shares
+    hold at 10 m.
 
     What is said of it. `vector_noise`: expected length of the Gaussian noise that is added to a segment's vector, which
     is its prompt's, before it is scaled to length 1 again; 1 leaves a cosine of about 0.7. `score_noise`, 0..1: the
@@ -126,6 +130,7 @@ class OracleConfig(TeacherSection):
     half_life_s: float = 0.0
     place_m: float = 2.0
     boundary_steadiness: float = 0.0
+    boundary_places: float = 0.0
     range_slope: float = 0.0
     vector_noise: float = 0.0
     score_noise: float = 0.0
@@ -176,12 +181,17 @@ class OracleConfig(TeacherSection):
     @property
     def knows_places(self) -> bool:
         """Whether mistakes belong to places."""
-        return bool(self.persistence or self.steadiness)
+        return bool(self.persistence or self.steadiness or self.moves_places)
+
+    @property
+    def moves_places(self) -> bool:
+        """Whether boundaries are shifted by the place that they stand at."""
+        return bool(self.boundary_places and self.boundary_shift_px)
 
     @property
     def measures_points(self) -> bool:
         """Whether points tell where pixels are: how far, or in which square of the ground."""
-        return self.errs_by_range or bool(self.steadiness and self.source == "points")
+        return self.errs_by_range or (self.knows_places and self.source == "points")
 
     @property
     def errs_by_range(self) -> bool:
@@ -204,8 +214,9 @@ class OracleConfig(TeacherSection):
             "boundary_length_px": not self.boundary_shift_px,
             "confused": not self.confusion,
             "drop_area_px": not self.drop,
-            "half_life_s": not self.steadiness,
-            "place_m": not (self.steadiness and self.source == "points"),
+            "half_life_s": not (self.steadiness or self.moves_places),
+            "place_m": not (self.knows_places and self.source == "points"),
+            "boundary_places": not self.boundary_shift_px,
             "boundary_steadiness": not (self.boundary_shift_px or self.jitter_px or self.jitter_deg),
             "range_slope": not self.confusion,
             **dict.fromkeys(("slic_px", "slic_compactness", "grow_px"), self.source == "maps"),
@@ -230,7 +241,7 @@ class OracleConfig(TeacherSection):
     @property
     def index_columns(self) -> tuple[str, ...]:
         """Where and when the sweep was taken, where mistakes belong to places."""
-        return ("timestamp_us", "world_from_lidar") if self.steadiness else ()
+        return ("timestamp_us", "world_from_lidar") if self.steadiness or self.moves_places else ()
 
     def needs(self) -> tuple[type[FrameRecord], ...]:
         """Return the tables that the truth is read from."""
