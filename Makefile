@@ -94,6 +94,8 @@ bench: setup ## time and bytes against the usual way, side by side
 	@OMP_NUM_THREADS=1 $(PY) -m bench.voting
 	@OMP_NUM_THREADS=1 $(PY) -m bench.planning $(PLANNING_ARGS)
 	@OMP_NUM_THREADS=1 $(PY) -m bench.feed
+	@OMP_NUM_THREADS=1 $(PY) -m bench.cluster
+	@OMP_NUM_THREADS=1 $(PY) -m bench.beside
 
 ladder: export OMP_NUM_THREADS = 1
 ladder: setup ## what each part of the method adds, on the synthetic city; goes on where it stopped

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -202,13 +202,13 @@ def shortened(text: str, most: int = 900) -> str:
 
 
 def placed(worker: type[Any]) -> type[Any]:
-    """Return the worker with a method that tells on which node it runs."""
+    """Return the worker with a method that tells its node, and how many shards of some stages it takes at once."""
 
     class Placed(worker):  # type: ignore[misc]
-        def where(self) -> str:
+        def where(self, stages: Sequence[str]) -> tuple[str, dict[str, int]]:
             import ray
 
-            return str(ray.get_runtime_context().get_node_id())
+            return str(ray.get_runtime_context().get_node_id()), {stage: self.at_once(stage) for stage in stages}
 
     return Placed
 

@@ -269,6 +269,22 @@ def read_image(root: Root, camera: Camera) -> NDArray[Any]:
     return read_image_for(root, camera, lambda height_px, width_px: (height_px, width_px))[0]
 
 
+def look_at_image(root: Root, camera: Camera) -> tuple[int, int]:
+    """Return (height, width) of an image in pixels, after its file was decoded to the end.
+
+    A JPEG is decoded at an eighth of its size, which takes a third of the time and reads every bit of the file all the
+    same. Raises FrameError as `read_image` does.
+    """
+    found: list[tuple[int, int]] = []
+
+    def smallest(height_px: int, width_px: int) -> tuple[int, int]:
+        found.append((height_px, width_px))
+        return 1, 1
+
+    open_image_for(root, camera, smallest, scaled=True)
+    return found[0]
+
+
 def read_mask(root: Root, camera: Camera) -> NDArray[np.bool_] | None:
     """Return where an image shows the vehicle itself, bool (height, width); None where the camera has no mask.
 

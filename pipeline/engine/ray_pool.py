@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,53 +23,21 @@ from manifests.ray_cluster import (
     shortened,
 )
 from manifests.recipe import Recipe
+from pipeline.engine.lanes import LOOK_S, Lane, RayWorker
 from pipeline.engine.tasks import FULL_DISKS, Outcome, Queue, Task, given_up, lost_outcome
-from pipeline.engine.worker import Worker
+from pipeline.engine.worker import AT_ONCE, Worker
 from pipeline.stages.registry import STAGES
 
 _log = logging.getLogger(__name__)
 
 LOST_WORKERS = 2  # a shard that took this many workers down is set aside instead of tried again
 LOST_NODES = 10  # a shard that was aboard this many nodes that went away is set aside as well
-LOOK_S = 5.0  # how often to look up while nothing happens
 TELL_S = 30.0  # how often to say what a run waits for that has no worker
 START_S = 45.0  # how long workers may end as they start before the run ends too
 LOCAL_S = 120.0  # how long this machine alone may take to start a worker, silently: a busy one takes a while
 FULL_EVERYWHERE = "not tried: the disks of all nodes with room for a worker are full; free space and run again"
 PATIENCE_S = 900.0  # how long a cluster without room for any worker may take to get some: autoscalers take minutes
-
-
-@dataclass
-class RayWorker:
-    """An actor, the stage it last worked for, and the node it runs on once that is known."""
-
-    actor: Any
-    node: str = ""
-    stage: str = ""
-
-
-@dataclass
-class Lane:
-    """The workers that take the same share of a GPU: `room` is how many there may be, `stages` those they work for.
-
-    Those `starting` are not placed yet; `busy` is how many have a shard; `failed_starts` counts those in a row; `asked`
-    is when it began to ask for those that are starting, `counted` when the room was counted last.
-    """
-
-    gpus: float
-    room: int = 0
-    stages: set[str] = field(default_factory=set)
-    idle: list[RayWorker] = field(default_factory=list)
-    starting: dict[Any, RayWorker] = field(default_factory=dict)
-    busy: int = 0
-    failed_starts: int = 0
-    asked: float = 0.0
-    counted: float = 0.0
-
-    @property
-    def starves(self) -> bool:
-        """Whether it has asked for workers in vain for a while, and has none."""
-        return bool(self.starting) and not (self.busy or self.idle) and time.monotonic() - self.asked > LOOK_S
+IDLE_S = 120.0  # how long workers on a cluster's GPUs stay without a shard: an autoscaler may take their node back
 
 
 @dataclass(frozen=True)
@@ -108,20 +76,33 @@ def with_gpus(recipe: Recipe, n_gpus: float) -> Recipe:
     return replace(recipe, run=replace(run, gpus_per_worker=1.0 if n_gpus >= 1 and run.device != "cpu" else 0.0))
 
 
+def no_room(stage: str, gpus: float, waited_s: float = 0.0) -> RunError:
+    """Return the error for a stage that no node has GPUs for."""
+    return RunError(
+        f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many"
+        f"{f', nor had one in {waited_s:.0f} s' if waited_s else ''}; lower run.gpus_per_worker (for segments "
+        "run.segment_gpus), or set it to 0 for the CPU"
+    )
+
+
 class RayPool:
-    """Builds shards on Ray Core actors: one shard at a time each, lost ones replaced wherever there is room.
+    """Builds shards on Ray Core actors; lost ones are replaced wherever there is room.
 
     Stages that take the same share of a GPU have one lane of workers, and lanes work side by side: while GPUs encode
     some shards, CPUs list others and segment those that are encoded. Workers on GPUs take no CPU in Ray's books, so
     that none on a CPU can be in their place. A worker stays with its stage while that has tasks, since another one
     would load its network anew.
 
-    Nodes that join during a run get workers within seconds, up to `run.workers` in all.
+    A worker on a GPU has several shards under way where there are enough, so that neither the start nor the end of one
+    leaves the GPU without work; it commits them in the order in which they began, and each has the bytes that it has
+    alone. A cluster is asked for as many workers as there are tasks, up to `run.workers`: those that it has no room for
+    are the demand that an autoscaler sees, and nodes that join get them at once.
 
     A shard is handed to an actor that has been placed and has answered, never to one that still waits for a node: a
     cluster that shrinks under a run slows it down and does not stop it. A shard whose worker died is tried once more,
-    by another worker; one that was aboard a node that went away is not to blame, and is tried again more often. A node
-    whose disk is full is left out for the rest of the run; its shards go to others that have room for a worker.
+    by another worker, and alone, since others that were aboard were not to blame; one that was aboard a node that went
+    away is tried again more often. A node whose disk is full is left out for the rest of the run; its shards go to
+    others that have room for a worker.
 
     Ray Core and not Ray Data: the store needs its own file names, one writer per shard, and resume keyed by recipe.
     Raises on entry ConfigError for a store that workers would look for elsewhere, and RunError if Ray cannot be
@@ -144,31 +125,50 @@ class RayPool:
 
     def __exit__(self, *_: object) -> None:
         for lane in self._lanes.values():
-            self._stop(lane.idle)
+            self._stop(lane, lane.idle)
 
-    def _stop(self, workers: list[RayWorker]) -> None:
-        while workers:
-            self._ray.kill(workers.pop().actor)
+    def _stop(self, lane: Lane, workers: Sequence[RayWorker]) -> None:
+        for worker in workers:
+            self._ray.kill(worker.actor)
+        lane.workers = [one for one in lane.workers if one not in workers]
+        lane.starting = {sign: one for sign, one in lane.starting.items() if one not in workers}
 
     def _start(self, lane: Lane) -> None:
-        """Ask for an actor; the first thing it answers is the node that it was placed on."""
+        """Ask for an actor; the first thing it answers is the node that it was placed on, and how much it can do."""
         if not lane.starting:
             lane.asked = time.monotonic()
         cpus = 0.0 if lane.gpus else self._cpus
         left_out = ",".join(sorted(self._left_out()))
         where = {"label_selector": {"ray.io/node-id": f"!in({left_out})"}} if left_out else {}
-        remote = self._ray.remote(num_cpus=cpus, num_gpus=lane.gpus, max_restarts=0, **where)(placed(self._worker))
+        share: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": lane.gpus,
+            "max_concurrency": AT_ONCE if lane.gpus else 1,
+        }
+        remote = self._ray.remote(max_restarts=0, **share, **where)(placed(self._worker))
         actor = remote.remote(self._recipe)
-        lane.starting[actor.where.remote()] = RayWorker(actor)
+        several = [name for name in STAGES if lane.gpus and self._gpus(name) == lane.gpus]
+        lane.starting[actor.where.remote(several)] = RayWorker(actor)
+
+    def _gpus(self, stage: str) -> float:
+        return STAGES[stage].gpus(self._recipe) or 0.0
+
+    @property
+    def _may_grow(self) -> bool:
+        """Whether nodes may join: those of a cluster; this machine alone stays as it is."""
+        return self._recipe.run.ray_address != "local"
 
     def _places(self, stage: str, gpus: float) -> int:
-        """Return how many workers the cluster has room for; raises RunError where it has room for none."""
+        """Return how many workers there is room for; raises RunError where there is none, and none can come."""
         workers = self._room(gpus)
+        if not workers and not self._may_grow:
+            raise no_room(stage, gpus)
         if not workers:
-            raise RunError(
-                f"stage {stage} wants {gpus} GPUs a worker, and no node of this Ray cluster has as many; lower "
-                "run.gpus_per_worker (for segments run.segment_gpus), or set it to 0 for the CPU"
-            )
+            _log.warning(
+                "stage %s wants %g GPUs a worker, and no node of this Ray cluster has as many now. Asked for, for an "
+                "autoscaler to see; where there is none, lower run.gpus_per_worker (for segments run.segment_gpus), or "
+                "set it to 0 for the CPU. Once nothing else is to do, the run waits %.0f s", stage, gpus, PATIENCE_S,
+            )  # fmt: skip
         return workers
 
     def _room(self, gpus: float) -> int:
@@ -215,8 +215,7 @@ class RayPool:
                 "use it again (%s)", name, "; ".join(failure.cause for failure in outcome.failures),
             )  # fmt: skip
             for other in self._lanes.values():
-                self._stop([one for one in other.idle if one.node == worker.node])
-                other.idle = [one for one in other.idle if one.node != worker.node]
+                self._stop(other, [one for one in other.idle if one.node == worker.node])
                 other.stages.clear()  # the room for workers is counted anew
         return None if self._nodes(lane.gpus) else replace(outcome, failures=failures)
 
@@ -224,18 +223,16 @@ class RayPool:
         """Return the stages in the queue that no node is left for, since disks are full."""
         if not self._left_out():
             return []
-        return [stage for stage in queue.stages() if not self._nodes(STAGES[stage].gpus(self._recipe) or 0.0)]
+        return [stage for stage in queue.stages() if not self._nodes(self._gpus(stage))]
 
     def _free(self, lane: Lane, worker: RayWorker) -> None:
-        """Have a worker wait for its next shard, or let it go if its node gets none any more."""
-        if worker.node in self._left_out():
-            self._stop([worker])
-        else:
-            lane.idle.append(worker)
+        """Let a worker that has no shard go if its node gets none any more."""
+        if not worker.n_tasks and worker.node in self._left_out():
+            self._stop(lane, [worker])
 
     def _lane(self, stage: str) -> Lane:
         """Return the lane of a stage; raises RunError where the cluster has no room for its workers."""
-        gpus = STAGES[stage].gpus(self._recipe) or 0.0
+        gpus = self._gpus(stage)
         lane = self._lanes.setdefault(gpus, Lane(gpus))
         if stage not in lane.stages:
             lane.room, lane.counted = self._places(stage, gpus), time.monotonic()
@@ -247,28 +244,34 @@ class RayPool:
         """Give tasks to the workers that have none, and start as many as there is room and work for."""
         for stage in queue.stages():
             lane = self._lane(stage)
-            while lane.idle and queue.count(lane.stages):
-                worker = next((one for one in lane.idle if queue.count([one.stage])), lane.idle[-1])
-                lane.idle.remove(worker)
-                if not queue.count([worker.stage]):
-                    worker.stage = next(name for name in queue.stages() if name in lane.stages)
+            while worker := lane.next(queue, self._now.losses):
                 task = queue.take(worker.stage)
                 self._now.tasks[worker.actor.run.remote(task)] = lane, worker, task
-                lane.busy += 1
-            while len(lane.starting) < min(lane.room - lane.busy, queue.count(lane.stages)):
+                worker.n_tasks += 1
+                worker.alone = (task.stage, task.shard) in self._now.losses
+            most = self._recipe.run.workers if self._may_grow else lane.room
+            while len(lane.starting) < min(most - len(lane.workers), queue.count(lane.stages)):
                 self._start(lane)
 
     def _make_room(self, queue: Queue) -> None:
-        """Let idle workers on GPUs go where a lane has tasks and no worker at all: they may be in its place."""
-        if any(lane.starves for lane in self._lanes.values()):
-            for lane in self._lanes.values():
-                if lane.gpus and not queue.count(lane.stages):
-                    self._stop(lane.idle)
+        """Let workers on GPUs go that have no task, where a lane has some and no worker: they may be in its place.
+
+        In a cluster they go after a while in any case, and with them those that are only asked for.
+        """
+        starved = any(lane.starves for lane in self._lanes.values())
+        for lane in self._lanes.values():
+            if not lane.gpus:
+                continue
+            now, waits = time.monotonic(), queue.count(lane.stages)
+            if waits or lane.busy:
+                lane.needed = now
+            if not waits and (starved or (self._may_grow and now - lane.needed > IDLE_S)):
+                self._stop(lane, [*lane.idle, *lane.starting.values()])
 
     def run(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
         """Yield every task with its outcome, as they come; raises ConfigError or Bug where a worker met one.
 
-        No more than `run.workers` shards of a lane are under way at any time, and the next ones wait until the caller
+        No more than `run.workers` workers of a lane have shards at any time, and the next ones wait until the caller
         has taken an outcome. An error is raised when what was under way has come to its end.
         """
         self._now = now = UnderWay()
@@ -288,9 +291,7 @@ class RayPool:
                 if sign is None:
                     self._look_around(queue)
                     if not now.tasks and time.monotonic() - now.last_sign > PATIENCE_S:
-                        yield from given_up(
-                            queue, queue.stages(), f"no node had room for a worker in {PATIENCE_S:.0f} s"
-                        )
+                        yield from self._without_room(queue)
                 elif sign not in now.tasks:
                     yield from self._place(sign, queue)
                 elif (done := self._outcome(sign, queue)) is not None:
@@ -299,6 +300,14 @@ class RayPool:
                 raise now.fault from None
         finally:
             self._abandon()
+
+    def _without_room(self, queue: Queue) -> Iterator[tuple[Task, Outcome]]:
+        """Give all that waits up; what never had room for a worker is the recipe's fault, or the cluster's."""
+        for stage in queue.stages():
+            if not self._lane(stage).room:
+                self._now.fault = no_room(stage, self._gpus(stage), PATIENCE_S)
+                return
+        yield from given_up(queue, queue.stages(), f"no node had room for a worker in {PATIENCE_S:.0f} s")
 
     def _look_around(self, queue: Queue) -> None:
         """Say now and then what the run waits for; raises RunError for what does not get better by waiting."""
@@ -355,13 +364,14 @@ class RayPool:
         lane = next(lane for lane in self._lanes.values() if sign in lane.starting)
         worker = lane.starting.pop(sign)
         try:
-            worker.node = self._ray.get(sign)
+            worker.node, worker.at_once = self._ray.get(sign)
         except self._ray.exceptions.RayError as error:
             lane.failed_starts += 1
             if lane.failed_starts > lane.room and not lane.busy:
                 yield from given_up(queue, sorted(lane.stages), f"no worker could be started: {shortened(str(error))}")
         else:
             lane.failed_starts = 0
+            lane.workers.append(worker)
             self._free(lane, worker)
 
     def _outcome(self, sign: Any, queue: Queue) -> tuple[Task, Outcome] | None:
@@ -371,11 +381,13 @@ class RayPool:
         """
         errors = self._ray.exceptions
         lane, worker, task = self._now.tasks.pop(sign)
-        lane.busy -= 1
+        worker.n_tasks -= 1
+        worker.alone = False
         outcome: Outcome | None
         try:
             outcome = self._ray.get(sign)
         except errors.RayActorError as error:
+            self._stop(lane, [worker])
             losses = self._note_loss(task, worker)
             if losses.workers < LOST_WORKERS and losses.nodes < LOST_NODES:
                 queue.put(task)
@@ -411,8 +423,5 @@ class RayPool:
 
     def _abandon(self) -> None:
         """Let go of the workers that are not idle: with a task, or not placed yet."""
-        self._stop([worker for _, worker, _ in self._now.tasks.values()])
         for lane in self._lanes.values():
-            self._stop(list(lane.starting.values()))
-            lane.starting.clear()
-            lane.busy = 0
+            self._stop(lane, [*lane.starting.values(), *(one for one in lane.workers if one.n_tasks)])

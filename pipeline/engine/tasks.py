@@ -149,6 +149,10 @@ class Queue:
         """Return how many tasks of these stages are here."""
         return sum(len(self._tasks.get(name, ())) for name in stages)
 
+    def first(self, stage: str) -> Task:
+        """Return the first task of a stage that has some, and leave it here."""
+        return self._tasks[stage][0]
+
     def take(self, stage: str) -> Task:
         """Remove and return the first task of a stage that has some."""
         task = self._tasks[stage].popleft()

@@ -13,7 +13,7 @@ from manifests.tables.sensors import Index
 from pipeline.datasets.base import Dataset
 from pipeline.datasets.registry import open_dataset
 from pipeline.datasets.sweeps import KeptSweeps
-from pipeline.frame import Camera, Frame, FrameError, inside, read_file, read_image, read_mask
+from pipeline.frame import Camera, Frame, FrameError, inside, look_at_image, read_file, read_mask
 from pipeline.geometry import Float64, check_intrinsics
 from pipeline.sources import FrameFiles, sha256_of
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
@@ -120,7 +120,7 @@ def checked_sweep(dataset: Dataset, root: Root, frame: Frame, sweeps: KeptSweeps
 
 def checked_image(root: Root, camera: Camera) -> Camera:
     """Return the camera with what its image tells; raises FrameError if that cannot be read to its last pixel."""
-    height_px, width_px = read_image(root, camera).shape[:2]
+    height_px, width_px = look_at_image(root, camera)
     size = size_of(inside(root, camera.image_path), camera.image_sha256)
     checked = replace(camera, width_px=width_px, height_px=height_px, image_bytes=size)
     read_mask(root, checked)

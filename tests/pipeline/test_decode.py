@@ -12,7 +12,7 @@ from PIL import Image
 from manifests.config import ConfigError, parse_section
 from manifests.sections.teachers.catseg import CatSegConfig
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
-from pipeline.frame import Camera, FrameError, read_image, read_image_for
+from pipeline.frame import Camera, FrameError, look_at_image, read_image, read_image_for
 from pipeline.teachers.catseg import CatSeg
 from pipeline.teachers.clip_dense import ClipDense
 from tests.pipeline.test_teachers import frame_of, recipe_of
@@ -68,6 +68,33 @@ def test_a_truncated_file_is_found_at_any_size(street: Path) -> None:
     for wanted in ((224, 400), (20, 30)):
         with pytest.raises(FrameError, match=r"cut.jpg: cannot be decoded as an image: .*truncated"):
             read_image_for(street, camera_of("cut.jpg"), lambda *full, wanted=wanted: wanted, scaled=True)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_look_finds_what_decoding_every_pixel_finds(street: Path, tmp_path: Path, progressive: bool) -> None:
+    """Wherever a file is cut off, and whatever byte of it is another one."""
+    with Image.open(street / "C.jpg") as image:
+        image.save(tmp_path / "whole.jpg", quality=80, progressive=progressive)
+    whole, rng = (tmp_path / "whole.jpg").read_bytes(), np.random.default_rng(0)
+    assert look_at_image(tmp_path, camera_of("whole.jpg")) == (224, 400)
+
+    def outcome(read: Any, content: bytes) -> str:
+        (tmp_path / "it.jpg").write_bytes(content)
+        try:
+            read(tmp_path, camera_of("it.jpg"))
+        except FrameError as error:
+            return str(error)
+        return "fine"
+
+    told = []
+    for cut in (*rng.integers(1, len(whole), 60), len(whole) - 1, len(whole) - 2, len(whole) - 3):
+        told.append(outcome(read_image, whole[:cut]))
+        assert outcome(look_at_image, whole[:cut]) == told[-1]
+    assert sum("cannot be decoded" in one for one in told) > 55
+    for place in rng.integers(2, len(whole), 60):
+        other = bytearray(whole)
+        other[place] ^= int(rng.integers(1, 256))
+        assert outcome(look_at_image, bytes(other)) == outcome(read_image, bytes(other))
 
 
 def test_a_file_is_held_against_the_size_that_was_indexed_not_the_one_it_is_decoded_at(street: Path) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from manifests import ray_cluster
 from manifests.endings import Ending, RunError
 from manifests.ray_cluster import ended_workers, shortened
 from manifests.recipe import Recipe, load_recipe
-from pipeline.engine import ray_pool
+from pipeline.engine.lanes import Lane, RayWorker
 from pipeline.engine.ray_pool import RayPool
 from pipeline.engine.runner import Runner
 from pipeline.engine.tasks import Queue, Task
@@ -201,9 +200,9 @@ def waiting(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> RayPool:
     monkeypatch.setattr("pipeline.engine.ray_pool.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr("pipeline.engine.ray_pool.last_words", lambda: "")
 
-    def start(lane: ray_pool.Lane) -> None:
+    def start(lane: Lane) -> None:
         lane.asked = lane.asked or 1.0
-        lane.starting[object()] = ray_pool.RayWorker(None)
+        lane.starting[object()] = RayWorker(None)
 
     monkeypatch.setattr(pool, "_start", start)
     return pool
@@ -220,31 +219,6 @@ def test_a_run_without_workers_says_so_every_half_minute_and_gives_a_lone_machin
         list(waiting.run(tasks(waiting._recipe)))
     said = [record.getMessage() for record in caplog.records]
     assert 2 <= len(said) <= 4 and all("1 asked for, for points; Ray has 1 nodes with 2 CPUs" in line for line in said)
-
-
-def test_nodes_that_join_during_a_run_get_workers_up_to_those_asked_for_and_nodes_that_go_take_no_room(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool, ray, clock, gpus = RayPool(load_recipe(recipe)), Silent(), [0.0], [1.0]
-    pool._recipe = replace(pool._recipe, run=replace(pool._recipe.run, workers=4, gpus_per_worker=0.5))
-    pool._ray, pool._here, pool._cpus = ray, "here", 1.0
-
-    def nodes() -> list[dict[str, object]]:
-        return [{"NodeID": str(n), "Alive": True, "Resources": {"GPU": one}} for n, one in enumerate(gpus)]
-
-    def start(lane: ray_pool.Lane) -> None:
-        lane.starting[object()] = ray_pool.RayWorker(None)
-
-    monkeypatch.setattr(ray, "nodes", nodes)
-    monkeypatch.setattr(pool, "_start", start)
-    monkeypatch.setattr("pipeline.engine.ray_pool.time.monotonic", lambda: clock[0])
-    queue = Queue(Task("encode", "00", f"s{number}", "00", 1) for number in range(9))
-    asked = []
-    for seconds, now_there in ((0, [1.0]), (1, [1.0, 1.0]), (10, [1.0, 0.5]), (20, [0.4]), (30, [9.0])):
-        clock[0], gpus[:] = float(seconds), now_there
-        pool._assign(queue)
-        asked.append(len(pool._lanes[0.5].starting))
-    assert asked == [2, 2, 3, 3, 4]
 
 
 def test_workers_that_end_as_they_start_end_the_run_with_what_they_said(
