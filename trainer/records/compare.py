@@ -38,7 +38,8 @@ def compare(one: RunRecord, other: RunRecord) -> dict[str, list[str]]:
     found = {}
     for heading, names in groups.items():
         absent = "(default)" if heading == "settings" else "(none)"
-        lines = differences(*({name: run.get(name) for name in names} for run in runs), absent=absent)
+        before, after = ({name: run.get(name) for name in names} for run in runs)
+        lines = differences(before, after, absent)
         found[heading] = [line.removeprefix("settings.") for line in lines]
     found["curves"] = curve_differences(one.curves, other.curves)
     found["results"] = result_differences(one.evaluations, other.evaluations)
