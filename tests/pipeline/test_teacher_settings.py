@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"boundary_shift_px": 0.0},
         {
             *("boundary_length_px", "confused", "drop_area_px", "slic_px", "slic_compactness", "grow_px"),
-            *("place_m", "half_life_s", "range_slope", "boundary_steadiness"),
+            *("place_m", "half_life_s", "range_slope", "boundary_steadiness", "boundary_places"),
         },
     ),
     "oracle with noise": (
