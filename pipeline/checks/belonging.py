@@ -1,8 +1,9 @@
 """Whether images belong to the sweeps that they stand beside, or to those of other frames of the scene.
 
-Images that are numbered from another start than sweeps, one that was lost on the way, a clock that is off: every file
+Images that are numbered from another start than sweeps, one that was lost at the start, a clock that is off: every file
 is there, and each sweep stands beside the image of another moment. Then marks of the sweep fit the images of the frames
-some places before or after better than its own. Where the vehicle stands, all fit alike, and nothing is said.
+some places before or after better than its own. Where the vehicle stands, all fit alike, and nothing is said; nor is it
+where only part of a drive is shifted, since the frames that were opened are judged together.
 """
 
 from __future__ import annotations
