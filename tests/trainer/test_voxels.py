@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from manifests.sections.network import Coordinates, LabelRule, VoxelConfig
-from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxelise
+from trainer.data.voxels import Voxels, voxel_confidences, voxel_labels, voxel_shares, voxelise
 
 CARTESIAN = VoxelConfig(coordinates="cartesian")
 
@@ -134,6 +134,21 @@ def test_a_voxel_is_as_sure_as_its_points_of_that_label() -> None:
     # (100 + 51) / 2, of a tie the lower label, no label at all, one point of two
     assert sure("majority") == [76, 30, 0, 255]
     assert sure("first") == [0, 40, 0, 255]
+
+
+def test_a_voxel_may_be_what_its_labelled_points_may_be_on_average() -> None:
+    inverse, labels = np.array([0, 0, 0, 1, 2]), np.array([1, 2, 0, 0, 2], np.uint8)
+    shares = np.array([[0, 0.75, 0.25], [0, 0.25, 0.75], [1, 0, 0], [1, 0, 0], [0, 0, 1]], np.float32)
+    grid = Voxels(np.zeros((3, 3), np.int32), np.zeros((3, 1), np.float32), inverse, np.array([0, 3, 4]))
+
+    def mean(mode: LabelRule) -> list[list[float]]:
+        return voxel_shares(shares, labels, grid, voxel_labels(labels, inverse, 3, mode), mode).tolist()  # type: ignore[no-any-return]
+
+    # of two labelled points and one without, of none at all, of one
+    assert mean("majority") == [[0, 0.5, 0.5], [0, 0, 0], [0, 0, 1]]
+    assert mean("first") == [[0, 0.75, 0.25], [0, 0, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match="4 rows of shares do not fit 5 labels of points"):
+        voxel_shares(shares[:4], labels, grid, np.zeros(3, np.int64), "majority")
 
 
 @given(

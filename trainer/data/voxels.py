@@ -163,6 +163,8 @@ def voxel_shares(
     ``point_shares`` (n, classes) add up to 1 where ``point_labels`` (n,) are not 0; ``labels`` (v,) is what
     :func:`voxel_labels` made of the latter in the same mode. With ``"first"`` they are the representative point's.
     """
+    if len(point_shares) != len(point_labels):
+        raise ValueError(f"{len(point_shares)} rows of shares do not fit {len(point_labels)} labels of points")
     if mode == "first":
         return np.where(labels[:, None] > 0, point_shares[grid.first_point], 0).astype(np.float32)
     bears = point_labels > 0

@@ -32,12 +32,22 @@ def runs_in(folder: Path) -> list[RunLine]:
     """Return the runs below a folder of runs, by name and task; raises TrainerError where there is no such folder."""
     if not folder.is_dir():
         raise TrainerError(f"{folder} is no folder of runs; name one with --runs, as run.runs of the recipe does")
-    return [line_of(path.parent) for path in sorted(folder.glob("*/*/log.jsonl"))]
+    return [line_of(path) for path in folders_in(folder)]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders of runs below a folder of runs, in order."""
+    return [path.parent for path in sorted(folder.glob("*/*/log.jsonl"))]
+
+
+def name_of(folder: Path) -> str:
+    """Return what a run is called, NAME/TASK."""
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def line_of(folder: Path) -> RunLine:
     """Return the line of the run in a folder: from its log, and from its record where it has come to one."""
-    name = f"{folder.parent.name}/{folder.name}"
+    name = name_of(folder)
     try:
         log = run_log(sealed.read_lines((folder / "log.jsonl").read_bytes()).documents)
         record = read_record(folder) if (folder / FILE).is_file() else None
@@ -84,9 +94,8 @@ def folder_of(named: Path, runs: Path) -> Path:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        names = [f"{path.parent.name}/{path.name}" for path in inside]
-        raise TrainerError(f"{named} has {len(inside)} runs; name one of them: {listing(names)}")
+        raise TrainerError(f"{named} has {len(inside)} runs; name one of them: {listing([*map(name_of, inside)])}")
     if not found.exists():
-        names = [f"{path.parent.parent.name}/{path.parent.name}" for path in sorted(runs.glob("*/*/log.jsonl"))]
-        raise TrainerError(f"there is no run {named}{nearest(str(named), names)}; `runs` lists those in {runs}")
+        close = nearest(str(named), [name_of(path) for path in folders_in(runs)])
+        raise TrainerError(f"there is no run {named}{close}; `runs` lists those in {runs}")
     return found
