@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from manifests.config import changed_values, default_values
 from manifests.fingerprint import DIGITS, differences, digest, plain
 from manifests.recipe import Recipe
 from manifests.records.evaluation import Contents
-from manifests.records.table import AskedTable, AskedTables, Built
+from manifests.records.table import AskedTable, AskedTables, Built, Columns
 from manifests.sections.data import DataConfig
 from manifests.splits import split_content
 from manifests.stages import fingerprint, identities, with_needs
@@ -44,10 +45,15 @@ def asked(recipe: Recipe) -> AskedTables:
     if recipe.data.split.endswith(".txt"):  # what the file says, not what it is called
         data["split"] = split_content(recipe.data.split)
     tables = {
-        name: AskedTable(one.version, plain(one.settings), digest(one.columns), one.fingerprint)
+        name: AskedTable(one.version, plain(one.settings), _columns_digest(one.columns), one.fingerprint)
         for name, one in identities(recipe).items()
     }
     return AskedTables(plain({**data, "root": place_of(recipe)}), tables)
+
+
+@cache
+def _columns_digest(columns: Columns) -> str:
+    return digest(columns)
 
 
 def place_of(recipe: Recipe) -> str:

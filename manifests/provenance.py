@@ -37,13 +37,16 @@ def git_commit() -> str | None:
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of the packages that are installed."""
-    found = {"python": sys.version.split()[0]}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {name: _version(name) for name in packages}
+    return {"python": sys.version.split()[0], **{name: one for name, one in versions.items() if one}}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @cache

@@ -37,18 +37,24 @@ def as_document(record: Any) -> Any:
         return record
     if is_dataclass(record) and not isinstance(record, type):
         document: dict[str, object] = {}
-        for item in fields(record):
-            value = getattr(record, item.name)
-            if item.metadata == REST:
+        for name, rest, always in _entries(type(record)):
+            value = getattr(record, name)
+            if rest:
                 document |= as_document(value)
-            elif value is not None or not _may_lack(item) or item.metadata == NULL:
-                document[item.name] = as_document(value)
+            elif value is not None or always:
+                document[name] = value if type(value) in LEAVES else as_document(value)
         return document
     if isinstance(record, Mapping):
         return {str(name): as_document(value) for name, value in record.items()}
     if isinstance(record, list | tuple):
         return [as_document(value) for value in record]
     return record
+
+
+@cache
+def _entries(kind: Any) -> tuple[tuple[str, bool, bool], ...]:
+    """Return of each field its name, whether it takes the entries of no other, and whether None of it is written."""
+    return tuple((one.name, one.metadata == REST, not _may_lack(one) or one.metadata == NULL) for one in fields(kind))
 
 
 def as_record(kind: type[T], document: object) -> T:

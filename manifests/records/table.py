@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from manifests.fingerprint import Settings, differences, digest
 from manifests.records.codec import NULL, REST, as_document
@@ -28,7 +29,7 @@ class Identity:
     settings: Settings
     needs: Mapping[str, str]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The digest of all of it, which names the folder of the table; see `manifests.fingerprint.canonical`."""
         return digest(as_document(self))
@@ -156,7 +157,7 @@ class AskedTables:
     tables: Mapping[str, AskedTable]
     received: bool | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The digest of it, which names the recipe's ref."""
         return digest(as_document(self))

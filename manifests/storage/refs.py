@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from manifests.advice import HEAL, command
-from manifests.fingerprint import Json, Settings
+from manifests.fingerprint import Json, Settings, canonical
 from manifests.records.codec import Unfit, as_document, as_record
 from manifests.records.table import AskedTables
 from manifests.shown import shown_values
@@ -157,11 +157,12 @@ def update_ref(files: Files, name: str, change: Callable[[Ref | None], Ref | Non
     for attempt in range(MOST_TRIES):
         before = _newest(files, name)
         ref = change(before.ref)
-        if encode(_document(ref)) == encode(_document(before.ref)):
+        changed = _document(ref)
+        if canonical(changed) == canonical(_document(before.ref)):
             return ref
         token = secrets.token_hex(8)
         writes = (*before.writes, token)[-REMEMBERED_WRITES:]
-        document = _document(ref) | {"generation": before.number + 1, "writes": writes}
+        document = changed | {"generation": before.number + 1, "writes": writes}
         path = ref_path(name, before.number + 1)
         made = files.create(path, encode(document))
         # A write counts if the newest generation descends from it. It may be there although `create` says no (the

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from manifests.config import ConfigError
 from manifests.fingerprint import Json, Settings, digest
 from manifests.ontology import Ontology
-from manifests.provenance import git_commit, package_versions
+from manifests.provenance import made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.sections.tables import TextConfig
 from manifests.stages import segment_settings, teacher_settings, text_settings
@@ -128,7 +128,7 @@ def look(recipe: Recipe) -> Look:
         named=_named(segments, picture, prompts),
         digests={name: _digest(array) for name, array in {"text": text, **encoding}.items()},
         warnings=tuple(_warnings(numbers)),
-        commit=git_commit(),
+        commit=made_by().commit,
         versions=package_versions(),
     )
 

@@ -11,15 +11,15 @@ from itertools import groupby, islice, pairwise
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from manifests.asked import asked, keyed_refs, ref_of, ref_with
+from manifests.asked import asked, keyed_refs, ref_with
 from manifests.config import ConfigError
 from manifests.fingerprint import Json, digest
 from manifests.recipe import Recipe
-from manifests.records.table import Identity
+from manifests.records.table import AskedTables, Identity
 from manifests.sources import LOOKS_AT_ONCE
 from manifests.splits import load_split
 from manifests.stages import Need, fingerprint, identity
-from manifests.storage.names import scene_of, shard_name
+from manifests.storage.names import ref_name, scene_of, shard_name
 from manifests.storage.refs import Ref, TableRef
 from manifests.storage.seen import read_seen
 from manifests.storage.shards import ShardFile
@@ -365,12 +365,22 @@ class Planner:
             changes = [one.identity.changes(identity) for one in self.store.manifests(stage.name)[-1:]]
         return min(changes, key=len, default=[])
 
+    @cached_property
+    def asked(self) -> AskedTables:
+        """All that the recipe's tables depend on, as it was when it was first asked for: a plan is of one moment."""
+        return asked(self.recipe)
+
+    @property
+    def ref_name(self) -> str:
+        """The name of the recipe's ref."""
+        return ref_name(self.recipe.name, self.asked.key)
+
     def read_ref(self) -> Ref | None:
         """Return what the recipe as it is now stands for, or None if nothing was built for it.
 
         Raises StoreError for a ref that cannot be read; that never means that nothing was built.
         """
-        return self.store.read_ref(ref_of(self.recipe))
+        return self.store.read_ref(self.ref_name)
 
     def inherited(self) -> Ref:
         """Return what the recipe stands for, or would if runs of its like were its own: tables of the same identities.
@@ -380,10 +390,9 @@ class Planner:
         own = self.read_ref()
         if own is not None:
             return own
-        now = asked(self.recipe)
         tables: dict[str, TableRef] = {}
         for ref in keyed_refs(self.store).values():
-            if ref.asked and ref.asked.data == now.data:
+            if ref.asked and ref.asked.data == self.asked.data:
                 same = {name: table for name, table in ref.tables.items() if self._is_of(name, table.fingerprint)}
                 tables = {**same, **tables}
         return ref_with(self.recipe, tables)

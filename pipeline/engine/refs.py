@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from manifests.asked import ref_of
 from manifests.fingerprint import Settings, canonical
-from manifests.provenance import git_commit, package_versions
+from manifests.provenance import made_by
 from manifests.records.codec import as_document
 from manifests.records.table import Built, Work
 from manifests.storage.manifest import Manifest
@@ -51,8 +50,8 @@ def write_manifest(
         pool=type(pool).__name__,
         devices=tuple(devices),
         batches=tuple(batches),
-        git_commit=git_commit() if built else None,
-        packages=package_versions() if built else {},
+        git_commit=made_by().commit if built else None,
+        packages=(made_by().packages or {}) if built else {},
         excluded=planner.recipe.data.exclude,
         origins=tuple(origins_of(shards)),
         failed=tuple(frame for shard in shards for frame in shard.failed),
@@ -94,7 +93,7 @@ def move_ref(
         ref = moved(planner, now or before, plans, under_way, kept)
         return ref if under_way else ref.ended(run)
 
-    planner.store.update_ref(ref_of(planner.recipe), change)
+    planner.store.update_ref(planner.ref_name, change)
 
 
 def moved(

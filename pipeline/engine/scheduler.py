@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from manifests.asked import ref_of
 from manifests.records.table import Work
 from manifests.storage.shards import ShardFile
 from pipeline.engine.planner import Found, Planner
@@ -140,7 +139,7 @@ class Run:
         if not any(other.begun for other in self._stages.values()):
             tables = [(name, other.found.fingerprint) for name, other in self._stages.items()]
             planner = self._planner
-            self._run = planner.store.begin(ref_of(planner.recipe), replace(self._before, tables={}), tables)
+            self._run = planner.store.begin(planner.ref_name, replace(self._before, tables={}), tables)
         one.begun = True
         if self._watcher:
             hope = () if self._open.keys().isdisjoint(one.upstream) else one.waiting

@@ -23,7 +23,7 @@ from torch import Tensor
 from manifests.config import parse_section
 from manifests.fingerprint import Settings
 from manifests.foreign import instead_of_weights
-from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
+from manifests.provenance import TRAINER_PACKAGES, made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.records.checkpoint import CheckpointRecord
 from manifests.sections.network import VoxelConfig
@@ -203,7 +203,7 @@ def import_official(recipe: Recipe, file: Path, path: Path, engine: Engine) -> I
         imported=file.name,
         unchecked=taken.unchecked,
         versions=package_versions(TRAINER_PACKAGES),
-        commit=git_commit(),
+        commit=made_by().commit,
     )
     weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     checkpoint.write(path, weights, document)

@@ -18,7 +18,7 @@ from manifests.asked import pin, tables_of
 from manifests.fingerprint import looks_of
 from manifests.labels import predict_identity, predict_key
 from manifests.learnt import changes_since
-from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
+from manifests.provenance import TRAINER_PACKAGES, made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.run import Student
@@ -237,7 +237,7 @@ def how_made(path: Path, learnt: checkpoint.Checkpoint, device: torch.device) ->
         epoch=known.epoch,
         step=known.step,
         epochs=known.epochs,
-        commit=git_commit(),
+        commit=made_by().commit,
         versions=package_versions(TRAINER_PACKAGES),
         device=str(device),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -29,7 +29,7 @@ from manifests.labels import (
     refine_split,
     steps_left,
 )
-from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
+from manifests.provenance import TRAINER_PACKAGES, made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.table import Computed, Identity
@@ -266,7 +266,7 @@ def published(
     known = {shard: committed[shard, key] for shard, key in work.keys.items() if (shard, key) in committed}
     ordered = tuple(known[one.shard] for one in ref.table("index").shards if one.shard in known)
     how = Computed(
-        commit=git_commit(),
+        commit=made_by().commit,
         versions=package_versions(TRAINER_PACKAGES),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

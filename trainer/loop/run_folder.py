@@ -14,7 +14,7 @@ import torch
 from manifests.asked import pin
 from manifests.fingerprint import Settings, differences, digest, plain
 from manifests.learnt import changes_since, settings_of
-from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
+from manifests.provenance import TRAINER_PACKAGES, made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import Compared
@@ -130,7 +130,7 @@ class Run:
             seed=self.objective.settings.seed,
             epochs=self.objective.settings.epochs,
             versions=package_versions(TRAINER_PACKAGES),
-            commit=git_commit(),
+            commit=made_by().commit,
             device=str(self.device),
             ranks=self.ranks.world_size,
             hardware=record.hardware(),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from manifests.calibration import SHARD, Wanted, calibration_of, compared_with, remade, wanted
 from manifests.config import ConfigError
-from manifests.provenance import TRAINER_PACKAGES, git_commit, package_versions
+from manifests.provenance import TRAINER_PACKAGES, made_by, package_versions
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import CalibratedBy
@@ -155,7 +155,7 @@ def keep(store: Store, recipe: Recipe, asked: Wanted, shard: ShardFile) -> Table
     """Name the calibration by a ref, with all that it is made from, and return it."""
     fingerprint = asked.identity.fingerprint
     how = Computed(
-        commit=git_commit(),
+        commit=made_by().commit,
         versions=package_versions(TRAINER_PACKAGES),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

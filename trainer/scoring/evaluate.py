@@ -16,7 +16,7 @@ from rich.table import Table
 from manifests.asked import contents_of, tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
-from manifests.provenance import git_commit
+from manifests.provenance import made_by
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
 from manifests.records.evaluation import (
@@ -303,7 +303,7 @@ def document_of(recipe: Recipe, of: Of, judged: Judged, tally: Tally, level: Lab
         frames=len(judged.selection.frames),
         shards=tuple(dict.fromkeys(frame.shard for frame in judged.selection.frames)),
         left_out={reason: tuple(names) for reason, names in judged.selection.dropped.items()},
-        commit=git_commit(),
+        commit=made_by().commit,
         tables={table.stage: table.fingerprint for table in judged.tables.tables},
         contents=contents_of(judged.read_from, {frame.scene for frame in judged.selection.frames}),
         sources=judged.compared,
