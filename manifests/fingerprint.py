@@ -38,23 +38,24 @@ def canonical(value: Json) -> str:
 
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def plain(value: Any) -> Any:
     """Return the value built of dicts, lists, strings, numbers, booleans and None only; see `canonical` for errors."""
-    if value is None or isinstance(value, bool | str | int):
+    if type(value) in PLAIN or isinstance(value, (str, int)):  # most values are told by their very type
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} has no JSON form; an identity holds finite numbers only")
         return value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) in PLAIN else plain(item) for item in value]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} of an identity is not a string")
-        return {key: plain(item) for key, item in value.items()}
+        return {key: item if type(item) in PLAIN else plain(item) for key, item in value.items()}
     raise TypeError(f"{value!r} ({type(value).__name__}) has no stable form; an identity holds plain values only")
 
 

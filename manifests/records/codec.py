@@ -45,9 +45,9 @@ def as_document(record: Any) -> Any:
                 document[name] = value if type(value) in LEAVES else as_document(value)
         return document
     if isinstance(record, Mapping):
-        return {str(name): as_document(value) for name, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [as_document(value) for value in record]
+        return {str(name): value if type(value) in LEAVES else as_document(value) for name, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [value if type(value) in LEAVES else as_document(value) for value in record]
     return record
 
 
