@@ -1,6 +1,7 @@
 """What every test may rely on: one thread, no network, the shared data where it is present."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+
+# A shell without job control starts what runs in its background with SIGINT ignored, and children inherit that: tests
+# that interrupt a process would wait for it to end by itself.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests start processes by the hundred, and compiling our modules is a third of what each needs to start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,7 +152,8 @@ def open_tables(root: Root, folder: Root, between: bool = False) -> Any:
     # The kit insists on one map whose picture exists; this one stands for the root itself and is never drawn.
     rows["map"] = [{"token": "", "filename": "", "log_tokens": []}]
 
-    from nuscenes.nuscenes import NuScenes
+    with loaded_when_used("sklearn", "sklearn.metrics", "matplotlib.pyplot"):  # a second, for what the kit draws
+        from nuscenes.nuscenes import NuScenes
 
     class KeyFrameTables(NuScenes):  # type: ignore[misc]
         @property
@@ -162,6 +166,28 @@ def open_tables(root: Root, folder: Root, between: bool = False) -> Any:
     # of a root behind a network it gets a folder that is there; it opens no file
     somewhere = tempfile.gettempdir() if isinstance(root, RemotePath) else str(root)
     return KeyFrameTables(version=folder.name, dataroot=somewhere, verbose=False)
+
+
+class LaterModule(ModuleType):
+    """Stands for a module that is loaded when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def loaded_when_used(*names: str) -> Iterator[None]:
+    """Within the block, importing one of these modules, if nothing has loaded it yet, puts off loading it."""
+    stand_ins = {name: LaterModule(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 def read_table(folder: Root, name: str, keep: Callable[[TableRow], bool] = lambda row: True) -> list[TableRow]:

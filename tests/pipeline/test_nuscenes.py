@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from manifests.sections.data import DataConfig
 from pipeline.datasets.nuscenes import CAMERAS, NuScenesDataset
 from pipeline.datasets.registry import open_dataset
 from pipeline.frame import Frame, FrameError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def frames_of(root: Path, version: str) -> list[Frame]:
@@ -332,3 +335,17 @@ assert not {"nuscenes", "torch", "matplotlib", "cv2", "ray"} & set(sys.modules),
     sweep = "samples/LIDAR_TOP/n000__LIDAR_TOP__1532402927000000.pcd.bin"
     checkout = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program, str(root), sweep], check=True, cwd=checkout)
+
+
+def test_what_the_development_kit_draws_with_is_loaded_when_it_draws() -> None:
+    program = """
+        import sys
+        from pipeline.datasets.nuscenes import loaded_when_used
+        with loaded_when_used("sklearn", "sklearn.metrics", "matplotlib.pyplot"):
+            from nuscenes import nuscenes
+        assert {"sklearn", "sklearn.metrics", "matplotlib.pyplot"}.isdisjoint(sys.modules)
+        assert nuscenes.sklearn.metrics.jaccard_score([1], [1]) == 1.0
+        assert nuscenes.plt.figure is __import__("matplotlib.pyplot").pyplot.figure
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

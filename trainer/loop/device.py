@@ -76,13 +76,14 @@ def deterministic(wanted: bool, device: torch.device, engine: Engine) -> Iterato
             engine.require_deterministic()
         except RuntimeError as error:
             raise ConfigError(f"run.deterministic = true: {error}") from None
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    # what use_deterministic_algorithms does, without loading the compiler of torch, which takes a second
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
     memory.fill_uninitialized_memory = False  # nothing reads it, and filling costs 4 % of a step
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
         memory.fill_uninitialized_memory = filled

@@ -280,12 +280,12 @@ def _in_any_order(device: torch.device) -> Iterator[None]:
     if not asked:
         yield
         return
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(before)
 
 
 def _sum_dtype(rows: Tensor) -> torch.dtype:
