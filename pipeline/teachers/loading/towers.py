@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +129,17 @@ def clip_tokenizer(model: str) -> Any | None:
     ensure_torchvision()
     import open_clip
 
-    if model in TINY_CONFIGS:
-        return open_clip.SimpleTokenizer()
-    config = open_clip.get_model_config(model)
+    config = {} if model in TINY_CONFIGS else open_clip.get_model_config(model)
     known = config is not None and "hf_tokenizer_name" not in config.get("text_cfg", {})
-    return open_clip.get_tokenizer(model) if known else None
+    return _tokenizer(model) if known else None
+
+
+@cache
+def _tokenizer(model: str) -> Any:
+    """Return a model's tokenizer, made once a process: most of its making is reading 49,000 words."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer() if model in TINY_CONFIGS else open_clip.get_tokenizer(model)
 
 
 def build_clip(model: str, quick_gelu: bool | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -150,7 +157,7 @@ def build_clip(model: str, quick_gelu: bool | None = None, seed: int = 0) -> tup
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**config)
-    return clip, open_clip.SimpleTokenizer() if model in TINY_CONFIGS else open_clip.get_tokenizer(model)
+    return clip, _tokenizer(model)
 
 
 def clip_activation(model: str, quick_gelu: bool | None) -> bool:
