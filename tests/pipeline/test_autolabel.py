@@ -1,8 +1,7 @@
-"""One command from drives to label files, on real logs without labels and on the city with its labels hidden."""
+"""One command from drives to label files, on real logs without labels; test_autolabel_city.py scores what it writes."""
 
 from __future__ import annotations
 
-import csv
 import json
 import signal
 import subprocess
@@ -13,28 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from afov import autolabel as module
 from afov import watching
 from afov.watching import clock, remaining
-from bench.city.config import SIZES
-from bench.city.generate import write_city
 from manifests import rates
 from manifests.config import ConfigError
-from manifests.ontology import load_ontology
 from manifests.rates import Amount
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.data import DataConfig
 from pipeline.__main__ import app as pipeline
 from pipeline.datasets.folder import FolderDataset
-from superpixels.metrics import Confusion, scores
+from tests.pipeline.autolabelling import autolabel, command, label_files
 from tests.pipeline.mcap_logs import write_log
 from tests.pipeline.scenes import clip_over
-from trainer.__main__ import app as trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,24 +39,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path
-
-
-def autolabel(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "afov", "autolabel", *words], capture_output=True, text=True, check=False
-    )
-
-
-def command(program: Any, *words: str) -> Result:
-    done = CliRunner().invoke(program, list(words))
-    assert done.exit_code == 0, done.output
-    return done
-
-
-def label_files(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """The labels of every frame, as any program would read them."""
-    with (folder / "frames.csv").open(newline="") as table:
-        return {row["frame_id"]: np.load(folder / row["npy"]) for row in csv.DictReader(table)}
 
 
 def write_recipe(path: Path, root: Path) -> None:
@@ -134,51 +110,6 @@ def test_an_mcap_log_goes_through_import_doctor_and_autolabel_with_the_geometry_
     assert done.returncode == 0, done.stderr
     labels = label_files(here / "labels" / "bag")
     assert len(labels) == len(after) and all((label > 0).mean() > 0.35 for label in labels.values())
-
-
-def test_the_files_score_as_evaluate_says_of_the_table_to_the_last_digit(here: Path) -> None:
-    """The city's labels are hidden while it is labelled, and shown to the test afterwards."""
-    city = here / "data" / "city"
-    write_city(city, SIZES["tiny"])
-    tables = city / SIZES["tiny"].version
-    (tables / "lidarseg.json").rename(here / "hidden.json")
-    (here / "mine.toml").write_text(
-        """
-        base = "city"
-        [pretrain]
-        epochs = 1
-        [distill]
-        epochs = 2
-        [network]
-        engine = "torch"
-        [run]
-        device = "cpu"
-        """
-    )
-    done = autolabel("mine.toml")
-    assert done.returncode == 0, done.stderr
-    assert "autolabel: pack, pretrain, distill, predict, refine, labels, report; " in done.stdout
-    labels = label_files(here / "labels" / "mine")
-    record = json.loads((here / "labels/mine/labels.json").read_bytes())
-    assert record["weights"] and record["identity"]["tables"].keys() == {"index", "points", "refine"}
-
-    (here / "hidden.json").rename(tables / "lidarseg.json")
-    command(pipeline, "run", "pack,label", "mine.toml")
-    said = command(trainer, "evaluate", "mine.toml", "--refine", "vote+afi").output
-    assert "refine: prediction by vote+afi: 0 shards computed, 1 were there" in said, "it scores the table of before"
-    scored = json.loads((here / "runs/mine/evaluate-vote-afi.json").read_bytes())["scores"]["all"]
-
-    kit = {row["token"]: row for row in json.loads((tables / "sample_data.json").read_bytes())}
-    truth = {
-        kit[row["sample_data_token"]]["sample_token"]: np.fromfile(city / row["filename"], np.uint8)
-        for row in json.loads((tables / "lidarseg.json").read_bytes())
-    }
-    ontology = load_ontology("nuscenes")
-    counts = Confusion(len(ontology.classes) - 1)
-    for frame, label in labels.items():
-        counts.add(ontology.class_of_raw_labels(truth[frame]), label)
-    assert scored["mean_iou"] == scores(counts).mean_iou
-    assert scored["points"] == scores(counts).n_points > 0
 
 
 # -- steps
