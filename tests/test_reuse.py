@@ -12,6 +12,7 @@ in an empty store from the files as they were when the tables were made, or ther
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import tempfile
@@ -187,7 +188,7 @@ class Reuse(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="reuse-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="reuse-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         self.logs = {"a": Log(self.folder / "logs").write(), "b": Log(self.folder / "second").write(seed=9)}
         self.disk = {"a": dict.fromkeys(self.logs["a"].files(), 0), "b": dict.fromkeys(self.logs["b"].files(), 9)}
         self.values = {name: {"labels": "group", "own": 1.0, "min_points": 1, "exclude": ""} for name in "ab"}

@@ -378,7 +378,7 @@ def write(found: Mapping[str, Any], path: Path = GOLDEN) -> list[Difference]:
 def main(arguments: Sequence[str]) -> int:
     """See the module."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as folder:
         found = measure(Path(folder)).entries
     if list(arguments) == ["--write"]:
         refused = write(found)
