@@ -373,6 +373,9 @@ def rgb_of(image: Any, name: str) -> Any:
     if image.mode in ("I", "F"):
         kind = "32-bit float" if image.mode == "F" else "32-bit whole-number"
         raise FrameError(f"{name}: nothing tells the scale of a {kind} image; convert it to 8 bits")
+    if image.mode == "RGB":
+        image.load()  # `convert` would copy what is decoded
+        return image
     if not image.mode.startswith("I;16"):
         return image.convert("RGB")
     values = np.asarray(image)
