@@ -33,8 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Folders of tests lie in memory where there is room: stores sync every file they write, and a disk takes its time. A
-# whole run needs 0.2 GB, and pytest keeps three.
+# Folders of tests lie in memory where there is room: stores sync every file they write, and a disk takes its time. What
+# passed is removed at once (tmp_path_retention_policy).
 MEMORY = Path("/dev/shm")
 RUNS_PROGRAMS = os.access(MEMORY, os.W_OK) and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
 if RUNS_PROGRAMS and shutil.disk_usage(MEMORY).free > 4e9:
