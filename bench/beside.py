@@ -3,7 +3,8 @@
 `python -m bench.beside` asks git for commit 9af4202 (version 0.1.0), runs each job with that code and with this one in
 two processes that take turns, and prints medians; what both give must be the same bytes, where it is meant to be. Times
 are of one thread. The jobs: JPEG files of 1600 x 900 pixels as dense CLIP takes them (800 x 448), the look that `index`
-takes at one, flat interaction of a sweep with 34,000 points and of one with 120,000, a vote of 17 sweeps.
+takes at one, the segments of an image of mask queries as SAN has them (100 masks, 175 prompts, half of 1600 x 900),
+flat interaction of a sweep with 34,000 points and of one with 120,000, a vote of 17 sweeps.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 HERE = Path(__file__).resolve().parents[1]
 COMMIT = "9af4202"
 AFI = HERE.parent / "shared" / "golden" / "afi_0.npz"
-GOALS_MS = {"decode": 6.0, "flat": 300.0, "vote": 150.0}
-SAME = {"decode": False, "decode_full": True, "look": True, "flat": True, "flat_kitti": True, "vote": True}
+GOALS_MS = {"decode": 6.0, "segment": 350.0, "flat": 300.0, "vote": 150.0}
+SAME = {
+    **{"decode": False, "decode_full": True, "look": True, "segment": True},
+    **{"flat": True, "flat_kitti": True, "vote": True},
+}
 """The jobs, and whether both versions must give the same bytes."""
 TOLD = {
     "decode": "a JPEG at 800 x 448, by default",
     "decode_full": 'a JPEG at 800 x 448, decode = "full"',
     "look": "the look of index at a JPEG",
+    "segment": "segments of 100 mask queries, 800 x 450",
     "flat": "flat interaction, 34k points",
     "flat_kitti": "flat interaction, 120k points",
     "vote": "vote of 17 sweeps",
@@ -47,6 +53,8 @@ def job_of(name: str, folder: Path) -> Callable[[], bytes]:
         return decode(folder, scaled=name == "decode")
     if name == "look":
         return look(folder)
+    if name == "segment":
+        return segment(folder / "masks.npz")
     if name.startswith("flat"):
         return flat(folder / f"{name}.npz")
     return vote(folder / "vote.npz")
@@ -82,6 +90,24 @@ def look(folder: Path) -> Callable[[], bytes]:
             found = checked_image(folder, camera)  # and a digest, 3 % of it
             size = found.height_px, found.width_px
         return repr(tuple(size)).encode()
+
+    return job
+
+
+def segment(path: Path) -> Callable[[], bytes]:
+    """Return what SAN does to an image after its network: the prompt of each pixel, segments, shares of queries."""
+    module: Any = import_module("superpixels.mask_queries")
+    compact: Any = import_module("superpixels.segments").compact
+    with np.load(path) as file:
+        logit, probability = file["logit"], file["probability"]
+    grid = module.sampling(450, logit.shape[1]), module.sampling(800, logit.shape[2])
+    older = not hasattr(module.MaskQueries, "prompt_argmax")
+
+    def job() -> bytes:
+        masks = module.MaskQueries(logit, *((None, len(logit)) if older else ()), *grid)
+        prompts = module.prompt_argmax(masks, probability) if older else masks.prompt_argmax(probability)
+        label_map, row = compact(prompts, split="prompt")
+        return bytes(label_map.tobytes() + module.query_shares(masks, label_map, len(row)).tobytes())
 
     return job
 
@@ -190,7 +216,7 @@ def compare(name: str, old: Path, folder: Path, turns: int) -> Pair:
 
 
 def write_inputs(folder: Path, golden: Path | None) -> None:
-    """Write what the jobs work on: a picture, two sweeps, 17 sweeps of a window."""
+    """Write what the jobs work on: a picture, mask queries, two sweeps, 17 sweeps of a window."""
     from bench.afi import measured_sweep, street
     from bench.teacher_speed import write_frames
 
@@ -198,6 +224,9 @@ def write_inputs(folder: Path, golden: Path | None) -> None:
     xyz_m, label = measured_sweep(golden)
     np.savez(folder / "flat.npz", xyz_m=xyz_m, label=label)
     rng = np.random.default_rng(0)
+    blobs = scipy.ndimage.gaussian_filter(rng.normal(size=(100, 40, 71)), (0, 3, 3))
+    probability = rng.dirichlet(np.full(175, 0.05), 100).astype(np.float32)
+    np.savez(folder / "masks.npz", logit=(60 * blobs - 4).astype(np.float16), probability=probability)
     dense = [street(seed) for seed in range(4)]  # four streets in one: as many points as a sweep of 64 beams
     many = np.concatenate([one for one, _ in dense])
     named = np.concatenate([one for _, one in dense]).astype(np.uint8)
