@@ -55,12 +55,12 @@ def earlier(out: Path) -> LabelsRecord | None:
 
 
 def whole(out: Path, record: LabelsRecord) -> bool:
-    """Return whether all files that a folder of labels lists are there."""
+    """Return whether all files are there that a folder of labels lists, frame by frame and with their digests."""
     layouts = list(record.layouts)
     try:
         with (out / FRAMES).open(newline="", encoding="utf-8") as table:
             rows = list(csv.DictReader(table))
-        names = [row[layout] for row in rows for layout in layouts]
+        names = [*(row[layout] for row in rows for layout in layouts), *sums(out)]
     except (OSError, KeyError, ValueError, csv.Error):
         return False
     return len(rows) == record.counts.frames and all((out / name).is_file() for name in dict.fromkeys(names))
@@ -82,5 +82,10 @@ def write_sums(folder: Path) -> None:
 
 def changed_files(folder: Path) -> list[str]:
     """Return which files of a folder are not as they were written; raises OSError for one that cannot be read."""
+    return [name for name, digest in sums(folder).items() if sha256_file(folder / name) != digest]
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Return the digest of every file of a folder, by name, as it was written; raises OSError and ValueError."""
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    return [name for digest, name in (line.split("  ", 1) for line in lines) if sha256_file(folder / name) != digest]
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}

@@ -299,16 +299,19 @@ def test_the_same_labels_are_left_and_others_are_moved_aside(place: Place, tmp_p
     write_labels(place.recipe(), out)
     stamp = (out / "labels.json").stat().st_mtime_ns
     assert write_labels(place.recipe(), out).kept and (out / "labels.json").stat().st_mtime_ns == stamp
-    file = next((out / "npy").rglob("*.npy"))
+    file = min((out / "npy").rglob("*.npy"))
     file.write_bytes(file.read_bytes()[:-1])
     kept = write_labels(place.recipe(), out)
     assert kept.kept and kept.changed == (str(file.relative_to(out)),), "corrected files are neither lost nor hidden"
     assert f"not as they were written, such as {kept.changed[0]}: corrected" in said_of_labels(place, out)
     other = write_labels(place.recipe("labels.of=vote"), out)
     assert other.aside == tmp_path / "out-before-1" and record_of(other.aside)["of"] == "refine"
-    next((out / "npy").rglob("*.npy")).unlink()
-    broken = write_labels(place.recipe("labels.of=vote"), out)
-    assert not broken.kept and broken.aside == tmp_path / "out-before-2"
+    labels = min(file for file in (out / "npy").rglob("*.npy") if "confidence" not in file.name)
+    every = (out / "files.sha256", out / "frames.csv", labels, min((out / "npy").rglob("*.confidence.npy")))
+    for number, file in enumerate(every, 2):
+        file.unlink()
+        broken = write_labels(place.recipe("labels.of=vote"), out)
+        assert not broken.kept and broken.aside == tmp_path / f"out-before-{number}", "whichever file is missing"
 
 
 def said_of_labels(place: Place, out: Path) -> str:
