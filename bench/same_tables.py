@@ -81,10 +81,10 @@ def cases(golden: Path) -> Iterator[Case]:
         yield Case(mode, roots["simulated"][0], teacher, "encode", 'decode = "full"\npositions = "exact"\n')
 
 
-def artifacts(name: str, root: Path, masks: Path, data: str = "") -> Case:
+def artifacts(name: str, root: Path, masks: Path, data: str = "", void: str = "true") -> Case:
     """Return the case of finished masks, whose tables go all the way to what students learn."""
     teacher = f'name = "artifacts"\nfolder = "{masks}"\n'
-    return Case(name, root, teacher, "pack,correct,label", f"void = true\n{AS_THEN}", data)
+    return Case(name, root, teacher, "pack,correct,label", f"void = {void}\n{AS_THEN}", data)
 
 
 def pipeline(tree: Path, *arguments: str) -> None:
@@ -140,7 +140,7 @@ def city(tree: Path, folder: Path) -> Case:
     options = ["--set", f"data.root={root}", "--set", f"run.store={store}", "--set", "run.pool=inline"]
     pipeline(tree, "run", "group", "city", *options)
     pipeline(tree, "export", "city", str(masks), *options)
-    return artifacts("city", root, masks, 'version = "v1.0-city"\nsplit = "all"\n')
+    return artifacts("city", root, masks / "superpixels", 'version = "v1.0-city"\nsplit = "all"\n', void="false")
 
 
 def main(arguments: list[str] | None = None) -> None:
