@@ -76,12 +76,6 @@ def pin(recipe: Recipe, task: str) -> str:
     return f"runs/{recipe.name}-{task}-{digest(str(recipe.folder().absolute()))}"
 
 
-def ref_with(recipe: Recipe, tables: Mapping[str, TableRef], excluded: Iterable[str] = ()) -> Ref:
-    """Return tables as the ref of a recipe as it is now, which `ref_of` names."""
-    now = asked(recipe)
-    return Ref(recipe.name, tables, tuple(excluded), key=now.key, asked=now)
-
-
 def own_ref(store: Store, recipe: Recipe) -> Ref:
     """Return what was built for the recipe as it is now; raises StoreError, like `tables_of`, if nothing was."""
     own = store.read_ref(ref_of(recipe))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.fs as pafs
 
-from manifests.asked import ref_with
+from manifests.asked import asked
 from manifests.fingerprint import Settings
 from manifests.recipe import Recipe
 from manifests.records.table import Identity
@@ -34,6 +34,7 @@ def identity(stage: str, settings: Settings = NOTHING, version: int = 1, **needs
 
 def put_ref(store: Store, recipe: Recipe, tables: Mapping[str, TableRef], excluded: Sequence[str] = ()) -> Ref:
     """Write the ref of a recipe as it is now, with these tables, and return it."""
-    ref = ref_with(recipe, tables, excluded)
+    now = asked(recipe)
+    ref = Ref(recipe.name, tables, tuple(excluded), key=now.key, asked=now)
     store.write_ref(ref_name(recipe.name, ref.key), ref)
     return ref

@@ -11,7 +11,7 @@ from itertools import groupby, islice, pairwise
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from manifests.asked import asked, keyed_refs, ref_with
+from manifests.asked import asked, keyed_refs
 from manifests.config import ConfigError
 from manifests.fingerprint import Json, digest
 from manifests.recipe import Recipe
@@ -395,7 +395,7 @@ class Planner:
             if ref.asked and ref.asked.data == self.asked.data:
                 same = {name: table for name, table in ref.tables.items() if self._is_of(name, table.fingerprint)}
                 tables = {**same, **tables}
-        return ref_with(self.recipe, tables)
+        return Ref(self.recipe.name, tables, key=self.asked.key, asked=self.asked)
 
     def _is_of(self, name: str, fingerprint: str) -> bool:
         try:

@@ -218,6 +218,18 @@ def test_a_replaced_file_rebuilds_what_was_made_from_it_and_restored_it_rebuilds
     assert build(recipe).looked == []
 
 
+def test_a_plan_is_of_one_moment_and_names_one_ref_whatever_its_split_file_says_later(
+    recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    split = tmp_path / "some.txt"
+    split.write_text("day\n")
+    runner = Runner(recipe_of(f"data.split={split}"))
+    before = runner.ref_name
+    split.write_text("day\nnight\n")
+    assert runner.ref_name == before == f"tiny/{runner.inherited().key}"
+    assert Runner(recipe_of(f"data.split={split}")).ref_name != before
+
+
 def test_no_label_file_and_no_refined_label_is_made_of_a_sweep_that_was_replaced_since(
     log: Log, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
