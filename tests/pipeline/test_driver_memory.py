@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -54,6 +55,7 @@ def kept_by_a_run(n_frames: int, path: Path) -> int:
             assert sum(len(frames) for frames in runner.listing().values()) == n_frames
             assert runner.run(["points", "project"], Committed()) == []
             gc.collect()
+            sys._clear_type_cache()  # holds thousands of the names that NumPy makes anew whenever an array is pickled
             return tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
