@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from superpixels.evidence import Counted, gains, likelihoods
+from superpixels.places import RangeImage, Voxels, length_m, moved
 from superpixels.returns import is_return
 from superpixels.unfit import Unfit
 
@@ -270,7 +271,7 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
     heard = np.empty_like(score)
     for ballot in (own, *others):
         place = ballot.xyz_m.astype(np.float64)
-        range_m = _length(place)
+        range_m = length_m(place)
         label, weight = ballot.votes(n_classes, config.evidence)
         weight = weight * (0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s))[:, None]
         votes = np.logical_or.reduce([column > 0 for column in weight.T])
@@ -278,9 +279,9 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
         if ballot is not own:
             if config.vehicle_m:
                 votes &= np.hypot(place[:, 0], place[:, 1]) > config.vehicle_m
-            in_its_frame = _moved(np.linalg.inv(ballot.here_from_lidar), here)
+            in_its_frame = moved(np.linalg.inv(ballot.here_from_lidar), here)
             may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
-            place = _moved(ballot.here_from_lidar, place)
+            place = moved(ballot.here_from_lidar, place)
             votes &= ~seen_from_here.looks_through(place)
         met = voxels.met(place[votes])
         in_voxel = voxels.votes(met, label[votes], weight[votes], n_classes)
@@ -294,7 +295,7 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
                 heard *= may_speak[:, None]
             total += heard
     own_label, own_weight = own.votes(n_classes, config.evidence)
-    own_weight = own_weight * config.own * 0.5 ** (_length(here) / config.range_half_m)[:, None]
+    own_weight = own_weight * config.own * 0.5 ** (length_m(here) / config.range_half_m)[:, None]
     for total in (score,) if opinions is None else (score, opinions):
         for column in range(own_label.shape[1]):
             total[np.arange(len(here)), own_label[:, column]] += own_weight[:, column]
@@ -348,8 +349,8 @@ def seen_twice(
         _check(ballot, n_classes)
     first, second = (ballot.among(is_return(ballot.xyz_m)) for ballot in (first, second))
     here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
-    second_here = _moved(second.here_from_lidar, there)
-    first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
+    second_here = moved(second.here_from_lidar, there)
+    first_there = moved(np.linalg.inv(second.here_from_lidar), here)
     of_first = (first.best > 0) & ~RangeImage(there, config).looks_through(first_there)
     of_second = (second.best > 0) & ~RangeImage(here, config).looks_through(second_here)
     voxels = Voxels(here[of_first], SMALL_M)
@@ -377,8 +378,8 @@ def named_at(
         _check(ballot, n_classes)
     second = second.among(is_return(second.xyz_m))
     here, there = first.xyz_m.astype(np.float64), second.xyz_m.astype(np.float64)
-    second_here = _moved(second.here_from_lidar, there)
-    first_there = _moved(np.linalg.inv(second.here_from_lidar), here)
+    second_here = moved(second.here_from_lidar, there)
+    first_there = moved(np.linalg.inv(second.here_from_lidar), here)
     real = is_return(first.xyz_m)
     stands = real & ~RangeImage(there, config).looks_through(first_there)
     heard = (second.best > 0) & ~RangeImage(here[real], config).looks_through(second_here)
@@ -389,93 +390,6 @@ def named_at(
     found = np.zeros(len(here), np.uint8)
     found[stands] = name[voxels.of_point]
     return found
-
-
-class Voxels:
-    """The voxels that some points lie in; ``of_point`` (n,) is the voxel of each."""
-
-    def __init__(self, xyz_m: Floats, edges_m: tuple[float, float, float]) -> None:
-        """``xyz_m`` (n, 3), edges of a voxel along x, y and z."""
-        self._edges_m = np.asarray(edges_m)
-        cells = self._cells(xyz_m)
-        self._low = cells.min(axis=0, initial=0)
-        self._sides = cells.max(axis=0, initial=0) - self._low + 1
-        self._keys, self.of_point = np.unique(self._key(cells), return_inverse=True)
-
-    def votes(
-        self,
-        met: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-        label: npt.NDArray[np.uint8],
-        weight: Floats,
-        n_classes: int,
-    ) -> Floats:
-        """Return the votes (voxels, classes + 1) in every voxel: those of the points that ``met`` says lie in it.
-
-        ``label`` and ``weight`` (m, k) are those of all points that were asked for.
-        """
-        point, voxel = met
-        place_of_vote = voxel[:, None] * (n_classes + 1) + label[point]
-        votes = np.bincount(place_of_vote.ravel(), weight[point].ravel(), minlength=len(self._keys) * (n_classes + 1))
-        # of no votes at all, NumPy counts in whole numbers
-        return votes.reshape(len(self._keys), n_classes + 1).astype(np.float64, copy=False)
-
-    def met(self, xyz_m: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return which of the points at ``xyz_m`` (m, 3) lie in a voxel, and in which, (q,) both."""
-        cells = self._cells(xyz_m)
-        x, y, z = (
-            (cells[:, axis] >= low) & (cells[:, axis] < low + side)
-            for axis, (low, side) in enumerate(zip(self._low, self._sides, strict=True))
-        )
-        inside = np.flatnonzero(x & y & z)
-        key = self._key(cells[inside])
-        voxel = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        meets = self._keys[voxel] == key if len(self._keys) else np.zeros(len(key), np.bool_)
-        return inside[meets], voxel[meets]
-
-    def _cells(self, xyz_m: Floats) -> npt.NDArray[np.int64]:
-        return np.asarray(np.floor(xyz_m / self._edges_m).astype(np.int64))
-
-    def _key(self, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        x, y, z = (cells - self._low).T
-        return np.asarray((x * self._sides[1] + y) * self._sides[2] + z)
-
-
-class RangeImage:
-    """How near the returns of a sweep are, by direction: the least range in cells of azimuth and elevation."""
-
-    def __init__(self, xyz_m: Floats, config: VotingConfig) -> None:
-        """``xyz_m`` (n, 3) in the frame of the sensor."""
-        self._config = config
-        self._n_columns = int(np.ceil(360 / config.azimuth_deg))
-        self._n_rows = int(np.ceil(180 / config.elevation_deg))
-        cell, range_m = self._cells(xyz_m)
-        self._nearest_m = np.full(self._n_columns * self._n_rows, np.nan)
-        np.fmin.at(self._nearest_m, cell, range_m)
-
-    def looks_through(self, xyz_m: Floats) -> npt.NDArray[np.bool_]:
-        """Return for which places (n, 3), in the frame of the sensor, all returns in their direction lie beyond."""
-        cell, range_m = self._cells(xyz_m)
-        beyond_m = range_m * 1.05 + self._config.through_m
-        return np.asarray(self._nearest_m[cell] > beyond_m)  # false where there was no return
-
-    def _cells(self, xyz_m: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-        range_m = _length(xyz_m)
-        azimuth = np.degrees(np.arctan2(xyz_m[:, 1], xyz_m[:, 0])) + 180
-        flat_m = np.hypot(xyz_m[:, 0], xyz_m[:, 1])
-        elevation = np.degrees(np.arctan2(xyz_m[:, 2], flat_m)) + 90
-        column = (azimuth / self._config.azimuth_deg).astype(np.int64) % self._n_columns
-        row = np.minimum((elevation / self._config.elevation_deg).astype(np.int64), self._n_rows - 1)
-        return row * self._n_columns + column, range_m
-
-
-def _length(xyz_m: Floats) -> Floats:
-    """Return the lengths of vectors (n, 3); the same bits as np.linalg.norm, in a third of its time."""
-    x, y, z = xyz_m.T
-    return np.asarray(np.sqrt(x * x + y * y + z * z))
-
-
-def _moved(there_from_here: Floats, xyz_m: Floats) -> Floats:
-    return np.asarray(xyz_m @ there_from_here[:3, :3].T + there_from_here[:3, 3])
 
 
 def _check(ballot: Ballot, n_classes: int) -> None:

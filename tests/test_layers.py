@@ -74,6 +74,7 @@ ORDER = {
             "instances",
             "lifting",
             "metrics",
+            "places",
             "pooling",
             "returns",
             "similarity",

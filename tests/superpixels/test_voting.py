@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpixels.evidence import gains
-from superpixels.voting import Ballot, RangeImage, VotingConfig, heard_among, seen_twice, vote
+from superpixels.places import RangeImage
+from superpixels.voting import Ballot, VotingConfig, heard_among, seen_twice, vote
 
 CAR, WALL = 1, 2
 HERE = np.eye(4)
