@@ -52,7 +52,7 @@ PY := .venv/bin/python
 export AFOV_ADVICE := make
 AFOV := $(PY) -m afov
 
-STAGES := index points project text encode segment score group belief vote correct mend pairs target label pack
+STAGES := index points project text encode segment score group motion belief vote correct mend pairs target label pack
 QUESTIONS := show doctor plan status verify gc why
 VIEWS := report view pictures
 TRAINER := pretrain distill probe finetune supervised predict refine submit evaluate scores
@@ -128,6 +128,7 @@ encode: ## the teacher's half that needs no vocabulary
 segment: ## open-vocabulary masks
 score: ## how sure the teacher is of each pixel that a point is seen in, where the recipe asks for it
 group: ## masks to superpoints, and a pseudo-label for each point
+motion: ## what moves, by what other sweeps see of its places
 belief: ## all that a point may be after the vote, where [vote] belief asks for it
 vote: ## pseudo-labels made consistent over time
 correct: ## pseudo-labels after flat interaction (AFI)

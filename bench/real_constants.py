@@ -37,6 +37,12 @@ VOTES: tuple[tuple[str, ...], ...] = (
 )
 CORRECTIONS: tuple[tuple[str, ...], ...] = (
     (),
+    ("correct.fill_reach_m=0.75",),
+    ("correct.fill_reach_m=3.0",),
+    ("correct.fill_certainty=0.3",),
+    ("correct.fill_certainty=0.7",),
+    ("correct.fill_agreement=0.4",),
+    ("correct.fill_agreement=0.8",),
     ("correct.fill_reach_m=0.0", "correct.fill_certainty=0.0", "correct.fill_agreement=0.0"),
 )
 

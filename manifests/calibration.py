@@ -100,6 +100,8 @@ def refusal(recipe: Recipe, of: LabelTable) -> str:
 
 def not_made_again(recipe: Recipe, of: LabelTable) -> str:
     """Return a setting by which a table of pseudo-labels is made and which `held_out` of the trainer does not know."""
+    if recipe.vote.follow and remade(recipe, of).votes:
+        return "vote.follow"
     if of == "target" and recipe.target.confidence == "margin":
         return 'target.confidence = "margin"'
     # refinement starts from tables as they are, and there a label alone is evidence

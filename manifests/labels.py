@@ -267,6 +267,11 @@ def reach_of(recipe: Recipe, steps: str) -> int:
     return recipe.vote.window if "vote" in steps else 0
 
 
+def followed(recipe: Recipe, steps: str) -> tuple[str, ...]:
+    """Return the table that says what moves, where a vote among these steps follows it."""
+    return ("motion",) if "vote" in steps and recipe.vote.follow else ()
+
+
 def refine_keys(
     store: Store,
     fingerprint: str,
@@ -334,6 +339,7 @@ def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manife
     before, merges = ref.tables.get(pseudo_labels_before(recipe)), recipe.refine.merge and of == "prediction"
     needed = [
         ref.table("points"),
+        *map(ref.table, followed(recipe, steps_left(recipe, of, by))),
         students_predictions(store, recipe, ref.table("points"))[0] if of == "prediction" else before,
     ]
     tables = [one for one in (*needed, before if merges else None) if one]

@@ -30,6 +30,7 @@ from manifests.sections.training import (
     Task,
 )
 from superpixels.flat_config import FlatInteractionConfig
+from superpixels.motion import MotionConfig
 from superpixels.voting import VotingConfig
 
 
@@ -46,6 +47,7 @@ class Recipe:
     text: TextConfig = TextConfig()
     segment: SegmentConfig = SegmentConfig()
     group: GroupConfig = GroupConfig()
+    motion: MotionConfig = MotionConfig()
     vote: VotingConfig = VotingConfig()
     correct: FlatInteractionConfig = FlatInteractionConfig()
     target: TargetConfig = TargetConfig()

@@ -18,6 +18,7 @@ from manifests.records.table import Identity
 from manifests.sections.teachers.registry import TEACHER_SECTIONS
 from manifests.tables.base import EVERY_ROW, FrameRecord, Record
 from manifests.tables.labels import Belief, Correct, Label, Mend, Target, Vote
+from manifests.tables.motion import Motion, MovingThings
 from manifests.tables.sensors import Coordinates, Index, PixelOfPair, PointOfPair, Points, Project
 from manifests.tables.superpoints import Group, NamedPoints, Pairs, Superpoints
 from manifests.tables.teacher import Encode, Score, Segment, SegmentMaps, Text
@@ -185,6 +186,8 @@ def window_needs(recipe: Recipe) -> tuple[Need, ...]:
                 'group.scores = "pixel", or vote.names = 1'
             )
         kinds += (Score,)
+    if recipe.vote.follow:
+        kinds += (MovingThings,)
     return tuple(Need(kind, "window", recipe.vote.window) for kind in kinds)
 
 
@@ -298,6 +301,12 @@ SPECS: dict[str, TableSpec] = {
             needs=group_needs,
             settings=lambda recipe: {**changed_values(recipe.group), "ontology": recipe.ontology.label_content()},
             affects=dict.fromkeys(("policy", "scores"), ("point_superpoint", "label", "confidence")),
+        ),
+        TableSpec(
+            kind=Motion,
+            version=1,
+            needs=lambda recipe: (Need(Coordinates, "window", recipe.motion.window),),
+            settings=lambda recipe: changed_values(recipe.motion),
         ),
         TableSpec(Belief, 2, belief_needs, votes_settings),
         TableSpec(Vote, 2, vote_needs, votes_settings),

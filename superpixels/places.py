@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,10 +30,15 @@ class Looking(Protocol):
 class Voxels:
     """The voxels that some points lie in; ``of_point`` (n,) is the voxel of each."""
 
-    def __init__(self, xyz_m: Floats, edges_m: tuple[float, float, float]) -> None:
-        """``xyz_m`` (n, 3), edges of a voxel along x, y and z."""
+    def __init__(
+        self, xyz_m: Floats, edges_m: tuple[float, float, float], space: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """``xyz_m`` (n, 3), edges of a voxel along x, y and z.
+
+        ``space`` (n,), 0 or more, keeps points apart that lie in one place: those of different spaces share no voxel.
+        """
         self._edges_m = np.asarray(edges_m)
-        cells = self._cells(xyz_m)
+        cells = self._cells(xyz_m, space)
         self._low = cells.min(axis=0, initial=0)
         self._sides = cells.max(axis=0, initial=0) - self._low + 1
         self._keys, self.of_point = np.unique(self._key(cells), return_inverse=True)
@@ -54,25 +60,36 @@ class Voxels:
         # of no votes at all, NumPy counts in whole numbers
         return votes.reshape(len(self._keys), n_classes + 1).astype(np.float64, copy=False)
 
-    def met(self, xyz_m: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return which of the points at ``xyz_m`` (m, 3) lie in a voxel, and in which, (q,) both."""
-        cells = self._cells(xyz_m)
-        x, y, z = (
+    def met(
+        self, xyz_m: Floats, space: npt.NDArray[np.int64] | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return which of the points at ``xyz_m`` (m, 3) lie in a voxel of their space, and in which, (q,) both."""
+        cells = self._cells(xyz_m, space)
+        within = (
             (cells[:, axis] >= low) & (cells[:, axis] < low + side)
             for axis, (low, side) in enumerate(zip(self._low, self._sides, strict=True))
         )
-        inside = np.flatnonzero(x & y & z)
+        inside = np.flatnonzero(reduce(np.logical_and, within))
         key = self._key(cells[inside])
         voxel = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         meets = self._keys[voxel] == key if len(self._keys) else np.zeros(len(key), np.bool_)
         return inside[meets], voxel[meets]
 
-    def _cells(self, xyz_m: Floats) -> npt.NDArray[np.int64]:
-        return np.asarray(np.floor(xyz_m / self._edges_m).astype(np.int64))
+    def taken(self, xyz_m: Floats) -> npt.NDArray[np.bool_]:
+        """Return in which voxels points (m, 3) lie, (voxels,)."""
+        found = np.zeros(len(self._keys), np.bool_)
+        found[self.met(xyz_m)[1]] = True
+        return found
+
+    def _cells(self, xyz_m: Floats, space: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        cells = np.floor(xyz_m / self._edges_m).astype(np.int64)
+        return np.asarray(cells if space is None else np.column_stack([cells, space]))
 
     def _key(self, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        x, y, z = (cells - self._low).T
-        return np.asarray((x * self._sides[1] + y) * self._sides[2] + z)
+        first, *others = (cells - self._low).T
+        for side, column in zip(self._sides[1:], others, strict=True):
+            first = first * side + column
+        return np.asarray(first)
 
 
 class RangeImage:

@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from superpixels.evidence import Counted, gains, likelihoods
 from superpixels.places import RangeImage, Voxels, length_m, moved
+from superpixels.reach import check_reach, window_of
 from superpixels.returns import is_return
+from superpixels.tracks import Things, follow
 from superpixels.unfit import Unfit
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -26,9 +28,6 @@ Evidence = Literal["share", "log"]
 
 SMALL_M = (0.2, 0.2, 0.2)
 """Edges of the voxels in which two sweeps are compared."""
-
-FARTHEST = 64
-"""Sweeps before and after that can have a vote: a shard is as long, and a window goes no farther than the next one."""
 
 KEPT = 2
 """Classes beside a point's label that are told with their shares."""
@@ -60,6 +59,10 @@ class VotingConfig:
         opinions are multiplied, and confidence counts each sweep once in a voxel, however many of its points lie there.
     ``belief``
         The three likeliest classes of a point are kept with their shares, in table ``belief``.
+    ``follow``
+        Things that move (table ``motion``) are followed from sweep to sweep, and vote on themselves alone, wherever
+        they are by then; those that are not met again have no vote on what stands. Otherwise what a sweep looks through
+        has left, and has no vote.
     ``own``
         How much more what a point says itself counts than one vote of its surroundings.
     ``vehicle_m``
@@ -89,14 +92,14 @@ class VotingConfig:
     names: int = 1
     belief: bool = False
     evidence: Evidence = "share"
+    follow: bool = False
 
     def __post_init__(self) -> None:
         if self.evidence not in get_args(Evidence):
             raise ValueError(f"evidence is {self.evidence!r}; expected one of {', '.join(get_args(Evidence))}")
         if not 1 <= self.names <= 3:
             raise ValueError(f"names is {self.names}; expected 1 to 3 classes a point")
-        if not 0 <= self.reach <= FARTHEST:
-            raise ValueError(f"reach is {self.reach}; expected 0..{FARTHEST} sweeps")
+        check_reach(self.reach)
         lengths = ("voxel_m", "voxel_height_m", "range_half_m", "time_half_s", "azimuth_deg", "elevation_deg")
         for name in lengths:
             if not getattr(self, name) > 0:
@@ -110,32 +113,12 @@ class VotingConfig:
     @property
     def window(self) -> int:
         """Sweeps before and after among which those are that have a vote."""
-        return FARTHEST if self.reach and self.reach_s else self.reach
+        return window_of(self)
 
     @property
     def edges_m(self) -> tuple[float, float, float]:
         """Edges of a voxel along x, y and z."""
         return self.voxel_m, self.voxel_m, self.voxel_height_m
-
-
-def heard_among(ago_s: Sequence[float], config: VotingConfig) -> list[int]:
-    """Return which sweeps of a window have a vote, ascending, by how long before (or, negative, after) they were taken.
-
-    All of them, where ``reach_s`` is 0: the window is of so many sweeps then.
-    """
-    if not config.reach_s:
-        return list(range(len(ago_s)))
-    found: list[int] = []
-    every = np.asarray(ago_s, np.float64)
-    for side in (every >= 0, every < 0):
-        near = np.flatnonzero(side & (np.abs(every) <= config.reach_s))
-        near = near[np.argsort(np.abs(every[near]), kind="stable")]
-        if len(near) > config.reach:
-            away_s = np.abs(every[near])
-            wanted_s = away_s[-1] * np.arange(1, config.reach + 1) / config.reach
-            near = near[np.unique(np.abs(away_s[:, None] - wanted_s).argmin(axis=0))]
-        found += near.tolist()
-    return sorted(found)
 
 
 class Taken(Protocol):
@@ -156,7 +139,8 @@ class Ballot:
 
     Label and weight are (n, k) where a vote is divided among k names, the likeliest first. ``here_from_lidar`` (4, 4)
     leads into the frame of the sweep that is voted on, ``ago_s`` is how long before (or, if negative, after) it was
-    taken. ``trust`` (n,) 0..1 is how much every point is heard, all alike where it is left out.
+    taken. ``trust`` (n,) 0..1 is how much every point is heard, all alike where it is left out. ``thing`` (n,) numbers
+    the things that move in its sweep from 1 on, 0 none (superpixels.motion); left out, nothing is followed.
     """
 
     xyz_m: Floats
@@ -165,6 +149,7 @@ class Ballot:
     here_from_lidar: Floats
     ago_s: float = 0.0
     trust: Floats | None = None
+    thing: npt.NDArray[np.uint16] | None = None
 
     @classmethod
     def cast(  # one line a part of what is said
@@ -175,19 +160,20 @@ class Ballot:
         taken: Taken,
         here: Taken,
         trust: Floats | None = None,
+        thing: npt.NDArray[np.uint16] | None = None,
     ) -> Self:
         """Return what the sweep that was `taken` says to the one taken `here`."""
         here_from_lidar = np.linalg.inv(here.world_from_lidar) @ taken.world_from_lidar
-        return cls(xyz_m, label, weight, here_from_lidar, (here.timestamp_us - taken.timestamp_us) / 1e6, trust)
+        ago_s = (here.timestamp_us - taken.timestamp_us) / 1e6
+        return cls(xyz_m, label, weight, here_from_lidar, ago_s, trust, thing)
 
     def among(self, chosen: npt.NDArray[np.bool_]) -> Ballot:
         """Return the ballot of some of its points, (n,)."""
         if chosen.all():
             return self
-        trust = None if self.trust is None else self.trust[chosen]
-        return replace(
-            self, xyz_m=self.xyz_m[chosen], label=self.label[chosen], weight=self.weight[chosen], trust=trust
-        )
+        names = ("xyz_m", "label", "weight", "trust", "thing")
+        parts = {name: part[chosen] for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts)
 
     @property
     def best(self) -> npt.NDArray[np.uint8]:
@@ -264,13 +250,15 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
     """Return what every class gets at every point of ``own``, all of whose points are returns."""
     here = own.xyz_m.astype(np.float64)
     seen_from_here = RangeImage(here, config)
-    voxels = Voxels(here, config.edges_m)
+    spaces = Spaces.of(own, others) if config.follow else None
+    voxels = Voxels(here, config.edges_m, None if spaces is None else spaces.here)
     log = config.evidence == "log"
     score = np.zeros((len(here), n_classes + 1))
     opinions = np.zeros_like(score) if log else None
     heard = np.empty_like(score)
-    for ballot in (own, *others):
+    for number, ballot in enumerate((own, *others)):
         place = ballot.xyz_m.astype(np.float64)
+        space = None if spaces is None else spaces.of_ballot[number]
         range_m = length_m(place)
         label, weight = ballot.votes(n_classes, config.evidence)
         weight = weight * (0.5 ** (range_m / config.range_half_m + abs(ballot.ago_s) / config.time_half_s))[:, None]
@@ -282,8 +270,13 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
             in_its_frame = moved(np.linalg.inv(ballot.here_from_lidar), here)
             may_speak = ~RangeImage(place, config).looks_through(in_its_frame)
             place = moved(ballot.here_from_lidar, place)
-            votes &= ~seen_from_here.looks_through(place)
-        met = voxels.met(place[votes])
+            stays = ~seen_from_here.looks_through(place)
+            if spaces is not None and space is not None:  # what drove on is not expected where it was
+                may_speak |= spaces.here > 0
+                stays = (stays & (space == 0)) | (space > 0)
+                place += spaces.shift_m[number]
+            votes &= stays
+        met = voxels.met(place[votes], None if space is None else space[votes])
         in_voxel = voxels.votes(met, label[votes], weight[votes], n_classes)
         said = [(score, in_voxel)]
         if opinions is not None:  # points of one sweep err together in one place, so that they are one opinion
@@ -300,6 +293,40 @@ def counted(own: Ballot, others: Sequence[Ballot], n_classes: int, config: Votin
         for column in range(own_label.shape[1]):
             total[np.arange(len(here)), own_label[:, column]] += own_weight[:, column]
     return Counted(score, opinions)
+
+
+@dataclass(frozen=True, eq=False)
+class Spaces:
+    """Who votes on whom where moving things are followed: ``here`` (n,) of the present sweep, ``of_ballot`` those of
+    every sweep, the present one first: 0 what stands, k what is or was thing k of the present sweep, -1 something else
+    that moves. ``shift_m`` (n, 3) of every sweep leads points of such a thing from where it was to where it is.
+    """
+
+    here: npt.NDArray[np.int64]
+    of_ballot: list[npt.NDArray[np.int64]]
+    shift_m: list[Floats]
+
+    @classmethod
+    def of(cls, own: Ballot, others: Sequence[Ballot]) -> Spaces:
+        """Return who votes on whom; a thing of the present sweep that no other one has seen votes as if it stood."""
+        thing = [one.thing for one in (own, *others) if one.thing is not None]
+        if len(thing) <= len(others):
+            raise ValueError("vote.follow is on, and a ballot does not say what moves")
+        places = [moved(one.here_from_lidar, one.xyz_m.astype(np.float64)) for one in others]
+        of_others = [
+            Things.of(place, its, one.ago_s) for place, its, one in zip(places, thing[1:], others, strict=True)
+        ]
+        found = follow(Things.of(own.xyz_m.astype(np.float64), thing[0], 0.0), of_others)
+        met = np.zeros(int(thing[0].max(initial=0)) + 1, np.bool_)
+        for one in found:
+            met[one.of] = True
+        met[0] = False
+        here = np.where(met[thing[0]], thing[0], 0).astype(np.int64)
+        of_ballot, shift_m = [here], [np.zeros((len(here), 3))]
+        for its, one in zip(thing[1:], found, strict=True):
+            of_ballot.append(np.concatenate([[0], np.where(one.of > 0, one.of, -1)])[its])
+            shift_m.append(np.concatenate([np.zeros((1, 3)), one.shift_m])[its])
+        return cls(here, of_ballot, shift_m)
 
 
 def decided(count: Counted, before: npt.NDArray[np.uint8], config: VotingConfig) -> Voted:
@@ -399,6 +426,8 @@ def _check(ballot: Ballot, n_classes: int) -> None:
     names = ballot.label.shape[1:]
     if shapes != ((n, 3), (n, *names), (n, *names), (4, 4)) or len(names) > 1 or 0 in names:
         raise ValueError(f"a ballot has shapes {shapes}; expected (n, 3), (n,) or (n, k) twice, and (4, 4)")
+    if ballot.thing is not None and ballot.thing.shape != (n,):
+        raise ValueError(f"a ballot of {n} points says of {ballot.thing.shape} which thing they are of")
     if not (np.isfinite(ballot.xyz_m).all() and np.isfinite(ballot.weight).all()):
         raise Unfit("a ballot has points or weights that are not finite; a sweep is cleaned when it is read")
     if not np.isfinite(ballot.here_from_lidar).all():

@@ -62,6 +62,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("vote.belief=true", "vote.names=3", "vote.evidence=log", "group.scores=pixel", "vote.vehicle_m=1.0"),
         *("target.labels=vote+correct", "target.confidence=margin", "correct.evidence=divided", "vote.reach_s=9.0"),
     ),
+    "what moves": ("vote.follow=true", "motion.fewest=1", "motion.share=0.0", "motion.ground_m=0.0"),
     "all in one": ("target.labels=vote+correct", "vote.disputed=0.0", "segment.min_area_px=9", "project.margin_m=0.0"),
 }
 """Settings beside the defaults, so that every branch of a stage gives rows."""

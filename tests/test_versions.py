@@ -83,12 +83,13 @@ def test_every_stage_and_teacher_and_every_section_of_a_table_is_measured(found:
 
 
 def test_variants_take_the_branches_that_they_are_for(measured: Measured) -> None:
-    # "all classes" is other from the vote on
-    read = {name: "vote" if name == "all classes" else "group" for name in measured.stages}
+    # two are other from the vote on
+    read = {name: "vote" if name in ("all classes", "what moves") else "group" for name in measured.stages}
     digests = [digest_of(measured.stages[name][1][stage]) for name, stage in read.items()]
     assert len(set(digests)) == len(digests)
     rows = {name: one[1] for name, one in measured.stages.items()}
     assert any(row.changed.any() for row in rows["all in one"]["vote"])
+    assert any(row.thing.any() for row in rows["what moves"]["motion"])
     assert any(row.changed.any() for row in rows["last camera"]["correct"])
     assert any(row.occluded.any() for row in rows["default"]["project"])
     assert all(len(set(row.superpoint_view)) == 2 for row in rows["default"]["group"])

@@ -131,6 +131,7 @@ ENTERS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "segment": ("segment",),
     "group": ("group",),
+    "motion": ("motion",),
     "vote": ("vote", "refine"),
     "correct": ("correct", "refine"),
     "target": ("target",),

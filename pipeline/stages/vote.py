@@ -9,6 +9,7 @@ from manifests.recipe import Recipe
 from manifests.stages import SPECS
 from manifests.tables.base import Float32, UInt8
 from manifests.tables.labels import Belief, Vote
+from manifests.tables.motion import MovingThings
 from manifests.tables.sensors import Coordinates, PointOfPair
 from manifests.tables.superpoints import NamedPoints
 from manifests.tables.teacher import Score
@@ -16,8 +17,9 @@ from pipeline.frame import FrameError
 from pipeline.stages.base import FrameFunction, FrameInput, Stage
 from pipeline.stages.group import agreement
 from superpixels.lifting import with_runners_up
+from superpixels.reach import asked_among
 from superpixels.unfit import Unfit
-from superpixels.voting import Ballot, Voted, heard_among, vote
+from superpixels.voting import Ballot, Voted, vote
 
 
 def prepare(recipe: Recipe) -> FrameFunction[Vote]:
@@ -47,7 +49,7 @@ def likeliest(inputs: FrameInput) -> Vote:
 def held(inputs: FrameInput, recipe: Recipe) -> Voted:
     """Return what comes of the vote on the points of a frame; raises FrameError for a sweep or pose that is unfit."""
     ago_s = [(inputs.frame.timestamp_us - one.frame.timestamp_us) / 1e6 for one in inputs.around]
-    asked = [inputs.around[number] for number in heard_among(ago_s, recipe.vote)]
+    asked = [inputs.around[number] for number in asked_among(ago_s, recipe.vote)]
     own, *others = (ballot(one, inputs, recipe) for one in (inputs, *asked))
     try:
         return vote(own, others, len(recipe.ontology.classes) - 1, recipe.vote)
@@ -69,7 +71,8 @@ def ballot(one: FrameInput, here: FrameInput, recipe: Recipe) -> Ballot:
     label, sure = group.label, group.confidence
     if recipe.vote.names > 1:
         label, sure = several_names(one.rows[PointOfPair], group, one.rows[Score], recipe.ontology, recipe.vote.names)
-    return Ballot.cast(one.rows[Coordinates].xyz_m, label, sure / 255, one.frame, here.frame, disputed)
+    thing = one.rows[MovingThings].thing if recipe.vote.follow else None
+    return Ballot.cast(one.rows[Coordinates].xyz_m, label, sure / 255, one.frame, here.frame, disputed, thing)
 
 
 def several_names(

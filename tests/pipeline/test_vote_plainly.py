@@ -19,6 +19,7 @@ from manifests.sections.data import DataConfig, RunConfig
 from manifests.sections.tables import GroupConfig
 from manifests.sections.teachers.artifacts import ArtifactsConfig
 from manifests.tables.base import Rows
+from manifests.tables.motion import MovingThings
 from manifests.tables.sensors import Coordinates, PointOfPair
 from manifests.tables.superpoints import NamedPoints
 from manifests.tables.teacher import Score
@@ -27,6 +28,7 @@ from pipeline.stages import belief
 from pipeline.stages import vote as stage
 from pipeline.stages.base import FrameInput
 from superpixels.evidence import UNNAMED
+from superpixels.tracks import Things, follow
 from superpixels.voting import VotingConfig
 
 MOST_POINTS = 300  # of a window
@@ -39,6 +41,7 @@ class Said:
     place: tuple[float, float, float]
     label: int
     names: list[tuple[int, float, float]]
+    thing: int = 0
 
 
 @dataclass
@@ -73,7 +76,8 @@ def said_by(one: FrameInput, recipe: Recipe) -> list[Said]:
             for rank in range(recipe.vote.names - 1):
                 other = one.rows[Score]
                 names.append((int(other.runner_up[pair, rank]), other.runner_up_score[pair, rank] / 255, trust))
-        found.append(Said((x, y, z), int(group.label[point]), [name for name in names if name[0] > 0]))
+        thing = int(one.rows[MovingThings].thing[point]) if recipe.vote.follow else 0
+        found.append(Said((x, y, z), int(group.label[point]), [name for name in names if name[0] > 0], thing))
     return found
 
 
@@ -130,12 +134,43 @@ def asked(window: Sequence[FrameInput], config: VotingConfig) -> list[FrameInput
     return found
 
 
+Paths = dict[tuple[str, int], tuple[int, Any]]
+"""Of things by frame and number: which one of the present sweep each is, and the way from where it was."""
+
+
+def paths_of(window: Sequence[FrameInput], sweeps: Sequence[Sequence[Said]]) -> Paths:
+    """Return what became of the moving things of a window, the first frame's own included where others met them."""
+    here = np.linalg.inv(window[0].frame.world_from_lidar)
+    every = []
+    for frame, sweep in zip(window, sweeps, strict=True):
+        boxes = []
+        for number in range(1, max((one.thing for one in sweep), default=0) + 1):
+            places = [
+                one.place if frame is window[0] else moved(here @ frame.frame.world_from_lidar, one.place)
+                for one in sweep
+                if one.thing == number
+            ] or [(math.nan,) * 3]
+            boxes.append([(min(axis), max(axis)) for axis in zip(*places, strict=True)])
+        middle = np.array([[(low + high) / 2 for low, high in box] for box in boxes]).reshape(-1, 3)
+        size = np.array([[high - low for low, high in box] for box in boxes]).reshape(-1, 3)
+        ago_s = (window[0].frame.timestamp_us - frame.frame.timestamp_us) / 1e6
+        every.append(Things(middle, size, ago_s))
+    found: Paths = {}
+    for frame, one in zip(window[1:], follow(every[0], every[1:]), strict=True):
+        for number, which in enumerate(one.of.tolist(), 1):
+            if which:
+                found[frame.frame.frame_id, number] = which, one.shift_m[number - 1]
+                found[window[0].frame.frame_id, which] = which, np.zeros(3)
+    return found
+
+
 def plainly(window: Sequence[FrameInput], recipe: Recipe) -> list[Told]:
     """Return what the vote says of the points of the first frame of a window."""
     config, n_classes = recipe.vote, len(recipe.ontology.classes) - 1
     window = asked(window, config)
     sweeps = [[one for one in said_by(frame, recipe) if any(one.place)] for frame in window]
     near_m = [nearest(sweep, config) for sweep in sweeps]
+    paths = paths_of(window, sweeps) if config.follow else {}
     told = []
     for point in said_by(window[0], recipe):
         if not any(point.place):
@@ -145,7 +180,7 @@ def plainly(window: Sequence[FrameInput], recipe: Recipe) -> list[Told]:
         opinions: dict[int, float] = defaultdict(float)
         mass = 0.0  # how much is trusted what sweeps say
         for frame, sweep, near in zip(window, sweeps, near_m, strict=True):
-            said, trusts = heard(point, window[0], frame, sweep, near, near_m[0], recipe)
+            said, trusts = heard(point, window[0], frame, sweep, near, near_m[0], recipe, paths)
             for name, gain in said:
                 score[name] += gain
                 opinions[name] += gain / max(len(trusts), 1)
@@ -170,20 +205,29 @@ def heard(
     near_m: dict[tuple[int, int], float],
     near_here_m: dict[tuple[int, int], float],
     recipe: Recipe,
+    paths: Paths,
 ) -> tuple[list[tuple[int, float]], list[float]]:
     """Return what a sweep gives the classes of a point, and how much each of its points is trusted that says so."""
     config, own = recipe.vote, frame is here
     said: list[tuple[int, float]] = []
     trusts: list[float] = []
     here_from_there = np.linalg.inv(here.frame.world_from_lidar) @ frame.frame.world_from_lidar
-    if not own and through(near_m, moved(np.linalg.inv(here_from_there), point.place), config):
+    mine, _ = paths.get((here.frame.frame_id, point.thing), (0, None))
+    if not own and not mine and through(near_m, moved(np.linalg.inv(here_from_there), point.place), config):
         return said, trusts
     ago_s = abs(here.frame.timestamp_us - frame.frame.timestamp_us) / 1e6
     for one in sweep:
         place = one.place if own else moved(here_from_there, one.place)
+        met, way = paths.get((frame.frame.frame_id, one.thing), (0, None))
+        if met != mine or (one.thing and not met and not own):
+            continue  # of another thing, of the street, or of something that moves and is not here
+        if met and not own:
+            place = tuple(np.add(place, way))
         if voxel_of(place, config) != voxel_of(point.place, config):
             continue
-        if not own and (math.hypot(*one.place[:2]) <= config.vehicle_m or through(near_here_m, place, config)):
+        if not own and (
+            math.hypot(*one.place[:2]) <= config.vehicle_m or (not met and through(near_here_m, place, config))
+        ):
             continue
         fades = 0.5 ** (math.dist(one.place, (0, 0, 0)) / config.range_half_m + ago_s / config.time_half_s)
         for name, gain, trust in gained(one, config, len(recipe.ontology.classes) - 1):
@@ -286,6 +330,7 @@ def random_frame(rng: np.random.Generator, number: int, n_points: int, recipe: R
             runner_up=rng.integers(0, n_classes, (len(point), 2)).astype(np.uint8),
             runner_up_score=rng.integers(1, 128, (len(point), 2)).astype(np.uint8),
         ),
+        MovingThings(frame_id=frame.frame_id, thing=(rng.integers(0, 4, n_points) * (far[:, 0] < 9)).astype(np.uint16)),
     )
     return FrameInput(frame, rows)
 
@@ -302,6 +347,7 @@ KINDS = {
     "two seconds": VotingConfig(reach=1, reach_s=2.0, vehicle_m=4.0, voxel_m=1.0, voxel_height_m=0.5, time_half_s=2.0),
     "logarithms": VotingConfig(evidence="log", voxel_m=1.0, voxel_height_m=0.5, azimuth_deg=3.0),
     "logarithms of three": VotingConfig(evidence="log", names=3, voxel_m=1.5, voxel_height_m=1.0, azimuth_deg=3.0),
+    "followed": VotingConfig(follow=True, voxel_m=1.0, voxel_height_m=0.5, azimuth_deg=3.0),
     "three names": VotingConfig(names=3, voxel_m=1.5, voxel_height_m=1.0, azimuth_deg=3.0, prior=0.0),
 }
 
@@ -332,7 +378,7 @@ def test_the_stages_are_a_vote_counted_plainly(kind: str, seed: int) -> None:
 
 def test_windows_have_what_is_to_be_tried() -> None:
     recipe = recipe_of(KINDS["three names"])
-    changed = silent = named = 0
+    changed = silent = named = moved_on = 0
     for seed in range(30):
         own, *others = random_window(seed, recipe)
         told = stage.prepare(recipe)(replace(own, around=tuple(others)))
@@ -340,4 +386,6 @@ def test_windows_have_what_is_to_be_tried() -> None:
         changed += int(told.changed.sum())
         named += int((told.label > 0).sum())
         silent += int((loose(replace(own, around=tuple(others))).confidence != told.confidence).sum())
-    assert changed > 100 and silent > 30 and named > 500, (changed, silent, named)
+        followed = stage.prepare(recipe_of(replace(recipe.vote, follow=True)))(replace(own, around=tuple(others)))
+        moved_on += int((followed.confidence != told.confidence).sum())
+    assert changed > 100 and silent > 30 and named > 500 and moved_on > 100, (changed, silent, named, moved_on)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from superpixels.evidence import gains
 from superpixels.places import RangeImage
-from superpixels.voting import Ballot, VotingConfig, heard_among, seen_twice, vote
+from superpixels.reach import asked_among
+from superpixels.voting import Ballot, VotingConfig, seen_twice, vote
 
 CAR, WALL = 1, 2
 HERE = np.eye(4)
@@ -192,12 +193,12 @@ def test_a_label_that_nobody_vouches_for_has_no_confidence() -> None:
 
 def test_a_reach_in_seconds_is_as_many_sweeps_spread_over_that_time() -> None:
     ago_s = [step / 20 for step in range(64, -65, -1) if step]  # 20 Hz, in order of time
-    heard = [ago_s[number] for number in heard_among(ago_s, VotingConfig(reach=4, reach_s=2.0))]
+    heard = [ago_s[number] for number in asked_among(ago_s, VotingConfig(reach=4, reach_s=2.0))]
     assert heard == [2.0, 1.5, 1.0, 0.5, -0.5, -1.0, -1.5, -2.0]
-    assert heard_among([0.5, -0.5, -1.0], VotingConfig(reach=4, reach_s=2.0)) == [0, 1, 2], "fewer are all heard"
-    assert heard_among([9.0, 0.5, -7.0], VotingConfig(reach=4, reach_s=2.0)) == [1]
+    assert asked_among([0.5, -0.5, -1.0], VotingConfig(reach=4, reach_s=2.0)) == [0, 1, 2], "fewer are all heard"
+    assert asked_among([9.0, 0.5, -7.0], VotingConfig(reach=4, reach_s=2.0)) == [1]
     last = ago_s[54:64]  # half a second
-    short = [last[number] for number in heard_among(last, VotingConfig(reach=2, reach_s=2.0))]
+    short = [last[number] for number in asked_among(last, VotingConfig(reach=2, reach_s=2.0))]
     assert short == [0.5, 0.25], "where a scene begins, over what there is of it"
 
 

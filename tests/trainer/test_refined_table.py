@@ -24,6 +24,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardWriter
 from manifests.tables.answers import Refine
+from manifests.tables.motion import Motion
 from pipeline.exchange.labels import write_labels
 from pipeline.exchange.review import review
 from tests.trainer.test_refine import (
@@ -391,3 +392,28 @@ def test_refined_labels_are_sent_to_a_server_and_it_is_said(
     assert (
         "table refine, prediction by vote+afi: sweeps before and after had a say, so offline" in capsys.readouterr().out
     )
+
+
+# -- what moves
+
+
+def test_what_moves_is_followed_where_the_recipe_says_so(fleet: Any, console: Console) -> None:
+    """A car goes 2 m in half a second; the middle sweep calls it a wall, and nobody looks through where it was."""
+    places = {f"v{n}": np.array([[10.0 + 2 * n, 0, 0], [10.2 + 2 * n, 0, 0]], np.float32) for n in range(3)}
+    put_sweeps(fleet, places, {"v0": np.array([CAR] * 2), "v1": np.array([WALL] * 2), "v2": np.array([CAR] * 2)})
+    asked = ("refine.of=pseudo", "refine.by=vote", "vote.own=0")
+    plain = rows_of(fleet, refine(fleet.recipe(*asked), console))["v1"]
+    assert plain.label.tolist() == [WALL] * 2
+    follows = fleet.recipe(*asked, "vote.follow=true")
+    with pytest.raises(StoreError, match=r"no table `motion` yet; run: make motion"):
+        refine(follows, console)
+    fleet.put("motion", lambda n: Motion(frame_id=n, standing=np.zeros(2, np.uint8), thing=np.ones(2, np.uint16)))
+    followed = refine(follows, console)
+    row = rows_of(fleet, followed)["v1"]
+    assert row.label.tolist() == [CAR] * 2 and [ORIGINS[one] for one in row.origin] == ["neighbour"] * 2
+    assert refined_of(fleet.store, follows, fleet.ref())[0].fingerprint == followed.fingerprint
+    fleet.put("motion", lambda n: Motion(frame_id=n, standing=np.zeros(2, np.uint8), thing=np.zeros(2, np.uint16)))
+    with pytest.raises(StoreError, match="made from is another by now"):
+        refined_of(fleet.store, follows, fleet.ref())
+    assert rows_of(fleet, refine(follows, console))["v1"].label.tolist() == [WALL] * 2
+    assert refine(fleet.recipe(*asked), console).fingerprint != followed.fingerprint

@@ -21,12 +21,14 @@ from manifests.storage.names import scene_of
 from manifests.tables.answers import Refine
 from manifests.tables.base import Failed, Rows
 from manifests.tables.labels import Target, Vote
+from manifests.tables.motion import MovingThings
 from manifests.tables.sensors import Index, Points
 from manifests.tables.superpoints import Group
 from superpixels.flat_interaction import refine
 from superpixels.ground import height_of_sensor_m
 from superpixels.image_merge import merge_image_labels
-from superpixels.voting import Ballot, VotingConfig, heard_among, vote
+from superpixels.reach import asked_among
+from superpixels.voting import Ballot, VotingConfig, vote
 from trainer.data.tables import FrameRow, Tables
 
 Labels = NDArray[np.uint8]
@@ -73,7 +75,9 @@ class Answered:
     def ballot(self, here: Answered) -> Ballot:
         """Return what this frame says to another one, or to itself."""
         weight = np.ones(self.said.shape) if self.confidence is None else self.confidence / 255
-        return Ballot.cast(self.rows[Points].xyz_m, self.said, weight, self, here)
+        moving = self.rows.get(MovingThings)
+        thing = None if moving is None else moving.thing
+        return Ballot.cast(self.rows[Points].xyz_m, self.said, weight, self, here, thing=thing)
 
 
 def windows(
@@ -207,7 +211,7 @@ def refined(
 def heard_by(own: Answered, around: Sequence[Answered], config: VotingConfig) -> list[Answered]:
     """Return the sweeps of a window that have a vote on a frame, in their order."""
     ago_s = [(own.timestamp_us - one.timestamp_us) / 1e6 for one in around]
-    return [around[number] for number in heard_among(ago_s, config)]
+    return [around[number] for number in asked_among(ago_s, config)]
 
 
 def after_vote(before: Named, own: Answered, around: Sequence[Answered], recipe: Recipe) -> Named:

@@ -20,6 +20,7 @@ from rich.console import Console
 from manifests.asked import tables_of
 from manifests.labels import (
     ORIGINS,
+    followed,
     in_reach,
     pinned_table,
     reach_of,
@@ -58,7 +59,8 @@ def refine(recipe: Recipe, console: Console) -> TableRef:
     for a split that there is not, and TrainerError where the student is of another recipe.
     """
     store, settings = Store.open(recipe.run.store), recipe.refine
-    ref = tables_of(store, recipe, ["index", "points"])
+    steps = steps_left(recipe, settings.of, settings.by)
+    ref = tables_of(store, recipe, ["index", "points", *followed(recipe, steps)])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     source = source_of(settings.of, recipe, store, ref, to_refine=True)
     index = Tables(store, ref, ["index"])
@@ -144,7 +146,8 @@ def work_of(
 ) -> Work:
     """Return what has to be there of a table for some shards; keys are those of shards made earlier too."""
     steps = steps_left(recipe, source.of, by)
-    some = (ref.table("points"), source.table, *([source.images] if source.images and "afi" in steps else []))
+    moving = map(ref.table, followed(recipe, steps))
+    some = (ref.table("points"), *moving, source.table, *([source.images] if source.images and "afi" in steps else []))
     tables = tuple({table.stage: table for table in some}.values())
     identity = refine_identity(
         recipe, source.of, by, {table.stage: table.fingerprint for table in tables}, **source.more
@@ -169,7 +172,7 @@ def made_shards(
     reach = max(reach_of(recipe, work.steps) for work in works)
     used = {table.stage: table for table in (ref.table("index"), *(one for work in works for one in work.tables))}
     tables = tables_near(store.reopened(), recipe, used, shard, reach)
-    heard = frozenset({"index", "points", source.table.stage})
+    heard = frozenset({"index", "points", source.table.stage, *({"motion"} & set(used))})
 
     def read(frame: FrameRow) -> Answered:
         return source.answer_of(tables.rows(frame, heard))
