@@ -9,6 +9,8 @@ from pathlib import Path
 from manifests.labels import refine_split
 from manifests.recipe import Recipe
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.san import SanConfig
+from manifests.sections.teachers.views import cost_of
 from manifests.sections.training import Task
 from manifests.splits import load_split
 
@@ -102,5 +104,8 @@ def encoded_per_s(recipe: Recipe) -> float | None:
         return None
     if isinstance(teacher, ClipDenseConfig):
         kind = next((kind for kind in ("B-16", "L-14") if kind in teacher.model), "")
-        return ENCODED_PER_S.get(f"clip_dense {kind.replace('-', '/')}")
-    return ENCODED_PER_S.get(teacher.name)
+        alone = ENCODED_PER_S.get(f"clip_dense {kind.replace('-', '/')}")
+    else:
+        alone = ENCODED_PER_S.get(teacher.name)
+    views = teacher.views if isinstance(teacher, ClipDenseConfig | SanConfig) else ()
+    return None if alone is None else alone / cost_of(views)

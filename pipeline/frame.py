@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -322,10 +322,27 @@ def read_resized(
 
     The rest is as in `read_image_for`; the pixels are handed on once less.
     """
+    [image] = read_at_sizes(root, camera, lambda height_px, width_px: [size_of(height_px, width_px)], scaled)
+    return image
+
+
+def read_at_sizes(
+    root: Root, camera: Camera, sizes_of: Callable[[int, int], Iterable[tuple[int, int]]], scaled: bool = False
+) -> list[NDArray[np.uint8]]:
+    """Return an image at each size (height, width) that `sizes_of` gives for its own; see `read_resized`.
+
+    It is decoded once, with `scaled` no smaller than the largest of them.
+    """
     from PIL.Image import Resampling
 
-    image, size = open_image_for(root, camera, size_of, scaled)
-    return np.asarray(image.resize(size[::-1], Resampling.BICUBIC))
+    sizes: list[tuple[int, int]] = []
+
+    def largest(height_px: int, width_px: int) -> tuple[int, int]:
+        sizes.extend(sizes_of(height_px, width_px))
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+    image, _ = open_image_for(root, camera, largest, scaled)
+    return [np.asarray(image.resize(size[::-1], Resampling.BICUBIC)) for size in sizes]
 
 
 def open_image_for(

@@ -2,13 +2,20 @@
 
 It needs open_clip and nothing else, and is training-free. Its encode half is the image tower, its segment half the
 comparison.
+
+With `augment` the tower sees other views of each image too. A view's features are brought back onto the grid of the
+image, mirrored and bilinearly, and the cell keeps the direction of the mean m of unit vectors f_v / |f_v| over the
+image and its views: names go by the cosine, so the length of a view's vector must not count. Features are averaged and
+not what prompts make of them, so that table `encode` knows no prompt: another dictionary needs no tower. How far views
+agree, |m|, is kept beside the grid and multiplies all probabilities: what is left is not known.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +23,12 @@ import numpy.typing as npt
 import scipy
 
 from manifests.sections.teachers.clip_dense import ClipDenseConfig
+from manifests.sections.teachers.views import sizes_of
 from manifests.storage.places import Root, root_of
 from manifests.templates import templates_of
-from pipeline.frame import Camera, Frame, FrameError, read_resized
+from pipeline.frame import Camera, Frame, FrameError, read_at_sizes
 from pipeline.teachers.loading.towers import TINY_CONFIGS, Towers, load_dino, load_towers, pick_device
+from pipeline.teachers.views import by_scale, joined, mean_direction
 from superpixels.pooling import bilinear_matrix, segment_weights, strip_argmax
 from superpixels.segments import Segments, Split, compact
 from superpixels.windows import Windows, mixed_argmax, mixed_weights, window_matrix
@@ -118,7 +127,8 @@ class ClipDense:
         """Return about how large the grids of six 16:9 images are."""
         assert isinstance(recipe.teacher, ClipDenseConfig)
         height, width, dims = grid_shape(recipe.teacher)
-        return 6 * height * width * dims * (1 if recipe.teacher.kept == "int8" else 2) / 1000
+        cell = dims * (1 if recipe.teacher.kept == "int8" else 2) + (2 if recipe.teacher.views else 0)
+        return 6 * height * width * cell / 1000
 
     def text(self, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
         """Return one unit vector per prompt, float32 (p, d)."""
@@ -149,35 +159,60 @@ class ClipDense:
         return self.dense
 
     def encode(self, frame: Frame) -> dict[str, npt.NDArray[Any]]:
-        """Return `<camera>/grid`, float16 or int8 (h, w, d), for every camera; raises FrameError on bad images."""
+        """Return `<camera>/grid`, float16 or int8 (h, w, d), for every camera; raises FrameError on bad images.
+
+        With other views `<camera>/agreement` too, float16 (h, w), from 0 to 1.
+        """
         from pipeline.teachers.batches import encode_frame
 
         return encode_frame(self, frame)
 
     def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
-        """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels."""
+        """Return a camera's image at the tower's size, RGB uint8 (H, W, 3): bicubic, antialiased, on 8-bit pixels.
+
+        Views of other sizes lie behind it, (H, W, 3 + n), each resized from the file as the image is: see
+        pipeline.teachers.views.joined.
+        """
         from pipeline.teachers.dense import seen_size
 
-        def size_of(height_px: int, width_px: int) -> tuple[int, int]:
+        def sizes(height_px: int, width_px: int) -> Iterable[tuple[int, int]]:
             patch_px, config = self.image_tower.patch_px, self.config
-            return seen_size(height_px, width_px, config.short_side_px, patch_px, config.window_px)
+            size = seen_size(height_px, width_px, config.short_side_px, patch_px, config.window_px)
+            return sizes_of(config.views, *size, patch_px).values()
 
-        return read_resized(self.root, camera, size_of, scaled=self.config.decode == "scaled")
+        return joined(read_at_sizes(self.root, camera, sizes, scaled=self.config.decode == "scaled"))
 
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """Return the grids of RGB images, uint8 (b, H, W, 3), as they are kept: float16 or int8 (b, h, w, d).
 
         `finite` (b,) tells whether all of an image's values are numbers within float16. With windows, `rows_px` and
-        `columns_px` (b, n, 2) say where they lie.
+        `columns_px` (b, n, 2) say where they lie. With other views, for which a batch may be (b, H, W, 3 + n), there is
+        `agreement`, float16 (b, h, w).
         """
-        grid = self.image_tower(batch)
+        grid, agreement = self.features(batch)
         kept = grid.half()
         finite = kept.isfinite().flatten(1).all(dim=1)
         if self.config.kept == "int8":
             largest = grid.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30)
             kept = (grid * (127 / largest)).round().char()
         sliding = self.image_tower.sliding
-        return {"grid": kept, "finite": finite, **(sliding.parts(batch) if sliding else {})}
+        found = {"grid": kept, "finite": finite, **(sliding.parts(batch) if sliding else {})}
+        return found if agreement is None else {**found, "agreement": agreement.half()}
+
+    def features(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the features (b, h, w, d) of a batch of images, and how far views agree, (b, h, w), where there are.
+
+        With other views they are the mean direction of all, as long as those of the image itself.
+        """
+        tower, views = self.image_tower, self.config.views
+        if not views:
+            return tower(batch), None
+        images = by_scale(batch, views, tower.patch_px)
+        plain = tower(images[1.0])
+        others = (tower(images[view.scale], mirrored=view.flip) for view in views)
+        direction, agreement = mean_direction(chain([plain], others))
+        grid = direction if self.config.unit_cells else direction * plain.norm(dim=-1, keepdim=True)
+        return grid, agreement
 
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the grid of an image; raises FrameError if it holds values that are not finite."""
@@ -211,8 +246,8 @@ class ClipDense:
         Cosines, probabilities and features live on the grid; a pixel's are the bilinear mix of the cells around it,
         averaged over the windows that see it. A
         segment's vector is the sum of its pixels' features, scaled to length 1. Its score is the mean over its pixels
-        of the softmax probability of its prompt among all. Both sums are exact, without upsampling (see
-        superpixels.pooling and superpixels.windows).
+        of the softmax probability of its prompt among all, times how far views agree. Both sums are exact, without
+        upsampling (see superpixels.pooling and superpixels.windows).
         """
         cells = cells_of(encoding, camera, text.shape[1])
         height, width, _ = cells.grid.shape
@@ -229,7 +264,7 @@ class ClipDense:
             min_area_px=max(1, self.segmentation.min_area_px),
         )
         weights = cells.weights(label_map, len(row)).astype(np.float32)
-        probability = softmax(self.config.logit_scale * cosine).reshape(height * width, -1)
+        probability = cells.agreed(softmax(self.config.logit_scale * cosine)).reshape(height * width, -1)
         of_winner = (weights @ probability)[np.arange(len(row)), row]
         return Segments.from_label_map(
             label_map,
@@ -271,11 +306,17 @@ class Cells:
     """The features of a view's cells, float32 (h, w, d), and how its pixels mix them.
 
     Bilinearly, as of one image; or, where the spans of windows are given (first pixel and end of each, in the image as
-    the tower saw it), each window's cells bilinearly and averaged where windows overlap.
+    the tower saw it), each window's cells bilinearly and averaged where windows overlap. `agreement`, float32 (h, w),
+    is how far the image and other views of it agree, from 0 to 1, where there were others.
     """
 
     grid: npt.NDArray[np.float32]
     spans_px: tuple[list[tuple[int, int]], list[tuple[int, int]]] | None = None
+    agreement: npt.NDArray[np.float32] | None = None
+
+    def agreed(self, probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return probabilities (h, w, t) times how far views agree: what is left is not known."""
+        return probability if self.agreement is None else probability * self.agreement[..., None]
 
     def mixing(self, height_px: int, width_px: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return how pixels mix cells along either axis, (H, h) and (W, w)."""
@@ -291,7 +332,7 @@ class Cells:
         Of prompts with one vector all count as one; in no segment it is 0.
         """
         _, first, same = np.unique(text, axis=0, return_index=True, return_inverse=True)
-        probability = softmax(np.float32(scale) * (unit(self.grid) @ text[first].T))
+        probability = self.agreed(softmax(np.float32(scale) * (unit(self.grid) @ text[first].T)))
         rows, columns = self.mixing(view.height_px, view.width_px)
         label_map = view.label_map()
         scores = np.zeros(label_map.shape, np.float32)
@@ -308,7 +349,7 @@ class Cells:
         Of prompts with one vector the first says which class they are.
         """
         _, first = np.unique(text, axis=0, return_index=True)
-        probability = softmax(np.float32(scale) * (unit(self.grid) @ text[first].T))
+        probability = self.agreed(softmax(np.float32(scale) * (unit(self.grid) @ text[first].T)))
         rows, columns = self.mixing(view.height_px, view.width_px)
         found = np.zeros((int(class_of_prompt.max()) + 1, len(rows), len(columns)), np.float32)
         for number in np.unique(class_of_prompt[first]):
@@ -347,11 +388,13 @@ def cells_of(encoding: Mapping[str, npt.NDArray[Any]], camera: Camera, dims: int
         raise FrameError(f"{name} has shape {grid.shape}; expected (h, w, {dims}), as the prompt vectors have")
     values = grid.astype(np.float32)
     kept = unit(values) if grid.dtype == np.int8 else values  # bytes hold directions only
+    agreement = encoding.get(f"{camera.name}/agreement")
+    sure = None if agreement is None else agreement.astype(np.float32)
     spans = [encoding.get(f"{camera.name}/{axis}_px") for axis in ("rows", "columns")]
     if spans[0] is None or spans[1] is None:
-        return Cells(kept)
+        return Cells(kept, agreement=sure)
     rows, columns = ([(int(start), int(end)) for start, end in axis] for axis in spans if axis is not None)
-    return Cells(kept, (rows, columns))
+    return Cells(kept, (rows, columns), sure)
 
 
 def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -103,7 +103,7 @@ class Composite:
         none. With `segment.split` "components" every 4-connected part of a region is a segment, else all regions with
         one prompt are. Order, and with it every id, is by prompt and then by first pixel. A segment's vector is the sum
         of its pixels' features, scaled to length 1; its score the mean over its pixels of the region's weight where
-        SAM 3 names it, and of the softmax probability of the name where features do.
+        SAM 3 names it, and of the softmax probability of the name, times how far views agree, where features do.
         """
         cells = cells_of(encoding, camera, text.shape[1])
         if missing := [part for part in ("region", "weight") if f"{camera.name}/{part}" not in encoding]:
@@ -118,8 +118,11 @@ class Composite:
             best, keep=keep, split="component" if self.segmentation.split == "components" else "prompt"
         )
         n = len(region_of_part)
-        total = cells.weights(part_map, n).astype(np.float32) @ cells.grid.reshape(-1, text.shape[1])
+        weights = cells.weights(part_map, n).astype(np.float32)
+        total = weights @ cells.grid.reshape(-1, text.shape[1])
         prompt, probability = self.names(unit(total), region_of_part, text)
+        if cells.agreement is not None:
+            probability = probability * (weights @ cells.agreement.ravel()) / weights.sum(axis=1)
         area = np.bincount(part_map.ravel(), minlength=n + 1)[1:]
         mass: npt.NDArray[Any] = probability * area
         if self.config.masks == "sam3":

@@ -193,15 +193,21 @@ class DenseTower:
         height, width = self.visual.patch_size
         return int(height), int(width)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, mirrored: bool = False) -> torch.Tensor:
         """Return the features of RGB images (b, H, W, 3), uint8: float32 (b, h, w, d), one per patch.
 
         H and W are as `seen_size` gives them. Image pixels of the patch in row i and column j give the vector [i, j];
-        with windows, those of every window lie side by side.
+        with windows, those of every window lie side by side. `mirrored`: the tower sees each image, or each window,
+        from right to left, and its features are mirrored back, so that they lie as without it.
         """
         pixels = images.permute(0, 3, 1, 2)
-        features = self._whole(pixels) if self.sliding is None else self.sliding(self._whole, pixels)
+        look = self._mirrored if mirrored else self._whole
+        features = look(pixels) if self.sliding is None else self.sliding(look, pixels)
         return normalize(features, dim=-1) if self.unit else features
+
+    def _mirrored(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what `_whole` gives for the mirror images, mirrored back."""
+        return self._whole(pixels.flip(3)).flip(2)
 
     def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features (b, h, w, d) of images (b, 3, H, W) in 0..255 that go through the tower in one piece."""
@@ -209,7 +215,8 @@ class DenseTower:
         if self.mode in ("sc", "affinity") and size[0] * size[1] > MOST_PATCHES:
             raise ConfigError(
                 f'teacher.mode "{self.mode}" compares every patch with every other; {size[0]} x {size[1]} are too many '
-                f"(at most {MOST_PATCHES}): lower short_side_px, or set window_px and stride_px"
+                f"(at most {MOST_PATCHES}): lower short_side_px, or the scales of augment where it has any, or set "
+                "window_px and stride_px"
             )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             positions = None if self.mode == "convnext" else self.positions(size)

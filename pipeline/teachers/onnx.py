@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.sections.teachers.onnx import OnnxConfig
+from manifests.sections.teachers.views import View
 from manifests.storage.places import Root, root_of
 from manifests.templates import templates_of
 from pipeline.frame import Camera, Frame, FrameError, read_image
@@ -133,8 +134,8 @@ class Onnx:
     def scaled(self, image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
         """Return an RGB image (H, W, 3) about so many times as large, of a size that the network takes."""
         said = self.config.the_card.input
-        height, width = (max(1, round(side * scale / said.divisor_px)) * said.divisor_px for side in image.shape[:2])
-        return resampled(image, (height, width), said.resample)
+        size = View(scale=scale).size_px(image.shape[0], image.shape[1], (said.divisor_px, said.divisor_px))
+        return resampled(image, size, said.resample)
 
     def tell_focal(self, camera: Camera, seen_px: float) -> None:
         """Log, once a camera, that the network sees things much larger or smaller than those it was taught with."""

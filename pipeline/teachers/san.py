@@ -4,11 +4,16 @@ Its encode half is the network: soft masks of 100 queries and a vector for each.
 the queries that cover it, R(p) = sum_q softmax(logits_q) sigmoid(m_q(p)), as the reference does; a segment's vector is
 sum_p sum_q sigmoid(m_q(p)) e_q. The reference builds a map of 900 x 1600 x 768 numbers for that, 4.4 GB; here the
 pixels of a segment are summed first (see superpixels.mask_queries).
+
+With `augment` the network is asked of other views of each image too. The k-th query of one view is not the k-th of
+another, so nothing is averaged query by query: the queries of all views stand side by side, their masks mirrored back
+and laid onto the grid of the image bilinearly. R(p) is a sum over queries, so over those of all views it is the number
+of views times the mean of what each says alone, and where views disagree on a name its probability is lower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from manifests.sections.teachers.masks import DIVISOR_PX
 from manifests.sections.teachers.san import SanConfig
+from manifests.sections.teachers.views import sizes_of
 from manifests.storage.places import root_of
 from manifests.templates import templates_of
-from pipeline.frame import Camera, Frame, FrameError
+from pipeline.frame import Camera, Frame, FrameError, read_at_sizes
 from pipeline.teachers.loading.weights import fill, read_tensors, weights_file
 from pipeline.teachers.masks import (
     HALF_MAX,
@@ -31,6 +38,7 @@ from pipeline.teachers.masks import (
     network_pixels,
     parts_of,
 )
+from pipeline.teachers.views import by_scale, joined, resampled
 from superpixels.mask_queries import MaskQueries, name_scores, query_shares
 from superpixels.segments import Segments, Split, compact
 
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
 
 PARTS = ("masks", "peak", "embedding", "none", "logit_scale")
 _SPLITS: dict[str, Split] = {"class": "prompt", "components": "component"}
+_CELL_PX = (DIVISOR_PX, DIVISOR_PX)
 
 
 def image_size(config: SanConfig, height_px: int, width_px: int) -> ImageSize:
@@ -77,7 +86,7 @@ class San(MaskTeacher):
         assert isinstance(config, SanConfig)
         queries, dims = {"tiny": (8, 32), "ViT-B-16-quickgelu": (100, 512)}.get(config.model, (100, 768))
         height, width = image_size(config, 900, 1600).padded_px
-        cells = height * width // 16**2
+        cells, queries = height * width // 16**2, queries * (1 + len(config.views))
         return 6 * queries * (cells * (1 if config.mask_format == "uint8" else 2) + 2 * dims + 4) / 1000
 
     def image_size(self, height_px: int, width_px: int) -> ImageSize:
@@ -89,24 +98,56 @@ class San(MaskTeacher):
         """Images at once: the views of a frame on a CPU, where more gain nothing; enough to fill a GPU otherwise."""
         return 16 if self.device.type == "cuda" else 6
 
+    def prepare(self, frame: Frame, camera: Camera) -> npt.NDArray[np.uint8]:
+        """Return a camera's image at the network's size without padding, RGB uint8 (H, W, 3).
+
+        Views of other sizes lie behind it, (H, W, 3 + n): see pipeline.teachers.views.joined.
+        """
+
+        def sizes(height_px: int, width_px: int) -> Iterable[tuple[int, int]]:
+            return sizes_of(self.config.views, *self.image_size(height_px, width_px).image_px, _CELL_PX).values()
+
+        return joined(read_at_sizes(self.root, camera, sizes))
+
     def forward(self, batch: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Return mask logits (b, q, h, w), unit vectors (b, q, d), the logit of "none" (b, q) and the scale (b, 1)."""
+        """Return mask logits (b, q, h, w), unit vectors (b, q, d), the logit of "none" (b, q) and the scale (b, 1).
+
+        With other views, for which a batch may be (b, H, W, 3 + n), q counts the queries of all.
+        """
         import torch
-        from torch.nn.functional import interpolate, normalize
+        from torch.nn.functional import normalize
 
         assert self.network is not None, "the teacher was loaded for another stage"
-        pixels = network_pixels(batch)
+        images = by_scale(batch, self.config.views, _CELL_PX)
+        masks, embedding = self.asked(images[1.0])
+        for view in self.config.views:
+            other, vectors = self.asked(images[view.scale], mirrored=view.flip)
+            if other.shape[2:] != masks.shape[2:]:
+                other = resampled(other, (int(masks.shape[2]), int(masks.shape[3])))
+            masks, embedding = torch.cat([masks, other], dim=1), torch.cat([embedding, vectors], dim=1)
+        unit, scale = normalize(embedding, dim=-1), self.network.logit_scale
+        none = scale * (unit @ normalize(self.network.bg_embed, dim=-1).T)[..., 0]
+        return {"masks": masks, "embedding": unit, "none": none, "logit_scale": scale.expand(len(batch), 1)}
+
+    def asked(self, images: torch.Tensor, mirrored: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the network says of RGB images, uint8 (b, H, W, 3): mask logits (b, q, h, w), vectors (b, q, d).
+
+        `mirrored`: it sees each image from right to left, and its masks are mirrored back.
+        """
+        import torch
+        from torch.nn.functional import interpolate
+
+        assert self.network is not None, "the teacher was loaded for another stage"
+        pixels = network_pixels(images.flip(2) if mirrored else images)
         ratio, patch = self.network.shape.clip_scale, self.network.clip.visual.patch_size[0]
         if self.config.parity:
             clip_pixels = interpolate(pixels, scale_factor=ratio, mode="bilinear", align_corners=False)
         else:
             size = [patch * max(1, round(side * ratio / patch)) for side in pixels.shape[2:]]
             clip_pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             masks, embedding = self.network(pixels, clip_pixels)
-        unit, scale = normalize(embedding.float(), dim=-1), self.network.logit_scale
-        none = scale * (unit @ normalize(self.network.bg_embed, dim=-1).T)[..., 0]
-        return {"masks": masks.float(), "embedding": unit, "none": none, "logit_scale": scale.expand(len(batch), 1)}
+        return (masks.flip(3) if mirrored else masks).float(), embedding.float()
 
     def pack(self, camera: Camera, outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the queries of an image as they are cached; raises FrameError where they hold values not finite.

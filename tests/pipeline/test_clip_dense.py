@@ -110,6 +110,7 @@ def test_every_setting_takes_part_in_an_identity() -> None:
         "kept": "int8",
         "decode": "full",
         "logit_scale": 100.0,
+        "augment": ("flip",),
     }
     assert other.keys() == {field.name for field in fields(ClipDenseConfig)} - {
         "name",

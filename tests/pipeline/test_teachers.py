@@ -63,8 +63,16 @@ def tiny_clip(root: Path) -> dict[str, Any]:
     return {"name": "clip_dense", "model": "tiny", "weights": "random:0", "short_side_px": 32}
 
 
+def tiny_clip_of_other_views(root: Path) -> dict[str, Any]:
+    return {**tiny_clip(root), "mode": "naclip", "augment": ("flip", "scale:1.5")}
+
+
 def tiny_san(root: Path) -> dict[str, Any]:
     return {"name": "san", "model": "tiny", "weights": "random:0", "short_side_px": 64}
+
+
+def tiny_san_of_other_views(root: Path) -> dict[str, Any]:
+    return {**tiny_san(root), "augment": ("flip", "flip+scale:1.5")}
 
 
 def tiny_catseg(root: Path) -> dict[str, Any]:
@@ -144,6 +152,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "catseg": tiny_catseg,
     "catseg: windows as the reference": tiny_catseg_in_windows,
     "clip_dense": tiny_clip,
+    "clip_dense: other views": tiny_clip_of_other_views,
     "composite": superpixels_with_clip,
     "composite: sam3, tipsv2": sam3_with_tips,
     "composite: proposer": proposals_with_clip,
@@ -152,6 +161,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "onnx": tiny_onnx,
     "oracle": class_maps,
     "san": tiny_san,
+    "san: other views": tiny_san_of_other_views,
 }
 """Per teacher, and after a colon which of its settings, its recipe section for the frame above, after writing what it
 needs into the data root."""

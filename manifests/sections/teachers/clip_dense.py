@@ -8,6 +8,7 @@ from manifests.fingerprint import Settings
 from manifests.sections.teachers.base import TeacherSection
 from manifests.sections.teachers.masks import DECODINGS
 from manifests.sections.teachers.published import pinned_by_publication
+from manifests.sections.teachers.views import View, views_of
 from manifests.sections.teachers.weights import Weights
 
 TINY_MODELS = {"tiny": True, "tiny-convnext": False}
@@ -22,7 +23,7 @@ _FIELDS = {
     "encode": (
         *_TOWER,
         *("mode", "positions", "sigma", "calibrate_outliers", "calibrate_layers", "dino", "dino_weights"),
-        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept", "decode"),
+        *("short_side_px", "window_px", "stride_px", "precision", "compile", "unit_cells", "kept", "decode", "augment"),
     ),
     "segment": ("logit_scale",),
 }
@@ -53,6 +54,11 @@ class ClipDenseConfig(TeacherSection):
     cell's vector is kept, in steps of 1/127 of its largest value. `decode` "scaled" takes a JPEG from its decoder at
     half, a quarter or an eighth of its size where that is no smaller than what the tower sees, and resizes from there;
     "full" decodes every pixel first, as the authors of the modes do.
+
+    `augment` are other views of every image that the tower sees too: "flip", mirrored, "scale:1.25", so many times as
+    large, or "flip+scale:1.25". The directions of their features are averaged cell by cell, and scores are lowered
+    where they disagree; a view costs as much as the image, times the square of its scale. With windows each window is
+    mirrored, and no scale is taken.
     """
 
     scores_pixels = True
@@ -81,6 +87,7 @@ class ClipDenseConfig(TeacherSection):
     kept: str = "float16"
     decode: str = "scaled"
     logit_scale: float = 40.0
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:  # noqa: C901 (one check after another)
         if self.name != "clip_dense":
@@ -130,6 +137,16 @@ class ClipDenseConfig(TeacherSection):
             raise ValueError("sigma and logit_scale must be positive and finite")
         if not 8 <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected 8 to 4096")
+        if any(view.scale != 1.0 for view in self.views) and self.window_px is not None:
+            raise ValueError(
+                "augment asks for images of another size, whose windows would show other parts of the image; leave the "
+                "scales out, or window_px"
+            )
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The other views of every image that the tower sees."""
+        return views_of(self.augment)
 
     @property
     def templates(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manifests.sections.teachers.masks import DIVISOR_PX, MASK_FORMATS, MaskConfig
+from manifests.sections.teachers.views import View, views_of
 
 MODELS = ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "tiny")
 
@@ -12,7 +13,7 @@ _WEIGHTS = ("model", "weights", "weights_sha256")
 
 _FIELDS = {
     "text": _WEIGHTS,
-    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "parity"),
+    "encode": (*_WEIGHTS, "short_side_px", "precision", "masks", "parity", "augment"),
     "segment": ("short_side_px", "parity"),
 }
 
@@ -35,6 +36,10 @@ class SanConfig(MaskConfig):
     is taken for wider than it is, and what it says of an object sits up to 1 % of the width too far to the right. By
     default both images are resized so that their grids cover the whole view exactly, which changes the aspect ratio by
     less than 3 %. Parity also keeps mask logits as float16, whatever `masks` says.
+
+    `augment` are other views of every image that the network is asked of too: "flip", mirrored, "scale:1.25", so many
+    times as large, or "flip+scale:1.25". The queries of all views stand side by side, so that pixels are named by the
+    mean of what the views say; table `encode` grows by its size for each view. Parity takes none.
     """
 
     scores_pixels = True
@@ -50,6 +55,7 @@ class SanConfig(MaskConfig):
     precision: str = "fp32"
     masks: str = "uint8"
     parity: bool = False
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name != "san":
@@ -67,6 +73,13 @@ class SanConfig(MaskConfig):
             raise ValueError(f'masks is "{self.masks}"; choose "uint8" or "float16"')
         if not DIVISOR_PX <= self.short_side_px <= 4096:
             raise ValueError(f"short_side_px is {self.short_side_px}; expected {DIVISOR_PX} to 4096")
+        if self.views and self.parity:
+            raise ValueError("parity does as the reference, which asks of no other views; leave augment out")
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The other views of every image that the network is asked of."""
+        return views_of(self.augment)
 
     def idle(self) -> frozenset[str]:
         """Return the settings that change no row, as the others are set: parity keeps logits as float16."""
