@@ -20,6 +20,7 @@ MEASURED_S = {
     "project": 0.0104,
     "segment": 0.0626,
     "group": 0.0130,
+    "motion": 0.17,
     "belief": 0.22,
     "vote": 0.22,
     "correct": 0.361,
@@ -31,7 +32,8 @@ MEASURED_S = {
 
 Measured on 2026-11-25 on one core of an AMD EPYC (Zen 4) that was busy beside it: the golden frames, least of 4 turns.
 `segment` is that of teacher `artifacts`, which reads finished masks; networks are in no line.
-`vote` was measured on 2026-11-26 with all 17 sweeps of its window, which golden frames do not have: the arithmetic.
+`vote` was measured on 2026-11-26 with all 17 sweeps of its window, which golden frames do not have: the arithmetic; so
+was `motion`, on 2026-12-01.
 """
 MEASURED_BY = "docs/cluster.md: one core, files in memory"
 
