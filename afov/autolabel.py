@@ -23,7 +23,7 @@ from afov.programs import ENVIRONMENT, words_for
 from afov.watching import Fraction, clock, remaining, told
 from manifests import rates
 from manifests.config import ConfigError
-from manifests.labels import refine_split
+from manifests.labels import followed, refine_split
 from manifests.rates import Amount
 from manifests.recipe import Recipe
 from manifests.records.codec import as_record
@@ -104,6 +104,8 @@ def trains(recipe: Recipe) -> bool:
 def tables_for(recipe: Recipe) -> tuple[str, ...]:
     """Return the tables that the pipeline has to build: what training and the report read, and the labels asked for."""
     more = {"vote": ("vote",), "correct": (corrected_table(recipe).table, "correct")}.get(recipe.labels.of, ())
+    if recipe.labels.of == "refine":
+        more = (*more, *followed(recipe, recipe.refine.by))
     if recipe.calibrate.by == "truth":
         more = (*more, "label")
     return tuple(dict.fromkeys(("points", "pairs", "target", *more)))

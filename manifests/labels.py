@@ -7,11 +7,11 @@ checkpoint holds is known to the trainer alone: it compares that itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from manifests.asked import pin
+from manifests.asked import pin, tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import Json, differences, digest, looks_of
 from manifests.learnt import changes_since, recorded_weights
@@ -336,10 +336,14 @@ def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manife
     table = pinned_table(store, refine_pin(recipe, of, by), "refine")
     if table is None:
         raise StoreError(f"recipe {recipe.name} has no refined labels yet; {advice}")
+    moving = followed(recipe, steps_left(recipe, of, by))
+    if not set(moving) <= ref.tables.keys():  # not every reader of refined labels asks for it
+        others = {name: tables_of(store, recipe, [name]).table(name) for name in moving}
+        ref = replace(ref, tables={**ref.tables, **others})
     before, merges = ref.tables.get(pseudo_labels_before(recipe)), recipe.refine.merge and of == "prediction"
     needed = [
         ref.table("points"),
-        *map(ref.table, followed(recipe, steps_left(recipe, of, by))),
+        *map(ref.table, moving),
         students_predictions(store, recipe, ref.table("points"))[0] if of == "prediction" else before,
     ]
     tables = [one for one in (*needed, before if merges else None) if one]

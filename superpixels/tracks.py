@@ -1,14 +1,15 @@
 """Moving things followed from sweep to sweep: which of them is which, by constant velocity.
 
-Things of the present sweep are looked for in those before and after, from near to far. Which way one goes is told by
-three sweeps, the present one and two others: of all pairs of things there it is the pair that lies on a line with it in
-time. From there each is expected where it would be at that velocity. No label is looked at.
+Which way a thing of the present sweep goes is told by two of those around it: of the pairs of things there it is the
+one that lies on a line with it in time. From there it is looked for in every sweep, from near to far, where it would be
+at that velocity. A way that another one fits nearly as well is not taken. No label is looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,18 @@ NEAR_M = 1.0
 """How far a thing may be from where it is expected: what is seen of it changes, and with it its middle."""
 ACCELERATION_MPS2 = 3.0
 """How much its velocity may change meanwhile."""
-FARTHEST_M = 3.0
-"""However long it was not met, it is not looked for farther from there than this."""
+FARTHEST_M = 2.0
+"""Whatever changed meanwhile, it is looked for no farther away than this."""
+TOLD_BY, TOLD_WITHIN_S = 6, 1.5
+"""Sweeps that tell a velocity, the nearest ones, none longer ago or ahead: by then other things may lie on the line."""
 SETTLES_S = 0.5
 """A velocity told over so long or longer is believed; over less, the one before counts, too."""
 SIZE_COUNTS = 0.3
 """A metre of difference in size counts as so many metres of distance; what is seen of a thing changes."""
 SPEED_COUNTS = 0.02
 """So does a metre per second: of two velocities that fit equally well, the lower one is more likely."""
+CLEAR_M = 0.1
+"""By so much a way has to fit better than the next one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +76,30 @@ class Followed:
 def follow(here: Things, others: Sequence[Things]) -> list[Followed]:
     """Return what became of the things of other sweeps, in their order.
 
-    A thing of the present sweep is met once in each of them at most. With fewer than two others nothing is followed.
+    A thing of the present sweep is met once in each of them at most. With fewer than two others, or in sweeps of the
+    present time, nothing is followed. The order of ``others`` does not matter where their times differ.
     """
     found = [Followed(np.zeros(len(one.middle_m), np.int64), np.zeros_like(one.middle_m)) for one in others]
-    order = sorted(range(len(others)), key=lambda number: abs(others[number].ago_s))
-    if len(order) < 2 or not len(here.middle_m):
-        return found
-    velocity_mps = _velocities(here, others[order[0]], others[order[1]])
+    order = sorted((number for number, one in enumerate(others) if one.ago_s), key=lambda n: _nearness(others[n]))
+    velocity_mps = _velocities(here, [others[number] for number in order])
     for before in (True, False):
-        at_m, size_m, at_s = here.middle_m.copy(), here.size_m, np.zeros(len(here.middle_m))
+        at_m, at_s = here.middle_m.copy(), np.zeros(len(here.middle_m))
         speed = velocity_mps.copy()  # m/s along x, y, z as time goes on
         for number in order:
             one = others[number]
-            if (one.ago_s > 0) != before or not one.ago_s or not len(one.middle_m):
+            if (one.ago_s > 0) != before or not len(one.middle_m):
                 continue
             past_s = -one.ago_s - at_s
             expected_m = at_m + speed * past_s[:, None]
-            cost = _distance_m(expected_m, one.middle_m) + SIZE_COUNTS * _distance_m(size_m, one.size_m)
+            away_m = _distance_m(expected_m, one.middle_m)
+            cost = away_m + SIZE_COUNTS * _distance_m(here.size_m, one.size_m)
             allowed_m = np.minimum(NEAR_M + ACCELERATION_MPS2 * past_s**2 / 2, FARTHEST_M)
-            far = ~(_distance_m(expected_m, one.middle_m) <= allowed_m[:, None])  # not known counts as far
+            far = ~(away_m <= allowed_m[:, None])  # not known counts as far
             mine, its = scipy.optimize.linear_sum_assignment(np.where(far, 1e6, cost))
             kept = ~far[mine, its]
             mine, its = mine[kept], its[kept]
-            new = (one.middle_m[its] - at_m[mine]) / past_s[mine, None]
+            moved = past_s[mine, None] != 0  # else another sweep of the same time
+            new = np.divide(one.middle_m[its] - at_m[mine], past_s[mine, None], out=speed[mine], where=moved)
             believed = np.minimum(np.abs(past_s[mine, None]) / SETTLES_S, 1.0)
             speed[mine] += believed * (new - speed[mine])
             at_m[mine], at_s[mine] = one.middle_m[its], -one.ago_s
@@ -102,29 +108,63 @@ def follow(here: Things, others: Sequence[Things]) -> list[Followed]:
     return found
 
 
-def _velocities(here: Things, first: Things, second: Things) -> Floats:
-    """Return the velocity of each thing (t, 3) in m/s, NaN where no two other ones lie on a line with it in time."""
+def _nearness(one: Things) -> tuple[float, bool]:
+    """Return what sweeps are sorted by: how near in time they are, those before first."""
+    return abs(one.ago_s), one.ago_s < 0
+
+
+def _velocities(here: Things, others: Sequence[Things]) -> Floats:
+    """Return the velocity of each thing (t, 3) in m/s, NaN where no two other ones lie on a line with it in time.
+
+    ``others`` from near to far. Nearer pairs of sweeps are asked first; of the ways in a pair those that fit best are
+    taken first, and a thing of another sweep belongs to one of ours.
+    """
     found = np.full(here.middle_m.shape, np.nan)
-    if not (len(first.middle_m) and len(second.middle_m) and first.ago_s and second.ago_s):
-        return found
-    if first.ago_s == second.ago_s:
-        return found
-    velocity_mps = (here.middle_m[:, None] - first.middle_m[None]) / first.ago_s  # (t, first, 3)
-    expected_m = here.middle_m[:, None] - velocity_mps * second.ago_s
-    away_m = np.linalg.norm(expected_m[:, :, None] - second.middle_m[None, None], axis=3)  # (t, first, second)
-    speed_mps = np.linalg.norm(velocity_mps, axis=2)
-    cost = away_m + SPEED_COUNTS * speed_mps[:, :, None]
-    cost += SIZE_COUNTS * _distance_m(here.size_m, first.size_m)[:, :, None]
-    cost += SIZE_COUNTS * _distance_m(here.size_m, second.size_m)[:, None, :]
-    span_s = abs(first.ago_s - second.ago_s)
-    allowed_m = NEAR_M * max(1.0, abs(second.ago_s / first.ago_s)) + ACCELERATION_MPS2 * span_s**2 / 2
-    fits = (away_m <= allowed_m) & (speed_mps <= FASTEST_MPS)[:, :, None]  # what is not known fits nowhere
-    cost[~fits] = np.inf
-    best = cost.reshape(len(cost), -1)
-    place = best.argmin(axis=1)
-    known = np.isfinite(best[np.arange(len(best)), place])
-    found[known] = velocity_mps[np.flatnonzero(known), place[known] // len(second.middle_m)]
+    near = [one for one in others if abs(one.ago_s) <= TOLD_WITHIN_S and len(one.middle_m)][:TOLD_BY]
+    taken: set[tuple[int, int]] = set()
+    for first, second in sorted(combinations(range(len(near)), 2), key=max):
+        if near[first].ago_s == near[second].ago_s:
+            continue
+        ways = [
+            way
+            for thing in np.flatnonzero(np.isnan(found[:, 0]))
+            for way in _clear(list(_ways(here, int(thing), near[first], near[second])))
+        ]
+        for _, thing, one, other in sorted(ways):
+            if {(first, one), (second, other)} & taken or not np.isnan(found[thing, 0]):
+                continue
+            taken |= {(first, one), (second, other)}
+            found[thing] = (here.middle_m[thing] - near[first].middle_m[one]) / near[first].ago_s
     return found
+
+
+Way = tuple[float, int, int, int]
+"""What a way costs in metres, whose it is, and by which things of two other sweeps it leads."""
+
+
+def _ways(here: Things, thing: int, first: Things, second: Things) -> Iterator[Way]:
+    """Yield the ways that a thing may have come and gone, by two other sweeps."""
+    velocity_mps = (here.middle_m[thing] - first.middle_m) / first.ago_s  # (first, 3)
+    speed_mps = np.linalg.norm(velocity_mps, axis=1)
+    possible = np.flatnonzero(speed_mps <= FASTEST_MPS)
+    away_m = _distance_m(here.middle_m[thing] - velocity_mps[possible] * second.ago_s, second.middle_m)
+    # what the first one's middle is off by grows with the time to the second; so does what acceleration adds
+    allowed_m = NEAR_M * max(1.0, abs(second.ago_s / first.ago_s))
+    allowed_m += ACCELERATION_MPS2 * abs(second.ago_s * (first.ago_s - second.ago_s)) / 2
+    size_m = here.size_m[None, thing]
+    off_m = [SIZE_COUNTS * _distance_m(size_m, one.size_m)[0] for one in (first, second)]
+    for place, other in zip(*np.nonzero(away_m <= min(allowed_m, FARTHEST_M)), strict=True):
+        one = possible[place]
+        cost = away_m[place, other] + SPEED_COUNTS * speed_mps[one] + off_m[0][one] + off_m[1][other]
+        yield float(cost), thing, int(one), int(other)
+
+
+def _clear(ways: Sequence[Way]) -> Sequence[Way]:
+    """Return all ways of a thing, or none where two that begin differently fit nearly as well."""
+    best = min(ways, default=None)
+    if best is None or any(way[2] != best[2] and way[0] < best[0] + CLEAR_M for way in ways):
+        return []
+    return ways
 
 
 def _distance_m(first: Floats, second: Floats) -> Floats:

@@ -130,6 +130,8 @@ def recipe_of(folder: Path, *overrides: str) -> Recipe:
         (("labels.of=correct",), None, ("points", "pairs", "target", "group", "correct")),
         (("labels.of=correct", "target.labels=vote+correct"), None, ("points", "pairs", "target", "vote", "correct")),
         (("refine.of=pseudo",), None, ("points", "pairs", "target")),
+        (("refine.of=pseudo", "vote.follow=true"), None, ("points", "pairs", "target", "motion")),
+        (("refine.of=pseudo", "refine.by=afi", "vote.follow=true"), None, ("points", "pairs", "target")),
     ],
 )
 def test_a_recipe_has_the_steps_that_it_needs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,3 +77,64 @@ def test_things_far_apart_at_any_steady_velocity_are_followed_through_the_window
     for one, order, ago in zip(found, orders, ago_s, strict=True):
         assert one.of.tolist() == (order + 1).tolist()
         assert one.shift_m == pytest.approx((velocity * ago)[order], abs=0.2)
+
+
+def test_a_thing_that_was_missed_in_the_nearest_sweep_is_followed_all_the_same() -> None:
+    here = things(0.0, (0, 0, 0))
+    way = {ago_s: (-10 * ago_s, 0, 0) for ago_s in (1.5, 1.0, 0.5, -0.5, -1.0)}
+    others = [things(ago_s, *([] if ago_s == -0.5 else [at])) for ago_s, at in way.items()]
+    assert [one.of.tolist() for one in follow(here, others)] == [[1], [1], [1], [], [1]]
+    strangers = [things(ago_s, (0, 60, 0) if ago_s == -0.5 else at) for ago_s, at in way.items()]
+    assert [one.of.tolist() for one in follow(here, strangers)] == [[1], [1], [1], [0], [1]]
+
+
+def test_things_that_have_nothing_to_do_with_each_other_are_seldom_followed() -> None:
+    rng = np.random.default_rng(0)
+    for ago_s in ((0.5, -0.5), (1.0, -1.0), (1.0, 4.0), (2.0, -2.0)):
+        met = [
+            follow(first, others)[0].of.astype(bool).mean()
+            for first, *others in (
+                [things(time_s, *rng.uniform((-40, -40, 0), (40, 40, 0), (10, 3))) for time_s in (0.0, *ago_s)]
+                for _ in range(40)
+            )
+        ]
+        assert np.mean(met) < 0.06, ago_s
+
+
+def test_of_two_ways_that_fit_alike_none_is_taken() -> None:
+    """Cars 10 m apart in a lane go 5 m from sweep to sweep, or back: nobody can tell."""
+    around = [things(ago_s, (-5, 0, 0), (5, 0, 0)) for ago_s in (0.5, -0.5)]
+    assert not any(one.of.any() for one in follow(things(0.0, (0, 0, 0)), around))
+
+
+def test_a_thing_of_another_sweep_belongs_to_one_of_ours() -> None:
+    """Two walk side by side, 1.2 m apart; the second one is missed before."""
+    here = things(0.0, (0, 0, 0), (0, 1.2, 0))
+    found = follow(here, [things(0.5, (-0.7, 0, 0)), things(-0.5, (0.7, 0, 0), (0.7, 1.2, 0))])
+    assert [one.of.tolist() for one in found] == [[1], [1, 0]]
+
+
+def test_sweeps_of_one_time_and_the_order_of_sweeps_do_no_harm() -> None:
+    here = things(0.0, (0, 0, 0))
+    others = [things(0.0, (9, 9, 0)), things(1.0, (-4, 0, 0)), things(1.0, (-4.1, 0, 0)), things(1.5, (-6, 0, 0))]
+    assert [one.of.tolist() for one in follow(here, others)] == [[0], [1], [1], [1]]
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        crowd = things(0.0, *rng.uniform(-6, 6, (6, 3)))
+        times_s = (-1.0, -0.5, 0.5, 1.0)
+        around = [things(time_s, *rng.uniform(-6, 6, (6, 3))) for time_s in times_s]
+        order = rng.permutation(4)
+        straight, mixed = follow(crowd, around), follow(crowd, [around[number] for number in order])
+        for place, number in enumerate(order):
+            assert mixed[place].of.tolist() == straight[number].of.tolist()
+
+
+def test_hundreds_of_things_take_little_memory() -> None:
+    rng = np.random.default_rng(2)
+    around = [things(time_s, *rng.uniform(-60, 60, (300, 3))) for time_s in (0.5, -0.5)]
+    tracemalloc.start()
+    try:
+        follow(things(0.0, *rng.uniform(-60, 60, (300, 3))), around)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

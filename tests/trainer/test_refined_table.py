@@ -24,6 +24,7 @@ from manifests.storage.errors import StoreError
 from manifests.storage.refs import TableRef
 from manifests.storage.shards import ShardWriter
 from manifests.tables.answers import Refine
+from manifests.tables.base import Failed
 from manifests.tables.motion import Motion
 from pipeline.exchange.labels import write_labels
 from pipeline.exchange.review import review
@@ -44,7 +45,8 @@ from tests.versions import digest_of
 from trainer.errors import TrainerError
 from trainer.inference import refine as arrays
 from trainer.inference.predict import predict
-from trainer.inference.refined_table import refine
+from trainer.inference.refined_table import refine, refine_each
+from trainer.inference.sources import source_of
 from trainer.inference.submit import submit
 from trainer.loop.train import train
 from trainer.scoring.evaluate import evaluate
@@ -411,9 +413,35 @@ def test_what_moves_is_followed_where_the_recipe_says_so(fleet: Any, console: Co
     followed = refine(follows, console)
     row = rows_of(fleet, followed)["v1"]
     assert row.label.tolist() == [CAR] * 2 and [ORIGINS[one] for one in row.origin] == ["neighbour"] * 2
-    assert refined_of(fleet.store, follows, fleet.ref())[0].fingerprint == followed.fingerprint
+    lacks_motion = replace(fleet.ref(), tables={k: v for k, v in fleet.ref().tables.items() if k != "motion"})
+    for ref in (fleet.ref(), lacks_motion):  # not every reader asks for what moves
+        assert refined_of(fleet.store, follows, ref)[0].fingerprint == followed.fingerprint
     fleet.put("motion", lambda n: Motion(frame_id=n, standing=np.zeros(2, np.uint8), thing=np.zeros(2, np.uint16)))
     with pytest.raises(StoreError, match="made from is another by now"):
         refined_of(fleet.store, follows, fleet.ref())
     assert rows_of(fleet, refine(follows, console))["v1"].label.tolist() == [WALL] * 2
     assert refine(fleet.recipe(*asked), console).fingerprint != followed.fingerprint
+
+
+def test_labels_that_follow_nothing_do_not_hear_of_what_moves(fleet: Any, console: Console) -> None:
+    """A frame fails in table `motion`: labels after a vote lack it, those after flat interaction alone are as ever."""
+    fill(fleet, MIDDLE_ERRS)
+    fleet.put("motion", moves_nowhere)
+    recipe = fleet.recipe("vote.follow=true", "evaluate.split=all")
+
+    def failed() -> dict[str, Any]:
+        store, ref = fleet.store, fleet.ref()
+        source = source_of("prediction", recipe, store, ref, to_refine=True)
+        found = refine_each(recipe, store, ref, source, ["afi", "vote"], "all", console)
+        return {by: [name for shard in table.shards for name in shard.failed] for by, table in found.items()}
+
+    assert failed() == {"afi": [], "vote": []}
+    alone = names_of(refine(fleet.recipe("vote.follow=true", "refine.by=afi", "refine.split=all"), console))
+    fleet.put("motion", lambda n: Failed(n, "no pose") if n == "v1" else moves_nowhere(n))
+    assert failed() == {"afi": [], "vote": ["v1"]}
+    again = refine(fleet.recipe("vote.follow=true", "refine.by=afi", "refine.split=all"), console)
+    assert names_of(again) == alone
+
+
+def moves_nowhere(name: str) -> Motion:
+    return Motion(frame_id=name, standing=np.full(3, 255, np.uint8), thing=np.zeros(3, np.uint16))

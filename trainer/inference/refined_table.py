@@ -168,10 +168,19 @@ def made_shards(
     shard: str,
     works: Sequence[Work],
 ) -> dict[Improvement, ShardFile]:
-    """Make a shard of some tables; each frame is read once, and the vote is held once for all."""
+    """Make a shard of some tables; each frame is read once, and the vote is held once for all.
+
+    Where a frame failed in a table that not all of them are made from, each is made alone: what is made beside it must
+    not tell in its rows.
+    """
     reach = max(reach_of(recipe, work.steps) for work in works)
     used = {table.stage: table for table in (ref.table("index"), *(one for work in works for one in work.tables))}
     tables = tables_near(store.reopened(), recipe, used, shard, reach)
+    if len(works) > 1 and fails_apart(tables, works):
+        found: dict[Improvement, ShardFile] = {}
+        for work in works:
+            found |= made_shards(recipe, store, ref, source, silent, shard, [work])
+        return found
     heard = frozenset({"index", "points", source.table.stage, *({"motion"} & set(used))})
 
     def read(frame: FrameRow) -> Answered:
@@ -195,6 +204,19 @@ def made_shards(
             for by, row in rows.items():
                 writers[by].append(row, counts_of(row))
         return {by: writer.commit() for by, writer in writers.items()}
+
+
+def fails_apart(tables: Tables, works: Sequence[Work]) -> bool:
+    """Return whether a frame failed in a table that only some of the works need."""
+    counts = Counter(table.stage for work in works for table in work.tables)
+    apart = {stage for stage, count in counts.items() if count < len(works)}
+    asked = [table.stage in apart for table in tables.tables]
+    return any(
+        isinstance(state, Failed) and one
+        for shard in tables.shards
+        for states in tables.states(shard)
+        for state, one in zip(states, asked, strict=True)
+    )
 
 
 def tables_near(store: Store, recipe: Recipe, used: Mapping[str, TableRef], shard: str, reach: int) -> Tables:
@@ -235,7 +257,10 @@ def rows_of_frame(
     try:
         found = refined({work.steps for work in works}, own, around, images, recipe)
     except Unfit as error:
-        return {work.by: Failed(frame.frame_id, str(error)) for work in works}
+        if len(works) == 1:
+            return {works[0].by: Failed(frame.frame_id, str(error))}
+        alone = (rows_of_frame(recipe, tables, source, [work], frame, own, around) for work in works)
+        return {by: row for rows in alone for by, row in rows.items()}
     except ValueError as error:
         raise StoreError(
             f"frame {frame.frame_id}: {error}; was a table made with another dictionary? run: {recipe.make('pack')}"
