@@ -105,7 +105,7 @@ def tables_for(recipe: Recipe) -> tuple[str, ...]:
     """Return the tables that the pipeline has to build: what training and the report read, and the labels asked for."""
     more = {"vote": ("vote",), "correct": (corrected_table(recipe).table, "correct")}.get(recipe.labels.of, ())
     if recipe.labels.of == "refine":
-        more = (*more, *followed(recipe, recipe.refine.by))
+        more = (*more, *followed(recipe, recipe.refine.of, recipe.refine.by))
     if recipe.calibrate.by == "truth":
         more = (*more, "label")
     return tuple(dict.fromkeys(("points", "pairs", "target", *more)))

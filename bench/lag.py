@@ -1,10 +1,10 @@
 """Why students lag behind their labels: what two of them say of points that the vote mends, spoils or leaves wrong.
 
     python -m trainer predict PLAIN --set predict.split=drives.txt     and the same of VOTED
-    python -m bench.lag PLAIN VOTED --set predict.split=drives.txt
+    python -m bench.lag PLAIN VOTED
 
 PLAIN is a recipe whose student learnt labels as cameras give them, VOTED one whose student learnt labels after the vote
-(and correction); both have predicted drives on which they learnt. Named points with a true class are told apart by the
+(and correction); both have predicted the same drives last, such as some that they learnt on. Named points with a true class are told apart by the
 two kinds of labels, and of each kind it is printed how many points there are and which part each student names rightly.
 A student that only repeats its labels is right nowhere that they are wrong. Nothing is written.
 """
@@ -28,6 +28,7 @@ from manifests.tables.answers import Predict
 from manifests.tables.base import Failed, UInt8
 from manifests.tables.labels import Label, Target
 from manifests.tables.superpoints import Group
+from superpixels.metrics import Confusion, scores
 from trainer.data.tables import FrameRow, Tables
 
 LABELS = ("group", "label", "target")
@@ -56,8 +57,12 @@ def kinds_of(truth: UInt8, plain: UInt8, voted: UInt8) -> npt.NDArray[np.int64]:
     return np.asarray(np.where((truth > 0) & (plain > 0) & (voted > 0), kind, -1))
 
 
-def told(plain: Recipe, voted: Recipe) -> Mapping[str, Share]:
-    """Return what both students say of each kind of points, over the frames that both have predicted.
+SAID = ("labels as cameras give them", "labels after the vote", "student of the former", "student of the latter")
+
+
+def told(plain: Recipe, voted: Recipe) -> tuple[Mapping[str, Share], Mapping[str, Confusion]]:
+    """Return what both students say of each kind of points, over the frames that both have predicted, and counts of
+    what labels and students call all points that both kinds of labels name.
 
     Raises StoreError where predictions or tables are missing or old.
     """
@@ -67,6 +72,7 @@ def told(plain: Recipe, voted: Recipe) -> Mapping[str, Share]:
     of_plain = Tables(store, Ref(plain.name, {**ref.tables, "predict": first}, words=plain.words), ["predict", *LABELS])
     of_voted = Tables(store, Ref(voted.name, {"predict": second}, words=voted.words), ["predict"])
     found = {name: Share() for name in KINDS}
+    counts = {name: Confusion(len(voted.ontology.classes) - 1) for name in SAID}
     for shard in of_plain.shards:
         for row, states in enumerate(of_plain.states(shard)):
             if any(isinstance(state, Failed) for state in states):
@@ -74,13 +80,16 @@ def told(plain: Recipe, voted: Recipe) -> Mapping[str, Share]:
             frame = FrameRow(shard, row, states[0].frame_id)
             rows, theirs = of_plain.rows(frame), of_voted.rows(frame)[Predict].label
             truth = rows[Label].label
-            kind = kinds_of(truth, rows[Group].label, rows[Target].label)
+            said = rows[Group].label, rows[Target].label, rows[Predict].label, theirs
+            kind = kinds_of(truth, *said[:2])
+            for count, label in zip(counts.values(), said, strict=True):
+                count.add(truth[kind >= 0], label[kind >= 0])
             for number, share in enumerate(found.values()):
                 some = kind == number
                 share.points += int(some.sum())
                 share.plain += int((rows[Predict].label == truth)[some].sum())
                 share.voted += int((theirs == truth)[some].sum())
-    return found
+    return found, counts
 
 
 def main(
@@ -89,7 +98,7 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE")] = None,
 ) -> None:
     """Print what two students say of points that the vote mends, spoils or leaves wrong."""
-    found = told(*(load_recipe(one, set_ or []) for one in (plain, voted)))
+    found, counts = told(*(load_recipe(one, set_ or []) for one in (plain, voted)))
     every = sum(share.points for share in found.values())
     for name, share in found.items():
         of_plain, of_voted = (100 * right / max(share.points, 1) for right in (share.plain, share.voted))
@@ -97,6 +106,9 @@ def main(
             f"{name}: {100 * share.points / max(every, 1):.2f} % of {every:,} points; rightly named by the student of "
             f"plain labels {of_plain:.1f} %, of voted ones {of_voted:.1f} %"
         )
+    for name, count in counts.items():
+        right = np.diagonal(count.matrix)[1:].sum() / max(count.matrix[1:].sum(), 1)
+        print(f"{name}: {100 * right:.1f} % right, mIoU {100 * scores(count, 'exclude').mean_iou:.2f}")
 
 
 if __name__ == "__main__":

@@ -267,9 +267,10 @@ def reach_of(recipe: Recipe, steps: str) -> int:
     return recipe.vote.window if "vote" in steps else 0
 
 
-def followed(recipe: Recipe, steps: str) -> tuple[str, ...]:
-    """Return the table that says what moves, where a vote among these steps follows it."""
-    return ("motion",) if "vote" in steps and recipe.vote.follow else ()
+def followed(recipe: Recipe, of: str, by: str) -> tuple[str, ...]:
+    """Return the table that says what moves, where labels are put to a vote that follows it; see `steps_left`."""
+    voted = of == "pseudo" and pseudo_labels_before(recipe) == "vote"
+    return ("motion",) if "vote" in by and not voted and recipe.vote.follow else ()
 
 
 def refine_keys(
@@ -336,7 +337,7 @@ def refined_of(store: Store, recipe: Recipe, ref: Ref) -> tuple[TableRef, Manife
     table = pinned_table(store, refine_pin(recipe, of, by), "refine")
     if table is None:
         raise StoreError(f"recipe {recipe.name} has no refined labels yet; {advice}")
-    moving = followed(recipe, steps_left(recipe, of, by))
+    moving = followed(recipe, of, by)
     if not set(moving) <= ref.tables.keys():  # not every reader of refined labels asks for it
         others = {name: tables_of(store, recipe, [name]).table(name) for name in moving}
         ref = replace(ref, tables={**ref.tables, **others})

@@ -106,7 +106,7 @@ def moved(
     """Return what the recipe stands for after this: see `move_ref`."""
     named = (*before.tables.values(), *before.held)
     tables: dict[str, TableRef] = {}
-    held: list[TableRef] = []
+    held = [table for table in named if table.stage not in STAGES]  # made by newer code in the same store
     for name in STAGES:
         # what this run knows of the table, and what the ref names of the same identity
         plan = plans.get(name)

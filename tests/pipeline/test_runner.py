@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from manifests.asked import variants
+from manifests.asked import keyed_refs, variants
 from manifests.config import ConfigError
 from manifests.recipe import Recipe, load_recipe
 from manifests.sections.tables import GroupConfig
@@ -59,6 +59,20 @@ def test_a_moved_data_set_rebuilds_nothing(packed: Recipe, recipe_of: Callable[.
     elsewhere = root.parent / "elsewhere"
     root.rename(elsewhere)
     assert build(recipe_of(f"data.root={elsewhere}")) == []
+
+
+def test_newer_code_may_keep_tables_of_its_own_in_the_same_store(
+    packed: Recipe, recipe_of: Callable[..., Recipe]
+) -> None:
+    assert build(packed) == []  # under a ref of its own
+    store = Runner(packed).store
+    for name, ref in keyed_refs(store).items():
+        newer = dataclasses.replace(ref.table("group"), stage="hologram")
+        store.write_ref(name, dataclasses.replace(ref, tables={**ref.tables, "hologram": newer}))
+    changed = recipe_of("group.policy=last_camera")
+    assert stages(build(changed)) == ["group", "target"]
+    assert build(packed) == []
+    assert garbage_of(packed) == [], "what newer code has made is not thrown away"
 
 
 def test_choosing_another_split_builds_nothing_and_the_ref_follows(

@@ -59,8 +59,7 @@ def refine(recipe: Recipe, console: Console) -> TableRef:
     for a split that there is not, and TrainerError where the student is of another recipe.
     """
     store, settings = Store.open(recipe.run.store), recipe.refine
-    steps = steps_left(recipe, settings.of, settings.by)
-    ref = tables_of(store, recipe, ["index", "points", *followed(recipe, steps)])
+    ref = tables_of(store, recipe, ["index", "points", *followed(recipe, settings.of, settings.by)])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     source = source_of(settings.of, recipe, store, ref, to_refine=True)
     index = Tables(store, ref, ["index"])
@@ -146,7 +145,7 @@ def work_of(
 ) -> Work:
     """Return what has to be there of a table for some shards; keys are those of shards made earlier too."""
     steps = steps_left(recipe, source.of, by)
-    moving = map(ref.table, followed(recipe, steps))
+    moving = map(ref.table, followed(recipe, source.of, by))
     some = (ref.table("points"), *moving, source.table, *([source.images] if source.images and "afi" in steps else []))
     tables = tuple({table.stage: table for table in some}.values())
     identity = refine_identity(

@@ -16,7 +16,7 @@ from rich.table import Table
 from manifests.asked import contents_of, tables_of
 from manifests.config import changed_values
 from manifests.fingerprint import digest, plain
-from manifests.labels import followed, steps_left
+from manifests.labels import followed
 from manifests.provenance import made_by
 from manifests.recipe import Recipe
 from manifests.records.codec import as_document
@@ -128,7 +128,7 @@ def evaluate_each(
     """Score the same labels with several refinements, as `evaluate` does with one."""
     store = Store.open(recipe.run.store)
     ways: list[Improvement] = [name for name in get_args(Improvement) if name in refinements]
-    moving = followed(recipe, " ".join(steps_left(recipe, of, way) for way in ways))
+    moving = followed(recipe, of, " ".join(ways))
     ref = tables_of(store, recipe, ["points", "index", *moving] if ways else ["points"])
     check_dictionary(store, ref, "group", recipe.ontology.label_content())
     check_dictionary(store, ref, "label", recipe.ontology.raw_content())
