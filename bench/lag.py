@@ -4,9 +4,10 @@
     python -m bench.lag PLAIN VOTED
 
 PLAIN is a recipe whose student learnt labels as cameras give them, VOTED one whose student learnt labels after the vote
-(and correction); both have predicted the same drives last, such as some that they learnt on. Named points with a true class are told apart by the
-two kinds of labels, and of each kind it is printed how many points there are and which part each student names rightly.
-A student that only repeats its labels is right nowhere that they are wrong. Nothing is written.
+(and correction); both have predicted the same drives last, such as some that they learnt on. Named points with a true
+class are told apart by the two kinds of labels, and of each kind it is printed how many points there are and which part
+each student names rightly; then what labels and students come to, by class too. A student that only repeats its labels
+is right nowhere that they are wrong. Nothing is written.
 """
 
 from __future__ import annotations
@@ -108,7 +109,13 @@ def main(
         )
     for name, count in counts.items():
         right = np.diagonal(count.matrix)[1:].sum() / max(count.matrix[1:].sum(), 1)
-        print(f"{name}: {100 * right:.1f} % right, mIoU {100 * scores(count, 'exclude').mean_iou:.2f}")
+        found_of = scores(count, "exclude")
+        by_class = " ".join(
+            f"{kind} {100 * iou:.1f}"
+            for kind, iou in zip(load_recipe(voted, set_ or []).ontology.class_names[1:], found_of.iou, strict=True)
+            if np.isfinite(iou)
+        )
+        print(f"{name}: {100 * right:.1f} % right, mIoU {100 * found_of.mean_iou:.2f}; {by_class}")
 
 
 if __name__ == "__main__":
