@@ -308,7 +308,7 @@ class Spaces:
 
     @classmethod
     def of(cls, own: Ballot, others: Sequence[Ballot]) -> Spaces:
-        """Return who votes on whom; a thing of the present sweep that no other one has seen votes as if it stood."""
+        """Return who votes on whom; a thing of the present sweep that is followed nowhere votes as if it stood."""
         thing = [one.thing for one in (own, *others) if one.thing is not None]
         if len(thing) <= len(others):
             raise ValueError("vote.follow is on, and a ballot does not say what moves")
