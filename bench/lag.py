@@ -99,7 +99,8 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE")] = None,
 ) -> None:
     """Print what two students say of points that the vote mends, spoils or leaves wrong."""
-    found, counts = told(*(load_recipe(one, set_ or []) for one in (plain, voted)))
+    recipes = [load_recipe(one, set_ or []) for one in (plain, voted)]
+    found, counts = told(*recipes)
     every = sum(share.points for share in found.values())
     for name, share in found.items():
         of_plain, of_voted = (100 * right / max(share.points, 1) for right in (share.plain, share.voted))
@@ -112,7 +113,7 @@ def main(
         found_of = scores(count, "exclude")
         by_class = " ".join(
             f"{kind} {100 * iou:.1f}"
-            for kind, iou in zip(load_recipe(voted, set_ or []).ontology.class_names[1:], found_of.iou, strict=True)
+            for kind, iou in zip(recipes[1].ontology.class_names[1:], found_of.iou, strict=True)
             if np.isfinite(iou)
         )
         print(f"{name}: {100 * right:.1f} % right, mIoU {100 * found_of.mean_iou:.2f}; {by_class}")

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import typer
 from scipy.spatial.transform import Rotation
 
-from bench.real_labels import mean_of
-from bench.soft_votes import scenes_of
+from bench.real_labels import scores_of
+from bench.soft_votes import around, scenes_of
 from manifests.recipe import Recipe, load_recipe
 from manifests.tables.labels import Label
 from manifests.tables.sensors import Points, Project
@@ -114,11 +114,6 @@ def with_motion(frames: Sequence[FrameInput], recipe: Recipe, found: Found, trut
         yield replace(one, rows=one.rows.also(row))
 
 
-def around(frames: Sequence[FrameInput], position: int, reach: int) -> tuple[FrameInput, ...]:
-    """Return the frames of a drive within reach of one of them."""
-    return (*frames[max(0, position - reach) : position], *frames[position + 1 : position + 1 + reach])
-
-
 @dataclass
 class Way:
     """What a vote of one kind says of points in sight, by part, and what it took."""
@@ -152,13 +147,6 @@ def measured(recipe: Recipe, drives: int) -> tuple[Found, Mapping[str, Way]]:
     return found, counts
 
 
-def ious(counts: Confusion) -> dict[int, float]:
-    """Return the IoU of every class that occurs."""
-    true, hits = counts.matrix[1:].sum(axis=1), np.diagonal(counts.matrix[1:, 1:])
-    called = counts.matrix[1:, 1:].sum(axis=0)
-    return {kind + 1: float(hits[kind] / (true[kind] + called[kind] - hits[kind])) for kind in np.flatnonzero(true > 0)}
-
-
 def main(
     recipe: Annotated[str, typer.Argument(help="A recipe whose tables are built, true labels among them.")],
     drives: Annotated[int, typer.Option(min=0, help="So many drives alone, the first ones; 0: all.")] = 0,
@@ -177,11 +165,10 @@ def main(
     names = asked.ontology.class_names
     for part in ("moving", "standing", "all"):
         for name, some in counts.items():
-            by_class, matrix = ious(some.parts[part]), some.parts[part].matrix
-            right = np.diagonal(matrix)[1:].sum() / max(matrix[1:].sum(), 1)
-            told = " ".join(f"{names[kind]} {100 * iou:.1f}" for kind, iou in by_class.items())
-            mean = mean_of(np.asarray(list(by_class.values()))) or 0.0
-            print(f"{part}: {name}: right {100 * right:.2f} % mIoU {100 * mean:.2f}; {told}", flush=True)
+            line = scores_of(some.parts[part], names, np.ones(len(names), np.bool_))
+            told = " ".join(f"{kind} {100 * iou:.1f}" for kind, iou in line["iou"].items())
+            right, mean = (100 * (line[key] or 0.0) for key in ("right", "mean_iou"))
+            print(f"{part}: {name}: right {right:.2f} % mIoU {mean:.2f}; {told}", flush=True)
 
 
 def percent(part: int, rest: int) -> str:

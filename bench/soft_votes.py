@@ -11,7 +11,7 @@ AUGRC stands a second time with 0 for them, as `evaluate.absent = "zero"` counts
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Annotated, Literal
@@ -85,6 +85,11 @@ def scenes_of(recipe: Recipe) -> Iterator[tuple[str, list[FrameInput]]]:
         yield scene, list(some)
 
 
+def around(frames: Sequence[FrameInput], position: int, reach: int) -> tuple[FrameInput, ...]:
+    """Return the frames of a drive within reach of one of them."""
+    return (*frames[max(0, position - reach) : position], *frames[position + 1 : position + 1 + reach])
+
+
 def tried(recipe: Recipe, chosen_on: tuple[str, ...]) -> Mapping[tuple[str, bool], Worth]:
     """Return what each way comes to, on drives to choose on and on the others."""
     n_classes = len(recipe.ontology.classes) - 1
@@ -94,10 +99,9 @@ def tried(recipe: Recipe, chosen_on: tuple[str, ...]) -> Mapping[tuple[str, bool
             seen = np.unique(one.rows[Project].point)
             truth, before = one.rows[Label].label[seen], one.rows[Group]
             for name, (config, sure) in ways(recipe).items():
-                reach = config.window
-                around = (*frames[max(0, position - reach) : position], *frames[position + 1 : position + 1 + reach])
+                window = replace(one, around=around(frames, position, config.window))
                 begun = time.process_time()
-                voted = held(replace(one, around=around), replace(recipe, vote=config))
+                voted = held(window, replace(recipe, vote=config))
                 worth = found[name, scene in chosen_on]
                 worth.cpu_s += time.process_time() - begun
                 confidence = told(voted.label, voted.confidence)

@@ -18,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from superpixels.places import RangeImage, Voxels, moved
+from superpixels.instances import MOST
+from superpixels.places import RangeImage, Voxels, extents, moved
 from superpixels.reach import check_reach, window_of
 
 Floats = npt.NDArray[np.floating[Any]]
-
-MOST = 65_535
-"""Numbers that 16 bits have, beside 0."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,7 @@ def moving_things(xyz_m: Floats, stands: Floats, config: MotionConfig) -> npt.ND
     thing = touching(xyz_m[points], config.gap_m)
     n_points = np.bincount(thing)
     n_moving = np.bincount(thing, stands[points] < config.standing_below)
-    low, high = np.full((len(n_points), 2), np.inf), np.full((len(n_points), 2), -np.inf)
-    np.minimum.at(low, thing, xyz_m[points, :2])
-    np.maximum.at(high, thing, xyz_m[points, :2])
+    low, high = extents(xyz_m[points, :2], thing, len(n_points))
     moves = (n_points >= config.fewest) & (n_moving >= np.maximum(config.share * n_points, 1))
     moves &= (high - low).max(axis=1) <= config.largest_m
     numbers = np.zeros(len(n_points), np.uint16)

@@ -129,3 +129,15 @@ def length_m(xyz_m: Floats) -> Floats:
 def moved(there_from_here: Floats, xyz_m: Floats) -> Floats:
     """Return points (n, 3) in the frame that a pose (4, 4) leads into."""
     return np.asarray(xyz_m @ there_from_here[:3, :3].T + there_from_here[:3, 3])
+
+
+def extents(places_m: Floats, group: npt.NDArray[np.int64], n_groups: int) -> tuple[Floats, Floats]:
+    """Return the lowest and highest coordinates (g, d) of each group of places (n, d); ``group`` (n,) from 0.
+
+    NaN of a group that has no place.
+    """
+    low, high = (np.full((n_groups, places_m.shape[1]), end) for end in (np.inf, -np.inf))
+    np.minimum.at(low, group, places_m)
+    np.maximum.at(high, group, places_m)
+    empty = np.isinf(low)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from superpixels.places import extents
+
 Floats = npt.NDArray[np.floating[Any]]
 
 FASTEST_MPS = 30.0
@@ -53,13 +55,8 @@ class Things:
     @classmethod
     def of(cls, xyz_m: Floats, thing: npt.NDArray[np.uint16], ago_s: float) -> Things:
         """Return the things 1, 2, ... that points (n, 3) belong to, (n,); 0 is none."""
-        n_things = int(thing.max(initial=0))
-        low, high = np.full((n_things, 3), np.inf), np.full((n_things, 3), -np.inf)
         chosen = thing > 0
-        np.minimum.at(low, thing[chosen] - 1, xyz_m[chosen])
-        np.maximum.at(high, thing[chosen] - 1, xyz_m[chosen])
-        known = np.isfinite(low)
-        low, high = np.where(known, low, np.nan), np.where(known, high, np.nan)
+        low, high = extents(xyz_m[chosen], thing[chosen].astype(np.int64) - 1, int(thing.max(initial=0)))
         return cls((low + high) / 2, high - low, ago_s)
 
 

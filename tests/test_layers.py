@@ -80,11 +80,10 @@ ORDER = {
             "returns",
             "similarity",
             "slic",
-            "tracks",
             "unfit",
         ),
-        ("flat_levels", "mask_cache", "mask_queries", "motion", "reliability", "segments", "voting", "windows"),
-        ("calibration", "flat_gate"),
+        ("flat_levels", "mask_cache", "mask_queries", "motion", "reliability", "segments", "tracks", "windows"),
+        ("calibration", "flat_gate", "voting"),
         ("flat_interaction",),
     ),
     "pipeline": (

@@ -412,7 +412,9 @@ class Planner:
     def unchanged(self, ref: Ref, names: Iterable[str]) -> dict[str, TableRef]:
         """Return those of a ref's tables that a run would leave as they are; they may be named without being built."""
         kept = {}
-        for name in SPECS.keys() & set(names):  # newer code may have made others
+        for name in names:
+            if name not in SPECS:  # made by newer code in the same store
+                continue
             try:
                 plan = self.plan([name])[-1]
             except ConfigError:  # the data set no longer has what it is made from; what was made stays true

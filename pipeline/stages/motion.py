@@ -22,9 +22,9 @@ def prepare(recipe: Recipe) -> FrameFunction[Motion]:
         here = inputs.frame
         ago_s = [(here.timestamp_us - one.frame.timestamp_us) / 1e6 for one in inputs.around]
         others = [inputs.around[number] for number in asked_among(ago_s, recipe.motion)]
-        here_from_world = np.linalg.inv(here.world_from_lidar)
         if not all(np.isfinite(one.world_from_lidar).all() for one in (here, *(other.frame for other in others))):
             raise FrameError("the data set has no pose of the vehicle, so what moves is unknown; leave vote.follow off")
+        here_from_world = np.linalg.inv(here.world_from_lidar)
         xyz_m = inputs.rows[Coordinates].xyz_m
         there = is_return(xyz_m)
         sweeps = [Sweep(returns(one), here_from_world @ one.frame.world_from_lidar) for one in others]

@@ -210,7 +210,7 @@ def fails_apart(tables: Tables, works: Sequence[Work]) -> bool:
     counts = Counter(table.stage for work in works for table in work.tables)
     apart = {stage for stage, count in counts.items() if count < len(works)}
     asked = [table.stage in apart for table in tables.tables]
-    return any(
+    return bool(apart) and any(
         isinstance(state, Failed) and one
         for shard in tables.shards
         for states in tables.states(shard)
